@@ -1,0 +1,17 @@
+"""Recurrent cells as pure functions: one cell a file."""
+
+from tbptt.cells.elman import Elman as Elman
+from tbptt.cells.elman import ElmanCarry as ElmanCarry
+from tbptt.cells.elman import ElmanParams as ElmanParams
+from tbptt.cells.gru import GRU as GRU
+from tbptt.cells.gru import GRUCarry as GRUCarry
+from tbptt.cells.gru import GRUParams as GRUParams
+from tbptt.cells.gru import GRUResetBefore as GRUResetBefore
+from tbptt.cells.gru import GRUResetBeforeParams as GRUResetBeforeParams
+from tbptt.cells.linear import DiagonalLinear as DiagonalLinear
+from tbptt.cells.linear import DiagonalLinearCarry as DiagonalLinearCarry
+from tbptt.cells.linear import DiagonalLinearParams as DiagonalLinearParams
+from tbptt.cells.lstm import LSTM as LSTM
+from tbptt.cells.lstm import LSTMCarry as LSTMCarry
+from tbptt.cells.lstm import LSTMParams as LSTMParams
+from tbptt.cells.stack import Stack as Stack

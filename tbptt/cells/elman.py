@@ -1,0 +1,87 @@
+"""The simple recurrent network: h = activation(h W + x U + b)."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from tbptt.cells import initializers
+from tbptt.types import PRNGKey
+
+
+class ElmanParams(NamedTuple):
+    """w_h: `[H, H]` (the lecture's W), w_x: `[D, H]` (its U), b: `[H]`."""
+
+    w_h: Float[Array, "H H"]
+    w_x: Float[Array, "D H"]
+    b: Float[Array, " H"]
+
+
+class ElmanCarry(NamedTuple):
+    """h: `[*batch, H]`."""
+
+    h: Float[Array, "*batch H"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Elman:
+    """Steps the simple recurrent network of Elman (1990).
+
+        h_t = activation(h_{t-1} w_h + x_t w_x + b),    y_t = h_t
+
+    Args (all static):
+      input_dim, hidden_dim: D and H.
+      activation: elementwise, `jnp.tanh` by default; `jax.nn.relu`; `lambda a: a` gives the linear network. Pass a
+        named function: cells hash by it.
+      recurrent_init: `initializers.orthogonal` (default) or `initializers.identity`.
+      gain: multiplies w_h at the start; with orthogonal weights its every singular value.
+      dtype: of params and carry; None = JAX's default float.
+
+    References: Elman, *Finding structure in time*, Cognitive Science 14, 1990. Identity start with relu: Le, Jaitly and
+    Hinton 2015, arXiv:1504.00941.
+    """
+
+    input_dim: int
+    hidden_dim: int
+    activation: Callable[[Array], Array] = jnp.tanh
+    recurrent_init: initializers.Initializer = initializers.orthogonal
+    gain: float = 1.0
+    dtype: DTypeLike | None = None
+
+    def __post_init__(self) -> None:
+        initializers.check_sizes(self)
+
+    def init(self, key: PRNGKey) -> ElmanParams:
+        """Draws parameters: w_h by `recurrent_init` times `gain`, w_x by Glorot's rule, b = 0. The key is consumed."""
+        dtype = initializers.float_dtype(self.dtype)
+        key_h, key_x = jax.random.split(key)
+        return ElmanParams(
+            w_h=self.gain * self.recurrent_init(key_h, (self.hidden_dim, self.hidden_dim), dtype),
+            w_x=initializers.glorot_uniform(key_x, (self.input_dim, self.hidden_dim), dtype),
+            b=jnp.zeros((self.hidden_dim,), dtype),
+        )
+
+    def initial_carry(self, batch_shape: tuple[int, ...] = ()) -> ElmanCarry:
+        """Makes h = 0, `[*batch_shape, H]`."""
+        return ElmanCarry(jnp.zeros((*batch_shape, self.hidden_dim), initializers.float_dtype(self.dtype)))
+
+    def inputs(self, params: ElmanParams, xs: Float[Array, "*time_batch D"]) -> Float[Array, "*time_batch H"]:
+        """Computes x w_x + b for any number of steps."""
+        return xs @ params.w_x + params.b
+
+    def recur(
+        self, params: ElmanParams, carry: ElmanCarry, z: Float[Array, "*batch H"]
+    ) -> tuple[ElmanCarry, Float[Array, "*batch H"]]:
+        """Takes the step from z = x w_x + b."""
+        h = self.activation(carry.h @ params.w_h + z)
+        return ElmanCarry(h), h
+
+    def __call__(
+        self, params: ElmanParams, carry: ElmanCarry, x: Float[Array, "*batch D"]
+    ) -> tuple[ElmanCarry, Float[Array, "*batch H"]]:
+        """Takes one step; returns (carry, y) with y = h."""
+        return self.recur(params, carry, self.inputs(params, x))

@@ -1,0 +1,50 @@
+"""Starting values of weights: `(key, shape, dtype) -> array`, named at module level so that equal cells hash equal."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from tbptt.types import PRNGKey
+
+Initializer = Callable[[Any, tuple[int, ...], Any], Array]
+
+# Q of a Gaussian matrix: every singular value 1, so that ||h W|| = ||h||.
+orthogonal: Initializer = jax.nn.initializers.orthogonal()
+# U(-sqrt(6 / (m + n)), sqrt(6 / (m + n))): Glorot and Bengio 2010.
+glorot_uniform: Initializer = jax.nn.initializers.glorot_uniform()
+
+
+def identity(key: PRNGKey, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    """Makes the identity matrix (Le, Jaitly, Hinton 2015, arXiv:1504.00941); the key is not used."""
+    del key
+    return jnp.eye(*shape, dtype=dtype)
+
+
+def blocks(initializer: Initializer, key: PRNGKey, n: int, shape: tuple[int, int], dtype: DTypeLike) -> Array:
+    """Draws n independent matrices of the given shape side by side, `[shape[0], n * shape[1]]`: one for each gate."""
+    return jnp.concatenate([initializer(k, shape, dtype) for k in jax.random.split(key, n)], axis=-1)
+
+
+def chrono(key: PRNGKey, hidden_dim: int, longest_lag: int, dtype: DTypeLike) -> Float[Array, " H"]:
+    """Draws forget-gate biases `log u, u ~ U(1, longest_lag - 1)`, so that units forget over 1 .. longest_lag steps.
+
+    References: Tallec and Ollivier, *Can recurrent neural networks warp time?*, ICLR 2018, arXiv:1804.11188.
+    """
+    return jnp.log(jax.random.uniform(key, (hidden_dim,), dtype, 1.0, longest_lag - 1.0))
+
+
+def float_dtype(dtype: DTypeLike | None) -> Any:
+    """Returns the dtype asked for, or JAX's default float (float32, float64 under jax_enable_x64)."""
+    return jnp.result_type(float) if dtype is None else jnp.dtype(dtype)
+
+
+def check_sizes(cell: Any) -> None:
+    """Raises a ValueError that names the field if input_dim or hidden_dim is not a Python int >= 1."""
+    for name in ("input_dim", "hidden_dim"):
+        size = getattr(cell, name)
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"{type(cell).__name__}.{name} must be a Python int of at least 1; got {size!r}")
