@@ -1,0 +1,69 @@
+"""Back-propagation through time in JAX, full and truncated."""
+
+from importlib.metadata import PackageNotFoundError as _PackageNotFoundError
+from importlib.metadata import version as _version
+
+from tbptt import data as data
+from tbptt.cells import GRU as GRU
+from tbptt.cells import LSTM as LSTM
+from tbptt.cells import DiagonalLinear as DiagonalLinear
+from tbptt.cells import Elman as Elman
+from tbptt.cells import GRUResetBefore as GRUResetBefore
+from tbptt.cells import Stack as Stack
+from tbptt.clipping import watched as watched
+from tbptt.estimators import full_bptt as full_bptt
+from tbptt.estimators import truncated_bptt as truncated_bptt
+from tbptt.objectives import SequenceParams as SequenceParams
+from tbptt.objectives import init_params as init_params
+from tbptt.objectives import predict as predict
+from tbptt.objectives import sequence_loss as sequence_loss
+from tbptt.objectives import squared_error as squared_error
+from tbptt.training import Metrics as Metrics
+from tbptt.training import TrainState as TrainState
+from tbptt.training import init_state as init_state
+from tbptt.training import make_train_epoch as make_train_epoch
+from tbptt.training import make_train_step as make_train_step
+from tbptt.training import rewind as rewind
+from tbptt.types import Batch as Batch
+from tbptt.types import Cell as Cell
+from tbptt.types import Estimator as Estimator
+from tbptt.types import Gradient as Gradient
+from tbptt.types import LossFn as LossFn
+from tbptt.unroll import Segments as Segments
+from tbptt.unroll import unroll as unroll
+
+__all__ = [
+    "Batch",
+    "Cell",
+    "DiagonalLinear",
+    "Elman",
+    "Estimator",
+    "GRU",
+    "GRUResetBefore",
+    "Gradient",
+    "LSTM",
+    "LossFn",
+    "Metrics",
+    "Segments",
+    "SequenceParams",
+    "Stack",
+    "TrainState",
+    "data",
+    "full_bptt",
+    "init_params",
+    "init_state",
+    "make_train_epoch",
+    "make_train_step",
+    "predict",
+    "rewind",
+    "sequence_loss",
+    "squared_error",
+    "truncated_bptt",
+    "unroll",
+    "watched",
+]
+
+try:
+    __version__ = _version("tbptt")
+except _PackageNotFoundError:  # a checkout that was not installed
+    __version__ = "0+unknown"

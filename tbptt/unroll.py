@@ -1,0 +1,167 @@
+"""The scan engine: a cell through time, with resets, masks, reverse, and rematerialisation by segments."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float
+
+from tbptt.types import Carry, Cell, Params
+from tbptt.windows import length
+
+
+@dataclasses.dataclass(frozen=True)
+class Segments:
+    """Rematerialise: keep the carries between segments only, and run each segment again in the backward pass.
+
+    Args (static): length, steps a segment; None = ceil(sqrt(T)), which keeps about 2 sqrt(T) carries instead of every
+    intermediate of T steps, for one extra forward pass.
+
+    References: Chen, Xu, Zhang, Guestrin, *Training deep nets with sublinear memory cost*, 2016, arXiv:1604.06174.
+    """
+
+    length: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.length is not None and self.length < 1:
+            raise ValueError(f"Segments.length must be at least 1 step, or None for ceil(sqrt(T)); got {self.length}")
+
+
+def unroll(
+    cell: Cell,
+    params: Params,
+    carry: Carry,
+    xs: Float[ArrayLike, "T *batch D"],
+    *,
+    resets: Bool[ArrayLike, "T *batch"] | None = None,
+    mask: Bool[ArrayLike, "T *batch"] | None = None,
+    reverse: bool = False,
+    remat: Segments | None = None,
+) -> tuple[Carry, Any]:
+    """Runs a cell over a sequence by `jax.lax.scan`.
+
+        for t in range(T):                                   # T-1 .. 0 if reverse
+            if not mask[t]: ys[t] = 0; continue              # the step does not exist: the carry is held
+            if resets[t]: carry = cell.initial_carry()       # no gradient crosses it
+            carry, ys[t] = cell(params, carry, xs[t])
+
+    (each `if` elementwise over *batch). Whatever stands in xs at masked steps, NaN included, changes nothing.
+
+    Args:
+      cell: static.
+      params: its parameters.
+      carry: the carry that enters the first step, every leaf `[*batch, ...]`.
+      xs: `[T, *batch, D]`; T = 0 is legal and returns the carry.
+      resets, mask: `[T, *batch]` booleans; None = no resets, every step exists.
+      reverse: static; run from the last step to the first. ys[t] still belongs to xs[t].
+      remat: static; None keeps all intermediates for the backward pass, `Segments()` recomputes them.
+
+    Returns:
+      (carry, ys): the carry that leaves the last step and the outputs `[T, *batch, H]`.
+
+    Raises:
+      ValueError: rank, sizes or dtypes of xs, carry, resets or mask do not fit the cell; the message names which.
+      TypeError: xs, resets or mask are of the wrong dtype.
+    """
+    xs = jnp.asarray(xs)
+    batch_shape = _check(cell, params, carry, xs, resets, mask)
+    T = xs.shape[0]
+    if mask is not None:
+        mask = jnp.asarray(mask)
+        xs = jnp.where(mask[..., None], xs, 0)  # NaN padding would reach the weights' gradient as 0 * NaN
+    if resets is not None:
+        resets = jnp.asarray(resets)
+    steps = (xs, resets, mask)
+    run = functools.partial(_scan, functools.partial(cell, params), cell.initial_carry(batch_shape), reverse)
+    if remat is None:
+        return run(carry, steps)
+    segment = min(remat.length or max(math.isqrt(max(T - 1, 0)) + 1, 1), max(T, 1))
+    return _in_pieces(jax.checkpoint(run), carry, steps, segment, reverse)
+
+
+def _scan(step: Any, initial: Carry, reverse: bool, carry: Carry, steps: Any) -> tuple[Carry, Any]:
+    """The plain scan of one step after another."""
+
+    def body(carry: Carry, step_t: Any) -> tuple[Carry, Any]:
+        x, reset, exists = step_t
+        entering = carry if reset is None else _where(reset, initial, carry)
+        new, y = step(entering, x)
+        if exists is None:
+            return new, y
+        return _where(exists, new, carry), _where(exists, y, jax.tree.map(jnp.zeros_like, y))
+
+    return jax.lax.scan(body, carry, steps, reverse=reverse)
+
+
+def _in_pieces(run: Any, carry: Carry, steps: Any, piece: int, reverse: bool) -> tuple[Carry, Any]:
+    """Runs pieces of equal length as one scan, and what is left over as a shorter piece of its own."""
+    n, rest = divmod(length(steps), piece)
+    even = jax.tree.map(lambda a: a[: n * piece].reshape(n, piece, *a.shape[1:]), steps)
+    tail = jax.tree.map(lambda a: a[n * piece :], steps)
+    tail_ys = None
+    if rest and reverse:
+        carry, tail_ys = run(carry, tail)
+    carry, ys = jax.lax.scan(run, carry, even, reverse=reverse)
+    ys = jax.tree.map(lambda a: a.reshape(n * piece, *a.shape[2:]), ys)
+    if not rest:
+        return carry, ys
+    if not reverse:
+        carry, tail_ys = run(carry, tail)
+    return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ys, tail_ys)
+
+
+def _where(condition: Bool[Array, "*batch"], chosen: Any, other: Any) -> Any:
+    """Selects whole leaves `[*batch, ...]` by a condition `[*batch]`."""
+
+    def select(a: Array, b: Array) -> Array:
+        return jnp.where(condition.reshape(condition.shape + (1,) * (b.ndim - condition.ndim)), a, b)
+
+    return jax.tree.map(select, chosen, other)
+
+
+def _check(cell: Cell, params: Params, carry: Carry, xs: Array, resets: Any, mask: Any) -> tuple[int, ...]:
+    """Checks at the door; returns the batch shape."""
+    if not jnp.issubdtype(xs.dtype, jnp.floating):
+        raise TypeError(
+            f"xs must be floating numbers; got dtype {xs.dtype}. Scale raw samples to floats; embed integer symbols "
+            "first (sequence_loss(..., embedding=...))"
+        )
+    if xs.ndim < 2 or xs.shape[-1] != cell.input_dim:
+        raise ValueError(
+            f"xs must be [T, *batch, D] with D = {type(cell).__name__}.input_dim = {cell.input_dim}; got shape {xs.shape}"
+        )
+    batch_shape = xs.shape[1:-1]
+    for name, flags in (("resets", resets), ("mask", mask)):
+        if flags is None:
+            continue
+        if jnp.result_type(flags) != jnp.bool_:
+            raise TypeError(f"{name} must be booleans [T, *batch]; got dtype {jnp.result_type(flags)}: use {name} > 0")
+        if np.shape(flags) != xs.shape[:-1]:
+            raise ValueError(f"{name} must have xs' leading shape [T, *batch] = {xs.shape[:-1]}; got {np.shape(flags)}")
+    wanted = jax.eval_shape(lambda: cell.initial_carry(batch_shape))
+    _check_carry("carry", carry, wanted, f"xs {xs.shape} has batch shape {batch_shape}: start from "
+                 f"cell.initial_carry({batch_shape})")  # fmt: skip
+    x = jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype)
+    left, _ = jax.eval_shape(cell, params, carry, x)
+    _check_carry(f"the carry that {type(cell).__name__} returned", left, jax.eval_shape(lambda: carry),
+                 f"xs is {xs.dtype}: params, carry and xs must be of one dtype, and a cell returns the carry it took")  # fmt: skip
+    return batch_shape
+
+
+def _check_carry(what: str, got: Any, wanted: Any, remedy: str) -> None:
+    """Compares structure, shapes and dtypes of two carries leaf by leaf; the error names the first leaf that differs."""
+    if jax.tree.structure(got) != jax.tree.structure(wanted):
+        raise ValueError(
+            f"{what} must have the structure {jax.tree.structure(wanted)}; got {jax.tree.structure(got)}. {remedy}"
+        )
+    pairs = zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(wanted), strict=True)
+    for (path, leaf), want in pairs:
+        if np.shape(leaf) != want.shape or jnp.result_type(leaf) != want.dtype:
+            raise ValueError(
+                f"{what}{jax.tree_util.keystr(path)} must be {want.dtype}{list(want.shape)}; got "
+                f"{jnp.result_type(leaf)}{list(np.shape(leaf))}. {remedy}"
+            )
