@@ -120,7 +120,7 @@ def _make_update(estimator: Estimator, optimizer: optax.GradientTransformation) 
         gradient = estimator.estimate(state.params, state.memory, batch, use)
         updates, opt_state = optimizer.update(gradient.grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        grad_norm = optax.global_norm(gradient.grads)
+        grad_norm = optax.tree.norm(gradient.grads)
         metrics = Metrics(
             loss=gradient.loss,
             grad_norm=grad_norm,

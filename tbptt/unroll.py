@@ -143,12 +143,12 @@ def _check(cell: Cell, params: Params, carry: Carry, xs: Array, resets: Any, mas
         if np.shape(flags) != xs.shape[:-1]:
             raise ValueError(f"{name} must have xs' leading shape [T, *batch] = {xs.shape[:-1]}; got {np.shape(flags)}")
     wanted = jax.eval_shape(lambda: cell.initial_carry(batch_shape))
-    _check_carry("carry", carry, wanted, f"xs {xs.shape} has batch shape {batch_shape}: start from "
-                 f"cell.initial_carry({batch_shape})")  # fmt: skip
+    remedy = f"xs {xs.shape} has batch shape {batch_shape}: start from cell.initial_carry({batch_shape})"
+    _check_carry("carry", carry, wanted, remedy)
     x = jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype)
     left, _ = jax.eval_shape(cell, params, carry, x)
-    _check_carry(f"the carry that {type(cell).__name__} returned", left, jax.eval_shape(lambda: carry),
-                 f"xs is {xs.dtype}: params, carry and xs must be of one dtype, and a cell returns the carry it took")  # fmt: skip
+    remedy = f"xs is {xs.dtype}: params, carry and xs must be of one dtype, and a cell returns the carry it took"
+    _check_carry(f"the carry that {type(cell).__name__} returned", left, jax.eval_shape(lambda: carry), remedy)
     return batch_shape
 
 

@@ -32,9 +32,7 @@ def test_against_one_dense_least_squares(horizon: int, ridge: float) -> None:
     x = values[:, 1]
 
     def rows(origins: range) -> tuple[np.ndarray, np.ndarray]:
-        return np.array([[*x[t - order + 1 : t + 1], 1.0] for t in origins]), np.array(
-            [x[t + horizon] for t in origins]
-        )
+        return np.array([[*x[t - order + 1 : t + 1], 1.0] for t in origins]), np.array([x[t + horizon] for t in origins])
 
     features, targets = rows(range(order - 1, train_end - horizon))
     extra = np.sqrt(ridge * len(targets)) * np.eye(order, order + 1)
@@ -88,7 +86,5 @@ def pulse() -> np.ndarray:
 def test_the_digits_of_the_pulse_recording(pulse: np.ndarray) -> None:
     """The numbers that every experiment on `ppg` is compared with."""
     part = (200_000, len(pulse))
-    got = [persistence(pulse, 0, 32, *part)] + [
-        ridge_ar(pulse, 0, order, 32, 180_000, *part) for order in (16, 64, 256)
-    ]
+    got = [persistence(pulse, 0, 32, *part)] + [ridge_ar(pulse, 0, order, 32, 180_000, *part) for order in (16, 64, 256)]
     np.testing.assert_allclose(got, [1.2083, 0.4071, 0.3489, 0.1567], atol=6e-5)

@@ -84,9 +84,7 @@ def test_pip_that_writes_nothing_is_unavailable(cache: Path, monkeypatch: pytest
 
 def test_half_a_download_is_refused_and_not_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, Pip(GOOD[:50]))
-    with pytest.raises(
-        DataDamaged, match=f"{hashlib.sha256(GOOD[:50]).hexdigest()}.*{hashlib.sha256(GOOD).hexdigest()}"
-    ):
+    with pytest.raises(DataDamaged, match=f"{hashlib.sha256(GOOD[:50]).hexdigest()}.*{hashlib.sha256(GOOD).hexdigest()}"):
         fetch("demo")
     assert wheels_in(cache) == []
 

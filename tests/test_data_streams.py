@@ -88,9 +88,7 @@ def test_continuous_passes_on_a_stream_untouched() -> None:
 def test_continuous_refuses_a_seam(order: tuple[int, ...], expected: int, got: int) -> None:
     pieces = list(chunks(stream(), 4))
     feed = continuous([pieces[i] for i in order])
-    message = (
-        f"expected the chunk that begins at step {expected}; got the one at step {got}.*carry belongs to the steps"
-    )
+    message = f"expected the chunk that begins at step {expected}; got the one at step {got}.*carry belongs to the steps"
     with pytest.raises(DiscontinuousFeed, match=message):
         list(feed)
 

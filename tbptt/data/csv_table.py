@@ -65,9 +65,7 @@ def read_csv(path: Path, columns: Sequence[str] | None) -> tuple[Float64[np.ndar
 def _text_lines(file: TextIO, path: Path) -> Iterator[str]:
     for line in file:
         if "\0" in line:
-            raise ValueError(
-                f"{path} holds zero bytes, so it is no text but a binary file; wanted comma-separated text"
-            )
+            raise ValueError(f"{path} holds zero bytes, so it is no text but a binary file; wanted comma-separated text")
         yield line
 
 

@@ -36,9 +36,7 @@ def standardise(values: Float[np.ndarray, "T C"], train_end: int) -> tuple[Float
     """
     check_values("values", values)
     if windows.check_window("train_end", train_end) > len(values):
-        raise ValueError(
-            f"train_end must be at most T, the number of steps; got train_end={train_end}, T={len(values)}"
-        )
+        raise ValueError(f"train_end must be at most T, the number of steps; got train_end={train_end}, T={len(values)}")
     train = values[:train_end]
     mean, scale = train.mean(axis=0), train.std(axis=0)
     # Rounding can give a constant column a tiny deviation: compare the extremes, which is exact.

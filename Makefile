@@ -1,0 +1,70 @@
+# Every target sets up what it needs by itself; only Python >= 3.11 (with pip and venv) and make are assumed.
+#   make test PYTHON=python3.13 VENV=.venv-newest      another interpreter, in a virtual environment of its own
+#   make demo ARGS="--help"                            flags of the program
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+SOURCES := tbptt experiments benchmarks tests notebooks
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:  # two pips in one virtual environment would trip over each other
+
+.PHONY: help
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: $(VENV)/.installed-experiments  ## the window trade-off: what k2 buys and costs; the last line of stdout is its JSON
+	@$(BIN)/python -m experiments.window_tradeoff $(ARGS)
+
+.PHONY: test
+test: $(VENV)/.installed-test  ## the test suite
+	@$(BIN)/python -c 'import sys, jax; print("testing with Python", sys.version.split()[0], "and jax", jax.__version__)'
+	@$(BIN)/python -m pytest -n 2 $(ARGS)
+
+.PHONY: check
+check: lint types notebooks test  ## all that must pass before a commit: lint, types, notebooks, test
+
+.PHONY: lint
+lint: $(VENV)/.installed-all  ## ruff: formatting and mistakes; changes nothing
+	@$(BIN)/ruff format --check $(wildcard $(SOURCES))
+	@$(BIN)/ruff check $(wildcard $(SOURCES))
+
+.PHONY: format
+format: $(VENV)/.installed-all  ## ruff: format, and fix what can be fixed
+	@$(BIN)/ruff format $(wildcard $(SOURCES))
+	@$(BIN)/ruff check --fix $(wildcard $(SOURCES))
+
+.PHONY: types
+types: $(VENV)/.installed-all  ## basedpyright
+	@$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+.PHONY: notebooks
+notebooks: $(VENV)/.installed-all  ## run every notebook in a fresh kernel; the files stay as they are
+	@$(BIN)/python notebooks/check.py
+
+.PHONY: clean
+clean:  ## remove virtual environments, caches and builds (runs/ stays)
+	@rm -rf .venv .venv-* .pytest_cache .ruff_cache dist ./*.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp for each set of dependencies, so that `make demo` downloads no developer's tools.
+$(VENV)/.installed-experiments: EXTRAS := experiments
+$(VENV)/.installed-test: EXTRAS := experiments,test
+$(VENV)/.installed-all: EXTRAS := experiments,test,dev,notebooks
+
+$(VENV)/.installed-%: pyproject.toml $(VENV)/.created
+	@echo "Installing tbptt[$(EXTRAS)] into $(VENV) ..." >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]' >&2
+	@touch $@
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "error: tbptt needs Python 3.11 or newer; '$(PYTHON)' is: $$($(PYTHON) --version 2>&1 | tail -n 1)" >&2; \
+	  echo "Name another interpreter: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) >&2 || { \
+	  echo "error: '$(PYTHON) -m venv' failed; Debian and Ubuntu have it in the package python3-venv." >&2; exit 1; }
+	@touch $@

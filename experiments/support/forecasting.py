@@ -1,0 +1,143 @@
+"""One forecasting job, trained for a given number of seconds by any estimator, and scored on the untouched end."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import tbptt
+from tbptt.data import Recording, forecast_pairs, lanes, standardise
+
+
+class Job(NamedTuple):
+    """A recording cut for training and scoring. Steps are samples.
+
+    values: `[T, 1]` standardised with the training part; batch: the training part in lanes `[T_lane, lanes, 1]`
+    valid, test: (start, end) of the two scored parts; an origin t counts if t and t + horizon lie in the part
+    """
+
+    values: np.ndarray
+    batch: tbptt.Batch
+    horizon: int
+    valid: tuple[int, int]
+    test: tuple[int, int]
+
+
+class Model(NamedTuple):
+    """A cell with its linear readout."""
+
+    cell: Any
+    readout: nn.Module
+
+
+class Run(NamedTuple):
+    """What came of one training run."""
+
+    params: Any
+    updates: int
+    epochs: int
+    train_seconds: float
+    compile_seconds: float
+    temp_bytes: int
+    clipped_share: float
+
+
+def make_job(recording: Recording, horizon: int, n_lanes: int, train_end: int, test_start: int) -> Job:
+    """Standardises column 0 with the training part and lays that part out in contiguous lanes."""
+    scaled, _ = standardise(recording.values[:, :1], train_end)
+    inputs, targets = forecast_pairs(scaled, 0, (horizon,))
+    # The last targets of the training part lie in the validation part: those steps have weight 0, they are not dropped.
+    weights = np.ones((train_end,), np.float32)
+    weights[train_end - horizon :] = 0
+    parts = (inputs[:train_end].astype(np.float32), targets[:train_end].astype(np.float32), weights)
+    batch = tbptt.Batch(*(jnp.asarray(part) for part in lanes(parts, n_lanes)))
+    return Job(scaled, batch, horizon, (train_end, test_start), (test_start, len(scaled)))
+
+
+def make_optimizer(clip: float) -> optax.GradientTransformation:
+    """Clips by global norm, then Adam with a learning rate that the loop sets between epochs."""
+    return optax.chain(
+        tbptt.watched(optax.clip_by_global_norm(clip)), optax.inject_hyperparams(optax.adam)(learning_rate=0.0)
+    )
+
+
+def train(
+    estimator: tbptt.Estimator,
+    model: Model,
+    job: Job,
+    chunk: int,
+    *,
+    lr: float,
+    clip: float,
+    seconds: float,
+    seed: int,
+    report: Callable[[float, float], None],
+) -> Run:
+    """Trains epoch after epoch until `seconds` of computing are used; compilation is timed apart.
+
+    The learning rate falls from lr to 0 along half a cosine of the time used, so every run ends annealed whatever its
+    speed. `report(seconds_used, loss)` is called after every epoch.
+    """
+    optimizer = make_optimizer(clip)
+    carry = model.cell.initial_carry(job.batch.inputs.shape[1:2])
+    params = tbptt.init_params(jax.random.key(seed), model.cell, model.readout)
+    state = tbptt.init_state(estimator, optimizer, params, carry, job.batch)
+    begin = time.perf_counter()
+    epoch = tbptt.make_train_epoch(estimator, optimizer, chunk).lower(state, job.batch).compile()
+    compile_seconds = time.perf_counter() - begin
+    used, epochs, clipped = 0.0, 0, []
+    while used < seconds:
+        rate = lr * 0.5 * (1 + math.cos(math.pi * used / seconds))
+        state.opt_state[1].hyperparams["learning_rate"] = jnp.asarray(rate, jnp.float32)
+        state = jax.block_until_ready(tbptt.rewind(estimator, state, carry, job.batch))
+        begin = time.perf_counter()
+        state, metrics = jax.block_until_ready(epoch(state, job.batch))
+        used += time.perf_counter() - begin
+        epochs += 1
+        clipped.append(float(metrics.clipped.mean()))
+        report(used, float(metrics.loss.mean()))
+        if bool(metrics.non_finite.any()):
+            raise FloatingPointError(f"loss or gradient became non-finite in epoch {epochs}; lower --lr or --clip")
+    temp = step_temp_bytes(estimator, model, job, chunk)
+    return Run(state.params, int(state.step), epochs, used, compile_seconds, temp, float(np.mean(clipped)))
+
+
+def step_temp_bytes(estimator: tbptt.Estimator, model: Model, job: Job, chunk: int) -> int:
+    """Returns the temporary bytes of one compiled train step on a chunk, as XLA plans them."""
+    example = jax.tree.map(lambda leaf: leaf[:chunk], job.batch)
+    return temp_bytes(tbptt.make_train_step, estimator, model, example)
+
+
+def epoch_temp_bytes(estimator: tbptt.Estimator, model: Model, job: Job, chunk: int, length: int) -> int:
+    """Returns the temporary bytes of one compiled epoch over lanes of `length` steps."""
+    example = jax.tree.map(lambda leaf: leaf[:length], job.batch)
+    return temp_bytes(lambda e, o: tbptt.make_train_epoch(e, o, chunk), estimator, model, example)
+
+
+def temp_bytes(make: Any, estimator: tbptt.Estimator, model: Model, batch: tbptt.Batch) -> int:
+    """Compiles `make(estimator, optimizer)` for a batch and reads the plan; nothing is run."""
+    optimizer = make_optimizer(1.0)
+    carry = model.cell.initial_carry(batch.inputs.shape[1:2])
+    params = tbptt.init_params(jax.random.key(0), model.cell, model.readout)
+    state = tbptt.init_state(estimator, optimizer, params, carry, batch)
+    return make(estimator, optimizer).lower(state, batch).compile().memory_analysis().temp_size_in_bytes
+
+
+def errors(model: Model, params: Any, job: Job) -> tuple[float, float]:
+    """Returns the mean squared error on the validation and the test part, the carry carried through all steps before."""
+    inputs = jnp.asarray(job.values[: -job.horizon, None, :1], jnp.float32)
+
+    def forward(params: Any, inputs: jax.Array) -> jax.Array:
+        batch = tbptt.Batch(inputs, None)
+        return tbptt.predict(model.cell, model.readout, params, model.cell.initial_carry((1,)), batch)[1]
+
+    outputs = np.asarray(jax.jit(forward)(params, inputs), np.float64)[:, 0, 0]
+    squares = (outputs - job.values[job.horizon :, 0]) ** 2
+    scores = [float(squares[start : end - job.horizon].mean()) for start, end in (job.valid, job.test)]
+    return scores[0], scores[1]

@@ -1,0 +1,49 @@
+"""Runs every notebook of this folder in a fresh kernel, and fails with the error of the cell that failed.
+
+python notebooks/check.py [NOTEBOOK ...]
+
+The files are not changed.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+FOLDER = Path(__file__).resolve().parent
+CELL_TIMEOUT = 600  # seconds
+
+
+def main() -> int:
+    paths = [Path(argument) for argument in sys.argv[1:]] or sorted(FOLDER.glob("*.ipynb"))
+    if not paths:
+        print(f"There is no notebook in {FOLDER}", file=sys.stderr)
+        return 1
+    failed = 0
+    for path in paths:
+        start = time.perf_counter()
+        error = run(path)
+        seconds = time.perf_counter() - start
+        print(f"{path.name}: {'ok' if error is None else 'FAILED'}, {seconds:.0f} s", flush=True)
+        if error is not None:
+            print(error, file=sys.stderr)
+            failed += 1
+    return 1 if failed else 0
+
+
+def run(path: Path) -> Exception | None:
+    """Executes a copy in memory, by the interpreter that runs this file; returns what went wrong, or None."""
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(notebook, timeout=CELL_TIMEOUT, kernel_name="python3", resources={"metadata": {"path": FOLDER}})
+    try:
+        client.execute()
+    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+        return error
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""What a cell starts from, what it hashes to, what it refuses, and the closed forms of the linear one."""
+
+import math
+import types
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tbptt.cells import GRU, LSTM, DiagonalLinear, Elman, GRUResetBefore, Stack, initializers
+from tbptt.cells.linear import DiagonalLinearCarry, DiagonalLinearParams
+from tbptt.types import Cell, SplitCell
+from tbptt.unroll import unroll
+
+D, H = 3, 6
+MAKERS = [Elman, GRU, GRUResetBefore, LSTM, DiagonalLinear]
+each_maker = pytest.mark.parametrize("make", MAKERS)
+close = dict(rtol=1e-12, atol=1e-12)
+
+
+def recurrent_blocks(params):
+    """The [H, H] matrices of every gate."""
+    matrices = [params.w_h] + ([params.w_n] if hasattr(params, "w_n") else [])
+    return np.split(np.concatenate(matrices, axis=1), sum(m.shape[1] for m in matrices) // H, axis=1)
+
+
+@pytest.mark.parametrize(("make", "gates"), [(Elman, 1), (GRU, 3), (GRUResetBefore, 3), (LSTM, 4)])
+def test_recurrent_weights_are_orthogonal_gate_by_gate(make, gates, key):
+    blocks = recurrent_blocks(make(D, H).init(key))
+    assert len(blocks) == gates
+    for w in blocks:
+        np.testing.assert_allclose(w @ w.T, np.eye(H), **close)
+    for a in range(gates):  # and drawn apart
+        for b in range(a):
+            assert np.max(np.abs(blocks[a] - blocks[b])) > 0.1
+
+
+def test_gain_and_identity(key):
+    w = Elman(D, H, gain=1.7).init(key).w_h
+    np.testing.assert_allclose(w @ w.T, 1.7**2 * np.eye(H), **close)
+    w = Elman(D, H, activation=jax.nn.relu, recurrent_init=initializers.identity, gain=0.5).init(key).w_h
+    np.testing.assert_array_equal(w, 0.5 * np.eye(H))
+
+
+@pytest.mark.parametrize(("make", "gates"), [(Elman, 1), (GRU, 3), (GRUResetBefore, 3), (LSTM, 4)])
+def test_input_weights_follow_glorot_gate_by_gate(make, gates, key):
+    w_x = np.asarray(make(200, 100).init(key).w_x)
+    limit = math.sqrt(6 / (200 + 100))  # of one gate: D + H, not D + gates * H
+    assert w_x.shape == (200, gates * 100)
+    for w in np.split(w_x, gates, axis=1):
+        assert 0.99 * limit < np.max(np.abs(w)) <= limit
+
+
+def test_biases(key):
+    for make in (Elman, GRU, GRUResetBefore, DiagonalLinear):
+        assert not np.any(make(D, H).init(key).b)
+    assert not np.any(GRU(D, H).init(key).b_n)
+    np.testing.assert_array_equal(LSTM(D, H).init(key).b, np.repeat([0, 1, 0, 0], H))
+    np.testing.assert_array_equal(LSTM(D, H, forget_bias=2.5).init(key).b, np.repeat([0, 2.5, 0, 0], H))
+
+
+def test_chrono_spreads_the_time_scales(key):
+    lag = 50
+    b_i, b_f, b_g, b_o = np.split(np.asarray(LSTM(D, 500, longest_lag=lag).init(key).b), 4)
+    assert 0 <= b_f.min() and b_f.max() <= math.log(lag - 1)
+    np.testing.assert_array_equal(b_i, -b_f)
+    assert not np.any(b_g) and not np.any(b_o)
+    quartiles = np.quantile(np.exp(b_f), [0.25, 0.5, 0.75])  # u ~ U(1, lag - 1)
+    np.testing.assert_allclose(quartiles, 1 + np.array([0.25, 0.5, 0.75]) * (lag - 2), atol=0.1 * lag)
+
+
+def test_diagonal_linear_draws_decays_between_its_bounds(key):
+    a = np.asarray(DiagonalLinear(D, 500, a_min=0.2, a_max=0.6).init(key).a)
+    assert 0.2 <= a.min() < 0.21 and 0.59 < a.max() < 0.6
+
+
+@pytest.mark.parametrize("t", [1, 2, 17])
+def test_diagonal_linear_closed_forms(t, key):
+    cell = DiagonalLinear(D, H)
+    params, xs = cell.init(key), jnp.zeros((t, D))
+
+    def h_t(params: DiagonalLinearParams, h: jax.Array) -> jax.Array:
+        return unroll(cell, params, DiagonalLinearCarry(h), xs)[0].h
+
+    h_0 = jnp.linspace(-1.0, 1.0, H)
+    by_params, by_h = jax.jacrev(h_t, argnums=(0, 1))(params, h_0)
+    a = params.a
+    np.testing.assert_allclose(by_h, np.diag(a**t), **close)
+    np.testing.assert_allclose(by_params.b, np.diag((1 - a**t) / (1 - a)), **close)
+    np.testing.assert_allclose(by_params.a, np.diag(t * a ** (t - 1) * h_0), **close)  # xs = 0, b = 0: h_t = a^t h_0
+
+
+@pytest.mark.parametrize(("make", "flax_cell"), [(LSTM, nn.OptimizedLSTMCell), (GRU, nn.GRUCell)])
+def test_gates_are_those_of_flax(make, flax_cell, key):
+    """Another library's cell with the same numbers put in, gate by gate."""
+    cell, theirs = make(D, H), flax_cell(H, param_dtype=jnp.float64, dtype=jnp.float64)
+    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(key, p.shape), cell.init(key))
+    h, c, x = (jax.random.normal(k, (n,)) for k, n in zip(jax.random.split(key, 3), (H, H, D), strict=True))
+    gates = "ifgo" if make is LSTM else "rzn"
+    w_x, w_h, b = (jnp.split(leaf, len(gates), axis=-1) for leaf in params[:3])
+    variables = {f"i{g}": {"kernel": w} for g, w in zip(gates, w_x, strict=True)}
+    variables |= {f"h{g}": {"kernel": w} for g, w in zip(gates, w_h, strict=True)}
+    for g, value in zip(gates, b, strict=True):
+        variables[("h" if make is LSTM else "i") + g]["bias"] = value
+    if make is GRU:
+        variables["hn"]["bias"] = params.b_n
+        new, y = cell(params, cell.initial_carry()._replace(h=h), x)
+        want = theirs.apply({"params": variables}, h, x)[1]
+    else:
+        new, y = cell(params, cell.initial_carry()._replace(h=h, c=c), x)
+        (want_c, _), want = theirs.apply({"params": variables}, (c, h), x)
+        np.testing.assert_allclose(new.c, want_c, **close)
+    np.testing.assert_allclose(y, want, **close)
+    np.testing.assert_array_equal(new.h, y)
+
+
+def test_reset_before_is_its_equation(key):
+    cell = GRUResetBefore(1, 1)
+    params = cell.init(key)._replace(b=jnp.array([0.3, -0.2, 0.1]))
+    (w_r, w_z, w_n), (u_r, u_z), u_n = params.w_x[0].tolist(), params.w_h[0].tolist(), float(params.w_n[0, 0])
+    h, x, sigmoid = 0.7, -1.3, lambda a: 1 / (1 + math.exp(-a))
+    r, z = sigmoid(x * w_r + h * u_r + 0.3), sigmoid(x * w_z + h * u_z - 0.2)
+    want = (1 - z) * math.tanh(x * w_n + r * h * u_n + 0.1) + z * h
+    got, _ = cell(params, cell.initial_carry()._replace(h=jnp.array([h])), jnp.array([x]))
+    np.testing.assert_allclose(got.h, [want], **close)
+
+
+@each_maker
+def test_equal_cells_share_one_trace(make, key):
+    chex.clear_trace_counter()
+    cell, again = make(D, H), make(D, H)
+    assert cell == again and hash(cell) == hash(again) and cell != make(D, H + 1)
+    assert isinstance(cell, Cell) and isinstance(cell, SplitCell)
+    step = jax.jit(chex.assert_max_traces(lambda cell, p, c, x: cell(p, c, x), n=1), static_argnums=0)
+    for one in (cell, again, Stack((cell,)).cells[0]):
+        step(one, cell.init(key), cell.initial_carry(), jnp.ones(D))
+    assert hash(Stack((cell,))) == hash(Stack((again,)))
+
+
+@each_maker
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, None])
+def test_dtype_is_that_of_params_and_carry(make, dtype, key):
+    cell = make(D, H, dtype=dtype)
+    if dtype == jnp.bfloat16 and make is not DiagonalLinear:
+        return  # QR, which orthogonal weights come from, has no bfloat16
+    params, carry = cell.init(key), cell.initial_carry((2,))
+    stepped, y = cell(params, carry, jnp.ones((2, D), dtype or float))
+    want = jnp.dtype(dtype or jnp.float64)
+    assert {leaf.dtype for leaf in jax.tree.leaves((params, carry, stepped, y))} == {want}
+
+
+@each_maker
+@pytest.mark.parametrize("size", [0, -1, True])
+def test_sizes_are_at_least_one(make, size):
+    for name in ("input_dim", "hidden_dim"):
+        with pytest.raises(ValueError, match=rf"{make.__name__}\.{name} must be a Python int of at least 1; got"):
+            make(**({"input_dim": D, "hidden_dim": H} | {name: size}))
+
+
+@pytest.mark.parametrize(
+    "size", [2.0, np.int64(3), "3", None]
+)  # in these tests jaxtyping would refuse a cell of these first
+def test_sizes_are_python_ints(size):
+    class Sized(types.SimpleNamespace):
+        pass
+
+    with pytest.raises(ValueError, match=r"Sized\.hidden_dim must be a Python int of at least 1; got"):
+        initializers.check_sizes(Sized(input_dim=D, hidden_dim=size))
+
+
+def test_stack_sizes_must_fit():
+    with pytest.raises(ValueError, match=r"cells\[1\] gives hidden_dim=5, but cells\[2\] takes input_dim=4"):
+        Stack((Elman(D, 4), GRU(4, 5), LSTM(4, H)))
+    with pytest.raises(ValueError, match="non-empty tuple of cells"):
+        Stack(())
+    stack = Stack((Elman(D, 4), GRU(4, H)))
+    assert (stack.input_dim, stack.hidden_dim) == (D, H)
+
+
+def test_longest_lag_needs_room():
+    with pytest.raises(ValueError, match=r"LSTM.longest_lag must be at least 3 steps.*got 2"):
+        LSTM(D, H, longest_lag=2)
+    LSTM(D, H, longest_lag=3)

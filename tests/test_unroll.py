@@ -1,0 +1,241 @@
+"""The scan engine is the plain loop of its docstring, in values and gradients, however it is cut into segments."""
+
+import functools
+import inspect
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tbptt.cells import GRU, LSTM, DiagonalLinear, Elman, GRUResetBefore, Stack
+from tbptt.unroll import Segments, unroll
+
+D, H, B, T = 3, 4, 2, 7
+CELLS = [
+    Elman(D, H, gain=1.2),
+    GRU(D, H),
+    GRUResetBefore(D, H),
+    LSTM(D, H),
+    DiagonalLinear(D, H),
+    Stack((LSTM(D, 5), Elman(5, H))),
+]
+each_cell = pytest.mark.parametrize("cell", CELLS, ids=lambda cell: type(cell).__name__)
+directions = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+
+
+def problem(cell, batch_shape=(B,), steps=T, seed=0):
+    """Random params (biases too), a random carry, inputs, resets and mask: no gradient is zero by accident."""
+    k_p, k_n, k_c, k_x, k_r, k_m = jax.random.split(jax.random.key(seed), 6)
+
+    def noisy(key, tree, scale):
+        flat, back = jax.flatten_util.ravel_pytree(tree)
+        return back(flat + scale * jax.random.normal(key, flat.shape))
+
+    params = noisy(k_n, cell.init(k_p), 0.05)
+    carry = noisy(k_c, cell.initial_carry(batch_shape), 1.0)
+    xs = jax.random.normal(k_x, (steps, *batch_shape, D))
+    resets = jax.random.bernoulli(k_r, 0.2, (steps, *batch_shape))
+    mask = jax.random.bernoulli(k_m, 0.7, (steps, *batch_shape))
+    return params, carry, xs, {"resets": resets, "mask": mask}
+
+
+def python_loop(cell, params, carry, xs, resets=None, mask=None, reverse=False):
+    """The docstring of unroll, lane by lane: nothing of the engine is used."""
+    resets, mask = (None if flag is None else np.asarray(flag) for flag in (resets, mask))
+    steps, *batch_shape = xs.shape[:-1]
+    carries, lanes = [], []
+    for lane in np.ndindex(*batch_shape):
+        c, ys = jax.tree.map(lambda a, i=lane: a[i], carry), [None] * steps
+        for t in reversed(range(steps)) if reverse else range(steps):
+            if mask is not None and not mask[(t, *lane)]:
+                ys[t] = jnp.zeros((cell.hidden_dim,))
+                continue
+            if resets is not None and resets[(t, *lane)]:
+                c = cell.initial_carry()
+            c, ys[t] = cell(params, c, xs[(t, *lane)])
+        carries.append(c)
+        lanes.append(jnp.stack(ys))
+    carry = jax.tree.map(lambda *a: jnp.stack(a).reshape(*batch_shape, *a[0].shape), *carries)
+    return carry, jnp.stack(lanes, 1).reshape(steps, *batch_shape, -1)
+
+
+def everything(run, params, carry, xs):
+    """Outputs, last carry, and the gradient of a random functional of both wrt params, carry and inputs."""
+
+    def loss(params, carry, xs):
+        out = run(params, carry, xs)
+        probes = [jnp.cos(1.0 + jnp.arange(leaf.size)).reshape(leaf.shape) for leaf in jax.tree.leaves(out)]
+        return sum(jnp.sum(p * leaf**2 + p * leaf) for p, leaf in zip(probes, jax.tree.leaves(out), strict=True)), out
+
+    (_, out), grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(params, carry, xs)
+    return out, grads
+
+
+def assert_same(got, want, tol=1e-11):
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=tol, atol=tol), got, want)
+
+
+@each_cell
+@pytest.mark.parametrize(("use", "reverse"), [("", 0), ("resets", 0), ("mask", 0), ("resets mask", 0), ("resets mask", 1)])
+def test_is_the_plain_loop(cell, use, reverse):
+    params, carry, xs, given = problem(cell)
+    given = {name: given[name] for name in use.split()}
+    got = everything(lambda *a: unroll(cell, *a, **given, reverse=bool(reverse)), params, carry, xs)
+    want = everything(lambda *a: python_loop(cell, *a, **given, reverse=reverse), params, carry, xs)
+    assert_same(got, want)
+    assert min(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(want[1][0])) > 1e-3  # the gradient is alive
+
+
+@each_cell
+def test_batched_is_vmapped(cell):
+    params, carry, xs, given = problem(cell, (3, 2))
+    got = unroll(cell, params, carry, xs, **given)
+    one = functools.partial(unroll, cell, params)
+    two = jax.vmap(jax.vmap(lambda c, x, r, m: one(c, x, resets=r, mask=m), (0, 1, 1, 1), (0, 1)), (0, 1, 1, 1), (0, 1))
+    assert_same(got, two(carry, xs, given["resets"], given["mask"]))
+
+
+@each_cell
+@pytest.mark.parametrize("remat", [None, Segments(4)], ids=["plain", "segments"])
+def test_nan_padding_changes_nothing(cell, remat):
+    params, carry, xs, _ = problem(cell, ())
+    real = np.sort(np.random.default_rng(0).permutation(T + 5)[: T - 3])  # interspersed among the padding, ends included
+    real = np.concatenate([real, [T + 6, T + 7, T + 9]])  # and a padded tail
+    mask = np.zeros(T + 12, bool)
+    mask[real] = True
+
+    def padded(params, carry, xs):
+        holes = jnp.full((T + 12, D), jnp.nan).at[real].set(xs)
+        carry, ys = unroll(cell, params, carry, holes, mask=mask, remat=remat)
+        return carry, ys[real], ys[~mask]
+
+    (last, ys, at_holes), grads = everything(padded, params, carry, xs)
+    assert_same(((last, ys), grads), everything(lambda *a: unroll(cell, *a), params, carry, xs))
+    assert bool(jnp.all(at_holes == 0))
+
+
+@each_cell
+def test_no_gradient_crosses_a_reset(cell):
+    params, carry, xs, _ = problem(cell)
+    resets = jnp.zeros((T, B), bool).at[4].set(True)
+
+    def after(carry, xs, resets):
+        last, ys = unroll(cell, params, carry, xs, resets=resets)
+        return jnp.sum(ys[4:] ** 2) + sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(last))
+
+    to_carry, to_xs = jax.grad(after, argnums=(0, 1))(carry, xs, resets)
+    assert all(bool(jnp.all(leaf == 0)) for leaf in jax.tree.leaves((to_carry, to_xs[:4])))
+    open_carry, open_xs = jax.grad(after, argnums=(0, 1))(carry, xs, jnp.zeros_like(resets))
+    assert all(bool(jnp.all(leaf != 0)) for leaf in jax.tree.leaves((open_carry, open_xs)))
+
+
+@each_cell
+@pytest.mark.parametrize("remat", [None, Segments(), Segments(4)], ids=["plain", "root", "four"])
+def test_no_steps_return_the_carry(cell, remat):
+    params, carry, xs, given = problem(cell)
+    last, ys = unroll(cell, params, carry, xs[:0], remat=remat)
+    assert_same((last, ys.shape), (carry, (0, B, H)), 0)
+    mask = jnp.ones((T, B), bool).at[:, 1].set(False)  # a lane that does not exist at all, resets there or not
+    last, ys = unroll(cell, params, carry, xs, resets=given["resets"], mask=mask, remat=remat)
+    assert_same(jax.tree.map(lambda a: a[1], last), jax.tree.map(lambda a: a[1], carry), 0)
+    assert bool(jnp.all(ys[:, 1] == 0)) and bool(jnp.all(ys[:, 0] != 0))
+
+
+@each_cell
+@directions
+def test_segments_change_nothing(cell, reverse):
+    params, carry, xs, given = problem(cell)
+    plain, *cut = (
+        everything(lambda *a, r=r: unroll(cell, *a, **given, reverse=reverse, remat=r), params, carry, xs)
+        for r in (None, Segments(), Segments(4), Segments(2 * T))  # T = 7: 3 + 3 + 1, 4 + 3, 7
+    )
+    for segments in cut:
+        assert_same(segments, plain)
+
+
+def test_segments_save_memory():
+    cell = LSTM(D, 64)
+    params, carry = cell.init(jax.random.key(0)), cell.initial_carry((8,))
+    xs = jnp.ones((1024, 8, D))
+
+    def temp_bytes(remat):
+        grad = jax.jit(jax.grad(lambda p: jnp.sum(unroll(cell, p, carry, xs, remat=remat)[0].h)))
+        return grad.lower(params).compile().memory_analysis().temp_size_in_bytes
+
+    plain, root = temp_bytes(None), temp_bytes(Segments())
+    assert root < plain / 4, (root, plain)
+    assert temp_bytes(Segments(1024)) > 2 * root  # one segment as long as the sequence saves nothing
+
+
+@each_cell
+def test_gradient_is_that_of_finite_differences(cell):
+    params, carry, xs, given = problem(cell, steps=6)
+    flat, back = jax.flatten_util.ravel_pytree((params, carry))
+
+    def loss(flat):
+        last, ys = unroll(cell, *back(flat), xs, **given)
+        return jnp.sum(jnp.sin(ys)) + sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(last))
+
+    eps, eye = 1e-4, jnp.eye(flat.size)
+    at = jax.jit(jax.vmap(loss))  # five points: the error falls as eps^4, so 1e-10 is within reach of float64
+    one, two = at(flat + eps * eye) - at(flat - eps * eye), at(flat + 2 * eps * eye) - at(flat - 2 * eps * eye)
+    np.testing.assert_allclose(jax.grad(loss)(flat), (8 * one - two) / (12 * eps), rtol=1e-9, atol=1e-10)
+
+
+@each_cell
+def test_recur_after_inputs_is_the_call(cell):
+    params, carry, xs, _ = problem(cell)
+    zs = cell.inputs(params, xs)  # all steps at once
+    for t in range(T):
+        got = cell.recur(params, carry, jax.tree.map(lambda a, t=t: a[t], zs))
+        assert_same(got, cell(params, carry, xs[t]))
+        carry = got[0]
+
+
+class Forgetful(Elman):
+    """A user's cell gone wrong: it returns a carry of another structure."""
+
+    def __call__(self, params, carry, x):
+        return (carry.h,), carry.h
+
+
+CELL = LSTM(D, H)
+PARAMS, CARRY, XS = CELL.init(jax.random.key(0)), CELL.initial_carry((B,)), jnp.ones((T, B, D))
+F32 = LSTM(D, H, dtype=jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "change"),
+    [
+        (TypeError, r"xs must be floating.*int.*embed integer symbols", {"xs": jnp.ones((T, B, D), int)}),
+        (ValueError, r"xs must be .*LSTM.input_dim = 3; got shape \(7, 2, 4\)", {"xs": jnp.ones((T, B, 4))}),
+        (ValueError, r"xs must be \[T, \*batch, D\].*got shape \(3,\)", {"xs": jnp.ones((D,))}),
+        (TypeError, r"resets must be booleans.*float64: use resets > 0", {"resets": jnp.ones((T, B))}),
+        (TypeError, r"mask must be booleans.*int.*: use mask > 0", {"mask": jnp.ones((T, B), int)}),
+        (ValueError, r"resets must have .* \(7, 2\); got \(7,\)", {"resets": jnp.ones((T,), bool)}),
+        (ValueError, r"mask must have .* \(7, 2\); got \(2, 7\)", {"mask": jnp.ones((B, T), bool)}),
+        (ValueError, r"carry must have the structure", {"carry": CARRY.h}),
+        (
+            ValueError,
+            r"carry\.h must be .*\[2, 4\]; got .*\[4\]\..*initial_carry\(\(2,\)\)",
+            {"carry": CELL.initial_carry()},
+        ),
+        (ValueError, r"carry\.c must be float64.*; got float32", {"carry": CARRY._replace(c=F32.initial_carry((B,)).c)}),
+        (ValueError, r"carry that LSTM returned\.h must be float32.*; got float64.*xs is float64", {"cell": F32}),
+        (ValueError, r"carry that Forgetful returned must have the structure", {"cell": Forgetful(D, H)}),
+    ],
+)
+def test_errors_name_what_is_wrong(error, words, change):
+    cell = change.pop("cell", CELL)
+    given = {"params": cell.init(jax.random.key(0)), "carry": cell.initial_carry((B,)), "xs": XS} | change
+    # Only the library's own message counts: jaxtyping's hook of the tests would speak first.
+    with pytest.raises(error, match=words):
+        inspect.unwrap(unroll)(cell, **given)
+
+
+def test_segments_need_a_length():
+    with pytest.raises(ValueError, match=r"Segments.length must be at least 1 step.*got 0"):
+        Segments(0)
