@@ -51,15 +51,17 @@ clean:  ## remove virtual environments, caches and builds (runs/ stays)
 	@rm -rf .venv .venv-* .pytest_cache .ruff_cache dist ./*.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# One stamp for each set of dependencies, so that `make demo` downloads no developer's tools.
+# One stamp for each set of dependencies, so that `make demo` downloads no developer's tools; a set brings the smaller ones.
 $(VENV)/.installed-experiments: EXTRAS := experiments
 $(VENV)/.installed-test: EXTRAS := experiments,test
+$(VENV)/.installed-test: INCLUDES := experiments
 $(VENV)/.installed-all: EXTRAS := experiments,test,dev,notebooks
+$(VENV)/.installed-all: INCLUDES := experiments test
 
 $(VENV)/.installed-%: pyproject.toml $(VENV)/.created
 	@echo "Installing tbptt[$(EXTRAS)] into $(VENV) ..." >&2
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]' >&2
-	@touch $@
+	@touch $@ $(INCLUDES:%=$(VENV)/.installed-%)
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
