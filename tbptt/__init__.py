@@ -11,8 +11,12 @@ from tbptt.cells import Elman as Elman
 from tbptt.cells import GRUResetBefore as GRUResetBefore
 from tbptt.cells import Stack as Stack
 from tbptt.clipping import watched as watched
+from tbptt.diagnostics import gradient_by_lag as gradient_by_lag
 from tbptt.estimators import full_bptt as full_bptt
 from tbptt.estimators import truncated_bptt as truncated_bptt
+from tbptt.interop import LinenCell as LinenCell
+from tbptt.interop import NnxCell as NnxCell
+from tbptt.interop import as_linen as as_linen
 from tbptt.objectives import SequenceParams as SequenceParams
 from tbptt.objectives import init_params as init_params
 from tbptt.objectives import predict as predict
@@ -42,14 +46,18 @@ __all__ = [
     "GRUResetBefore",
     "Gradient",
     "LSTM",
+    "LinenCell",
     "LossFn",
     "Metrics",
+    "NnxCell",
     "Segments",
     "SequenceParams",
     "Stack",
     "TrainState",
+    "as_linen",
     "data",
     "full_bptt",
+    "gradient_by_lag",
     "init_params",
     "init_state",
     "make_train_epoch",

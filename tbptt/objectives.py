@@ -61,7 +61,7 @@ def predict(
     Returns:
       (carry, outputs) with outputs `[T, *batch, ...]`.
     """
-    inputs = batch.inputs if embedding is None else embedding.apply(params.embedding, batch.inputs)
+    inputs: Any = batch.inputs if embedding is None else embedding.apply(params.embedding, batch.inputs)
     carry, ys = unroll(cell, params.cell, carry, inputs, resets=batch.resets, mask=batch.mask, remat=remat)
     return carry, readout.apply(params.readout, ys)
 

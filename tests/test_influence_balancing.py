@@ -1,6 +1,6 @@
 """The system on which k1 != k2 decides the SIGN of the gradient (Tallec and Ollivier's influence balancing).
 
-    s' = A s + theta sign,    A = I/2 + superdiagonal/2 (n = 23),    sign = +1 for 10 states, -1 for 13,    L = (s_0 - 1)^2 / 2
+    s' = A s + theta sign,    A = I/2 + superdiagonal/2 (n = 23),    sign = +1 (10 states), -1 (13),    L = (s_0 - 1)^2 / 2
 
 A loss at age k2 - k1 + 1 .. k2 of the window sees ds_0/dtheta = D_k = sum_{j < k} e_0 A^j sign. D_inf = -6.
 """
@@ -49,9 +49,7 @@ def derivative(k1, k2, warm=2):
     return float(estimator.estimate(params, memory, jax.tree.map(lambda a: a[:k1], batch)).grads["theta"])
 
 
-@pytest.mark.parametrize(
-    "k1, k2", [(10, 100), (100, 100), (1, 40), (1, 41), (10, 50), (25, 50), (50, 100), (110, 110), (7, 33)]
-)
+@pytest.mark.parametrize("k1, k2", [(10, 100), (100, 100), (1, 40), (1, 41), (10, 50), (50, 100), (110, 110), (7, 33)])
 def test_the_truncated_derivative_is_the_closed_form(k1, k2):
     want = closed_form(k2)[k2 - k1 :].mean()
     assert derivative(k1, k2) == pytest.approx(want, abs=1e-9)
@@ -82,6 +80,6 @@ def train(k1, k2, lr, steps):
 
 
 def test_online_training_converges_with_k2_of_100_and_k1_of_10_and_moves_away_with_100_and_100():
-    # The published 30,000 steps are updates of SGD at 1e-4 with the SUM over... each update uses the mean over k1 steps.
+    # 30,000 updates of k1 = 10 steps; each update takes the MEAN over its k1 new steps.
     assert abs(train(10, 100, 1e-4, 300_000) + 1 / 6) < 1e-4
     assert train(100, 100, 1e-4, 300_000) > 0.5

@@ -9,6 +9,7 @@ The remembered steps and the new ones are run by separate calls of the loss func
 is thrown away: so nothing is asked of a loss function but that it is additive over time.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -59,13 +60,14 @@ def overlapping_window(loss_fn: LossFn, k1: int, k2: int) -> WindowFn:
         starts = [0, *edges]
 
         def loss(params: Params) -> tuple[Array, Carry]:
-            loss_sum, entering, next_start = 0.0, carry, carry
+            counted, entering, next_start = [], carry, carry
             for start, piece in zip(starts, split(steps, *edges), strict=True):
                 if start == k1:
                     next_start = entering
                 piece_sum, entering = loss_fn(params, entering, piece)
-                loss_sum = loss_sum + (piece_sum if start >= old else 0.0)
-            return loss_sum, next_start
+                if start >= old:
+                    counted.append(piece_sum)
+            return functools.reduce(jnp.add, counted), next_start
 
         (loss_sum, next_start), grads = jax.value_and_grad(loss, has_aux=True)(params)
         return loss_sum, grads, next_start
