@@ -37,6 +37,8 @@ class Config:
     """ppg: pulse sensor, 128 Hz, fetched once (4.3 MB). mackey_glass: made here, needs no network."""
     horizon: int = 32
     """steps ahead (ppg: 0.25 s)"""
+    forecasts: int = 8
+    """the network forecasts this many evenly spaced horizons up to `horizon`; only the last one is scored"""
     lanes: int = 36
     """the training part is cut into this many contiguous lanes, trained side by side"""
     hidden: int = 64
@@ -62,8 +64,12 @@ def main(config: Config) -> dict[str, Any]:
         config = dataclasses.replace(config, seconds=0.7, hidden=32, windows=((250, 250), (50, 50), (50, 100)))
     folder = run_folder.open_folder(config.out, "window_tradeoff", config)
     recording = ppg(2) if config.dataset == "ppg" else mackey_glass(SAMPLES, seed=config.seed)
-    job = make_job(recording, config.horizon, config.lanes, TRAIN_END, TEST_START)
-    model = Model(tbptt.LSTM(1, config.hidden), nn.Dense(1))
+    if config.forecasts < 1 or config.horizon % config.forecasts:
+        raise ValueError(f"--forecasts must divide --horizon; got {config.forecasts} and {config.horizon}")
+    every = config.horizon // config.forecasts
+    horizons = tuple(range(every, config.horizon + 1, every))
+    job = make_job(recording, horizons, config.lanes, TRAIN_END, TEST_START)
+    model = Model(tbptt.LSTM(1, config.hidden), nn.Dense(config.forecasts))
     length = job.batch.inputs.shape[0]
     base = measure_baselines(job, config.horizon)
 
@@ -148,7 +154,7 @@ def memory_by_length(job: Job, model: Model, lengths: tuple[int, ...], k: int = 
 def lag_profile(job: Job, model: Model, params: Any, lags: int = 1000) -> dict[str, list[float]]:
     """Measures the trained model's gradient by lag, and the untrained one's, over all lanes."""
     xs = job.batch.inputs[: lags + 500]
-    weight = params.readout["params"]["kernel"]
+    weight = params.readout["params"]["kernel"][:, -1]
     carry = model.cell.initial_carry(xs.shape[1:2])
 
     def profile(cell_params: Any) -> list[float]:

@@ -7,7 +7,7 @@ none included. Every sequence is time-major, `[T, *batch, D]`.
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
-from jaxtyping import Array, ArrayLike, Bool, Float, Key, Num, UInt32
+from jaxtyping import Array, Bool, Float, Key, Num, UInt32
 
 PRNGKey: TypeAlias = Key[Array, ""] | UInt32[Array, "2"]
 Params: TypeAlias = Any  # a pytree of floating arrays, what is learnt
@@ -68,11 +68,11 @@ class Batch(NamedTuple):
     mask:    `[T, *batch]` False = this step does not exist: the carry is held (a reset there too), the loss is 0
     """
 
-    inputs: Num[ArrayLike, "T *batch_D"]
+    inputs: Num[Array, "T *batch_D"]
     targets: Any
-    weights: Float[ArrayLike, "T *batch"] | None = None
-    resets: Bool[ArrayLike, "T *batch"] | None = None
-    mask: Bool[ArrayLike, "T *batch"] | None = None
+    weights: Float[Array, "T *batch"] | None = None
+    resets: Bool[Array, "T *batch"] | None = None
+    mask: Bool[Array, "T *batch"] | None = None
 
 
 # (params, carry, batch) -> (loss_sum, carry): the weighted SUM of the steps' losses, a scalar. Additive over time: the

@@ -19,6 +19,7 @@ class Job(NamedTuple):
     """A recording cut for training and scoring. Steps are samples.
 
     values: `[T, 1]` standardised with the training part; batch: the training part in lanes `[T_lane, lanes, 1]`
+    horizon: steps ahead that are scored; batch.targets hold the shorter horizons too, this one last
     valid, test: (start, end) of the two scored parts; an origin t counts if t and t + horizon lie in the part
     """
 
@@ -48,10 +49,11 @@ class Run(NamedTuple):
     clipped_share: float
 
 
-def make_job(recording: Recording, horizon: int, n_lanes: int, train_end: int, test_start: int) -> Job:
-    """Standardises column 0 with the training part and lays that part out in contiguous lanes."""
+def make_job(recording: Recording, horizons: tuple[int, ...], n_lanes: int, train_end: int, test_start: int) -> Job:
+    """Standardises column 0 with the training part and lays that part out in contiguous lanes; the last horizon counts."""
+    horizon = horizons[-1]
     scaled, _ = standardise(recording.values[:, :1], train_end)
-    inputs, targets = forecast_pairs(scaled, 0, (horizon,))
+    inputs, targets = forecast_pairs(scaled, 0, horizons)
     # The last targets of the training part lie in the validation part: those steps have weight 0, they are not dropped.
     weights = np.ones((train_end,), np.float32)
     weights[train_end - horizon :] = 0
@@ -137,7 +139,7 @@ def errors(model: Model, params: Any, job: Job) -> tuple[float, float]:
         batch = tbptt.Batch(inputs, None)
         return tbptt.predict(model.cell, model.readout, params, model.cell.initial_carry((1,)), batch)[1]
 
-    outputs = np.asarray(jax.jit(forward)(params, inputs), np.float64)[:, 0, 0]
+    outputs = np.asarray(jax.jit(forward)(params, inputs), np.float64)[:, 0, -1]
     squares = (outputs - job.values[job.horizon :, 0]) ** 2
     scores = [float(squares[start : end - job.horizon].mean()) for start, end in (job.valid, job.test)]
     return scores[0], scores[1]
