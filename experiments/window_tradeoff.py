@@ -73,13 +73,15 @@ def main(config: Config) -> dict[str, Any]:
     length = job.batch.inputs.shape[0]
     base = measure_baselines(job, config.horizon)
 
-    rows, best = [], (float("inf"), None)
+    rows: list[dict[str, Any]] = []
+    runs: list[Run] = []
     with progress() as display:
         for k1, k2 in ((length, length), *config.windows):
             row, run = one_run(config, job, model, k1, k2, display)
             run_folder.append_metrics(folder, row)
             rows.append(row)
-            best = min(best, (row["valid_mse"], run), key=lambda pair: pair[0])
+            runs.append(run)
+    best = runs[min(range(len(rows)), key=lambda i: rows[i]["valid_mse"])]
     summary = {
         "dataset": config.dataset,
         "train_steps": TRAIN_END,
@@ -93,7 +95,7 @@ def main(config: Config) -> dict[str, Any]:
         "environment": run_folder.environment(),
         "folder": str(folder),
     }
-    (folder / "lag.json").write_text(json.dumps(lag_profile(job, model, best[1].params)) + "\n")
+    (folder / "lag.json").write_text(json.dumps(lag_profile(job, model, best.params)) + "\n")
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     tell(summary)
     tradeoff_figure.draw(folder)

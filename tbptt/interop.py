@@ -23,8 +23,9 @@ class _FlaxCell:
     @property
     def hidden_dim(self) -> int:
         """H, the size of y: one step is run abstractly, whatever the module calls its size."""
-        x = jnp.zeros((self.input_dim,))
-        return jax.eval_shape(lambda k: self(self.init(k), self.initial_carry(), x)[1], jax.random.key(0)).shape[-1]
+        cell: Any = self
+        x = jnp.zeros((cell.input_dim,))
+        return jax.eval_shape(lambda k: cell(cell.init(k), cell.initial_carry(), x)[1], jax.random.key(0)).shape[-1]
 
 
 @dataclasses.dataclass(frozen=True)

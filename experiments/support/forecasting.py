@@ -91,7 +91,8 @@ def train(
     params = tbptt.init_params(jax.random.key(seed), model.cell, model.readout)
     state = tbptt.init_state(estimator, optimizer, params, carry, job.batch)
     begin = time.perf_counter()
-    epoch = tbptt.make_train_epoch(estimator, optimizer, chunk).lower(state, job.batch).compile()
+    jitted: Any = tbptt.make_train_epoch(estimator, optimizer, chunk)
+    epoch = jitted.lower(state, job.batch).compile()
     compile_seconds = time.perf_counter() - begin
     used, epochs, clipped = 0.0, 0, []
     while used < seconds:

@@ -49,7 +49,7 @@ def _points(axis: Any, rows: list[dict[str, Any]], field: str, scale: float = 1.
         xs, ys = [r["k2"] for r in unequal], [r[field] / scale for r in unequal]
         axis.plot(xs, ys, "^", color=GREEN, ms=9, label="TBPTT, k2 > k1")
         for r, x, y in zip(unequal, xs, ys, strict=True):
-            axis.annotate(f"({r['k1']}, {r['k2']})", (x, y), xytext=(7, 4), textcoords="offset points", fontsize=9)
+            axis.annotate(f"({r['k1']}, {r['k2']})", (x, y), xytext=(4, -16), textcoords="offset points", fontsize=9)
     axis.set(xscale="log", xlabel="window k2 (steps the gradient flows back)")
     axis.grid(alpha=0.3)
 
