@@ -17,24 +17,27 @@ def weight_of(batch):
 
 def truncated(loss_fn, params, carry, batch: Batch, k1: int, k2: int):
     """Mean loss and gradient at fixed parameters."""
-    T = len(batch.inputs)
-    loss, grads = 0.0, jax.tree.map(jnp.zeros_like, params)
+    T, step = len(batch.inputs), jax.jit(loss_fn)
+    carries, losses = [carry], []  # carries[t] enters step t
+    for t in range(T):
+        loss, carry = step(params, carries[t], part(batch, t, t + 1))
+        carries.append(carry)
+        losses.append(loss)
+
+    @jax.jit
+    @jax.grad
+    def window_grad(params, entering, old, new):
+        entering = jax.lax.stop_gradient(entering)
+        if len(old.inputs):
+            _, entering = loss_fn(params, entering, old)
+        return loss_fn(params, entering, new)[0]
+
+    grads = jax.tree.map(jnp.zeros_like, params)
     for j in range(T // k1):
-        new, end = j * k1, (j + 1) * k1
-        start = max(0, end - k2)
-
-        def window(p, new=new, end=end, start=start):
-            _, entering = loss_fn(params, carry, part(batch, 0, start)) if start else (0.0, carry)
-            entering = jax.lax.stop_gradient(entering)
-            if start < new:
-                _, entering = loss_fn(p, entering, part(batch, start, new))
-            return loss_fn(p, entering, part(batch, max(start, new), end))[0]
-
-        ahead = 0.0
-        if end - k2 > new:  # k2 < k1: these steps only run forward
-            _, entering = loss_fn(params, carry, part(batch, 0, new)) if new else (0.0, carry)
-            ahead = loss_fn(params, entering, part(batch, new, end - k2))[0]
-        value, g = jax.value_and_grad(window)(params)
-        loss, grads = loss + ahead + value, jax.tree.map(jnp.add, grads, g)
+        end = (j + 1) * k1
+        start = max(0, end - k2)  # its carry is constant
+        first = max(start, j * k1)  # the first loss whose gradient counts; k2 < k1: those before it only run forward
+        g = window_grad(params, carries[start], part(batch, start, first), part(batch, first, end))
+        grads = jax.tree.map(jnp.add, grads, g)
     weight = weight_of(batch)
-    return loss / weight, jax.tree.map(lambda g: g / weight, grads)
+    return sum(losses) / weight, jax.tree.map(lambda g: g / weight, grads)

@@ -113,12 +113,13 @@ def test_a_stream_in_pieces_equals_one_long_chunk(k1, k2):
     loss_fn, params, carry, batch = make(CELLS["lstm"], "all")
     estimator = tbptt.truncated_bptt(loss_fn, k1, k2)
     whole = run(estimator, params, carry, batch)
+    estimate = jax.jit(estimator.estimate)
     for piece in (k1, 6 if 6 % k1 == 0 else 2 * k1):
         memory, loss_sum, total = estimator.init(params, carry, jax.eval_shape(lambda: batch)), 0.0, 0.0
         grads_sum = jax.tree.map(jnp.zeros_like, params)
         for start in range(0, T, piece):
             chunk = oracle.part(batch, start, start + piece)
-            out = jax.jit(estimator.estimate)(params, memory, chunk)
+            out = estimate(params, memory, chunk)
             weight = oracle.weight_of(chunk)
             grads_sum = jax.tree.map(lambda a, b, w=weight: a + w * b, grads_sum, out.grads)
             memory, loss_sum, total = out.memory, loss_sum + weight * out.loss, total + weight
@@ -131,12 +132,12 @@ def test_replay_uses_the_current_parameters():
     k1, k2, lr = 2, 5, 0.5
     loss_fn, params, start_carry, batch = make(CELLS["lstm"])
     estimator = tbptt.truncated_bptt(loss_fn, k1, k2)
-    memory = estimator.init(params, start_carry, batch)
+    memory, estimate = estimator.init(params, start_carry, batch), jax.jit(estimator.estimate)
     p, carries = params, {0: start_carry}  # carries[t]: the remembered carry that enters step t
     for j in range(T // k1):
         end = (j + 1) * k1
         start, after = max(0, end - k2), max(0, end + k1 - k2)
-        out = estimator.estimate(p, memory, oracle.part(batch, j * k1, end))
+        out = estimate(p, memory, oracle.part(batch, j * k1, end))
 
         def loss(q, start=start, j=j, end=end):
             _, entering = (
