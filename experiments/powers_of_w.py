@@ -1,0 +1,162 @@
+"""Powers of W: states and gradients grow or fade like lambda^n (claims 2 and 3 of the lecture).
+
+    python -m experiments.powers_of_w            about 15 seconds on two cores
+
+Expected: without a nonlinearity the growth rate of ||h_n|| and of ||dh_n/dh_0|| settles at log(spectral radius),
+never above log(sigma_max) a step; 1.01^1000 is 2.1e4. With tanh, gradients vanish below gain 1 and explode above it,
+unless inputs saturate the units.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import tbptt
+from experiments.support import program, style
+from tbptt.diagnostics import gradient_by_lag
+
+RADII = (0.95, 1.0, 1.01, 1.05)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(program.Common):
+    """A random W of chosen spectral radius, iterated."""
+
+    hidden: int = 64
+    """units"""
+    steps: int = 1000
+    """n, the longest power"""
+    lag: int = 50
+    """steps back at which the phase diagram shows the gradient"""
+
+
+def linear(a: jax.Array) -> jax.Array:
+    """No nonlinearity; named, because cells hash by it."""
+    return a
+
+
+def random_w(key: jax.Array, hidden: int, radius: float) -> np.ndarray:
+    """Draws a Gaussian matrix and scales it to the spectral radius."""
+    w = np.asarray(jax.random.normal(key, (hidden, hidden)), np.float64)
+    return w * (radius / np.max(np.abs(np.linalg.eigvals(w))))
+
+
+def growth(w: np.ndarray, steps: int) -> dict[str, list[float]]:
+    """Returns log ||h_n||, log ||dh_n/dh_0||_2 and n log sigma_max; products are rescaled, so nothing overflows."""
+    h, product, log_h, log_p = np.ones(len(w)) / np.sqrt(len(w)), np.eye(len(w)), 0.0, 0.0
+    state, gradient = [], []
+    for _ in range(steps):
+        h, product = h @ w, product @ w
+        size_h, size_p = np.linalg.norm(h), np.linalg.norm(product, 2)
+        log_h, log_p = log_h + np.log(size_h), log_p + np.log(size_p)
+        h, product = h / size_h, product / size_p
+        state.append(log_h)
+        gradient.append(log_p)
+    bound = (np.arange(1, steps + 1) * np.log(np.linalg.norm(w, 2))).tolist()
+    return {"state": state, "gradient": gradient, "bound": bound}
+
+
+def slope(values: list[float]) -> float:
+    """Growth rate per step over the later half, by least squares."""
+    half = len(values) // 2
+    return float(np.polyfit(np.arange(half, len(values)), values[half:], 1)[0])
+
+
+def phase(config: Config, gains: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+    """Returns log10 of the gradient at a lag for a tanh network: orthogonal W times a gain, Gaussian inputs of a scale."""
+    cell = tbptt.Elman(config.hidden, config.hidden)
+    key_w, key_x, key_h = jax.random.split(jax.random.key(config.seed), 3)
+    start = cell.init(key_w)
+    steps = config.lag + 50
+    noise = jax.random.normal(key_x, (steps, config.hidden))
+    carry = jax.tree.map(lambda leaf: 0.1 * jax.random.normal(key_h, leaf.shape), cell.initial_carry())
+
+    def at(gain: jax.Array, scale: jax.Array) -> jax.Array:
+        params = start._replace(w_h=gain * start.w_h, w_x=jnp.eye(config.hidden))
+        norms = gradient_by_lag(cell, params, carry, scale * noise, lambda y: jnp.sum(y) / jnp.sqrt(y.size))
+        return jnp.log10(norms[config.lag - 1])
+
+    grid = jax.jit(jax.vmap(jax.vmap(at, in_axes=(None, 0)), in_axes=(0, None)))
+    return np.asarray(grid(jnp.asarray(gains, jnp.float32), jnp.asarray(inputs, jnp.float32)))
+
+
+def measure(config: Config) -> dict[str, Any]:
+    """Measures growth for every radius, the recurrence unrolled as a network, and the phase diagram."""
+    steps = 400 if config.quick else config.steps
+    key = jax.random.key(config.seed)
+    curves = {str(radius): growth(random_w(key, config.hidden, radius), steps) for radius in RADII}
+    rates = {r: {name: slope(curves[str(r)][name]) for name in ("state", "gradient")} for r in RADII}
+    worst = max(abs(rates[r][name] - np.log(r)) for r in RADII for name in ("state", "gradient"))
+    over = max(max(np.subtract(c["gradient"], c["bound"])) for c in curves.values())
+    # The same by the library: the gradient by lag of an unrolled linear network.
+    cell = tbptt.Elman(1, config.hidden, activation=linear)
+    w = random_w(key, config.hidden, 0.95)
+    params = cell.init(key)._replace(w_h=jnp.asarray(w, jnp.float32))
+    direction = np.ones(config.hidden) / np.sqrt(config.hidden)
+    norms = gradient_by_lag(
+        cell, params, cell.initial_carry(), jnp.zeros((60, 1)), lambda y: y @ jnp.asarray(direction, y.dtype)
+    )
+    exact = np.linalg.norm(np.linalg.matrix_power(w, 60) @ direction)
+    gains, inputs = np.linspace(0.6, 1.8, 25), np.linspace(0.0, 2.0, 21)
+    map_ = np.maximum(phase(config, gains, inputs), -38.0)  # what float32 no longer holds is drawn at its smallest number
+    signs = bool(map_[gains < 0.95, 0].max() < -1 and rates[1.05]["gradient"] > 0 > rates[0.95]["gradient"])
+    return {
+        "curves": curves,
+        "steps": steps,
+        "gains": gains.tolist(),
+        "inputs": inputs.tolist(),
+        "phase": map_.tolist(),
+        "lag": config.lag,
+        "claims": [
+            program.claim(
+                2,
+                "‖h_n‖ grows like λⁿ: rate against log(spectral radius), worst of all",
+                f"{worst:.1e} a step",
+                "below 2e-3 a step; never above n log σ_max",
+                worst < 2e-3 and over < 1e-9,
+            ),
+            program.claim(
+                2, "1.01 over 1000 steps is already huge", f"{1.01**1000:.3g}", "2.1e4", abs(1.01**1000 / 2.1e4 - 1) < 0.01
+            ),
+            program.claim(
+                3,
+                "the gradient 60 steps back equals ‖W⁶⁰ v‖, and its sign of growth follows λ",
+                f"ratio {float(norms[-1]) / exact:.5f}",
+                "1.00000 ± 1e-3",
+                abs(float(norms[-1]) / exact - 1) < 1e-3 and signs,
+            ),
+        ],
+    }
+
+
+def draw(data: dict[str, Any], folder: Path) -> None:
+    """Draws the growth of states and gradients, and the phase diagram."""
+    figure, axes = style.panels(
+        3, title=f"Powers of a random W (spectral radius λ), and tanh networks at lag {data['lag']}"
+    )
+    n = np.arange(1, data["steps"] + 1)
+    for index, (radius, curve) in enumerate(data["curves"].items()):
+        for axis, name in zip(axes[:2], ("state", "gradient"), strict=True):
+            axis.plot(n, np.asarray(curve[name]) / np.log(10), label=f"λ = {radius}", **style.line(index))
+            axis.plot(n, n * np.log10(float(radius)), color=style.GREY, lw=0.8, ls=":")
+    axes[0].set(title="‖h$_n$‖ (dotted: λⁿ)", xlabel="n (steps)", ylabel="log₁₀ ‖h$_n$‖ / ‖h$_0$‖")
+    axes[1].set(title="‖∂h$_n$/∂h$_0$‖ (dotted: λⁿ)", xlabel="n (steps)", ylabel="log₁₀ largest singular value")
+    axes[0].legend(fontsize=9)
+    limit = np.percentile(np.abs(data["phase"]), 90)
+    image = axes[2].pcolormesh(
+        data["inputs"], data["gains"], data["phase"], cmap="PuOr_r", vmin=-limit, vmax=limit, shading="nearest"
+    )
+    axes[2].contour(data["inputs"], data["gains"], data["phase"], levels=[0.0], colors="black", linewidths=1.2)
+    axes[2].set(
+        title="tanh: vanishing and exploding (black: norm 1)", xlabel="scale of the inputs", ylabel="gain of orthogonal W"
+    )
+    figure.colorbar(image, ax=axes[2], label=f"log₁₀ ‖gradient {data['lag']} steps back‖", extend="both")
+    style.save(figure, folder, "powers_of_w")
+
+
+if __name__ == "__main__":
+    program.run(__file__)

@@ -1,0 +1,83 @@
+"""The frame of an experiment: flags, a folder, a measurement written to a file, figures drawn from that file alone."""
+
+import dataclasses
+import importlib
+import json
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import tyro
+
+from experiments.support import run_folder
+from experiments.support.console import console
+from tbptt.data import DataUnavailable
+
+# An experiment is a module with
+#   Config                     a frozen dataclass with at least seed, out, quick
+#   measure(config) -> data    what was measured, as JSON; data["claims"] is a list of `claim(...)`
+#   draw(data, folder)         writes PNG figures; never measures
+
+
+def claim(number: int, text: str, measured: Any, expected: str, holds: bool) -> dict[str, Any]:
+    """Makes one row of a summary: what the lecture says, what was measured, what was expected, and whether it holds."""
+    return {"claim": number, "text": text, "measured": measured, "expected": expected, "holds": bool(holds)}
+
+
+def execute(module: ModuleType, config: Any) -> dict[str, Any]:
+    """Runs an experiment into its folder and returns its summary; `claims` are computed from what was measured."""
+    name = module.__name__.rsplit(".", 1)[-1] if module.__name__ != "__main__" else Path(str(module.__file__)).stem
+    folder = run_folder.open_folder(config.out, name, config)
+    start = time.perf_counter()
+    data = module.measure(config)
+    (folder / "data.json").write_text(json.dumps(data) + "\n")
+    for row in data["claims"]:
+        run_folder.append_metrics(folder, row)
+    module.draw(json.loads((folder / "data.json").read_text()), folder)
+    summary = {
+        "experiment": name,
+        "quick": config.quick,
+        "seed": config.seed,
+        "claims": data["claims"],
+        "figures": sorted(path.name for path in folder.glob("*.png")),
+        "seconds": round(time.perf_counter() - start, 1),
+        "environment": run_folder.environment(),
+        "folder": str(folder),
+    }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def tell(summary: dict[str, Any]) -> None:
+    """Prints the claims a person reads."""
+    for row in summary["claims"]:
+        mark = "[green]holds[/green]" if row["holds"] else "[bold red]DOES NOT HOLD[/bold red]"
+        console.print(
+            f"claim {row['claim']}: {row['text']}\n    measured {row['measured']}; expected {row['expected']}: {mark}"
+        )
+    figures = ", ".join(str(Path(summary["folder"]) / name) for name in summary["figures"])
+    console.print(f"{summary['experiment']}: {summary['seconds']} s; figures: {figures}")
+
+
+def run(path: str) -> None:
+    """The `if __name__ == "__main__"` of an experiment: `program.run(__file__)`."""
+    module = importlib.import_module(f"experiments.{Path(path).stem}")
+    try:
+        summary = execute(module, tyro.cli(module.Config, description=module.__doc__))
+    except (DataUnavailable, FileExistsError, FloatingPointError, ValueError) as error:
+        sys.exit(f"{Path(path).stem}: {error}")
+    tell(summary)
+    run_folder.finish(Path(summary["folder"]), summary)
+
+
+@dataclasses.dataclass(frozen=True)
+class Common:
+    """Flags of every experiment."""
+
+    seed: int = 0
+    out: Path | None = None
+    """folder of the run; default runs/NAME/TIMESTAMP"""
+    quick: bool = False
+    """smaller, under 30 seconds; the summary says so"""

@@ -1,0 +1,35 @@
+"""How figures look: Okabe and Ito's colours, told apart by all eyes, and lines that differ in more than colour."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+GREY = "#555555"
+
+
+def line(index: int) -> dict[str, Any]:
+    """Returns colour and dash of the index-th curve."""
+    return {"color": COLORS[index % len(COLORS)], "ls": LINES[index % len(LINES)], "lw": 1.8}
+
+
+def panels(columns: int, *, title: str = "", width: float = 5.0, height: float = 4.2) -> tuple[Any, list[Any]]:
+    """Opens a row of panels with light grids."""
+    figure, axes = plt.subplots(1, columns, figsize=(width * columns, height), layout="constrained", squeeze=False)
+    for axis in axes[0]:
+        axis.grid(alpha=0.3)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure, list(axes[0])
+
+
+def save(figure: Any, folder: Path, name: str) -> None:
+    """Writes `name`.png and frees the figure."""
+    figure.savefig(folder / f"{name}.png", dpi=110)
+    plt.close(figure)
