@@ -1,0 +1,157 @@
+"""Finite precision: where powers overflow, vanish, and stop moving a parameter (claim 4 of the lecture).
+
+    python -m experiments.finite_precision            about 20 seconds on two cores
+
+Expected: 1.01^n overflows at n = log(largest) / log(1.01), 8,916 steps in float32; 0.99^n no longer moves a float32
+parameter long before it is 0; a training run whose only gradient comes from 200 steps back changes nothing at all in
+float16, bfloat16 and float32, and learns in float64.
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import tbptt
+from experiments.support import program, style
+from tbptt.diagnostics import gradient_reach, last_useful_lag, powers
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(program.Common):
+    """Powers of numbers near 1, gradients by lag, and a training run, in four precisions."""
+
+    growth: float = 1.01
+    """the number whose powers overflow"""
+    decay: float = 0.99
+    """the number whose powers vanish"""
+    lag: int = 200
+    """steps between the only input and the loss of the training run, whose cell decays by 0.9 a step"""
+
+
+def rounded(number: float, dtype: str) -> float:
+    """Returns the number as the dtype holds it."""
+    return float(np.asarray(number, jnp.dtype(dtype)))
+
+
+def ends(config: Config, dtype: str) -> dict[str, Any]:
+    """Measures and predicts where powers end in one dtype."""
+    info = jnp.finfo(dtype)
+    grow, fade = rounded(config.growth, dtype), rounded(config.decay, dtype)
+    up, down = powers(config.growth, dtype, 200_000), powers(config.decay, dtype, 200_000)
+    useful = last_useful_lag(config.decay, dtype, 200_000, parameter=1.5)
+    return {
+        "overflow": up.overflow,
+        "overflow_predicted": math.log(float(info.max)) / math.log(grow) if grow > 1 else None,
+        "stuck": up.stuck,
+        "zero": down.zero or down.stuck,
+        "useful": useful,
+        "useful_predicted": math.log(float(info.eps) / 2) / math.log(fade) if fade < 1 else None,
+    }
+
+
+def train(dtype: str, lag: int, updates: int = 100) -> float:
+    """Trains w_x of h' = 0.9 h + w_x x on (h_lag - 1)^2, x = 1 at step 0 only; returns how far w_x moved from 1."""
+    cell = tbptt.DiagonalLinear(1, 1, dtype=jnp.dtype(dtype))
+    a = jnp.full((1,), 0.9, dtype)
+
+    def loss_fn(params: Any, carry: Any, batch: tbptt.Batch) -> tuple[jax.Array, Any]:
+        carry, ys = tbptt.unroll(cell, params._replace(a=a, b=jnp.zeros_like(params.b)), carry, batch.inputs)
+        return jnp.square(ys[-1, 0] - 1), carry
+
+    inputs = (jnp.arange(lag + 1) == 0).astype(dtype)[:, None]
+    batch = tbptt.Batch(inputs, inputs)
+    params = cell.init(jax.random.key(0))._replace(w_x=jnp.ones((1, 1), dtype))
+    estimator, optimizer = tbptt.full_bptt(loss_fn), optax.sgd(1.0)
+    state = tbptt.init_state(estimator, optimizer, params, cell.initial_carry(), batch)
+    step = tbptt.make_train_step(estimator, optimizer)
+    for _ in range(updates):
+        state, _ = step(tbptt.rewind(estimator, state, cell.initial_carry(), batch), batch)
+    return float(state.params.w_x[0, 0]) - 1
+
+
+def reach(config: Config, dtype: str, steps: int) -> list[float]:
+    """Returns the gradient of a tanh network (gain 0.8) by lag in one dtype; 0 stands for underflow."""
+    cell = tbptt.Elman(1, 16, gain=0.8)
+    params = cell.init(jax.random.key(config.seed))
+    xs = jax.random.normal(jax.random.key(1), (steps, 1))
+    return gradient_reach(cell, params, cell.initial_carry(), 0.1 * xs, jnp.sum, dtype).largest.tolist()
+
+
+def measure(config: Config) -> dict[str, Any]:
+    """Measures all of it in every precision."""
+    steps = 300 if config.quick else 600
+    table = {dtype: ends(config, dtype) for dtype in DTYPES}
+    with jax.enable_x64(True):
+        moved = {dtype: train(dtype, config.lag) for dtype in DTYPES}
+    wide = ("float16", "float32", "float64")  # bfloat16 has 8 bits: it holds 1.01 as 1.0078 and rounds every product
+    off = max(abs(table[d]["overflow"] / table[d]["overflow_predicted"] - 1) for d in wide if table[d]["overflow"])
+    single = table["float32"]
+    trains_no_more = single["useful"] is not None and single["useful"] < 0.5 * single["zero"]
+    return {
+        "decay": config.decay,
+        "growth": config.growth,
+        "table": table,
+        "moved": moved,
+        "reach": {dtype: reach(config, dtype, steps) for dtype in DTYPES},
+        "claims": [
+            program.claim(
+                4,
+                f"first n at which {config.growth}ⁿ is not finite (None: rounding holds it still before)",
+                ", ".join(f"{d}: {row['overflow']}" for d, row in table.items()),
+                "log(largest) / log(w as rounded), within 2 %",
+                off < 0.02,
+            ),
+            program.claim(
+                4,
+                f"last n at which {config.decay}ⁿ still moves a parameter of 1.5; n at which it ends",
+                ", ".join(f"{d}: {row['useful']}; {row['zero']}" for d, row in table.items()),
+                "float32: below 1e-7 nothing trains, in under half the steps to the end",
+                trains_no_more and abs(single["useful"] / single["useful_predicted"] - 1) < 0.1,
+            ),
+            program.claim(
+                4,
+                f"training that stops: change of w_x after 100 updates from {config.lag} steps back",
+                ", ".join(f"{d}: {change:.1e}" for d, change in moved.items()),
+                "exactly 0 but for float64",
+                moved["float64"] != 0 and all(moved[d] == 0 for d in DTYPES[:3]),
+            ),
+        ],
+    }
+
+
+def draw(data: dict[str, Any], folder: Path) -> None:
+    """Draws where powers end, and the gradient by lag."""
+    figure, axes = style.panels(2, title="Finite precision ends every product of many factors", width=6.2)
+    places = np.arange(len(DTYPES))
+    bars = (("overflow", f"{data['growth']}ⁿ overflows"), ("zero", f"{data['decay']}ⁿ is 0 (or stuck)"),
+            ("useful", f"{data['decay']}ⁿ last moves a parameter"))  # fmt: skip
+    for index, (name, label) in enumerate(bars):
+        heights = [data["table"][d][name] or 0 for d in DTYPES]
+        shown = axes[0].bar(places + 0.27 * (index - 1), heights, 0.25, label=label, color=style.COLORS[index])
+        axes[0].bar_label(shown, [str(h) if h else "never" for h in heights], fontsize=7)
+    axes[0].set_xticks(places, DTYPES)
+    axes[0].set(yscale="log", ylabel="n (steps)", title="Where it ends")
+    axes[0].set_ylim(10, 10 ** math.ceil(math.log10(max(r["overflow"] or 1 for r in data["table"].values()) * 5)))
+    axes[0].legend(fontsize=8, loc="upper left")
+    for index, (dtype, largest) in enumerate(data["reach"].items()):
+        alive = np.array(largest) > 0
+        lags = np.arange(1, len(largest) + 1)
+        axes[1].plot(lags[alive], np.array(largest)[alive], label=dtype, **style.line(index))
+        if not alive.all():
+            axes[1].plot(lags[alive][-1], np.array(largest)[alive][-1], marker="X", ms=9, color=style.COLORS[index])
+    axes[1].set(yscale="log", xlabel="lag k (steps back)", ylabel="largest gradient entry k steps back")
+    axes[1].set_title("tanh network, gain 0.8 (X: 0 from here on)")
+    axes[1].legend(fontsize=9)
+    style.save(figure, folder, "finite_precision")
+
+
+if __name__ == "__main__":
+    program.run(__file__)

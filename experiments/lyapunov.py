@@ -1,0 +1,157 @@
+"""Lyapunov exponents: the rate at which a network's gradients explode or vanish, before any training (claim 3).
+
+    python -m experiments.lyapunov            about 40 seconds on two cores
+
+Expected: for a linear network the spectrum is log|eigenvalues of W|; without input a tanh network of gain g < 1 has
+its largest exponent near log g; inputs push the exponents down; the lag at which the measured gradient has faded to 1
+% is the one that the largest exponent predicts.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import tbptt
+from experiments.support import program, style
+from tbptt.cells import initializers
+from tbptt.diagnostics import gradient_by_lag, lyapunov_spectrum, memory_horizon
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(program.Common):
+    """Spectra of linear, tanh and gated networks."""
+
+    hidden: int = 32
+    """units"""
+    steps: int = 2000
+    """steps that are averaged"""
+
+
+def linear(a: jax.Array) -> jax.Array:
+    """No nonlinearity; named, because cells hash by it."""
+    return a
+
+
+def gaussian(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Draws N(0, 1 / H): a circular law of radius 1."""
+    return jax.random.normal(key, shape, dtype) / np.sqrt(shape[0])
+
+
+def spectrum(cell: Any, params: Any, xs: jax.Array, warmup: int) -> Any:
+    """Returns all exponents along the inputs, from a small random carry."""
+    carry = jax.tree.map(lambda c: 0.1 * jax.random.normal(jax.random.key(7), c.shape), cell.initial_carry())
+    return jax.jit(lambda p: lyapunov_spectrum(cell, p, carry, xs, warmup=warmup))(params)
+
+
+def horizon(cell: Any, params: Any, xs: jax.Array, delta: float) -> int | None:
+    """Measures the lag from which the gradient stays below delta of its value at lag 1, by the median over 16 ends."""
+    ends = jnp.stack([xs[len(xs) - 600 - 20 * i : len(xs) - 20 * i] for i in range(16)], axis=1)
+    norms = jax.jit(lambda p: gradient_by_lag(cell, p, cell.initial_carry((16,)), ends, jnp.sum))(params)
+    curve = np.median(np.asarray(norms), axis=1)
+    above = np.flatnonzero(curve > delta * curve[0])
+    return int(above[-1]) + 1 if len(above) and above[-1] + 1 < len(curve) else None
+
+
+def measure(config: Config) -> dict[str, Any]:
+    """Measures the exact case, exponents by gain and input, and predicted against measured horizons."""
+    H, steps = config.hidden, 500 if config.quick else config.steps
+    warmup, key = steps // 4, jax.random.key(config.seed)
+    noise = jax.random.normal(key, (steps, 1))
+    net = tbptt.Elman(1, H, activation=linear, recurrent_init=gaussian)
+    params = net.init(key)
+    found = np.sort(np.asarray(spectrum(net, params, noise, warmup).exponents, np.float64))[::-1]
+    exact = np.sort(np.log(np.abs(np.linalg.eigvals(np.asarray(params.w_h, np.float64)))))[::-1]
+    # The log-determinant is the sum of the exponents whatever the pairs of complex eigenvalues do to the rest.
+    sum_error = float(abs(found.sum() - exact.sum()))
+    gains = np.linspace(0.5, 2.0, 7 if config.quick else 13)
+    largest = {}
+    for scale in (0.0, 0.5, 2.0):
+        row = []
+        for gain in gains:
+            cell = tbptt.Elman(1, H, recurrent_init=gaussian)
+            p = cell.init(key)
+            p = p._replace(w_h=float(gain) * p.w_h)
+            row.append(float(spectrum(cell, p, scale * noise, warmup).exponents[0]))
+        largest[str(scale)] = row
+    radius = float(np.max(np.abs(np.linalg.eigvals(np.asarray(gaussian(jax.random.split(key)[0], (H, H), jnp.float32))))))
+    below = [i for i, gain in enumerate(gains) if gain * radius < 0.95]
+    at_rest = max(abs(largest["0.0"][i] - np.log(gains[i] * radius)) for i in below)
+    cells = {
+        "Elman, gain 0.9": tbptt.Elman(1, H, recurrent_init=initializers.orthogonal, gain=0.9),
+        "GRU": tbptt.GRU(1, H),
+        "LSTM": tbptt.LSTM(1, H),
+        "LSTM, chrono 50": tbptt.LSTM(1, H, longest_lag=50),
+    }
+    rows = {}
+    for name, cell in cells.items():
+        p = cell.init(key)
+        spectrum_ = np.asarray(spectrum(cell, p, noise, warmup).exponents, np.float64)
+        xs = jax.random.normal(jax.random.key(3), (1000, 1))
+        predicted = float(memory_horizon(jnp.asarray(spectrum_[0]), 0.01))
+        rows[name] = {"exponents": spectrum_.tolist(), "predicted": predicted, "measured": horizon(cell, p, xs, 0.01)}
+    ratios = [r["measured"] / r["predicted"] for r in rows.values() if r["measured"]]
+    return {
+        "exact": exact.tolist(),
+        "found": found.tolist(),
+        "gains": gains.tolist(),
+        "radius": radius,
+        "largest": largest,
+        "cells": rows,
+        "claims": [
+            program.claim(
+                3, "linear network: sum of the exponents against log|det W|; largest against log|λ|",
+                f"off by {sum_error:.1e}; {abs(found[0] - exact[0]):.1e}", "below 1e-2 each",
+                sum_error < 1e-2 and abs(found[0] - exact[0]) < 1e-2,
+            ),
+            program.claim(
+                3, "tanh at rest, below gain 1: largest exponent against log(g · spectral radius), worst",
+                f"{at_rest:.1e}", "below 0.02", at_rest < 0.02,
+            ),
+            program.claim(
+                3, "lag at which the gradient has faded to 1 %: measured / predicted from the largest exponent",
+                ", ".join(f"{n}: {r['measured']} / {r['predicted']:.0f}" for n, r in rows.items()), "within a factor of 2",
+                len(ratios) >= 3 and all(0.5 < ratio < 2 for ratio in ratios),
+            ),
+        ],
+    }  # fmt: skip
+
+
+def draw(data: dict[str, Any], folder: Path) -> None:
+    """Draws exponents by gain, spectra of the cells, and the horizons."""
+    figure, axes = style.panels(3, title="Lyapunov exponents: below 0 gradients vanish, above they explode")
+    for index, (scale, row) in enumerate(data["largest"].items()):
+        axes[0].plot(
+            data["gains"], row, marker=style.MARKERS[index], ms=4, label=f"input scale {scale}", **style.line(index)
+        )
+    axes[0].plot(
+        data["gains"], np.log(np.array(data["gains"]) * data["radius"]), color=style.GREY, lw=1, ls=":", label="log(g λ)"
+    )
+    axes[0].axhline(0, color="black", lw=0.8)
+    axes[0].set(xlabel="gain g of a Gaussian W", ylabel="largest exponent (nats a step)", title="tanh networks")
+    axes[0].legend(fontsize=9)
+    for index, (name, row) in enumerate(data["cells"].items()):
+        share = np.linspace(0, 1, len(row["exponents"]))
+        axes[1].plot(share, np.maximum(row["exponents"], -4), label=name, **style.line(index))
+        if row["measured"]:
+            axes[2].plot(
+                row["predicted"], row["measured"], style.MARKERS[index], ms=9, color=style.COLORS[index], label=name
+            )
+    axes[1].axhline(0, color="black", lw=0.8)
+    axes[1].set(xlabel="rank of the exponent (share of all)", ylabel="exponent (nats a step; below -4 drawn at -4)")
+    axes[1].set_title("Untrained cells on noise")
+    axes[1].legend(fontsize=9)
+    both = [v for r in data["cells"].values() if r["measured"] for v in (r["predicted"], r["measured"])]
+    ends = [min(both) * 0.7, max(both) * 1.4]
+    axes[2].plot(ends, ends, color=style.GREY, lw=1, ls=":")
+    axes[2].set(xscale="log", yscale="log", xlabel="predicted: log 0.01 / largest exponent", ylabel="measured lag")
+    axes[2].set_title("Lag at which 1 % of the gradient is left")
+    axes[2].legend(fontsize=9)
+    style.save(figure, folder, "lyapunov")
+
+
+if __name__ == "__main__":
+    program.run(__file__)
