@@ -44,7 +44,7 @@ def cliff_loss(params: Any, carry: Any, batch: tbptt.Batch) -> tuple[jax.Array, 
         return x, (jax.nn.sigmoid(x) - target) ** 2
 
     carry, losses = jax.lax.scan(step, carry, batch.targets)
-    return jnp.sum(losses * batch.weights), carry
+    return jnp.sum(losses * jnp.asarray(batch.weights)), carry
 
 
 def cliff_batch() -> tbptt.Batch:
@@ -74,7 +74,7 @@ def descend(optimizer: optax.GradientTransformation, starts: np.ndarray, updates
         params, opt_state = state
         grads = estimator.estimate(params, jnp.array(START), batch).grads
         change, opt_state = optimizer.update(grads, opt_state, params)
-        params = optax.apply_updates(params, change)
+        params: Any = optax.apply_updates(params, change)
         return (params, opt_state), jnp.stack([params["w"], params["b"]])
 
     def path(start: jax.Array) -> jax.Array:
@@ -90,7 +90,7 @@ def identity_error() -> tuple[float, float]:
     g = {"a": jax.random.normal(jax.random.key(1), (40, 3)) * 30, "b": jnp.arange(7.0)}
     clipped, _ = optax.clip_by_global_norm(1.5).update(g, optax.EmptyState())
     a, b = (np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(t)]).astype(np.float64) for t in (g, clipped))
-    return abs(np.linalg.norm(b) - 1.5) / 1.5, float(1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+    return float(abs(np.linalg.norm(b) - 1.5) / 1.5), float(1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
 
 def measure(config: Config) -> dict[str, Any]:

@@ -29,18 +29,20 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """What one update looked like, on device; each a scalar (`[n]` after an epoch of n updates).
+    """What one update looked like, on device; all but info scalars (`[n]` after an epoch of n updates).
 
     loss:       weighted mean over the chunk, before the update
     grad_norm:  global norm of the estimated gradient, before clipping
     clipped:    whether the optimizer clipped it; None unless its chain has a `clipping.watched` transformation
     non_finite: whether loss or gradient holds NaN or inf
+    info:       the estimator's info of this update; after an epoch every leaf of it has a leading axis `[n]`
     """
 
     loss: Float[Array, "*n"]
     grad_norm: Float[Array, "*n"]
     clipped: Bool[Array, "*n"] | None
     non_finite: Bool[Array, "*n"]
+    info: Any
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -126,6 +128,7 @@ def _make_update(estimator: Estimator, optimizer: optax.GradientTransformation) 
             grad_norm=grad_norm,
             clipped=optax.tree_utils.tree_get(opt_state, "clipped", default=None),
             non_finite=_any_non_finite((gradient.loss, gradient.grads)),
+            info=gradient.info,
         )
         return TrainState(params, opt_state, gradient.memory, state.step + 1, keep), metrics
 

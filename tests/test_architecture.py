@@ -12,6 +12,7 @@ LEVELS = {
     0: {"types", "windows"},
     1: {"cells", "unroll", "estimators", "clipping", "training", "checkpoints", "parallel", "data"},
     2: {"objectives", "diagnostics", "interop"},
+    2.5: {"omega"},  # a term that objectives' loss functions are given
 }
 LEVEL = {room: level for level, rooms in LEVELS.items() for room in rooms}
 # The front door stands outside the house: it opens every room, and only level 3 comes in by it.

@@ -1,6 +1,7 @@
 """A real training run at several G_max: a tanh network whose gradients explode."""
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,7 +15,7 @@ G_MAX = (0.01, 0.1, 1.0, 10.0, 100.0, math.inf)
 T, B = 40, 64
 
 
-def sweep_g_max(updates: int, seed: int) -> list[dict[str, float | None]]:
+def sweep_g_max(updates: int, seed: int) -> list[dict[str, Any]]:
     """Trains an Elman network of gain 1.5 to recall a sign 30 steps later, once for every G_max, by plain SGD.
 
     Returns:

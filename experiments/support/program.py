@@ -21,7 +21,7 @@ from tbptt.data import DataUnavailable
 #   draw(data, folder)         writes PNG figures; never measures
 
 
-def claim(number: int, text: str, measured: Any, expected: str, holds: bool) -> dict[str, Any]:
+def claim(number: int, text: str, measured: Any, expected: str, holds: Any) -> dict[str, Any]:
     """Makes one row of a summary: what the lecture says, what was measured, what was expected, and whether it holds."""
     return {"claim": number, "text": text, "measured": measured, "expected": expected, "holds": bool(holds)}
 

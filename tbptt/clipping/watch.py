@@ -1,4 +1,4 @@
-"""Watching what a clipping transformation of optax does; `optax.clip_by_global_norm` itself is used, not rewritten."""
+"""Watching what a clipping transformation of optax does."""
 
 from typing import Any, NamedTuple
 
@@ -19,9 +19,10 @@ class WatchedState(NamedTuple):
 def watched(transformation: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """Wraps a clipping transformation so that the train step can report whether it clipped.
 
-        new = transformation(g);    clipped = any(new != g);    clip_count += clipped
+        new = transformation(g);    clipped = any(new != g, NaN equal to NaN);    clip_count += clipped
 
-    The gradients pass exactly as they would without it.
+    The gradients pass exactly as they would without it. A NaN that stays NaN is no change; a NaN that was zeroed is one,
+    and so is a finite entry that became NaN (optax.clip_by_global_norm spreads one NaN to every leaf).
 
         optimizer = optax.chain(watched(optax.clip_by_global_norm(1.0)), optax.adam(1e-3))
 
@@ -38,7 +39,7 @@ def watched(transformation: optax.GradientTransformation) -> optax.GradientTrans
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, WatchedState]:
         new, inner_state = inner.update(updates, state.inner, params, **extra)
-        changed = jax.tree.map(lambda a, b: jnp.any(a != b), updates, new)
+        changed = jax.tree.map(lambda a, b: jnp.any((a != b) & ~(jnp.isnan(a) & jnp.isnan(b))), updates, new)
         clipped = jax.tree.reduce(jnp.logical_or, changed, jnp.zeros((), bool))
         return new, WatchedState(inner_state, clipped, state.clip_count + clipped)
 

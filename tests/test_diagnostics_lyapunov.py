@@ -1,0 +1,183 @@
+"""Lyapunov spectra against eigenvalues, determinants and theory; horizons against closed forms."""
+
+import functools
+import inspect
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tbptt
+from tbptt.diagnostics import lag_profile, lyapunov_spectrum, measured_horizon, memory_horizon, step_jacobians
+from tests.test_diagnostics_lag import CountingElman, total
+
+STACK = tbptt.Stack((tbptt.LSTM(2, 3), tbptt.Elman(3, 4)))
+
+
+def linear(w):
+    """A linear Elman cell whose Jacobian is w^T at every step."""
+    w = jnp.asarray(w)
+    cell = tbptt.Elman(2, w.shape[0], activation=jax.nn.identity, dtype=w.dtype)
+    return cell, cell.init(jax.random.key(0))._replace(w_h=w)
+
+
+def test_a_linear_network_has_the_logs_of_its_eigenvalues_whatever_the_inputs(key):
+    v = np.random.default_rng(0).normal(size=(5, 5))
+    rates = np.log([1.2, 0.9, 0.6, 0.4, 0.2])
+    cell, params = linear(v @ np.diag(np.exp(rates)) @ np.linalg.inv(v))  # far from normal: QR needs its warm-up
+    xs = jax.random.normal(key, (200, 2))
+    got = jax.jit(functools.partial(lyapunov_spectrum, cell, warmup=150))(params, cell.initial_carry(), xs)
+    np.testing.assert_allclose(got.exponents, rates, atol=1e-12)
+    np.testing.assert_allclose(got.standard_error, 0, atol=1e-12)
+    assert got.running.shape == (50, 5)
+    np.testing.assert_array_equal(got.running[-1], got.exponents)
+    two = lyapunov_spectrum(cell, params, cell.initial_carry(), xs, count=2, warmup=150)
+    np.testing.assert_allclose(two.exponents, rates[:2], atol=1e-12)
+    assert np.isnan(two.log_det_mean)  # it needs all
+
+
+def test_an_unsorted_diagonal_network_comes_out_sorted():
+    cell = tbptt.DiagonalLinear(1, 3)
+    params = cell.init(jax.random.key(0))._replace(a=jnp.asarray([0.2, 0.9, -0.5]))
+    got = lyapunov_spectrum(cell, params, cell.initial_carry(), jnp.zeros((200, 1)), warmup=150)
+    np.testing.assert_allclose(got.exponents, np.log([0.9, 0.5, 0.2]), atol=1e-12)
+
+
+def test_an_orthogonal_network_has_none_but_zeros(key):
+    cell, params = linear(np.linalg.qr(np.random.default_rng(0).normal(size=(6, 6)))[0])
+    got = lyapunov_spectrum(cell, params, cell.initial_carry(), jax.random.normal(key, (100, 2)))
+    np.testing.assert_allclose(got.exponents, np.zeros(6), atol=1e-14)
+    np.testing.assert_allclose(got.running, np.zeros((100, 6)), atol=1e-14)
+
+
+@pytest.mark.parametrize("cell", [tbptt.Elman(2, 5, gain=1.5), STACK], ids=["elman", "stack"])
+def test_all_exponents_add_up_to_the_mean_log_determinant(cell, key):
+    params, carry, xs = cell.init(key), cell.initial_carry(), jax.random.normal(key, (60, 2))
+    got = jax.jit(functools.partial(lyapunov_spectrum, cell, warmup=10))(params, carry, xs)
+    want = np.mean(np.linalg.slogdet(np.asarray(step_jacobians(cell, params, carry, xs))[10:])[1])
+    np.testing.assert_allclose(np.sum(got.exponents), want, rtol=1e-11)
+    np.testing.assert_allclose(got.log_det_mean, want, rtol=1e-11)
+    first = lyapunov_spectrum(cell, params, carry, xs, count=1, warmup=10)
+    np.testing.assert_allclose(first.exponents[0], got.exponents[0], rtol=1e-11)
+
+
+@pytest.mark.parametrize("gain", [0.5, 0.9])
+def test_a_random_tanh_network_at_the_origin_forgets_at_the_log_of_its_gain(gain):
+    """Theory: ln g as H grows (the circular law). H = 200: within 0.1 for a random W, exactly ln(spectral radius)."""
+    w = gain * np.random.default_rng(1).normal(size=(200, 200)) / math.sqrt(200)
+    cell = tbptt.Elman(1, 200)
+    params = cell.init(jax.random.key(0))._replace(w_h=jnp.asarray(w))
+    got = lyapunov_spectrum(cell, params, cell.initial_carry(), jnp.zeros((600, 1)), count=1, warmup=200)
+    assert abs(float(got.exponents[0]) - math.log(gain)) < 0.1
+    radius = np.abs(np.linalg.eigvals(w)).max()
+    assert abs(float(got.exponents[0]) - math.log(radius)) < 0.01
+    assert abs(float(got.exponents[0]) - math.log(radius)) < 5 * float(got.standard_error[0]) + 1e-3
+
+
+def test_the_standard_error_covers_the_truth():
+    """h' = exp(x) h with x ~ N(-1/2, 1) drawn anew each step: the exponent is -1/2, its error 1/sqrt(S)."""
+
+    class Multiplied(tbptt.DiagonalLinear):
+        def __call__(self, params, carry, x):
+            carry = type(carry)(carry.h * jnp.exp(x))
+            return carry, carry.h
+
+    cell = Multiplied(1, 1)
+    carry = cell.initial_carry()._replace(h=jnp.ones(1))
+
+    def measure(key):
+        return lyapunov_spectrum(cell, None, carry, jax.random.normal(key, (400, 1)) - 0.5)
+
+    got = jax.jit(jax.vmap(measure))(jax.random.split(jax.random.key(0), 200))
+    np.testing.assert_allclose(np.mean(got.standard_error), 1 / 20, rtol=0.05)
+    within_two = np.mean(np.abs(got.exponents + 0.5) < 2 * got.standard_error)
+    assert 0.88 < within_two < 0.99
+
+
+def test_float32_neither_overflows_nor_underflows():
+    cell, params = linear(np.diag([2.0, 0.5]).astype(np.float32))
+    xs = jnp.zeros((2000, 2), jnp.float32)
+    got = lyapunov_spectrum(cell, params, cell.initial_carry(), xs, warmup=100)
+    assert got.exponents.dtype == jnp.float32
+    np.testing.assert_allclose(got.exponents, [math.log(2), -math.log(2)], rtol=1e-5)
+
+
+def test_a_singular_jacobian_gives_minus_infinity_and_nan_parameters_nan():
+    cell, params = linear(np.zeros((3, 3)))
+    got = lyapunov_spectrum(cell, params, cell.initial_carry(), jnp.zeros((9, 2)))
+    assert (np.asarray(got.exponents) == -np.inf).all() and got.log_det_mean == -np.inf
+    assert np.isnan(got.standard_error).all()
+    cell, params = linear(np.diag([0.5, 0.0, 0.25]))
+    got = lyapunov_spectrum(cell, params, cell.initial_carry(), jnp.zeros((100, 2)), warmup=60)
+    np.testing.assert_allclose(got.exponents[:2], np.log([0.5, 0.25]), atol=1e-12)
+    assert got.exponents[2] < -30  # the log of a rounding error, or -inf
+    broken = jax.tree.map(lambda p: p * jnp.nan, params)
+    got = lyapunov_spectrum(cell, broken, cell.initial_carry(), jnp.zeros((9, 2)))
+    assert np.isnan(got.exponents).all() and np.isnan(got.log_det_mean)
+    assert np.isnan(memory_horizon(got.exponents, 0.1))
+
+
+def test_one_step_and_one_unit():
+    cell = tbptt.DiagonalLinear(1, 1)
+    params = cell.init(jax.random.key(0))._replace(a=jnp.asarray([-0.5]))
+    got = lyapunov_spectrum(cell, params, cell.initial_carry(), jnp.zeros((1, 1)))
+    np.testing.assert_allclose(got.exponents, [math.log(0.5)], rtol=1e-15)
+    assert np.isnan(got.standard_error[0])  # no error from one step
+
+
+def test_the_predicted_horizon_is_the_measured_one():
+    """h' = a h: influence a^k falls to delta at k = ln delta / ln a; the profile shows it at the next whole step."""
+    cell, delta = tbptt.DiagonalLinear(1, 1), 0.01
+    xs = jnp.zeros((200, 1))
+    for a in (0.5, 0.9, 0.95):
+        params = cell.init(jax.random.key(0))._replace(a=jnp.asarray([a]))
+        got = lyapunov_spectrum(cell, params, cell.initial_carry(), xs)
+        predicted = jax.jit(functools.partial(memory_horizon, delta=delta))(got.exponents)
+        np.testing.assert_allclose(predicted, math.log(delta) / math.log(a), rtol=1e-12)
+        profile = lag_profile(cell, params, cell.initial_carry(), xs, total, lags=150)
+        measured = jax.jit(functools.partial(measured_horizon, delta=delta))(profile)
+        assert measured.h == math.ceil(predicted)
+    short = lag_profile(cell, params, cell.initial_carry(), xs, total, lags=20)  # a^20 = 0.36 is not forgotten yet
+    assert measured_horizon(short, delta).h == np.inf
+    silent = lag_profile(cell, params, cell.initial_carry(), xs, lambda y, s: jnp.zeros(()), lags=20)
+    assert measured_horizon(silent, delta).h == 0
+    broken = short._replace(mean=jax.tree.map(lambda m: m.at[3].set(jnp.nan), short.mean))
+    assert np.isnan(measured_horizon(broken, delta).h)
+    dip = short._replace(mean=type(short.mean)(jnp.asarray([1.0, 0.001, 0.5, 0.01, 0.001])))
+    assert measured_horizon(dip, delta).h == 3  # for good, not at the first dip
+
+
+def test_memory_horizon_at_its_edges():
+    assert memory_horizon(0.0, 0.1) == np.inf and memory_horizon(0.3, 0.1) == np.inf
+    assert memory_horizon(-jnp.inf, 0.1) == 0
+    np.testing.assert_allclose(memory_horizon(jnp.asarray([-2.0, -0.5, -1.0]), math.exp(-3)), 6.0, rtol=1e-12)
+    assert memory_horizon(jnp.asarray([-0.5, 0.1]), 0.1) == np.inf
+    for delta in (0.0, 1.0, -1.0):
+        with pytest.raises(ValueError, match="delta must be a share between 0 and 1"):
+            memory_horizon(-1.0, delta)
+        with pytest.raises(ValueError, match="delta must be a share between 0 and 1"):
+            inspect.unwrap(measured_horizon)(None, delta)
+
+
+def test_bad_input_is_refused_by_name(key):
+    cell = tbptt.Elman(2, 3)
+    spectrum = functools.partial(inspect.unwrap(lyapunov_spectrum), cell, cell.init(key))  # without the hook
+    carry, xs = cell.initial_carry(), jnp.ones((5, 2))
+    with pytest.raises(ValueError, match="at most the 3 numbers of the carry; got count=4"):
+        spectrum(carry, xs, count=4)
+    with pytest.raises(ValueError, match="count must be at least 1"):
+        spectrum(carry, xs, count=0)
+    with pytest.raises(TypeError, match="count must be a Python int"):
+        spectrum(carry, xs, count=2.0)
+    for warmup in (5, -1):
+        with pytest.raises(ValueError, match=f"got warmup={warmup}, T=5"):
+            spectrum(carry, xs, warmup=warmup)
+    with pytest.raises(TypeError, match="warmup must be a Python int"):
+        spectrum(carry, xs, warmup=1.5)
+    with pytest.raises(ValueError, match=r"one sequence \[T, D\]"):
+        spectrum(cell.initial_carry((4,)), jnp.ones((5, 4, 2)))
+    counting = CountingElman()
+    with pytest.raises(TypeError, match=r"carry\['steps'\] is int32"):
+        lyapunov_spectrum(counting, None, counting.initial_carry(), xs)
