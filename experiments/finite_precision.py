@@ -131,8 +131,11 @@ def draw(data: dict[str, Any], folder: Path) -> None:
     """Draws where powers end, and the gradient by lag."""
     figure, axes = style.panels(2, title="Finite precision ends every product of many factors", width=6.2)
     places = np.arange(len(DTYPES))
-    bars = (("overflow", f"{data['growth']}ⁿ overflows"), ("zero", f"{data['decay']}ⁿ is 0 (or stuck)"),
-            ("useful", f"{data['decay']}ⁿ last moves a parameter"))  # fmt: skip
+    bars = (
+        ("overflow", f"{data['growth']}ⁿ overflows"),
+        ("zero", f"{data['decay']}ⁿ is 0 (or stuck)"),
+        ("useful", f"{data['decay']}ⁿ last moves a parameter"),
+    )
     for index, (name, label) in enumerate(bars):
         heights = [data["table"][d][name] or 0 for d in DTYPES]
         shown = axes[0].bar(places + 0.27 * (index - 1), heights, 0.25, label=label, color=style.COLORS[index])

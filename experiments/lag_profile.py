@@ -50,9 +50,16 @@ def trained(job: Job, model: Model, config: Config) -> Run:
     loss_fn = tbptt.sequence_loss(model.cell, model.readout, tbptt.squared_error)
     seconds = 1.5 if config.quick else config.seconds
     return train(
-        tbptt.truncated_bptt(loss_fn, 50, 50), model, job, 50,
-        lr=6e-3, clip=1.0, seconds=seconds, seed=config.seed, report=lambda used, loss: None,
-    )  # fmt: skip
+        tbptt.truncated_bptt(loss_fn, 50, 50),
+        model,
+        job,
+        50,
+        lr=6e-3,
+        clip=1.0,
+        seconds=seconds,
+        seed=config.seed,
+        report=lambda used, loss: None,
+    )
 
 
 def gradient(estimator: tbptt.Estimator, params: Any, carry: Any, batch: tbptt.Batch) -> Any:

@@ -103,21 +103,28 @@ def measure(config: Config) -> dict[str, Any]:
         "cells": rows,
         "claims": [
             program.claim(
-                3, "linear network: sum of the exponents against log|det W|; largest against log|λ|",
-                f"off by {sum_error:.1e}; {abs(found[0] - exact[0]):.1e}", "below 1e-2 each",
+                3,
+                "linear network: sum of the exponents against log|det W|; largest against log|λ|",
+                f"off by {sum_error:.1e}; {abs(found[0] - exact[0]):.1e}",
+                "below 1e-2 each",
                 sum_error < 1e-2 and abs(found[0] - exact[0]) < 1e-2,
             ),
             program.claim(
-                3, "tanh at rest, below gain 1: largest exponent against log(g · spectral radius), worst",
-                f"{at_rest:.1e}", "below 0.02", at_rest < 0.02,
+                3,
+                "tanh at rest, below gain 1: largest exponent against log(g · spectral radius), worst",
+                f"{at_rest:.1e}",
+                "below 0.02",
+                at_rest < 0.02,
             ),
             program.claim(
-                3, "lag at which the gradient has faded to 1 %: measured / predicted from the largest exponent",
-                ", ".join(f"{n}: {r['measured']} / {r['predicted']:.0f}" for n, r in rows.items()), "within a factor of 2",
+                3,
+                "lag at which the gradient has faded to 1 %: measured / predicted from the largest exponent",
+                ", ".join(f"{n}: {r['measured']} / {r['predicted']:.0f}" for n, r in rows.items()),
+                "within a factor of 2",
                 len(ratios) >= 3 and all(0.5 < ratio < 2 for ratio in ratios),
             ),
         ],
-    }  # fmt: skip
+    }
 
 
 def draw(data: dict[str, Any], folder: Path) -> None:

@@ -20,8 +20,8 @@ import numpy as np
 import tyro
 
 import tbptt
-from experiments.support import baselines, run_folder, tradeoff_figure
-from experiments.support.console import console, human_bytes, progress, table
+from experiments.support import baselines, run_folder, tradeoff_figure, tradeoff_table
+from experiments.support.console import progress
 from experiments.support.forecasting import Job, Model, Run, epoch_temp_bytes, errors, make_job, step_temp_bytes, train
 from tbptt.data import DataUnavailable, mackey_glass, ppg
 from tbptt.diagnostics import gradient_by_lag
@@ -97,7 +97,7 @@ def main(config: Config) -> dict[str, Any]:
     }
     (folder / "lag.json").write_text(json.dumps(lag_profile(job, model, best.params)) + "\n")
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    tell(summary)
+    tradeoff_table.tell(summary)
     tradeoff_figure.draw(folder)
     return summary
 
@@ -164,31 +164,6 @@ def lag_profile(job: Job, model: Model, params: Any, lags: int = 1000) -> dict[s
         return [float(f"{norm:.4g}") for norm in np.median(np.asarray(norms[:lags]), axis=1)]
 
     return {"trained": profile(params.cell), "untrained": profile(model.cell.init(jax.random.key(0)))}
-
-
-def tell(summary: dict[str, Any]) -> None:
-    """Prints the tables a person reads."""
-    table(
-        f"{summary['dataset']}: {summary['horizon']} steps ahead, equal training seconds"
-        + (" (QUICK: too short to conclude from)" if summary["quick"] else ""),
-        ("estimator", "k1", "k2", "updates", "train s", "compile s", "step bytes", "valid MSE", "test MSE"),
-        [
-            (r["estimator"], str(r["k1"]), str(r["k2"]), str(r["updates"]), f"{r['train_seconds']:.1f}",
-             f"{r['compile_seconds']:.1f}", human_bytes(r["temp_bytes"]), f"{r['valid_mse']:.4f}", f"{r['test_mse']:.4f}")
-            for r in summary["rows"]
-        ],
-    )  # fmt: skip
-    table("without a network", ("baseline", "test MSE"), [(k, f"{v:.4f}") for k, v in summary["baselines"].items()])
-    table(
-        "temporary bytes by length of the lanes",
-        ("lane's steps", "one TBPTT(50, 50) step", "its whole epoch", "one full BPTT step"),
-        [
-            (str(m["length"]), *(human_bytes(m[name]) for name in ("truncated_step", "truncated_epoch", "full_step")))
-            for m in summary["memory"]
-        ],
-    )
-    pick = summary["chosen"]
-    console.print(f"chosen on validation: k1={pick['k1']}, k2={pick['k2']}; beats AR(256): {pick['beats_ar256']}")
 
 
 if __name__ == "__main__":

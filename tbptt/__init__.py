@@ -10,6 +10,15 @@ from tbptt.cells import DiagonalLinear as DiagonalLinear
 from tbptt.cells import Elman as Elman
 from tbptt.cells import GRUResetBefore as GRUResetBefore
 from tbptt.cells import Stack as Stack
+from tbptt.clipping import ClippedCell as ClippedCell
+from tbptt.clipping import clip_by_global_norm as clip_by_global_norm
+from tbptt.clipping import clip_cotangent as clip_cotangent
+from tbptt.clipping import global_norm as global_norm
+from tbptt.clipping import leaves_named as leaves_named
+from tbptt.clipping import raise_if_non_finite as raise_if_non_finite
+from tbptt.clipping import shrink_non_finite as shrink_non_finite
+from tbptt.clipping import skip_non_finite as skip_non_finite
+from tbptt.clipping import stop_at_non_finite as stop_at_non_finite
 from tbptt.clipping import watched as watched
 from tbptt.diagnostics import gradient_by_lag as gradient_by_lag
 from tbptt.estimators import full_bptt as full_bptt
@@ -39,6 +48,7 @@ from tbptt.unroll import unroll as unroll
 __all__ = [
     "Batch",
     "Cell",
+    "ClippedCell",
     "DiagonalLinear",
     "Elman",
     "Estimator",
@@ -55,17 +65,25 @@ __all__ = [
     "Stack",
     "TrainState",
     "as_linen",
+    "clip_by_global_norm",
+    "clip_cotangent",
     "data",
     "full_bptt",
+    "global_norm",
     "gradient_by_lag",
     "init_params",
     "init_state",
+    "leaves_named",
     "make_train_epoch",
     "make_train_step",
     "predict",
+    "raise_if_non_finite",
     "rewind",
     "sequence_loss",
+    "shrink_non_finite",
+    "skip_non_finite",
     "squared_error",
+    "stop_at_non_finite",
     "truncated_bptt",
     "unroll",
     "watched",

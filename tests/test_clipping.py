@@ -224,6 +224,9 @@ def test_clipped_cell_is_the_cell_forward_and_at_infinity(cell):
     assert_equal(unroll(clipped, params, carry, XS), unroll(cell, params, carry, XS))
     halves = clipped.recur(params, carry, clipped.inputs(params, XS[0]))
     assert_equal(halves, cell(params, carry, XS[0]))
+    by_carry = jax.grad(lambda c: jnp.sum(clipped.recur(params, c, clipped.inputs(params, XS[0]))[1]))(carry)
+    norms = np.sqrt(sum(np.sum(np.square(leaf), axis=-1) for leaf in jax.tree.leaves(by_carry)))
+    np.testing.assert_allclose(norms, 1e-3, rtol=1e-12)  # clipped in halves too
     plain = jax.grad(loss_of(cell), argnums=(0, 1, 2))(params, carry, XS)
     assert_equal(jax.grad(loss_of(never), argnums=(0, 1, 2))(params, carry, XS), plain)
     tight = jax.grad(loss_of(clipped), argnums=(0, 1, 2))(params, carry, XS)

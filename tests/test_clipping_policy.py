@@ -135,8 +135,10 @@ def test_skip_an_update_that_overflows_and_states_of_any_kind():
     ours = skip_non_finite(optax.sgd(1e20))
     updates, state = ours.update(p * 1e30, ours.init(p), p)
     assert not np.any(updates) and bool(state.skipped)
-    # infinity that was in the state from the start (reduce_on_plateau's best value) is no harm; keys are no numbers
-    ours = skip_non_finite(optax.chain(optax.add_noise(0.1, 0.5, key=jax.random.key(1)), optax.contrib.reduce_on_plateau()))
+    # infinity that was in the state from the start (as reduce_on_plateau's best value) is no harm; keys are no numbers
+    still = optax.GradientTransformation(lambda p: jnp.array(jnp.inf), lambda g, state, p=None: (g, state))
+    noise = optax.add_noise(0.1, 0.5, key=jax.random.key(1))
+    ours = skip_non_finite(optax.chain(still, noise, optax.contrib.reduce_on_plateau()))
     updates, state = ours.update(p, ours.init(p), p, value=jnp.array(1.0))
     assert np.any(updates) and not bool(state.skipped)
     updates, state = ours.update(p * jnp.nan, state, p, value=jnp.array(1.0))

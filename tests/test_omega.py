@@ -178,6 +178,15 @@ def test_tiny_signals_in_float32_keep_their_direction():
         assert np.all(np.isfinite(grads.w_h)) and np.any(grads.w_h)
 
 
+def test_carries_inputs_and_signals_are_constants(key):
+    cell = GRU(D, H)
+    params, carry, batch = setting(cell, key)
+    carries = jax.tree.map(lambda a: jnp.ones((T, *a.shape)), carry)
+    args = (carries, batch.inputs, carries)
+    grads = jax.grad(lambda a: jnp.sum(omega_terms(cell, params.cell, *a)))(args)
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(grads))
+
+
 def test_estimators_take_it_and_embeddings_too(key):
     cell = GRU(D, H)
     params, carry, batch = setting(cell, key)

@@ -1,0 +1,88 @@
+"""Gradients written out by hand in float64: the definitions that the library is held against."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import tbptt
+
+
+def bptt_errors(seed: int, H: int = 5, T: int = 6) -> tuple[float, float]:
+    """Returns the relative errors of full BPTT for dL_T/dW of h_t = tanh(h_{t-1} W + x_t U), L_T = |h_T|^2 / 2.
+
+    First against the sum over time, whose terms all run through the later ones,
+
+        dL_T/dW = sum_{t <= T} outer(h_{t-1}, e_t),    e_T = h_T (1 - h_T^2),    e_{t-1} = (e_t W^T) (1 - h_{t-1}^2)
+
+    second against central finite differences.
+    """
+    rng = np.random.default_rng(seed)
+    W, U, xs = rng.normal(size=(H, H)) / 2, rng.normal(size=(2, H)), rng.normal(size=(T, 2))
+
+    def loss_by_hand(W: np.ndarray) -> tuple[float, list[np.ndarray]]:
+        hs = [np.zeros(H)]
+        for x in xs:
+            hs.append(np.tanh(hs[-1] @ W + x @ U))
+        return 0.5 * float(np.sum(hs[-1] ** 2)), hs
+
+    _, hs = loss_by_hand(W)
+    hand, e = np.zeros_like(W), hs[T] * (1 - hs[T] ** 2)
+    for t in range(T, 0, -1):
+        hand += np.outer(hs[t - 1], e)
+        e = (e @ W.T) * (1 - hs[t - 1] ** 2)
+    step, differences = 1e-5, np.zeros_like(W)
+    for index in np.ndindex(W.shape):
+        nudge = np.zeros_like(W)
+        nudge[index] = step
+        differences[index] = (loss_by_hand(W + nudge)[0] - loss_by_hand(W - nudge)[0]) / (2 * step)
+
+    with jax.enable_x64(True):
+        cell = tbptt.Elman(2, H)
+        params = cell.init(jax.random.key(0))._replace(w_h=jnp.asarray(W), w_x=jnp.asarray(U))
+
+        def loss_fn(params: Any, carry: Any, batch: tbptt.Batch) -> tuple[jax.Array, Any]:
+            carry, ys = tbptt.unroll(cell, params, carry, batch.inputs)
+            return 0.5 * jnp.sum(ys[-1] ** 2), carry
+
+        batch = tbptt.Batch(jnp.asarray(xs), jnp.zeros((T, 1)), jnp.ones((T,)) / T)  # total weight 1: a sum, not a mean
+        grads = tbptt.full_bptt(loss_fn).estimate(params, cell.initial_carry(), batch).grads
+        got = np.asarray(grads.w_h)
+    size = np.linalg.norm(hand)
+    return float(np.linalg.norm(got - hand) / size), float(np.linalg.norm(got - differences) / size)
+
+
+def influence_derivatives(pairs: tuple[tuple[int, int], ...]) -> tuple[list[dict[str, Any]], list[float]]:
+    """Measures ds_0/dtheta of TBPTT(k1, k2) on influence balancing, beside its closed form; and that by age.
+
+    s' = A s + theta sign,   A = I/2 + superdiagonal/2 (n = 23),   sign = +1 (10 states), -1 (13)
+    D_k = sum_{j < k} e_0^T A^j sign;    TBPTT(k1, k2) sees mean(D_{k2-k1+1} .. D_{k2}), the truth is D_inf = -6
+    """
+    n, p = 23, 10
+    A = 0.5 * np.eye(n) + 0.5 * np.eye(n, k=1)
+    sign = np.where(np.arange(n) < p, 1.0, -1.0)
+    row, D = np.eye(n)[0], []
+    for _ in range(max(k2 for _, k2 in pairs)):
+        D.append((D[-1] if D else 0.0) + row @ sign)
+        row = row @ A
+
+    def loss_fn(params: Any, carry: Any, batch: tbptt.Batch) -> tuple[jax.Array, Any]:
+        def body(s: jax.Array, _: Any) -> tuple[jax.Array, jax.Array]:
+            s = jnp.asarray(A) @ s + params * jnp.asarray(sign)
+            return s, s[0]
+
+        carry, seen = jax.lax.scan(body, carry, batch.inputs)
+        return jnp.sum(seen), carry
+
+    rows = []
+    with jax.enable_x64(True):
+        for k1, k2 in pairs:
+            steps = (-(-k2 // k1)) * k1
+            estimator, theta = tbptt.truncated_bptt(loss_fn, k1, k2), jnp.asarray(0.5)
+            batch = tbptt.Batch(jnp.zeros((steps, 1)), jnp.zeros((steps, 1)))
+            memory = estimator.estimate(theta, estimator.init(theta, jnp.ones(n), batch), batch).memory
+            new = jax.tree.map(lambda leaf, k1=k1: leaf[:k1], batch)
+            got = float(estimator.estimate(theta, memory, new).grads)
+            rows.append({"k1": k1, "k2": k2, "measured": got, "closed_form": float(np.mean(D[k2 - k1 : k2]))})
+    return rows, [float(d) for d in D]

@@ -1,0 +1,197 @@
+"""What truncation is and what it buys: claims 1, 8, 9, 11 and 12 of the lecture.
+
+    python -m experiments.truncation            about 60 seconds on two cores
+
+Expected: BPTT equals the sum over time written out by hand; the memory of a full gradient grows with T to hundreds of
+MiB at 65,536 steps of the pulse recording, that of a truncated one does not; at equal seconds truncated training is
+far ahead of full BPTT, and the best window lies inside the range tried; TBPTT(10, 100) has the right derivative where
+TBPTT(100, 100) has the wrong sign.
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import tbptt
+from experiments.support import program, style
+from experiments.support.by_hand import bptt_errors, influence_derivatives
+from experiments.support.forecasting import Model, errors, make_job, train
+from tbptt.data import forecast_pairs, ppg, standardise
+
+WINDOWS = (10, 50, 250, 1000)
+PAIRS = ((1, 100), (10, 100), (50, 100), (100, 100), (110, 110), (200, 200))
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(program.Common):
+    """Definitions, cost by length, and error by window at equal seconds."""
+
+    seconds: float = 8.0
+    """training seconds for each window"""
+    lengths: tuple[int, ...] = (1024, 8192, 65536)
+    """T of one unbroken sequence, for the cost"""
+    hidden: int = 32
+    """units"""
+
+
+def cost(length: int, hidden: int) -> dict[str, Any]:
+    """Measures one gradient over `length` steps of one lane, full and TBPTT(128, 128), at fixed parameters."""
+    values, _ = standardise(ppg(2).values[:, :1], 180_000)
+    inputs, targets = forecast_pairs(values, 0, (32,))
+    batch = tbptt.Batch(*(jnp.asarray(a[:length, None], jnp.float32) for a in (inputs, targets)))
+    cell, readout = tbptt.LSTM(1, hidden), nn.Dense(1)
+    loss_fn = tbptt.sequence_loss(cell, readout, tbptt.squared_error)
+    params, carry = tbptt.init_params(jax.random.key(0), cell, readout), cell.initial_carry((1,))
+    row: dict[str, Any] = {"length": length}
+    for name, estimator in (("full", tbptt.full_bptt(loss_fn)), ("truncated", tbptt.truncated_bptt(loss_fn, 128, 128))):
+        memory = estimator.init(params, carry, batch)
+        begin = time.perf_counter()
+        compiled: Any = (
+            jax.jit(lambda p, m, b, e=estimator: e.estimate(p, m, b).grads).lower(params, memory, batch).compile()
+        )
+        row[f"{name}_compile_seconds"] = time.perf_counter() - begin
+        seconds = []
+        for _ in range(4):
+            begin = time.perf_counter()
+            jax.block_until_ready(compiled(params, memory, batch))
+            seconds.append(time.perf_counter() - begin)
+        row[f"{name}_seconds"] = float(np.median(seconds[1:]))
+        row[f"{name}_bytes"] = compiled.memory_analysis().temp_size_in_bytes
+    return row
+
+
+def by_window(config: Config) -> list[dict[str, Any]]:
+    """Trains with every window for the same seconds; full BPTT over lanes of 5,000 steps last."""
+    job = make_job(ppg(2), (8, 16, 24, 32), 36, 180_000, 200_000)
+    model = Model(tbptt.LSTM(1, config.hidden), nn.Dense(4))
+    loss_fn = tbptt.sequence_loss(model.cell, model.readout, tbptt.squared_error)
+    seconds = 2.5 if config.quick else config.seconds
+    windows = (10, 50, 250) if config.quick else WINDOWS
+    rows = []
+    for k in (*windows, 5000):
+        estimator = tbptt.full_bptt(loss_fn) if k == 5000 else tbptt.truncated_bptt(loss_fn, k, k)
+        run = train(
+            estimator, model, job, k, lr=6e-3, clip=1.0, seconds=seconds, seed=config.seed, report=lambda used, loss: None
+        )
+        valid, _ = errors(model, run.params, job)
+        rows.append({"k": k, "updates": run.updates, "valid_mse": valid})
+    return rows
+
+
+def measure(config: Config) -> dict[str, Any]:
+    """Measures the definitions, the cost and the sweep."""
+    hand, differences = bptt_errors(config.seed)
+    costs = [cost(length, config.hidden) for length in config.lengths]
+    first, last = costs[0], costs[-1]
+    grown = {name: last[f"{name}_bytes"] / first[f"{name}_bytes"] for name in ("full", "truncated")}
+    longer = last["length"] / first["length"]
+    rows = by_window(config)
+    best, full = min(rows, key=lambda r: r["valid_mse"]), rows[-1]
+    derivatives, curve = influence_derivatives(PAIRS)
+    worst = max(abs(r["measured"] - r["closed_form"]) for r in derivatives)
+    sign = {(r["k1"], r["k2"]): r["measured"] for r in derivatives}
+    return {
+        "cost": costs,
+        "rows": rows,
+        "derivatives": derivatives,
+        "curve": curve,
+        "claims": [
+            program.claim(
+                1,
+                "BPTT against the sum over time by hand; against finite differences (relative errors)",
+                f"{hand:.1e}; {differences:.1e}",
+                "below 1e-12; below 1e-7",
+                hand < 1e-12 and differences < 1e-7,
+            ),
+            program.claim(
+                8,
+                f"{last['length']:,} steps in one sequence: memory of a full gradient; of a truncated one",
+                " and ".join(f"{last[f'{n}_bytes'] / 2**20:.1f} MiB (×{grown[n]:.0f})" for n in grown),
+                f"full grows as T (×{longer:.0f}), truncated at least ten times less",
+                grown["full"] > 0.8 * longer and last["full_bytes"] > 10 * last["truncated_bytes"],
+            ),
+            program.claim(
+                9,
+                "updates and validation error at equal seconds: TBPTT(50, 50); full BPTT",
+                ", ".join(f"{r['updates']}: {r['valid_mse']:.3f}" for r in rows if r["k"] in (50, 5000)),
+                "truncated: more updates, lower error",
+                next(r for r in rows if r["k"] == 50)["valid_mse"] < full["valid_mse"]
+                and rows[1]["updates"] > full["updates"],
+            ),
+            program.claim(
+                11,
+                "which length? validation error by window at equal seconds",
+                ", ".join(f"{r['k']}: {r['valid_mse']:.3f}" for r in rows) + f"; best {best['k']}",
+                "the best window is neither the shortest nor the longest",
+                best["k"] not in (rows[0]["k"], rows[-1]["k"]),
+            ),
+            program.claim(
+                12,
+                "k1 unlike k2: mean derivative of TBPTT(10, 100); of (100, 100); worst error against the closed form",
+                f"{sign[(10, 100)]:.3f}; {sign[(100, 100)]:+.3f}; {worst:.0e}",
+                "-6.00, the true -6; +0.58, the wrong sign; below 1e-9",
+                worst < 1e-9 and abs(sign[(10, 100)] + 6) < 0.01 and sign[(100, 100)] > 0,
+            ),
+        ],
+    }
+
+
+def draw(data: dict[str, Any], folder: Path) -> None:
+    """Draws cost by length, error by window, and the derivative by age."""
+    figure, axes = style.panels(3, title="Truncation: what it costs, what it buys, what it means")
+    lengths = [r["length"] for r in data["cost"]]
+    for index, name in enumerate(("full", "truncated")):
+        label = "full BPTT" if name == "full" else "TBPTT(128, 128)"
+        sizes = [r[f"{name}_bytes"] / 2**20 for r in data["cost"]]
+        axes[0].plot(lengths, sizes, marker=style.MARKERS[index], label=label, **style.line(index))
+        for x, y, r in zip(lengths, sizes, data["cost"], strict=True):
+            text = f"{r[f'{name}_seconds'] * 1e3:.0f} ms"
+            axes[0].annotate(
+                text, (x, y), xytext=(0, 7 if index == 0 else -14), textcoords="offset points", fontsize=8, ha="center"
+            )
+    axes[0].set(
+        xscale="log", yscale="log", xlabel="T (steps in one sequence)", ylabel="temporary memory of one gradient (MiB)"
+    )
+    axes[0].set_title("A long recording (numbers: time of one gradient)")
+    axes[0].margins(0.15)
+    axes[0].legend(fontsize=9, loc="upper left")
+    rows = data["rows"]
+    axes[1].plot([r["k"] for r in rows], [r["valid_mse"] for r in rows], marker="o", **style.line(0))
+    for r in rows:
+        axes[1].annotate(
+            f"{r['updates']} updates",
+            (r["k"], r["valid_mse"]),
+            xytext=(0, 8),
+            textcoords="offset points",
+            fontsize=8,
+            ha="center",
+        )
+    axes[1].set(xscale="log", xlabel="window k1 = k2 (steps; 5000 is full BPTT)", ylabel="validation MSE", ylim=(0, None))
+    axes[1].set_title("Pulse recording, equal training seconds")
+    axes[1].margins(0.15)
+    ages = np.arange(1, len(data["curve"]) + 1)
+    axes[2].plot(ages, data["curve"], label="derivative seen by a loss of this age", **style.line(0))
+    for index, r in enumerate(data["derivatives"]):
+        axes[2].plot(
+            r["k2"],
+            r["measured"],
+            style.MARKERS[index + 1],
+            color=style.COLORS[index + 1],
+            ms=8,
+            label=f"TBPTT({r['k1']}, {r['k2']})",
+        )
+    axes[2].axhline(-6, color=style.GREY, lw=1, ls=":")
+    axes[2].axhline(0, color="black", lw=0.8)
+    axes[2].set(xlabel="steps the gradient flows back", ylabel="∂s₀/∂θ (true: -6, dotted)", title="Influence balancing")
+    axes[2].legend(fontsize=8)
+    style.save(figure, folder, "truncation")
+
+
+if __name__ == "__main__":
+    program.run(__file__)
