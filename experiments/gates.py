@@ -88,12 +88,13 @@ def profile(cell: Any, steps: int, seed: int) -> list[float]:
 
 def measure(config: Config) -> dict[str, Any]:
     """Measures what is learnt at every lag, and the profiles at the start."""
-    lags = (10, 30, 100) if config.quick else config.lags
+    lags = (30, 100) if config.quick else config.lags
     updates = 150 if config.quick else config.updates
-    losses = {name: [] for name in cells(config.hidden, 10)}
+    names = [n for n in cells(config.hidden, 10) if not (config.quick and n in ("Elman, orthogonal", "GRU"))]
+    losses = {name: [] for name in names}
     for lag in lags:
-        for name, cell in cells(config.hidden, lag).items():
-            losses[name].append(learn(cell, lag, updates, config))
+        for name in names:
+            losses[name].append(learn(cells(config.hidden, lag)[name], lag, updates, config))
     profiles = {name: profile(cell, 300, config.seed) for name, cell in cells(config.hidden, 300).items()}
     # A constant answer has an error of 1; below 0.1 the sign is recalled.
     reach = {
@@ -130,7 +131,8 @@ def draw(data: dict[str, Any], folder: Path) -> None:
     figure, axes = style.panels(2, title="What gates do", width=6.0)
     for index, (name, norms) in enumerate(data["profiles"].items()):
         axes[0].plot(np.arange(1, len(norms) + 1), norms, label=name, **style.line(index))
-        axes[1].plot(data["lags"], data["losses"][name], marker=style.MARKERS[index], label=name, **style.line(index))
+        if name in data["losses"]:
+            axes[1].plot(data["lags"], data["losses"][name], marker=style.MARKERS[index], label=name, **style.line(index))
     axes[0].set(xlabel="lag k (steps back)", ylabel="gradient k steps back / 1 step back", yscale="log")
     axes[0].set_title("Before training")
     axes[0].set_ylim(bottom=max(min(min(row) for row in data["profiles"].values()), 1e-30))

@@ -8,6 +8,7 @@ its largest exponent near log g; inputs push the exponents down; the lag at whic
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,11 @@ def gaussian(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     return jax.random.normal(key, shape, dtype) / np.sqrt(shape[0])
 
 
-def spectrum(cell: Any, params: Any, xs: jax.Array, warmup: int) -> Any:
-    """Returns all exponents along the inputs, from a small random carry."""
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def spectrum(cell: Any, params: Any, xs: jax.Array, warmup: int, count: int | None = None) -> jax.Array:
+    """Returns the exponents along the inputs, the largest first, from a small random carry."""
     carry = jax.tree.map(lambda c: 0.1 * jax.random.normal(jax.random.key(7), c.shape), cell.initial_carry())
-    return jax.jit(lambda p: lyapunov_spectrum(cell, p, carry, xs, warmup=warmup))(params)
+    return lyapunov_spectrum(cell, params, carry, xs, warmup=warmup, count=count).exponents
 
 
 def horizon(cell: Any, params: Any, xs: jax.Array, delta: float) -> int | None:
@@ -63,20 +65,20 @@ def measure(config: Config) -> dict[str, Any]:
     noise = jax.random.normal(key, (steps, 1))
     net = tbptt.Elman(1, H, activation=linear, recurrent_init=gaussian)
     params = net.init(key)
-    found = np.sort(np.asarray(spectrum(net, params, noise, warmup).exponents, np.float64))[::-1]
+    found = np.sort(np.asarray(spectrum(net, params, noise, warmup), np.float64))[::-1]
     exact = np.sort(np.log(np.abs(np.linalg.eigvals(np.asarray(params.w_h, np.float64)))))[::-1]
     # The log-determinant is the sum of the exponents whatever the pairs of complex eigenvalues do to the rest.
     sum_error = float(abs(found.sum() - exact.sum()))
     gains = np.linspace(0.5, 2.0, 7 if config.quick else 13)
-    largest = {}
-    for scale in (0.0, 0.5, 2.0):
-        row = []
-        for gain in gains:
-            cell = tbptt.Elman(1, H, recurrent_init=gaussian)
-            p = cell.init(key)
-            p = p._replace(w_h=float(gain) * p.w_h)
-            row.append(float(spectrum(cell, p, scale * noise, warmup).exponents[0]))
-        largest[str(scale)] = row
+    cell = tbptt.Elman(1, H, recurrent_init=gaussian)
+    start = cell.init(key)
+
+    def at(gain: jax.Array, scale: jax.Array) -> jax.Array:
+        return spectrum(cell, start._replace(w_h=gain * start.w_h), scale * noise, warmup, 1)[0]
+
+    scales = (0.0, 0.5, 2.0)
+    grid = jax.jit(jax.vmap(jax.vmap(at, in_axes=(0, None)), in_axes=(None, 0)))(jnp.asarray(gains), jnp.asarray(scales))
+    largest = {str(scale): np.asarray(row, np.float64).tolist() for scale, row in zip(scales, grid, strict=True)}
     radius = float(np.max(np.abs(np.linalg.eigvals(np.asarray(gaussian(jax.random.split(key)[0], (H, H), jnp.float32))))))
     below = [i for i, gain in enumerate(gains) if gain * radius < 0.95]
     at_rest = max(abs(largest["0.0"][i] - np.log(gains[i] * radius)) for i in below)
@@ -89,7 +91,7 @@ def measure(config: Config) -> dict[str, Any]:
     rows = {}
     for name, cell in cells.items():
         p = cell.init(key)
-        spectrum_ = np.asarray(spectrum(cell, p, noise, warmup).exponents, np.float64)
+        spectrum_ = np.asarray(spectrum(cell, p, noise, warmup), np.float64)
         xs = jax.random.normal(jax.random.key(3), (1000, 1))
         predicted = float(memory_horizon(jnp.asarray(spectrum_[0]), 0.01))
         rows[name] = {"exponents": spectrum_.tolist(), "predicted": predicted, "measured": horizon(cell, p, xs, 0.01)}

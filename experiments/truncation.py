@@ -40,7 +40,7 @@ class Config(program.Common):
     """units"""
 
 
-def cost(length: int, hidden: int) -> dict[str, Any]:
+def cost(length: int, hidden: int, repeats: int) -> dict[str, Any]:
     """Measures one gradient over `length` steps of one lane, full and TBPTT(128, 128), at fixed parameters."""
     values, _ = standardise(ppg(2).values[:, :1], 180_000)
     inputs, targets = forecast_pairs(values, 0, (32,))
@@ -52,12 +52,11 @@ def cost(length: int, hidden: int) -> dict[str, Any]:
     for name, estimator in (("full", tbptt.full_bptt(loss_fn)), ("truncated", tbptt.truncated_bptt(loss_fn, 128, 128))):
         memory = estimator.init(params, carry, batch)
         begin = time.perf_counter()
-        compiled: Any = (
-            jax.jit(lambda p, m, b, e=estimator: e.estimate(p, m, b).grads).lower(params, memory, batch).compile()
-        )
+        jitted: Any = jax.jit(lambda p, m, b, e=estimator: e.estimate(p, m, b).grads)
+        compiled = jitted.lower(params, memory, batch).compile()
         row[f"{name}_compile_seconds"] = time.perf_counter() - begin
         seconds = []
-        for _ in range(4):
+        for _ in range(repeats + 1):
             begin = time.perf_counter()
             jax.block_until_ready(compiled(params, memory, batch))
             seconds.append(time.perf_counter() - begin)
@@ -71,7 +70,7 @@ def by_window(config: Config) -> list[dict[str, Any]]:
     job = make_job(ppg(2), (8, 16, 24, 32), 36, 180_000, 200_000)
     model = Model(tbptt.LSTM(1, config.hidden), nn.Dense(4))
     loss_fn = tbptt.sequence_loss(model.cell, model.readout, tbptt.squared_error)
-    seconds = 2.5 if config.quick else config.seconds
+    seconds = 2.0 if config.quick else config.seconds
     windows = (10, 50, 250) if config.quick else WINDOWS
     rows = []
     for k in (*windows, 5000):
@@ -87,7 +86,7 @@ def by_window(config: Config) -> list[dict[str, Any]]:
 def measure(config: Config) -> dict[str, Any]:
     """Measures the definitions, the cost and the sweep."""
     hand, differences = bptt_errors(config.seed)
-    costs = [cost(length, config.hidden) for length in config.lengths]
+    costs = [cost(length, config.hidden, 1 if config.quick else 3) for length in config.lengths]
     first, last = costs[0], costs[-1]
     grown = {name: last[f"{name}_bytes"] / first[f"{name}_bytes"] for name in ("full", "truncated")}
     longer = last["length"] / first["length"]

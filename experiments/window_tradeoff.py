@@ -119,6 +119,7 @@ def one_run(config: Config, job: Job, model: Model, k1: int, k2: int, display: A
     valid_mse, test_mse = errors(model, run.params, job)
     row = {"estimator": "full_bptt" if full else "truncated_bptt", "k1": k1, "k2": k2}
     measured = {name: value for name, value in run._asdict().items() if name != "params"}
+    measured["temp_bytes"] = step_temp_bytes(estimator, model, job, k1)
     return {**row, **measured, "valid_mse": valid_mse, "test_mse": test_mse}, run
 
 

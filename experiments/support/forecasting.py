@@ -45,7 +45,6 @@ class Run(NamedTuple):
     epochs: int
     train_seconds: float
     compile_seconds: float
-    temp_bytes: int
     clipped_share: float
 
 
@@ -107,8 +106,7 @@ def train(
         report(used, float(metrics.loss.mean()))
         if bool(metrics.non_finite.any()):
             raise FloatingPointError(f"loss or gradient became non-finite in epoch {epochs}; lower --lr or --clip")
-    temp = step_temp_bytes(estimator, model, job, chunk)
-    return Run(state.params, int(state.step), epochs, used, compile_seconds, temp, float(np.mean(clipped)))
+    return Run(state.params, int(state.step), epochs, used, compile_seconds, float(np.mean(clipped)))
 
 
 def step_temp_bytes(estimator: tbptt.Estimator, model: Model, job: Job, chunk: int) -> int:
