@@ -116,7 +116,7 @@ def measure(config: Config) -> dict[str, Any]:
     shown = int(np.argmax(first))
     free, held = paths[0][shown, : first[shown] + 2], paths[1][shown]
     norm_error, direction_error = identity_error()
-    rows = sweep_g_max(150 if config.quick else config.updates, config.seed)
+    rows = sweep_g_max(100 if config.quick else config.updates, config.seed)
     best = min((r for r in rows if r["loss"] is not None), key=lambda r: r["loss"])
     unclipped = next(r for r in rows if r["g_max"] is None)
     return {

@@ -89,7 +89,7 @@ def profile(cell: Any, steps: int, seed: int) -> list[float]:
 def measure(config: Config) -> dict[str, Any]:
     """Measures what is learnt at every lag, and the profiles at the start."""
     lags = (30, 100) if config.quick else config.lags
-    updates = 150 if config.quick else config.updates
+    updates = 120 if config.quick else config.updates
     names = [n for n in cells(config.hidden, 10) if not (config.quick and n in ("Elman, orthogonal", "GRU"))]
     losses = {name: [] for name in names}
     for lag in lags:

@@ -86,7 +86,7 @@ def phase(config: Config, gains: np.ndarray, inputs: np.ndarray) -> np.ndarray:
 
 def measure(config: Config) -> dict[str, Any]:
     """Measures growth for every radius, the recurrence unrolled as a network, and the phase diagram."""
-    steps = 400 if config.quick else config.steps
+    steps = 250 if config.quick else config.steps
     key = jax.random.key(config.seed)
     curves = {str(radius): growth(random_w(key, config.hidden, radius), steps) for radius in RADII}
     rates = {r: {name: slope(curves[str(r)][name]) for name in ("state", "gradient")} for r in RADII}
