@@ -178,7 +178,7 @@ def draw(data: dict[str, Any], folder: Path) -> None:
     ):
         heights = [limit if r[name] is None else min(r[name], limit) for r in rows]
         axes[1].plot(places, heights, marker=style.MARKERS[index], label=label, **style.line(index))
-    labels = [f"{'none' if r['g_max'] is None else r['g_max']}\n{r['clipped']:.0%}" for r in rows]
+    labels = ["none" if r["g_max"] is None else f"{r['g_max']}\n{r['clipped']:.0%}" for r in rows]
     axes[1].set_xticks(places, labels, fontsize=9)
     axes[1].set(xlabel="G$_{max}$, and the share of updates clipped", ylabel="mean squared error", yscale="log")
     axes[1].set_title("Recall of a sign, tanh network of gain 1.5\n(a run that ended in NaN is drawn at 1000)")

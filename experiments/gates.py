@@ -1,6 +1,6 @@
 """Gates: what a simple network, a GRU and an LSTM can learn at which lag (claim 7 of the lecture).
 
-    python -m experiments.gates            about 90 seconds on two cores
+    python -m experiments.gates            about 60 seconds on two cores
 
 A sign is shown at step 0, noise as strong as the sign follows, and the sign is asked for `lag` steps later. Expected:
 a simple network whose W shrinks a little (gain 0.9) learns lag 30 and fails at 100; so do gates with their usual

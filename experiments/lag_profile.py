@@ -3,8 +3,8 @@
     python -m experiments.lag_profile            about 60 seconds on two cores
 
 An LSTM is trained on `ppg` and one on Mackey-Glass (synthetic, no network). Expected: the bias of the truncated
-gradient falls with k2 as the gradient by lag does, below 10 % once k2 passes the horizon at which 1 % of the gradient
-is left; its norm neither explodes nor vanishes at any window; cost grows with k2.
+gradient falls with k2 as the gradient by lag does, and is below 10 % at about twice the horizon at which 1 % of the
+gradient is left; its norm neither explodes nor vanishes at any window; cost grows with k2.
 """
 
 import dataclasses

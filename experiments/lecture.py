@@ -1,6 +1,6 @@
 """The lecture, claim by claim: runs every experiment of the gradient laboratory and writes one HTML page.
 
-    python -m experiments.lecture            about 5 minutes on two cores
+    python -m experiments.lecture            about 3 minutes on two cores
     python -m experiments.lecture --quick    under 90 seconds
 
 Expected: all twelve claims hold. The page (lecture.html) is self-contained: figures inlined, nothing fetched.

@@ -172,9 +172,9 @@ def draw(data: dict[str, Any], folder: Path) -> None:
             fontsize=8,
             ha="center",
         )
-    axes[1].set(xscale="log", xlabel="window k1 = k2 (steps; 5000 is full BPTT)", ylabel="validation MSE", ylim=(0, None))
+    axes[1].set(xscale="log", xlabel="window k1 = k2 (steps; 5000 is full BPTT)", ylabel="validation MSE")
     axes[1].set_title("Pulse recording, equal training seconds")
-    axes[1].margins(0.15)
+    axes[1].set_ylim(0, 1.15 * max(r["valid_mse"] for r in rows))
     ages = np.arange(1, len(data["curve"]) + 1)
     axes[2].plot(ages, data["curve"], label="derivative seen by a loss of this age", **style.line(0))
     for index, r in enumerate(data["derivatives"]):
