@@ -1,0 +1,57 @@
+"""What every experiment promises: claims that are computed, a figure, and one line of JSON."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import lecture, repeated_tanh
+from experiments.support import by_hand, page, program, run_folder
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_a_program_ends_with_its_summary_as_one_line_of_json(tmp_path):
+    command = [sys.executable, "-m", "experiments.repeated_tanh", "--quick", "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    summary = json.loads(done.stdout)
+    assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["quick"] and all(row["holds"] for row in summary["claims"])
+    for name in ("config.json", "metrics.jsonl", "data.json", *summary["figures"]):
+        assert (tmp_path / "run" / name).stat().st_size > 0
+    again = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert again.returncode != 0 and "already holds a run" in again.stderr
+
+
+def test_every_claim_of_the_lecture_has_a_chapter():
+    rows = [{"claim": n, "text": "t", "measured": 1, "expected": "e", "holds": True} for n in range(1, 13)]
+    assert [c["holds"] for c in lecture.combine(rows)] == [True] * 12
+    rows[4]["holds"] = False
+    assert [c["claim"] for c in lecture.combine(rows[:-1]) if not c["holds"]] == [5, 12]  # one fails, one was not measured
+
+
+def test_full_bptt_is_the_sum_written_out_by_hand():
+    hand, differences = by_hand.bptt_errors(seed=3)
+    assert hand < 1e-13 and differences < 1e-7
+
+
+def test_the_page_is_self_contained_and_escapes(tmp_path):
+    data = repeated_tanh.measure(repeated_tanh.Config(quick=True))
+    repeated_tanh.draw(data, tmp_path)
+    section = {"heading": "a < b", "text": "x", "rows": [program.claim(1, "<script>", 1, "2", False)],
+               "figures": [tmp_path / "repeated_tanh.png"], "command": "c"}  # fmt: skip
+    page.write(tmp_path / "page.html", "title", "intro", [section], "footer")
+    text = (tmp_path / "page.html").read_text()
+    assert "a &lt; b" in text and "<script>" not in text and "does not hold" in text
+    assert 'src="data:image/png;base64,' in text and "http" not in text
+
+
+def test_a_folder_that_holds_a_run_is_refused(tmp_path):
+    config = program.Common(out=tmp_path)
+    run_folder.open_folder(tmp_path, "x", config)
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        run_folder.open_folder(tmp_path, "x", config)
