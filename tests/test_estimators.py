@@ -66,7 +66,7 @@ def run(estimator, params, carry, batch):
 def test_k2_of_at_least_T_is_full_bptt(cell, extra):
     loss_fn, params, carry, batch = make(cell, extra)
     full = run(tbptt.full_bptt(loss_fn), params, carry, batch)
-    for k1, k2 in [(12, 12), (3, 12), (4, 17)]:
+    for k1, k2 in [(3, 12), (4, 17)]:
         got = run(tbptt.truncated_bptt(loss_fn, k1, k2), params, carry, batch)
         chex.assert_trees_all_close((got.loss, got.grads), (full.loss, full.grads), rtol=1e-10, atol=1e-14)
 
