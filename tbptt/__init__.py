@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError as _PackageNotFoundError
 from importlib.metadata import version as _version
 
 from tbptt import data as data
+from tbptt import diagnostics as diagnostics
 from tbptt.cells import GRU as GRU
 from tbptt.cells import LSTM as LSTM
 from tbptt.cells import DiagonalLinear as DiagonalLinear
@@ -31,6 +32,7 @@ from tbptt.objectives import init_params as init_params
 from tbptt.objectives import predict as predict
 from tbptt.objectives import sequence_loss as sequence_loss
 from tbptt.objectives import squared_error as squared_error
+from tbptt.omega import norm_preserving as norm_preserving
 from tbptt.training import Metrics as Metrics
 from tbptt.training import TrainState as TrainState
 from tbptt.training import init_state as init_state
@@ -68,6 +70,7 @@ __all__ = [
     "clip_by_global_norm",
     "clip_cotangent",
     "data",
+    "diagnostics",
     "full_bptt",
     "global_norm",
     "gradient_by_lag",
@@ -76,6 +79,7 @@ __all__ = [
     "leaves_named",
     "make_train_epoch",
     "make_train_step",
+    "norm_preserving",
     "predict",
     "raise_if_non_finite",
     "rewind",

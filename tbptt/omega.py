@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from tbptt.clipping.norm import measure
 from tbptt.diagnostics.carries import check_floating
 from tbptt.diagnostics.recorded import Recorded
+from tbptt.norms import measure
 from tbptt.objectives import SequenceParams, StepLoss, sequence_loss
 from tbptt.types import Batch, Carry, Cell, LossFn, Params
 from tbptt.unroll import Segments, unroll

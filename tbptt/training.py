@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from tbptt.norms import global_norm
 from tbptt.types import Batch, Carry, Estimator, Memory, Params, PRNGKey
 from tbptt.windows import check_window, cut
 
@@ -122,7 +123,7 @@ def _make_update(estimator: Estimator, optimizer: optax.GradientTransformation) 
         gradient = estimator.estimate(state.params, state.memory, batch, use)
         updates, opt_state = optimizer.update(gradient.grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        grad_norm = optax.tree.norm(gradient.grads)
+        grad_norm = global_norm(gradient.grads)
         metrics = Metrics(
             loss=gradient.loss,
             grad_norm=grad_norm,

@@ -9,7 +9,7 @@ import tbptt
 
 ROOT = pathlib.Path(__file__).parents[1]
 LEVELS = {
-    0: {"types", "windows"},
+    0: {"types", "windows", "norms"},
     1: {"cells", "unroll", "estimators", "clipping", "training", "checkpoints", "parallel", "data"},
     2: {"objectives", "diagnostics", "interop"},
     2.5: {"omega"},  # a term that objectives' loss functions are given

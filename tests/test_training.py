@@ -232,3 +232,17 @@ def test_watched_passes_gradients_exactly_and_counts():
         new, state = seen.update(scaled, state)
         assert_same(new, plain.update(scaled, plain.init(grads))[0], 0)
         assert (bool(state.clipped), int(state.clip_count)) == (clipped, count)
+
+
+def test_the_norm_of_a_huge_gradient_is_finite():
+    """Four float32 entries of 2e19: their squares overflow, their norm does not."""
+
+    def huge(params, carry, batch):
+        return jnp.sum(params * jnp.float32(2e19)), carry
+
+    estimator, optimizer = full_bptt(huge), optax.sgd(0.0)
+    batch = Batch(jnp.zeros((1, 1), jnp.float32), jnp.zeros((1, 1)))
+    state = init_state(estimator, optimizer, jnp.ones(4, jnp.float32), (), batch)
+    _, metrics = make_train_step(estimator, optimizer)(state, batch)
+    np.testing.assert_allclose(metrics.grad_norm, 4e19, rtol=1e-6)
+    assert not metrics.non_finite

@@ -20,7 +20,6 @@ from tbptt.clipping.cotangent import ClippedCell as ClippedCell
 from tbptt.clipping.cotangent import clip_cotangent as clip_cotangent
 from tbptt.clipping.norm import ClipState as ClipState
 from tbptt.clipping.norm import clip_by_global_norm as clip_by_global_norm
-from tbptt.clipping.norm import global_norm as global_norm
 from tbptt.clipping.policy import SkipState as SkipState
 from tbptt.clipping.policy import StopState as StopState
 from tbptt.clipping.policy import raise_if_non_finite as raise_if_non_finite
@@ -31,3 +30,4 @@ from tbptt.clipping.shrink import leaves_named as leaves_named
 from tbptt.clipping.shrink import shrink_non_finite as shrink_non_finite
 from tbptt.clipping.watch import WatchedState as WatchedState
 from tbptt.clipping.watch import watched as watched
+from tbptt.norms import global_norm as global_norm

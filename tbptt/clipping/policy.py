@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int
 
-from tbptt.clipping.norm import count, is_floating, zeros
+from tbptt.clipping.norm import count, zeros
+from tbptt.norms import is_floating
 from tbptt.types import Params
 
 STAGES = ("the gradient of {leaf}", "the update of {leaf} (its gradient was finite)", "the optimizer's state")

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int
 
-from tbptt.clipping.norm import count, global_norm
+from tbptt.clipping.norm import count
+from tbptt.norms import global_norm
 from tbptt.types import Params
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tbptt.clipping import global_norm
+from tbptt.norms import global_norm
 from tbptt.types import Batch, Carry, Estimator, Params, PRNGKey
 from tbptt.windows import cut, total_weight
 

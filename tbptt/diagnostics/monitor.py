@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from tbptt.clipping import global_norm
 from tbptt.diagnostics.non_finite import first_bad_leaf
 from tbptt.diagnostics.saturation import GateSaturation, saturation
 from tbptt.estimators.overlapping import Past
+from tbptt.norms import global_norm
 from tbptt.types import Batch, Carry, Cell, Estimator, Gradient, Memory, Params, PRNGKey
 
 # (params, memory before the call, batch, gradient) -> a pytree of scalars: a pure function, traced into the train step.

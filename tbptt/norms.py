@@ -1,0 +1,79 @@
+"""A global norm that neither overflows nor underflows, for whoever measures gradients."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+
+class Measure(NamedTuple):
+    """The norm of each batch element's part of a tree, as `size / down` (which may be too large for the dtype).
+
+    down: a power of two that brings the largest entry to about 1; 1 where an entry is not finite
+    size: the norm of the tree times down
+    norm: size / down, at most the largest finite number; inf or NaN exactly where an entry is inf or NaN
+    """
+
+    down: Float[Array, "*batch"]
+    size: Float[Array, "*batch"]
+    norm: Float[Array, "*batch"]
+
+
+def global_norm(tree: Any) -> Float[Array, ""]:
+    """Computes the Euclidean norm of all entries of a tree together, without overflow or underflow on the way.
+
+        norm = sqrt(sum_i (g_i s)^2) / s,    s = the power of two that brings max_i |g_i| to about 1
+
+    in float32, or in float64 if a leaf is. Where optax.tree.norm is right, the two agree to rounding; it squares in the
+    gradient's own dtype, so 2e19 in float32 and 300 in float16 are infinite for it, and 1e-30 is zero.
+
+    Args:
+      tree: floating leaves of any dtypes, mixed; integer leaves do not count; no leaf at all has norm 0.
+
+    Returns:
+      The norm: 0 at 0 (with gradient 0), inf or NaN exactly if an entry is inf or NaN, and the dtype's largest number
+      if the true norm is above it. XLA reads subnormal float32 (below 1.2e-38) as zero on most devices; so does this.
+    """
+    return measure(tree).norm
+
+
+def measure(tree: Any, batch_dims: int = 0) -> Measure:
+    """Measures the norm over all but the first `batch_dims` axes of all floating leaves together."""
+    dtype = norm_dtype(tree)
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
+    wide = [jnp.abs(leaf).astype(dtype) for leaf in leaves]
+    axes = [tuple(range(batch_dims, leaf.ndim)) for leaf in leaves]
+    largest = jnp.zeros((), dtype)
+    for leaf, over in zip(wide, axes, strict=True):
+        largest = jnp.maximum(largest, jnp.max(leaf, axis=over, initial=0))
+    # A power of two is exact, and is never divided by: XLA multiplies by the reciprocal, which is 0 for 3e38.
+    largest = jax.lax.stop_gradient(largest)  # the norm does not depend on it
+    usable = jnp.isfinite(largest) & (largest > 0)
+    _, exponent = jnp.frexp(jnp.where(usable, largest, 1))
+    lowest = int(jnp.finfo(dtype).minexp)
+    exponent = jnp.clip(exponent, lowest, -lowest)
+    down, up = jnp.ldexp(jnp.ones((), dtype), -exponent), jnp.ldexp(jnp.ones((), dtype), exponent)
+    total = jnp.zeros((), dtype)
+    for leaf, over in zip(wide, axes, strict=True):
+        total = total + jnp.sum(jnp.square(leaf * expand(down, leaf)), axis=over)
+    size = jnp.where(total == 0, 0, jnp.sqrt(jnp.where(total == 0, 1, total)))
+    norm = jnp.where(jnp.isfinite(size), jnp.minimum(size * up, jnp.finfo(dtype).max), size)
+    return Measure(down, size, norm)
+
+
+def is_floating(leaf: Any) -> bool:
+    """Says whether a leaf counts: integers, and the empty cotangents that JAX gives them, do not."""
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+
+
+def norm_dtype(tree: Any) -> DTypeLike:
+    """At least float32, and the widest of the leaves."""
+    dtypes = [jnp.finfo(jnp.result_type(leaf)).dtype for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
+    return jnp.result_type(jnp.float32, *dtypes)
+
+
+def expand(values: Array, leaf: Array) -> Array:
+    """Gives `[*batch]` values the rank of a leaf `[*batch, ...]`."""
+    return values.reshape(values.shape + (1,) * (leaf.ndim - values.ndim))
