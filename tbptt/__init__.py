@@ -44,11 +44,14 @@ from tbptt.types import Cell as Cell
 from tbptt.types import Estimator as Estimator
 from tbptt.types import Gradient as Gradient
 from tbptt.types import LossFn as LossFn
+from tbptt.unroll import CarriesOnly as CarriesOnly
 from tbptt.unroll import Segments as Segments
+from tbptt.unroll import plain_unroll as plain_unroll
 from tbptt.unroll import unroll as unroll
 
 __all__ = [
     "Batch",
+    "CarriesOnly",
     "Cell",
     "ClippedCell",
     "DiagonalLinear",
@@ -80,6 +83,7 @@ __all__ = [
     "make_train_epoch",
     "make_train_step",
     "norm_preserving",
+    "plain_unroll",
     "predict",
     "raise_if_non_finite",
     "rewind",

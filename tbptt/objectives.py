@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Float
 
 from tbptt.types import Batch, Carry, Cell, LossFn, Params, PRNGKey
-from tbptt.unroll import Segments, unroll
+from tbptt.unroll import Remat, unroll
 from tbptt.windows import step_shape
 
 # (outputs [T, *batch, ...], targets [T, *batch, ...]) -> losses [T, *batch], one number a step
@@ -52,7 +52,7 @@ def predict(
     batch: Batch,
     *,
     embedding: nn.Module | None = None,
-    remat: Segments | None = None,
+    remat: Remat | None = None,
 ) -> tuple[Carry, Any]:
     """Runs embedding, cell and readout over a batch (its targets and weights are not looked at).
 
@@ -72,7 +72,7 @@ def sequence_loss(
     loss: StepLoss,
     *,
     embedding: nn.Module | None = None,
-    remat: Segments | None = None,
+    remat: Remat | None = None,
 ) -> LossFn:
     """Makes the loss function of a cell with a readout: the weighted sum of the steps' losses.
 

@@ -58,6 +58,64 @@ class SplitCell(Cell, Protocol):
         ...
 
 
+@runtime_checkable
+class Backprop(Protocol):
+    """A cell's step and its backward pass, taken apart so that a loop holds only what must wait for its turn.
+
+    For T steps, forward and back (a carry is `entering` a step and `leaving` it):
+
+        weights = prepare(params)
+        zs = inputs(weights, xs)                                                          # all steps at once
+        for t in range(T): leaving[t], ys[t], saved[t] = forward(weights, entering[t], zs[t])
+        common, factors = linearize(weights, xs, entering, leaving, saved)                # all steps at once
+        for t in reversed(range(T)): d, emitted[t] = backward(common, factors[t], d, d_ys[t])
+        d_params, d_xs = collect(params, xs, entering, leaving, factors, emitted)         # all steps at once
+    """
+
+    def prepare(self, params: Params) -> Any:
+        """Computes what every step forward needs of the parameters."""
+        ...
+
+    def inputs(self, weights: Any, xs: Array) -> Any:
+        """Computes the input side of any number of steps."""
+        ...
+
+    def forward(self, weights: Any, carry: Carry, z: Any) -> tuple[Carry, Any, Any]:
+        """Takes one step: `(leaving, y, saved)`; saved is what `linearize` would else have to compute again."""
+        ...
+
+    def linearize(self, weights: Any, xs: Array, entering: Carry, leaving: Carry, saved: Any) -> tuple[Any, Any]:
+        """Computes all that `backward` needs but the cotangents, `(common, factors)`: what every step shares, and what is
+        each step's own, for a block of steps. saved is None if it was not kept."""
+        ...
+
+    def backward(self, common: Any, factors: Any, d_leaving: Carry, d_y: Any) -> tuple[Carry, Any]:
+        """Takes one step back: `(d_entering, emitted)`."""
+        ...
+
+    def collect(
+        self, params: Params, xs: Array, entering: Carry, leaving: Carry, factors: Any, emitted: Any
+    ) -> tuple[Params, Array]:
+        """Computes the gradients of the parameters, summed over a block of steps, and of its inputs."""
+        ...
+
+
+@runtime_checkable
+class DerivedCell(Cell, Protocol):
+    """A cell whose backward pass was derived by hand."""
+
+    @property
+    def backprop(self) -> Backprop: ...
+
+
+@runtime_checkable
+class LayeredCell(Cell, Protocol):
+    """Cells on top of each other; params and carry are tuples, one entry a cell, the lowest first."""
+
+    @property
+    def cells(self) -> tuple[Cell, ...]: ...
+
+
 class Batch(NamedTuple):
     """A stretch of sequence data, time-major.
 

@@ -1,34 +1,21 @@
-"""The scan engine: a cell through time, with resets, masks, reverse, and rematerialisation by segments."""
+"""A cell through time, with resets, masks, reverse, and a plan for memory."""
 
-import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import ArrayLike, Bool, Float
 
-from tbptt.types import Carry, Cell, Params
-from tbptt.windows import length
-
-
-@dataclasses.dataclass(frozen=True)
-class Segments:
-    """Rematerialise: keep the carries between segments only, and run each segment again in the backward pass.
-
-    Args (static): length, steps a segment; None = ceil(sqrt(T)), which keeps about 2 sqrt(T) carries instead of every
-    intermediate of T steps, for one extra forward pass.
-
-    References: Chen, Xu, Zhang, Guestrin, *Training deep nets with sublinear memory cost*, 2016, arXiv:1604.06174.
-    """
-
-    length: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.length is not None and self.length < 1:
-            raise ValueError(f"Segments.length must be at least 1 step, or None for ceil(sqrt(T)); got {self.length}")
+from tbptt.engine.any_cell import backprop_of
+from tbptt.engine.backprop import backprop_scan
+from tbptt.engine.checks import check_unroll
+from tbptt.engine.plan import CarriesOnly as CarriesOnly
+from tbptt.engine.plan import Remat as Remat
+from tbptt.engine.plan import Segments as Segments
+from tbptt.engine.scan import Steps, in_pieces, plain_scan
+from tbptt.engine.sizes import block_steps
+from tbptt.types import Carry, Cell, LayeredCell, Params
 
 
 def unroll(
@@ -40,9 +27,9 @@ def unroll(
     resets: Bool[ArrayLike, "T *batch"] | None = None,
     mask: Bool[ArrayLike, "T *batch"] | None = None,
     reverse: bool = False,
-    remat: Segments | None = None,
+    remat: Remat | None = None,
 ) -> tuple[Carry, Any]:
-    """Runs a cell over a sequence by `jax.lax.scan`.
+    """Runs a cell over a sequence, fast in both directions of time.
 
         for t in range(T):                                   # T-1 .. 0 if reverse
             if not mask[t]: ys[t] = 0; continue              # the step does not exist: the carry is held
@@ -51,6 +38,9 @@ def unroll(
 
     (each `if` elementwise over *batch). Whatever stands in xs at masked steps, NaN included, changes nothing.
 
+    The input side and the weights' gradient of many steps are one matrix product each, outside the loops over time; a
+    `Stack` runs layer after layer. Values and gradients are those of `plain_unroll`, to rounding.
+
     Args:
       cell: static.
       params: its parameters.
@@ -58,7 +48,8 @@ def unroll(
       xs: `[T, *batch, D]`; T = 0 is legal and returns the carry.
       resets, mask: `[T, *batch]` booleans; None = no resets, every step exists.
       reverse: static; run from the last step to the first. ys[t] still belongs to xs[t].
-      remat: static; None keeps all intermediates for the backward pass, `Segments()` recomputes them.
+      remat: static; what is computed again in the backward pass: None nothing, `CarriesOnly()` the insides of a step,
+        `Segments()` all but the carries between segments.
 
     Returns:
       (carry, ys): the carry that leaves the last step and the outputs `[T, *batch, H]`.
@@ -67,101 +58,74 @@ def unroll(
       ValueError: rank, sizes or dtypes of xs, carry, resets or mask do not fit the cell; the message names which.
       TypeError: xs, resets or mask are of the wrong dtype.
     """
+    xs, steps = _steps(cell, params, carry, xs, resets, mask)
+    run = functools.partial(_run, cell, isinstance(remat, CarriesOnly), params)
+    if isinstance(remat, Segments):
+        for length in reversed(remat.lengths(xs.shape[0])):
+            run = functools.partial(in_pieces, jax.checkpoint(run), piece=length)
+    carry, ys = run(carry, _flipped(steps) if reverse else steps)
+    return carry, _flipped(ys) if reverse else ys
+
+
+def plain_unroll(
+    cell: Cell,
+    params: Params,
+    carry: Carry,
+    xs: Float[ArrayLike, "T *batch D"],
+    *,
+    resets: Bool[ArrayLike, "T *batch"] | None = None,
+    mask: Bool[ArrayLike, "T *batch"] | None = None,
+    reverse: bool = False,
+) -> tuple[Carry, Any]:
+    """Runs a cell over a sequence by `jax.lax.scan` and nothing else: the definition that `unroll` is checked against.
+
+    The same arguments, results and errors as `unroll`. Slower to differentiate, but in every mode: forward mode
+    (`jax.jvp`, `jax.jacfwd`, `jax.hessian`) cannot pass the hand-written backward pass of `unroll`.
+    """
+    xs, steps = _steps(cell, params, carry, xs, resets, mask)
+    step, initial = functools.partial(cell, params), cell.initial_carry(xs.shape[1:-1])
+    carry, ys = plain_scan(step, initial, carry, _flipped(steps) if reverse else steps)
+    return carry, _flipped(ys) if reverse else ys
+
+
+def _steps(cell: Cell, params: Params, carry: Carry, xs: Any, resets: Any, mask: Any) -> tuple[Any, Steps]:
+    """Checks at the door, and cleans what stands at steps that do not exist."""
     xs = jnp.asarray(xs)
-    batch_shape = _check(cell, params, carry, xs, resets, mask)
-    T = xs.shape[0]
+    check_unroll(cell, params, carry, xs, resets, mask)
     if mask is not None:
         mask = jnp.asarray(mask)
         xs = jnp.where(mask[..., None], xs, 0)  # NaN padding would reach the weights' gradient as 0 * NaN
-    if resets is not None:
-        resets = jnp.asarray(resets)
-    steps = (xs, resets, mask)
-    run = functools.partial(_scan, functools.partial(cell, params), cell.initial_carry(batch_shape), reverse)
-    if remat is None:
-        return run(carry, steps)
-    segment = min(remat.length or max(math.isqrt(max(T - 1, 0)) + 1, 1), max(T, 1))
-    return _in_pieces(jax.checkpoint(run), carry, steps, segment, reverse)
+    return xs, Steps(xs, None if resets is None else jnp.asarray(resets), mask)
 
 
-def _scan(step: Any, initial: Carry, reverse: bool, carry: Carry, steps: Any) -> tuple[Carry, Any]:
-    """The plain scan of one step after another."""
+def _run(cell: Cell, lean: bool, params: Params, carry: Carry, steps: Steps) -> tuple[Carry, Any]:
+    """Runs one cell, or the cells of a stack one after another: each reads the whole sequence of the one below."""
+    if isinstance(cell, LayeredCell):
+        carries = []
+        for layer, p, c in zip(cell.cells, params, carry, strict=True):
+            c, ys = _run(layer, lean, p, c, steps)
+            carries.append(c)
+            steps = steps._replace(xs=ys)
+        return tuple(carries), steps.xs
+    batch_shape, T = steps.xs.shape[1:-1], steps.xs.shape[0]
+    initial = functools.partial(cell.initial_carry, batch_shape)
+    leaves = jax.tree.leaves((params, carry))
+    if T == 0 or not all(jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves):
+        return plain_scan(functools.partial(cell, params), initial(), carry, steps)
+    back = backprop_of(cell)
 
-    def body(carry: Carry, step_t: Any) -> tuple[Carry, Any]:
-        x, reset, exists = step_t
-        entering = carry if reset is None else _where(reset, initial, carry)
-        new, y = step(entering, x)
-        if exists is None:
-            return new, y
-        return _where(exists, new, carry), _where(exists, y, jax.tree.map(jnp.zeros_like, y))
+    def blocks(carry: Carry, steps: Steps) -> tuple[Carry, Any]:
+        n = max(1, steps.xs.shape[0] // length)
+        return backprop_scan(back, initial, n, not lean, params, carry, steps)
 
-    return jax.lax.scan(body, carry, steps, reverse=reverse)
-
-
-def _in_pieces(run: Any, carry: Carry, steps: Any, piece: int, reverse: bool) -> tuple[Carry, Any]:
-    """Runs pieces of equal length as one scan, and what is left over as a shorter piece of its own."""
-    n, rest = divmod(length(steps), piece)
-    even = jax.tree.map(lambda a: a[: n * piece].reshape(n, piece, *a.shape[1:]), steps)
-    tail = jax.tree.map(lambda a: a[n * piece :], steps)
-    tail_ys = None
-    if rest and reverse:
-        carry, tail_ys = run(carry, tail)
-    carry, ys = jax.lax.scan(run, carry, even, reverse=reverse)
-    ys = jax.tree.map(lambda a: a.reshape(n * piece, *a.shape[2:]), ys)
-    if not rest:
-        return carry, ys
-    if not reverse:
-        carry, tail_ys = run(carry, tail)
-    return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ys, tail_ys)
+    length = block_steps(back, params, steps.xs)
+    if T % length == 0:
+        return blocks(carry, steps)
+    even = T // length * length
+    carry, ys = blocks(carry, jax.tree.map(lambda a: a[:even], steps))
+    carry, tail = blocks(carry, jax.tree.map(lambda a: a[even:], steps))
+    return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ys, tail)
 
 
-def _where(condition: Bool[Array, "*batch"], chosen: Any, other: Any) -> Any:
-    """Selects whole leaves `[*batch, ...]` by a condition `[*batch]`."""
-
-    def select(a: Array, b: Array) -> Array:
-        return jnp.where(condition.reshape(condition.shape + (1,) * (b.ndim - condition.ndim)), a, b)
-
-    return jax.tree.map(select, chosen, other)
-
-
-def _check(cell: Cell, params: Params, carry: Carry, xs: Array, resets: Any, mask: Any) -> tuple[int, ...]:
-    """Checks at the door; returns the batch shape."""
-    if not jnp.issubdtype(xs.dtype, jnp.floating):
-        raise TypeError(
-            f"xs must be floating numbers; got dtype {xs.dtype}. Scale raw samples to floats; embed integer symbols "
-            "first (sequence_loss(..., embedding=...))"
-        )
-    if xs.ndim < 2 or xs.shape[-1] != cell.input_dim:
-        raise ValueError(
-            f"xs must be [T, *batch, D] with D = {type(cell).__name__}.input_dim = {cell.input_dim}; got shape {xs.shape}"
-        )
-    batch_shape = xs.shape[1:-1]
-    for name, flags in (("resets", resets), ("mask", mask)):
-        if flags is None:
-            continue
-        if jnp.result_type(flags) != jnp.bool_:
-            raise TypeError(f"{name} must be booleans [T, *batch]; got dtype {jnp.result_type(flags)}: use {name} > 0")
-        if np.shape(flags) != xs.shape[:-1]:
-            raise ValueError(f"{name} must have xs' leading shape [T, *batch] = {xs.shape[:-1]}; got {np.shape(flags)}")
-    wanted = jax.eval_shape(lambda: cell.initial_carry(batch_shape))
-    remedy = f"xs {xs.shape} has batch shape {batch_shape}: start from cell.initial_carry({batch_shape})"
-    _check_carry("carry", carry, wanted, remedy)
-    x = jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype)
-    left, _ = jax.eval_shape(cell, params, carry, x)
-    remedy = f"xs is {xs.dtype}: params, carry and xs must be of one dtype, and a cell returns the carry it took"
-    _check_carry(f"the carry that {type(cell).__name__} returned", left, jax.eval_shape(lambda: carry), remedy)
-    return batch_shape
-
-
-def _check_carry(what: str, got: Any, wanted: Any, remedy: str) -> None:
-    """Compares structure, shapes and dtypes of two carries leaf by leaf; the error names the first leaf that differs."""
-    if jax.tree.structure(got) != jax.tree.structure(wanted):
-        raise ValueError(
-            f"{what} must have the structure {jax.tree.structure(wanted)}; got {jax.tree.structure(got)}. {remedy}"
-        )
-    pairs = zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(wanted), strict=True)
-    for (path, leaf), want in pairs:
-        if np.shape(leaf) != want.shape or jnp.result_type(leaf) != want.dtype:
-            raise ValueError(
-                f"{what}{jax.tree_util.keystr(path)} must be {want.dtype}{list(want.shape)}; got "
-                f"{jnp.result_type(leaf)}{list(np.shape(leaf))}. {remedy}"
-            )
+def _flipped(tree: Any) -> Any:
+    return jax.tree.map(lambda a: a[::-1], tree)

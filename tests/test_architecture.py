@@ -10,6 +10,7 @@ import tbptt
 ROOT = pathlib.Path(__file__).parents[1]
 LEVELS = {
     0: {"types", "windows", "norms"},
+    0.5: {"engine"},  # beneath unroll, its door
     1: {"cells", "unroll", "estimators", "clipping", "training", "checkpoints", "parallel", "data"},
     2: {"objectives", "diagnostics", "interop"},
     2.5: {"omega"},  # a term that objectives' loss functions are given

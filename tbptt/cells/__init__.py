@@ -4,10 +4,10 @@ from tbptt.cells.elman import Elman as Elman
 from tbptt.cells.elman import ElmanCarry as ElmanCarry
 from tbptt.cells.elman import ElmanParams as ElmanParams
 from tbptt.cells.gru import GRU as GRU
-from tbptt.cells.gru import GRUCarry as GRUCarry
 from tbptt.cells.gru import GRUParams as GRUParams
-from tbptt.cells.gru import GRUResetBefore as GRUResetBefore
-from tbptt.cells.gru import GRUResetBeforeParams as GRUResetBeforeParams
+from tbptt.cells.gru_base import GRUCarry as GRUCarry
+from tbptt.cells.gru_reset_before import GRUResetBefore as GRUResetBefore
+from tbptt.cells.gru_reset_before import GRUResetBeforeParams as GRUResetBeforeParams
 from tbptt.cells.linear import DiagonalLinear as DiagonalLinear
 from tbptt.cells.linear import DiagonalLinearCarry as DiagonalLinearCarry
 from tbptt.cells.linear import DiagonalLinearParams as DiagonalLinearParams

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from tbptt.cells import initializers
+from tbptt.cells.products import outer, product, rows
 from tbptt.types import PRNGKey
 
 
@@ -40,6 +41,8 @@ class Elman:
       recurrent_init: `initializers.orthogonal` (default) or `initializers.identity`.
       gain: multiplies w_h at the start; with orthogonal weights its every singular value.
       dtype: of params and carry; None = JAX's default float.
+      compute_dtype: of the operands of matrix products, for example `jnp.bfloat16`; sums and the carry keep `dtype`.
+        None = `dtype`.
 
     References: Elman, *Finding structure in time*, Cognitive Science 14, 1990. Identity start with relu: Le, Jaitly and
     Hinton 2015, arXiv:1504.00941.
@@ -51,6 +54,7 @@ class Elman:
     recurrent_init: initializers.Initializer = initializers.orthogonal
     gain: float = 1.0
     dtype: DTypeLike | None = None
+    compute_dtype: DTypeLike | None = None
 
     def __post_init__(self) -> None:
         initializers.check_sizes(self)
@@ -71,13 +75,13 @@ class Elman:
 
     def inputs(self, params: ElmanParams, xs: Float[Array, "*time_batch D"]) -> Float[Array, "*time_batch H"]:
         """Computes x w_x + b for any number of steps."""
-        return xs @ params.w_x + params.b
+        return product(xs, params.w_x, self.compute_dtype) + params.b
 
     def recur(
         self, params: ElmanParams, carry: ElmanCarry, z: Float[Array, "*batch H"]
     ) -> tuple[ElmanCarry, Float[Array, "*batch H"]]:
         """Takes the step from z = x w_x + b."""
-        h = self.activation(carry.h @ params.w_h + z)
+        h = self.activation(product(carry.h, params.w_h, self.compute_dtype) + z)
         return ElmanCarry(h), h
 
     def __call__(
@@ -85,3 +89,65 @@ class Elman:
     ) -> tuple[ElmanCarry, Float[Array, "*batch H"]]:
         """Takes one step; returns (carry, y) with y = h."""
         return self.recur(params, carry, self.inputs(params, x))
+
+    @property
+    def backprop(self) -> "ElmanBackprop":
+        """The backward pass, derived by hand."""
+        return ElmanBackprop(self.activation, self.compute_dtype)
+
+
+class ElmanWeights(NamedTuple):
+    """The parameters, and back: `[H, H]`, the transpose of w_h."""
+
+    params: ElmanParams
+    back: Float[Array, "H H"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ElmanBackprop:
+    """Takes a simple network forward and back: a `Backprop`.
+
+    a = h w_h + x w_x + b;  slope = activation'(a), for tanh 1 - h'^2     [saved, but for tanh]
+    da = (d_h' + d_y) * slope;  d_h = da w_h^T
+    """
+
+    activation: Callable[[Array], Array]
+    compute: DTypeLike | None
+
+    def prepare(self, params: ElmanParams) -> ElmanWeights:
+        return ElmanWeights(params, params.w_h.T)
+
+    def inputs(self, weights: ElmanWeights, xs: Array) -> Array:
+        return product(xs, weights.params.w_x, self.compute) + weights.params.b
+
+    def forward(self, weights: ElmanWeights, carry: ElmanCarry, z: Array) -> tuple[ElmanCarry, Array, Any]:
+        a = product(carry.h, weights.params.w_h, self.compute) + z
+        if self.activation is jnp.tanh:
+            h = jnp.tanh(a)
+            return ElmanCarry(h), h, ()
+        h, slope = jax.jvp(self.activation, (a,), (jnp.ones_like(a),))
+        return ElmanCarry(h), h, slope
+
+    def linearize(
+        self, weights: ElmanWeights, xs: Array, entering: ElmanCarry, leaving: ElmanCarry, saved: Any
+    ) -> tuple[Array, Array]:
+        if self.activation is jnp.tanh:
+            return weights.back, 1 - leaving.h * leaving.h
+        slope = self.forward(weights, entering, self.inputs(weights, xs))[2] if saved is None else saved
+        return weights.back, slope
+
+    def backward(self, common: Array, factors: Array, d_leaving: ElmanCarry, d_y: Array) -> tuple[ElmanCarry, Array]:
+        d_a = (d_leaving.h + d_y) * factors
+        return ElmanCarry(product(d_a, common, self.compute)), d_a
+
+    def collect(
+        self,
+        params: ElmanParams,
+        xs: Array,
+        entering: ElmanCarry,
+        leaving: ElmanCarry,
+        factors: Array,
+        emitted: Array,
+    ) -> tuple[ElmanParams, Array]:
+        w_x, w_h = outer(xs, emitted, self.compute), outer(entering.h, emitted, self.compute)
+        return ElmanParams(w_h, w_x, rows(emitted).sum(0)), product(emitted, params.w_x.T, self.compute)

@@ -1,15 +1,15 @@
-"""The gated recurrent unit in its two published conventions: the reset gate after, or before, the matrix product."""
+"""The gated recurrent unit as libraries compute it: the reset gate after the matrix product."""
 
 import dataclasses
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax.nn import sigmoid
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from tbptt.cells import initializers
+from tbptt.cells.gru_base import GRUBase, GRUCarry
+from tbptt.cells.products import outer, product, rows
 from tbptt.types import PRNGKey
 
 
@@ -22,53 +22,8 @@ class GRUParams(NamedTuple):
     b_n: Float[Array, " H"]
 
 
-class GRUResetBeforeParams(NamedTuple):
-    """w_x: `[D, G]` and b: `[G]` by gate r, z, n (G = 3H); w_h: `[H, 2H]` by gate r, z; w_n: `[H, H]`."""
-
-    w_x: Float[Array, "D G"]
-    w_h: Float[Array, "H RZ"]
-    w_n: Float[Array, "H H"]
-    b: Float[Array, " G"]
-
-
-class GRUCarry(NamedTuple):
-    """h: `[*batch, H]`."""
-
-    h: Float[Array, "*batch H"]
-
-
 @dataclasses.dataclass(frozen=True)
-class _GRUBase:
-    """What both conventions share: sizes, the zero start, and the input side."""
-
-    input_dim: int
-    hidden_dim: int
-    dtype: DTypeLike | None = None
-
-    def __post_init__(self) -> None:
-        initializers.check_sizes(self)
-
-    def initial_carry(self, batch_shape: tuple[int, ...] = ()) -> GRUCarry:
-        """Makes h = 0, `[*batch_shape, H]`."""
-        return GRUCarry(jnp.zeros((*batch_shape, self.hidden_dim), initializers.float_dtype(self.dtype)))
-
-    def inputs(
-        self, params: GRUParams | GRUResetBeforeParams, xs: Float[Array, "*time_batch D"]
-    ) -> Float[Array, "*time_batch G"]:
-        """Computes x w_x + b for any number of steps."""
-        return xs @ params.w_x + params.b
-
-    def _draw(self, key: PRNGKey, recurrent_blocks: int) -> tuple[Array, Array, Array]:
-        dtype = initializers.float_dtype(self.dtype)
-        key_x, key_h = jax.random.split(key)
-        D, H = self.input_dim, self.hidden_dim
-        w_x = initializers.blocks(initializers.glorot_uniform, key_x, 3, (D, H), dtype)
-        w_h = initializers.blocks(initializers.orthogonal, key_h, recurrent_blocks, (H, H), dtype)
-        return w_x, w_h, jnp.zeros((3 * H,), dtype)
-
-
-@dataclasses.dataclass(frozen=True)
-class GRU(_GRUBase):
+class GRU(GRUBase):
     """Steps the GRU with the reset AFTER the matrix product, as cuDNN, PyTorch, Keras and Flax compute it.
 
         r = sigmoid(x w_xr + h w_hr + b_r)
@@ -76,7 +31,8 @@ class GRU(_GRUBase):
         n = tanh(x w_xn + b + r * (h w_hn + b_n))
         h' = (1 - z) * n + z * h,    y = h'
 
-    Args (all static): input_dim D; hidden_dim H; dtype of params and carry (None = JAX's default float).
+    Args (all static): input_dim D; hidden_dim H; dtype of params and carry (None = JAX's default float);
+    compute_dtype of the operands of matrix products (None = dtype).
 
     References: Cho et al., arXiv:1406.1078v3 (2014), in the form that Appleyard et al., arXiv:1604.01946, made fast.
     """
@@ -91,7 +47,7 @@ class GRU(_GRUBase):
     ) -> tuple[GRUCarry, Float[Array, "*batch H"]]:
         """Takes the step from z = x w_x + b."""
         x_r, x_z, x_n = jnp.split(z, 3, axis=-1)
-        h_r, h_z, h_n = jnp.split(carry.h @ params.w_h, 3, axis=-1)
+        h_r, h_z, h_n = jnp.split(product(carry.h, params.w_h, self.compute_dtype), 3, axis=-1)
         keep = sigmoid(x_z + h_z)
         n = jnp.tanh(x_n + sigmoid(x_r + h_r) * (h_n + params.b_n))
         h = (1 - keep) * n + keep * carry.h
@@ -103,38 +59,85 @@ class GRU(_GRUBase):
         """Takes one step; returns (carry, y) with y = h."""
         return self.recur(params, carry, self.inputs(params, x))
 
+    @property
+    def backprop(self) -> "GRUBackprop":
+        """The backward pass, derived by hand."""
+        return GRUBackprop(self.compute_dtype)
+
+
+class GRUWeights(NamedTuple):
+    """w_x, w_h, b with the columns of r and z halved; b_n; back: `[G, H]`, the transpose of w_h as it was."""
+
+    w_x: Float[Array, "D G"]
+    w_h: Float[Array, "H G"]
+    b: Float[Array, " G"]
+    b_n: Float[Array, " H"]
+    back: Float[Array, "G H"]
+
+
+class GRUFactors(NamedTuple):
+    """dh'/d(h w_h) by gate, dh'/d(x w_xn), and z = dh'/dh where the gates are held."""
+
+    gates: Float[Array, "*steps G"]
+    n: Float[Array, "*steps H"]
+    z: Float[Array, "*steps H"]
+
 
 @dataclasses.dataclass(frozen=True)
-class GRUResetBefore(_GRUBase):
-    """Steps the GRU with the reset BEFORE the matrix product, as it was first published.
+class GRUBackprop:
+    """Takes a GRU forward and back: a `Backprop`.
 
-        r = sigmoid(x w_xr + h w_hr + b_r)
-        z = sigmoid(x w_xz + h w_hz + b_z)                     z = 1 KEEPS the old h
-        n = tanh(x w_xn + (r * h) w_n + b_n)
-        h' = (1 - z) * n + z * h,    y = h'
-
-    Args (all static): input_dim D; hidden_dim H; dtype of params and carry (None = JAX's default float).
-
-    References: Cho et al., *Learning phrase representations using RNN encoder-decoder*, EMNLP 2014, arXiv:1406.1078.
+    r, z = (1 + t) / 2 with t = tanh(x w_x + h w_h + b), halved;  m = h w_hn + b_n;  n = tanh(x w_xn + b + r * m)
+    dh = d_h' + d_y                                                              [emitted; t, n, m are saved]
+    q = (1 - z) (1 - n^2);   da = (dh, dh, dh) * (q m r (1 - r), (h - n) z (1 - z), q r)
+    d_h = dh * z + da w_h^T
     """
 
-    def init(self, key: PRNGKey) -> GRUResetBeforeParams:
-        """Draws parameters: w_h, w_n orthogonal by gate, w_x by Glorot's rule, b = 0. The key is consumed."""
-        w_x, w_h, b = self._draw(key, 3)
-        return GRUResetBeforeParams(w_x, w_h[:, : 2 * self.hidden_dim], w_h[:, 2 * self.hidden_dim :], b)
+    compute: DTypeLike | None
 
-    def recur(
-        self, params: GRUResetBeforeParams, carry: GRUCarry, z: Float[Array, "*batch G"]
-    ) -> tuple[GRUCarry, Float[Array, "*batch H"]]:
-        """Takes the step from z = x w_x + b."""
-        x_rz, x_n = z[..., : 2 * self.hidden_dim], z[..., 2 * self.hidden_dim :]
-        reset, keep = jnp.split(sigmoid(x_rz + carry.h @ params.w_h), 2, axis=-1)
-        n = jnp.tanh(x_n + (reset * carry.h) @ params.w_n)
-        h = (1 - keep) * n + keep * carry.h
-        return GRUCarry(h), h
+    def prepare(self, params: GRUParams) -> GRUWeights:
+        H = params.w_h.shape[0]
+        half = jnp.repeat(jnp.asarray([0.5, 0.5, 1.0], params.b.dtype), H, total_repeat_length=3 * H)
+        return GRUWeights(params.w_x * half, params.w_h * half, params.b * half, params.b_n, params.w_h.T)
 
-    def __call__(
-        self, params: GRUResetBeforeParams, carry: GRUCarry, x: Float[Array, "*batch D"]
-    ) -> tuple[GRUCarry, Float[Array, "*batch H"]]:
-        """Takes one step; returns (carry, y) with y = h."""
-        return self.recur(params, carry, self.inputs(params, x))
+    def inputs(self, weights: GRUWeights, xs: Array) -> Array:
+        return product(xs, weights.w_x, self.compute) + weights.b
+
+    def forward(self, weights: GRUWeights, carry: GRUCarry, z: Array) -> tuple[GRUCarry, Array, tuple[Array, ...]]:
+        H = carry.h.shape[-1]
+        a = product(carry.h, weights.w_h, self.compute)
+        t = jnp.tanh(z[..., : 2 * H] + a[..., : 2 * H])
+        m = a[..., 2 * H :] + weights.b_n
+        n = jnp.tanh(z[..., 2 * H :] + 0.5 * (t[..., :H] + 1) * m)
+        h = n + 0.5 * (t[..., H:] + 1) * (carry.h - n)
+        return GRUCarry(h), h, (t, n, m)
+
+    def linearize(
+        self, weights: GRUWeights, xs: Array, entering: GRUCarry, leaving: GRUCarry, saved: tuple[Array, ...] | None
+    ) -> tuple[Array, GRUFactors]:
+        t, n, m = self.forward(weights, entering, self.inputs(weights, xs))[2] if saved is None else saved
+        r, z = jnp.split(0.5 * (t + 1), 2, axis=-1)
+        q = (1 - z) * (1 - n * n)
+        gates = [q * m * r * (1 - r), (entering.h - n) * z * (1 - z), q * r]
+        return weights.back, GRUFactors(jnp.concatenate(gates, axis=-1), q, z)
+
+    def backward(self, common: Array, factors: GRUFactors, d_leaving: GRUCarry, d_y: Array) -> tuple[GRUCarry, Array]:
+        d_h = d_leaving.h + d_y
+        d_a = jnp.concatenate([d_h, d_h, d_h], axis=-1) * factors.gates
+        return GRUCarry(d_h * factors.z + product(d_a, common, self.compute)), d_h
+
+    def collect(
+        self,
+        params: GRUParams,
+        xs: Array,
+        entering: GRUCarry,
+        leaving: GRUCarry,
+        factors: GRUFactors,
+        emitted: Array,
+    ) -> tuple[GRUParams, Array]:
+        H = emitted.shape[-1]
+        at_h = jnp.concatenate([emitted, emitted, emitted], axis=-1) * factors.gates
+        at_x = jnp.concatenate([at_h[..., : 2 * H], emitted * factors.n], axis=-1)
+        w_x, w_h = outer(xs, at_x, self.compute), outer(entering.h, at_h, self.compute)
+        b_n = rows(at_h[..., 2 * H :]).sum(0)
+        return GRUParams(w_x, w_h, rows(at_x).sum(0), b_n), product(at_x, params.w_x.T, self.compute)

@@ -1,0 +1,23 @@
+"""How many steps are handled at once: measured rules, in one place."""
+
+import math
+
+import jax
+from jaxtyping import Array
+
+from tbptt.types import Backprop, Params
+
+# Bytes of the input side of one block. On CPU it is to stay in a core's cache beside the factors of the backward pass;
+# an accelerator wants large products, and few loops.
+CPU_BLOCK, ACCELERATOR_BLOCK = 2 << 20, 256 << 20
+FEWEST = 16  # steps; fewer leave products too small
+
+
+def block_steps(back: Backprop, params: Params, xs: Array) -> int:
+    """Returns the steps of a block: T if it is small, else an even share of it."""
+    T = xs.shape[0]
+    z = jax.eval_shape(lambda p, x: back.inputs(back.prepare(p), x), params, xs[0])
+    a_step = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(z))
+    target = CPU_BLOCK if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK
+    most = max(FEWEST, target // max(a_step, 1))
+    return T if most >= T else T // math.ceil(T / most)
