@@ -13,9 +13,10 @@ from tbptt.engine.checks import check_unroll
 from tbptt.engine.plan import CarriesOnly as CarriesOnly
 from tbptt.engine.plan import Remat as Remat
 from tbptt.engine.plan import Segments as Segments
-from tbptt.engine.scan import Steps, in_pieces, plain_scan
+from tbptt.engine.scan import Steps, plain_scan
 from tbptt.engine.sizes import block_steps
 from tbptt.types import Carry, Cell, LayeredCell, Params
+from tbptt.windows import in_pieces
 
 
 def unroll(

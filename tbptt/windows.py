@@ -1,5 +1,6 @@
-"""Cutting time into windows: pure reshapes, counting of weights, and the errors when time does not divide."""
+"""Cutting time into windows and running them, counting of weights, and the errors when time does not divide."""
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
@@ -60,6 +61,32 @@ def split(tree: Tree, *points: int) -> list[Tree]:
     """Cuts every leaf along time before each of the given steps: `split(b, 3)` is `[b[:3], b[3:]]`."""
     edges = [0, *points, length(tree)]
     return [jax.tree.map(lambda leaf, a=a, b=b: leaf[a:b], tree) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+
+
+def scan_blocks(
+    run: Callable[[Any, Any], tuple[Any, Any]], carry: Any, steps: Any, n: int, reverse: bool = False
+) -> tuple[Any, Any]:
+    """Runs n blocks of equal length one after another; what comes out has a leading axis `[n]`. One block needs no loop."""
+    blocks = jax.tree.map(lambda a: a.reshape(n, a.shape[0] // n, *a.shape[1:]), steps)
+    if n > 1:
+        return jax.lax.scan(run, carry, blocks, reverse=reverse)
+    carry, out = run(carry, jax.tree.map(lambda a: a[0], blocks))
+    return carry, jax.tree.map(lambda a: a[None], out)
+
+
+def in_pieces(run: Callable[[Any, Any], tuple[Any, Any]], carry: Any, steps: Any, piece: int) -> tuple[Any, Any]:
+    """Runs pieces of equal length as one scan, and what is left over as a shorter piece of its own."""
+    n, rest = divmod(length(steps), piece)
+    even = jax.tree.map(lambda a: a[: n * piece], steps)
+    tail = jax.tree.map(lambda a: a[n * piece :], steps)
+    if n == 0:
+        return run(carry, tail)
+    carry, ys = scan_blocks(run, carry, even, n)
+    ys = jax.tree.map(lambda a: a.reshape(n * piece, *a.shape[2:]), ys)
+    if not rest:
+        return carry, ys
+    carry, tail_ys = run(carry, tail)
+    return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ys, tail_ys)
 
 
 def step_shape(batch: Batch) -> tuple[int, ...]:

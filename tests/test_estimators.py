@@ -71,10 +71,11 @@ def test_k2_of_at_least_T_is_full_bptt(cell, extra):
         chex.assert_trees_all_close((got.loss, got.grads), (full.loss, full.grads), rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.parametrize("group", [1, 3, None])  # one after another; 3 at once with a rest; by the rule
 @pytest.mark.parametrize("k1, k2", PAIRS)
-def test_every_window_equals_the_plain_loop(k1, k2):
+def test_every_window_equals_the_plain_loop(k1, k2, group):
     loss_fn, params, carry, batch = make(CELLS["lstm"], "all")
-    got = run(tbptt.truncated_bptt(loss_fn, k1, k2), params, carry, batch)
+    got = run(tbptt.truncated_bptt(loss_fn, k1, k2, group=group), params, carry, batch)
     want = oracle.truncated(loss_fn, params, carry, batch, k1, k2)
     chex.assert_trees_all_close((got.loss, got.grads), want, rtol=1e-10, atol=1e-14)
 
@@ -107,14 +108,15 @@ def test_full_equals_central_finite_differences(cell):
     np.testing.assert_allclose(jax.flatten_util.ravel_pytree(grads)[0], want, rtol=1e-7, atol=1e-10)
 
 
+@pytest.mark.parametrize("group", [1, 2])
 @pytest.mark.parametrize("k1, k2", [(2, 1), (2, 2), (2, 3), (2, 5), (2, 8), (3, 4), (1, 4)])
-def test_a_stream_in_pieces_equals_one_long_chunk(k1, k2):
+def test_a_stream_in_pieces_equals_one_long_chunk(k1, k2, group):
     """Sums over pieces at fixed parameters; the first pieces are younger than the window."""
     loss_fn, params, carry, batch = make(CELLS["lstm"], "all")
-    estimator = tbptt.truncated_bptt(loss_fn, k1, k2)
-    whole = run(estimator, params, carry, batch)
+    estimator = tbptt.truncated_bptt(loss_fn, k1, k2, group=group)
+    whole = run(tbptt.truncated_bptt(loss_fn, k1, k2, group=1), params, carry, batch)
     estimate = jax.jit(estimator.estimate)
-    for piece in (k1, 6 if 6 % k1 == 0 else 2 * k1):
+    for piece in (k1, 6) if group == 1 else (6,):
         memory, loss_sum, total = estimator.init(params, carry, jax.eval_shape(lambda: batch)), 0.0, 0.0
         grads_sum = jax.tree.map(jnp.zeros_like, params)
         for start in range(0, T, piece):
@@ -219,12 +221,14 @@ def test_temporary_bytes_depend_on_k2_and_not_on_T():
 
     loss_fn = make(CELLS["lstm"])[0]
     for k1, k2 in [(16, 16), (16, 32)]:
-        estimator = tbptt.truncated_bptt(loss_fn, k1, k2)
-        data = 8 * B * (D + 2)  # bytes of one step's inputs and targets, which XLA may copy
-        assert temp(estimator, 4096) - temp(estimator, 256) <= 2 * data * (4096 - 256)
-    full = tbptt.full_bptt(loss_fn)
+        for group in (1, 8):
+            estimator = tbptt.truncated_bptt(loss_fn, k1, k2, group=group)
+            data = 8 * B * (D + 2)  # bytes of one step's inputs and targets, which XLA may copy
+            assert temp(estimator, 4096) - temp(estimator, 512) <= 2 * data * (4096 - 512)
+    full, by_rule = tbptt.full_bptt(loss_fn), tbptt.truncated_bptt(loss_fn, 16, 16)
     growth = (temp(full, 4096) - temp(full, 2048)) / (temp(full, 2048) - temp(full, 1024))
-    assert 1.9 < growth < 2.1 and temp(full, 4096) > 5 * temp(tbptt.truncated_bptt(loss_fn, 16, 32), 4096)
+    assert 1.9 < growth < 2.1 and temp(full, 4096) > 5 * temp(tbptt.truncated_bptt(loss_fn, 16, 32, group=1), 4096)
+    assert temp(by_rule, 16384) - temp(by_rule, 8192) <= 2 * data * 8192
 
 
 def test_all_pairs_are_tested_on_both_sides():

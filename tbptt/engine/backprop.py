@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tbptt.engine.scan import Steps, entering_carry, scan_blocks, where
+from tbptt.engine.scan import Steps, entering_carry, where
 from tbptt.types import Backprop, Carry, Params
+from tbptt.windows import scan_blocks
 
 
 def backprop_scan(

@@ -1,4 +1,4 @@
-"""The plain scan of one step after another, and cutting time into blocks."""
+"""The plain scan of one step after another."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from tbptt.types import Carry
-from tbptt.windows import length
 
 
 class Steps(NamedTuple):
@@ -51,29 +50,3 @@ def where(condition: Bool[Array, "*batch"], chosen: Any, other: Any) -> Any:
         return jnp.where(condition.reshape(condition.shape + (1,) * (rank - condition.ndim)), a, b)
 
     return jax.tree.map(select, chosen, other)
-
-
-def scan_blocks(
-    run: Callable[[Any, Any], tuple[Any, Any]], carry: Any, steps: Any, n: int, reverse: bool = False
-) -> tuple[Any, Any]:
-    """Runs n blocks of equal length one after another; what comes out has a leading axis `[n]`. One block needs no loop."""
-    blocks = jax.tree.map(lambda a: a.reshape(n, a.shape[0] // n, *a.shape[1:]), steps)
-    if n > 1:
-        return jax.lax.scan(run, carry, blocks, reverse=reverse)
-    carry, out = run(carry, jax.tree.map(lambda a: a[0], blocks))
-    return carry, jax.tree.map(lambda a: a[None], out)
-
-
-def in_pieces(run: Callable[[Any, Any], tuple[Any, Any]], carry: Any, steps: Any, piece: int) -> tuple[Any, Any]:
-    """Runs pieces of equal length as one scan, and what is left over as a shorter piece of its own."""
-    n, rest = divmod(length(steps), piece)
-    even = jax.tree.map(lambda a: a[: n * piece], steps)
-    tail = jax.tree.map(lambda a: a[n * piece :], steps)
-    if n == 0:
-        return run(carry, tail)
-    carry, ys = scan_blocks(run, carry, even, n)
-    ys = jax.tree.map(lambda a: a.reshape(n * piece, *a.shape[2:]), ys)
-    if not rest:
-        return carry, ys
-    carry, tail_ys = run(carry, tail)
-    return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ys, tail_ys)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from tbptt.types import Batch, Carry, Gradient, LossFn, Memory, Params
-from tbptt.windows import cut, mean, means, total_weight
+from tbptt.windows import mean, means, total_weight
 
 
 class WindowInfo(NamedTuple):
@@ -27,29 +27,35 @@ class WindowInfo(NamedTuple):
 WindowFn = Callable[[Params, Memory, Batch], tuple[Float[Array, ""], Params, Memory]]
 
 
-def over_windows(window_fn: WindowFn, k1: int) -> Callable[[Params, Memory, Batch], Gradient]:
-    """Sums a window's gradient over the T / k1 windows of a batch and divides once by their total weight.
+class Sums(NamedTuple):
+    """Sums over n windows, not yet divided: losses and weights `[n]`, and grads like params."""
 
-    for window in cut(batch, k1):
+    losses: Float[Array, " n"]
+    weights: Float[Array, " n"]
+    grads: Params
+
+
+def one_after_another(window_fn: WindowFn, params: Params, memory: Memory, windows: Batch) -> tuple[Memory, Sums]:
+    """Sums a window's gradient over windows `[n, k1, *batch, ...]`.
+
+    for window in windows:
         loss_sum, grads_sum, memory += window_fn(params, memory, window)
-    loss, grads = loss_sum / weight, grads_sum / weight
     """
 
-    def estimate(params: Params, memory: Memory, batch: Batch) -> Gradient:
-        windows = cut(batch, k1)
+    def body(state: tuple[Memory, Params], window: Batch) -> tuple[tuple[Memory, Params], Any]:
+        memory, grads = state
+        loss_sum, window_grads, memory = window_fn(params, memory, window)
+        return (memory, jax.tree.map(jnp.add, grads, window_grads)), (loss_sum, total_weight(window))
 
-        def body(state: tuple[Memory, Params], window: Batch) -> tuple[tuple[Memory, Params], Any]:
-            memory, grads = state
-            loss_sum, window_grads, memory = window_fn(params, memory, window)
-            grads = jax.tree.map(jnp.add, grads, window_grads)
-            return (memory, grads), (loss_sum, total_weight(window))
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    (memory, grads), (losses, weights) = jax.lax.scan(body, (memory, zeros), windows)
+    return memory, Sums(losses, weights, grads)
 
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        (memory, grads_sum), (loss_sums, weights) = jax.lax.scan(body, (memory, zeros), windows)
-        loss, grads = means(jnp.sum(loss_sums), grads_sum, jnp.sum(weights))
-        return Gradient(loss, grads, memory, WindowInfo(mean(loss_sums, weights), weights))
 
-    return estimate
+def divided(memory: Memory, sums: Sums) -> Gradient:
+    """Divides once by the total weight."""
+    loss, grads = means(jnp.sum(sums.losses), sums.grads, jnp.sum(sums.weights))
+    return Gradient(loss, grads, memory, WindowInfo(mean(sums.losses, sums.weights), sums.weights))
 
 
 def checked(loss_fn: LossFn) -> LossFn:
