@@ -29,6 +29,7 @@ from tbptt.interop import NnxCell as NnxCell
 from tbptt.interop import as_linen as as_linen
 from tbptt.objectives import SequenceParams as SequenceParams
 from tbptt.objectives import init_params as init_params
+from tbptt.objectives import memory_plan as memory_plan
 from tbptt.objectives import predict as predict
 from tbptt.objectives import sequence_loss as sequence_loss
 from tbptt.objectives import squared_error as squared_error
@@ -45,6 +46,7 @@ from tbptt.types import Estimator as Estimator
 from tbptt.types import Gradient as Gradient
 from tbptt.types import LossFn as LossFn
 from tbptt.unroll import CarriesOnly as CarriesOnly
+from tbptt.unroll import MemoryBudget as MemoryBudget
 from tbptt.unroll import Segments as Segments
 from tbptt.unroll import plain_unroll as plain_unroll
 from tbptt.unroll import unroll as unroll
@@ -63,6 +65,7 @@ __all__ = [
     "LSTM",
     "LinenCell",
     "LossFn",
+    "MemoryBudget",
     "Metrics",
     "NnxCell",
     "Segments",
@@ -82,6 +85,7 @@ __all__ = [
     "leaves_named",
     "make_train_epoch",
     "make_train_step",
+    "memory_plan",
     "norm_preserving",
     "plain_unroll",
     "predict",

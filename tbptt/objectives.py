@@ -1,5 +1,7 @@
 """From a cell to a loss: cell, readout and per-step loss become a `LossFn`. Readouts and embeddings are flax modules."""
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,8 +13,8 @@ import optax
 from jaxtyping import Array, Float
 
 from tbptt.types import Batch, Carry, Cell, LossFn, Params, PRNGKey
-from tbptt.unroll import Remat, unroll
-from tbptt.windows import step_shape
+from tbptt.unroll import CarriesOnly, MemoryBudget, MemoryPlan, Remat, plan_memory, segmented, step_bytes, unroll
+from tbptt.windows import length, step_shape
 
 # (outputs [T, *batch, ...], targets [T, *batch, ...]) -> losses [T, *batch], one number a step
 StepLoss = Callable[[Any, Any], Float[Array, "T *batch"]]
@@ -52,7 +54,7 @@ def predict(
     batch: Batch,
     *,
     embedding: nn.Module | None = None,
-    remat: Remat | None = None,
+    remat: Remat | MemoryBudget | None = None,
 ) -> tuple[Carry, Any]:
     """Runs embedding, cell and readout over a batch (its targets and weights are not looked at).
 
@@ -72,7 +74,7 @@ def sequence_loss(
     loss: StepLoss,
     *,
     embedding: nn.Module | None = None,
-    remat: Remat | None = None,
+    remat: Remat | MemoryBudget | None = None,
 ) -> LossFn:
     """Makes the loss function of a cell with a readout: the weighted sum of the steps' losses.
 
@@ -87,7 +89,8 @@ def sequence_loss(
       loss: per step, `(outputs, targets) -> [T, *batch]`: `squared_error`, or optax's
         `softmax_cross_entropy_with_integer_labels`.
       embedding: flax linen module on integer inputs `[T, *batch]`, for example `nn.Embed(82, cell.input_dim)`.
-      remat: `Segments()` recomputes intermediates in the backward pass.
+      remat: what is computed again in the backward pass: None nothing, `CarriesOnly()` the insides of a step, `Segments()`
+        all but the carries between segments, the readout with them; `MemoryBudget(bytes)` as little as fits.
 
     Returns:
       A `LossFn` of `SequenceParams`, see `init_params`.
@@ -97,9 +100,8 @@ def sequence_loss(
     """
     loss_name = getattr(loss, "__qualname__", repr(loss))
 
-    def loss_fn(params: SequenceParams, carry: Carry, batch: Batch) -> tuple[Float[Array, ""], Carry]:
-        _check_counts(batch)
-        carry, outputs = predict(cell, readout, params, carry, batch, embedding=embedding, remat=remat)
+    def piece(params: SequenceParams, lean: Remat | None, carry: Carry, batch: Batch) -> tuple[Carry, Array]:
+        carry, outputs = predict(cell, readout, params, carry, batch, embedding=embedding, remat=lean)
         weights = _effective_weights(batch)
         targets = batch.targets if weights is None else _without_nan_at_zero(batch.targets, weights)
         losses = loss(outputs, targets)
@@ -110,10 +112,52 @@ def sequence_loss(
                 f"outputs {np.shape(outputs)} and targets {np.shape(batch.targets)}: sum or average over the last axis"
             )
         if weights is None:
-            return jnp.sum(losses), carry
-        return jnp.sum(jnp.where(weights != 0, losses, 0) * weights.astype(losses.dtype)), carry
+            return carry, losses
+        return carry, jnp.where(weights != 0, losses, 0) * weights.astype(losses.dtype)
+
+    def loss_fn(params: SequenceParams, carry: Carry, batch: Batch) -> tuple[Float[Array, ""], Carry]:
+        _check_counts(batch)
+        plan: Any = remat
+        if isinstance(remat, MemoryBudget):
+            plan = memory_plan(cell, readout, params, batch, embedding=embedding, remat=remat).remat
+        lean = plan if isinstance(plan, CarriesOnly) else None
+        run = segmented(functools.partial(piece, params, lean), plan, length(batch))
+        carry, losses = run(carry, batch)
+        return jnp.sum(losses), carry
 
     return loss_fn
+
+
+def memory_plan(
+    cell: Cell,
+    readout: nn.Module,
+    params: SequenceParams,
+    batch: Batch,
+    *,
+    embedding: nn.Module | None = None,
+    remat: Remat | MemoryBudget | None = None,
+) -> MemoryPlan:
+    """Says what a plan, or the plan that a budget chooses, will need for one gradient of a `sequence_loss`.
+
+    Args: as for `sequence_loss`; of params and batch (or their jax.eval_shape) the shapes count alone.
+
+    Returns:
+      A `MemoryPlan`: the plan, its predicted temporary bytes, and the forward passes that it adds. What XLA then really
+      allocates is `jax.jit(f).lower(...).compile().memory_analysis().temp_size_in_bytes`.
+
+    Raises:
+      ValueError: no plan fits the budget.
+    """
+    inputs = jax.eval_shape(lambda b: b.inputs, batch)
+    symbols = embedding is not None
+    batch_shape = inputs.shape[1:] if symbols else inputs.shape[1:-1]
+    dtype = jax.eval_shape(lambda: cell.initial_carry(batch_shape))
+    x = jax.ShapeDtypeStruct((*batch_shape, cell.input_dim), jax.tree.leaves(dtype)[0].dtype)
+    _, y = jax.eval_shape(cell, params.cell, dtype, x)
+    outputs = jax.eval_shape(readout.apply, params.readout, y)
+    around = 2 * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(outputs))
+    around += 2 * math.prod(x.shape) * x.dtype.itemsize if symbols else 0
+    return plan_memory(remat, step_bytes(cell, params.cell, batch_shape, x, around), inputs.shape[0])
 
 
 def squared_error(outputs: Float[Array, "*steps K"], targets: Float[Array, "*steps K"]) -> Float[Array, "*steps"]:

@@ -13,7 +13,7 @@ from tbptt.diagnostics.recorded import Recorded
 from tbptt.norms import measure
 from tbptt.objectives import SequenceParams, StepLoss, sequence_loss
 from tbptt.types import Batch, Carry, Cell, LossFn, Params
-from tbptt.unroll import Remat, unroll
+from tbptt.unroll import MemoryBudget, Remat, unroll
 
 
 def norm_preserving(
@@ -23,7 +23,7 @@ def norm_preserving(
     strength: float,
     *,
     embedding: nn.Module | None = None,
-    remat: Remat | None = None,
+    remat: Remat | MemoryBudget | None = None,
 ) -> LossFn:
     """Makes `sequence_loss` with Pascanu's regulariser added.
 

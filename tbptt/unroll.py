@@ -1,6 +1,7 @@
 """A cell through time, with resets, masks, reverse, and a plan for memory."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,6 +10,10 @@ from jaxtyping import ArrayLike, Bool, Float
 
 from tbptt.engine.any_cell import backprop_of
 from tbptt.engine.backprop import backprop_scan
+from tbptt.engine.budget import MemoryBudget as MemoryBudget
+from tbptt.engine.budget import MemoryPlan as MemoryPlan
+from tbptt.engine.budget import plan_memory as plan_memory
+from tbptt.engine.budget import step_bytes as step_bytes
 from tbptt.engine.checks import check_unroll
 from tbptt.engine.plan import CarriesOnly as CarriesOnly
 from tbptt.engine.plan import Remat as Remat
@@ -28,7 +33,7 @@ def unroll(
     resets: Bool[ArrayLike, "T *batch"] | None = None,
     mask: Bool[ArrayLike, "T *batch"] | None = None,
     reverse: bool = False,
-    remat: Remat | None = None,
+    remat: Remat | MemoryBudget | None = None,
 ) -> tuple[Carry, Any]:
     """Runs a cell over a sequence, fast in both directions of time.
 
@@ -50,7 +55,7 @@ def unroll(
       resets, mask: `[T, *batch]` booleans; None = no resets, every step exists.
       reverse: static; run from the last step to the first. ys[t] still belongs to xs[t].
       remat: static; what is computed again in the backward pass: None nothing, `CarriesOnly()` the insides of a step,
-        `Segments()` all but the carries between segments.
+        `Segments()` all but the carries between segments; `MemoryBudget(bytes)` as little as fits.
 
     Returns:
       (carry, ys): the carry that leaves the last step and the outputs `[T, *batch, H]`.
@@ -59,13 +64,24 @@ def unroll(
       ValueError: rank, sizes or dtypes of xs, carry, resets or mask do not fit the cell; the message names which.
       TypeError: xs, resets or mask are of the wrong dtype.
     """
-    xs, steps = _steps(cell, params, carry, xs, resets, mask)
+    steps = _steps(cell, params, carry, xs, resets, mask)
+    shape, dtype = steps.xs.shape, steps.xs.dtype
+    if isinstance(remat, MemoryBudget):
+        sizes = step_bytes(cell, params, shape[1:-1], jax.ShapeDtypeStruct(shape[1:], dtype))
+        remat = plan_memory(remat, sizes, shape[0]).remat
     run = functools.partial(_run, cell, isinstance(remat, CarriesOnly), params)
-    if isinstance(remat, Segments):
-        for length in reversed(remat.lengths(xs.shape[0])):
-            run = functools.partial(in_pieces, jax.checkpoint(run), piece=length)
+    run = segmented(run, remat, shape[0])
     carry, ys = run(carry, _flipped(steps) if reverse else steps)
     return carry, _flipped(ys) if reverse else ys
+
+
+def segmented(
+    run: Callable[[Any, Any], tuple[Any, Any]], remat: Remat | None, T: int
+) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """Makes `run(carry, steps) -> (carry, out)` forget what it did within each segment, and do it again when needed."""
+    for length in reversed(remat.lengths(T)) if isinstance(remat, Segments) else ():
+        run = functools.partial(in_pieces, jax.checkpoint(run), piece=length)
+    return run
 
 
 def plain_unroll(
@@ -83,20 +99,20 @@ def plain_unroll(
     The same arguments, results and errors as `unroll`. Slower to differentiate, but in every mode: forward mode
     (`jax.jvp`, `jax.jacfwd`, `jax.hessian`) cannot pass the hand-written backward pass of `unroll`.
     """
-    xs, steps = _steps(cell, params, carry, xs, resets, mask)
-    step, initial = functools.partial(cell, params), cell.initial_carry(xs.shape[1:-1])
+    steps = _steps(cell, params, carry, xs, resets, mask)
+    step, initial = functools.partial(cell, params), cell.initial_carry(steps.xs.shape[1:-1])
     carry, ys = plain_scan(step, initial, carry, _flipped(steps) if reverse else steps)
     return carry, _flipped(ys) if reverse else ys
 
 
-def _steps(cell: Cell, params: Params, carry: Carry, xs: Any, resets: Any, mask: Any) -> tuple[Any, Steps]:
+def _steps(cell: Cell, params: Params, carry: Carry, xs: Any, resets: Any, mask: Any) -> Steps:
     """Checks at the door, and cleans what stands at steps that do not exist."""
     xs = jnp.asarray(xs)
     check_unroll(cell, params, carry, xs, resets, mask)
     if mask is not None:
         mask = jnp.asarray(mask)
         xs = jnp.where(mask[..., None], xs, 0)  # NaN padding would reach the weights' gradient as 0 * NaN
-    return xs, Steps(xs, None if resets is None else jnp.asarray(resets), mask)
+    return Steps(xs, None if resets is None else jnp.asarray(resets), mask)
 
 
 def _run(cell: Cell, lean: bool, params: Params, carry: Carry, steps: Steps) -> tuple[Carry, Any]:

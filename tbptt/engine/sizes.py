@@ -13,11 +13,15 @@ CPU_BLOCK, ACCELERATOR_BLOCK = 2 << 20, 256 << 20
 FEWEST = 16  # steps; fewer leave products too small
 
 
+def block_of(step: int) -> int:
+    """Returns the most steps of a block, given the bytes of one step's input side."""
+    target = CPU_BLOCK if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK
+    return max(FEWEST, target // max(step, 1))
+
+
 def block_steps(back: Backprop, params: Params, xs: Array) -> int:
     """Returns the steps of a block: T if it is small, else an even share of it."""
     T = xs.shape[0]
     z = jax.eval_shape(lambda p, x: back.inputs(back.prepare(p), x), params, xs[0])
-    a_step = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(z))
-    target = CPU_BLOCK if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK
-    most = max(FEWEST, target // max(a_step, 1))
+    most = block_of(sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(z)))
     return T if most >= T else T // math.ceil(T / most)

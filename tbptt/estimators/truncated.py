@@ -91,8 +91,8 @@ def _overlapping_sums(loss_fn: LossFn, k1: int, k2: int):
         steps = jax.tree.map(lambda p, q: jnp.concatenate([p, q]), past.batch, new)
         carry, b = overlapping_side_by_side(loss_fn, k1, k2, group, params, past.carry, steps)
         past = past._replace(carry=carry, batch=jax.tree.map(lambda leaf: leaf[length(new) :], steps))
-        both = Sums(*jax.tree.map(lambda p, q: jnp.concatenate([p, q]), a[:2], b[:2]), jax.tree.map(jnp.add, a[2], b[2]))
-        return past, both
+        losses, weights = (jnp.concatenate([getattr(a, name), getattr(b, name)]) for name in ("losses", "weights"))
+        return past, Sums(losses, weights, jax.tree.map(jnp.add, a.grads, b.grads))
 
     return sums
 
