@@ -10,6 +10,8 @@ from tbptt.cells import LSTM as LSTM
 from tbptt.cells import DiagonalLinear as DiagonalLinear
 from tbptt.cells import Elman as Elman
 from tbptt.cells import GRUResetBefore as GRUResetBefore
+from tbptt.cells import MinGRU as MinGRU
+from tbptt.cells import MinLSTM as MinLSTM
 from tbptt.cells import Stack as Stack
 from tbptt.clipping import ClippedCell as ClippedCell
 from tbptt.clipping import clip_by_global_norm as clip_by_global_norm
@@ -27,6 +29,9 @@ from tbptt.estimators import truncated_bptt as truncated_bptt
 from tbptt.interop import LinenCell as LinenCell
 from tbptt.interop import NnxCell as NnxCell
 from tbptt.interop import as_linen as as_linen
+from tbptt.newton import NewtonReport as NewtonReport
+from tbptt.newton import newton_unroll as newton_unroll
+from tbptt.newton import quasi_newton_unroll as quasi_newton_unroll
 from tbptt.objectives import SequenceParams as SequenceParams
 from tbptt.objectives import init_params as init_params
 from tbptt.objectives import memory_plan as memory_plan
@@ -34,12 +39,14 @@ from tbptt.objectives import predict as predict
 from tbptt.objectives import sequence_loss as sequence_loss
 from tbptt.objectives import squared_error as squared_error
 from tbptt.omega import norm_preserving as norm_preserving
+from tbptt.parallel_scan import parallel_unroll as parallel_unroll
 from tbptt.training import Metrics as Metrics
 from tbptt.training import TrainState as TrainState
 from tbptt.training import init_state as init_state
 from tbptt.training import make_train_epoch as make_train_epoch
 from tbptt.training import make_train_step as make_train_step
 from tbptt.training import rewind as rewind
+from tbptt.types import AffineCell as AffineCell
 from tbptt.types import Batch as Batch
 from tbptt.types import Cell as Cell
 from tbptt.types import Estimator as Estimator
@@ -52,6 +59,7 @@ from tbptt.unroll import plain_unroll as plain_unroll
 from tbptt.unroll import unroll as unroll
 
 __all__ = [
+    "AffineCell",
     "Batch",
     "CarriesOnly",
     "Cell",
@@ -67,6 +75,9 @@ __all__ = [
     "LossFn",
     "MemoryBudget",
     "Metrics",
+    "MinGRU",
+    "MinLSTM",
+    "NewtonReport",
     "NnxCell",
     "Segments",
     "SequenceParams",
@@ -86,9 +97,12 @@ __all__ = [
     "make_train_epoch",
     "make_train_step",
     "memory_plan",
+    "newton_unroll",
     "norm_preserving",
+    "parallel_unroll",
     "plain_unroll",
     "predict",
+    "quasi_newton_unroll",
     "raise_if_non_finite",
     "rewind",
     "sequence_loss",

@@ -116,6 +116,22 @@ class LayeredCell(Cell, Protocol):
     def cells(self) -> tuple[Cell, ...]: ...
 
 
+@runtime_checkable
+class AffineCell(Cell, Protocol):
+    """A cell that is elementwise linear in its carry given x, so that an engine can run it in parallel over time.
+
+    Leaf by leaf, `cell(params, carry, x)` is `carry_t = a_t * carry_{t-1} + b_t` and `y_t = outputs(params, carry_t, x_t)`.
+    """
+
+    def affine(self, params: Params, xs: Float[Array, "*time_batch D"]) -> tuple[Carry, Carry]:
+        """Computes (a, b), carries of leaves `[*time_batch, ...]`; any number of leading axes, time among them."""
+        ...
+
+    def outputs(self, params: Params, carries: Carry, xs: Float[Array, "*time_batch D"]) -> Any:
+        """Computes the ys of steps from the carries that left them."""
+        ...
+
+
 class Batch(NamedTuple):
     """A stretch of sequence data, time-major.
 

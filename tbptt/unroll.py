@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import ArrayLike, Bool, Float
 
+from tbptt.checks import check_sequence
 from tbptt.engine.any_cell import backprop_of
 from tbptt.engine.backprop import backprop_scan
 from tbptt.engine.budget import MemoryBudget as MemoryBudget
 from tbptt.engine.budget import MemoryPlan as MemoryPlan
 from tbptt.engine.budget import plan_memory as plan_memory
 from tbptt.engine.budget import step_bytes as step_bytes
-from tbptt.engine.checks import check_unroll
 from tbptt.engine.plan import CarriesOnly as CarriesOnly
 from tbptt.engine.plan import Remat as Remat
 from tbptt.engine.plan import Segments as Segments
@@ -108,7 +108,7 @@ def plain_unroll(
 def _steps(cell: Cell, params: Params, carry: Carry, xs: Any, resets: Any, mask: Any) -> Steps:
     """Checks at the door, and cleans what stands at steps that do not exist."""
     xs = jnp.asarray(xs)
-    check_unroll(cell, params, carry, xs, resets, mask)
+    check_sequence(cell, params, carry, xs, resets, mask)
     if mask is not None:
         mask = jnp.asarray(mask)
         xs = jnp.where(mask[..., None], xs, 0)  # NaN padding would reach the weights' gradient as 0 * NaN

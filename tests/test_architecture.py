@@ -9,17 +9,29 @@ import tbptt
 
 ROOT = pathlib.Path(__file__).parents[1]
 LEVELS = {
-    0: {"types", "windows", "norms"},
+    0: {"types", "windows", "norms", "checks", "affine_scan"},
     0.5: {"engine"},  # beneath unroll, its door
-    1: {"cells", "unroll", "estimators", "clipping", "training", "checkpoints", "parallel", "data"},
+    1: {
+        "cells",
+        "unroll",
+        "parallel_scan",
+        "newton",
+        "estimators",
+        "clipping",
+        "training",
+        "checkpoints",
+        "parallel",
+        "data",
+    },
     2: {"objectives", "diagnostics", "interop"},
     2.5: {"omega"},  # a term that objectives' loss functions are given
 }
 LEVEL = {room: level for level, rooms in LEVELS.items() for room in rooms}
 # The front door stands outside the house: it opens every room, and only level 3 comes in by it.
 FRONT_DOOR, OUTSIDE = "__init__", {"experiments": 3, "benchmarks": 3}
-# Arrows within a level are forbidden, but for this one: types imports nothing, and windows count the steps of its Batch.
-EXCEPTIONS = {("windows", "types")}
+# Arrows within a level are forbidden, but for these: types imports nothing, and windows count the steps of its Batch;
+# checks ask whether arguments are what it says.
+EXCEPTIONS = {("windows", "types"), ("checks", "types")}
 MAX_FILE, MAX_FUNCTION = 200, 60
 
 

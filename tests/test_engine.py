@@ -133,6 +133,14 @@ class Doubled(LSTM):
         return carry._replace(h=2 * y), 2 * y
 
 
+class Whole(GRUResetBefore):
+    """A child with a step of its own in one piece: its parent's halves are not its own."""
+
+    def __call__(self, params, carry, x):
+        carry, y = super().__call__(params, carry, x)
+        return carry._replace(h=0.5 * y), 0.5 * y
+
+
 class Renamed(LSTM):
     """A child that changes nothing."""
 
@@ -141,6 +149,7 @@ def test_a_child_that_changes_the_step_loses_its_parents_backward_pass():
     assert isinstance(any_cell.backprop_of(Doubled(D, H)), any_cell.AnyBackprop)
     assert type(any_cell.backprop_of(Renamed(D, H))) is type(LSTM(D, H).backprop)
     assert_same(*both(Doubled(D, H)))
+    assert_same(*both(Whole(D, H)))
 
 
 @pytest.mark.parametrize("cell", [Elman(D, 8), GRU(D, 8), LSTM(D, 8)], ids=lambda cell: type(cell).__name__)

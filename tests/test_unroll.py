@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tbptt.cells import GRU, LSTM, DiagonalLinear, Elman, GRUResetBefore, Stack
+from tbptt.cells import GRU, LSTM, DiagonalLinear, Elman, GRUResetBefore, MinGRU, MinLSTM, Stack
 from tbptt.unroll import Segments, unroll
 
 D, H, B, T = 3, 4, 2, 7
@@ -19,6 +19,8 @@ CELLS = [
     GRUResetBefore(D, H),
     LSTM(D, H),
     DiagonalLinear(D, H),
+    MinGRU(D, H),
+    MinLSTM(D, H),
     Stack((LSTM(D, 5), Elman(5, H))),
 ]
 each_cell = pytest.mark.parametrize("cell", CELLS, ids=lambda cell: type(cell).__name__)

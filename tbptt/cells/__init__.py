@@ -14,4 +14,10 @@ from tbptt.cells.linear import DiagonalLinearParams as DiagonalLinearParams
 from tbptt.cells.lstm import LSTM as LSTM
 from tbptt.cells.lstm import LSTMCarry as LSTMCarry
 from tbptt.cells.lstm import LSTMParams as LSTMParams
+from tbptt.cells.min_gru import MinGRU as MinGRU
+from tbptt.cells.min_gru import MinGRUCarry as MinGRUCarry
+from tbptt.cells.min_gru import MinGRUParams as MinGRUParams
+from tbptt.cells.min_lstm import MinLSTM as MinLSTM
+from tbptt.cells.min_lstm import MinLSTMCarry as MinLSTMCarry
+from tbptt.cells.min_lstm import MinLSTMParams as MinLSTMParams
 from tbptt.cells.stack import Stack as Stack

@@ -75,6 +75,20 @@ class DiagonalLinear:
         h = params.a * carry.h + z
         return DiagonalLinearCarry(h), h
 
+    def affine(
+        self, params: DiagonalLinearParams, xs: Float[Array, "*time_batch D"]
+    ) -> tuple[DiagonalLinearCarry, DiagonalLinearCarry]:
+        """Computes (a, x w_x + b) for any number of steps: h_t is linear in h_{t-1}."""
+        b = self.inputs(params, xs)
+        return DiagonalLinearCarry(jnp.broadcast_to(params.a, b.shape)), DiagonalLinearCarry(b)
+
+    def outputs(
+        self, params: DiagonalLinearParams, carries: DiagonalLinearCarry, xs: Float[Array, "*time_batch D"]
+    ) -> Float[Array, "*time_batch H"]:
+        """Returns y = h."""
+        del params, xs
+        return carries.h
+
     def __call__(
         self, params: DiagonalLinearParams, carry: DiagonalLinearCarry, x: Float[Array, "*batch D"]
     ) -> tuple[DiagonalLinearCarry, Float[Array, "*batch H"]]:

@@ -17,15 +17,18 @@ def backprop_of(cell: Cell) -> Backprop:
     A class that changes the step of its parent (`__call__`, `recur` or `inputs`) and not its `backprop` loses it: the
     parent's would be the gradient of another function.
     """
-    if isinstance(cell, DerivedCell):
-        lines = type(cell).__mro__
-        first = {name: next((i for i, c in enumerate(lines) if name in vars(c)), len(lines)) for name in _STEP}
-        if first["backprop"] <= min(first[name] for name in _STEP if name != "backprop"):
-            return cell.backprop
-    return AnyBackprop(cell)
+    if isinstance(cell, DerivedCell) and all(_is_newer(cell, "backprop", name) for name in ("__call__", "recur", "inputs")):
+        return cell.backprop
+    # In the same way, a class with a `__call__` of its own is not taken apart by its parent's halves.
+    halves = isinstance(cell, SplitCell) and any(_is_newer(cell, name, "__call__") for name in ("recur", "inputs"))
+    return AnyBackprop(cell, halves)
 
 
-_STEP = ("backprop", "__call__", "recur", "inputs")
+def _is_newer(cell: Cell, one: str, other: str) -> bool:
+    """Says whether `one` was defined by the same class as `other`, or by a child of that class."""
+    line = type(cell).__mro__
+    first = [next((i for i, c in enumerate(line) if name in vars(c)), len(line)) for name in (one, other)]
+    return first[0] <= first[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +43,13 @@ class AnyBackprop:
     """
 
     cell: Cell
+    halves: bool
 
     def prepare(self, params: Params) -> Params:
         return params
 
     def inputs(self, weights: Params, xs: Array) -> Any:
-        return self.cell.inputs(weights, xs) if isinstance(self.cell, SplitCell) else xs
+        return self.cell.inputs(weights, xs) if self.halves and isinstance(self.cell, SplitCell) else xs
 
     def forward(self, weights: Params, carry: Carry, z: Any) -> tuple[Carry, Any, Any]:
         leaving, y = self._step(weights, carry, z)
@@ -82,7 +86,8 @@ class AnyBackprop:
         return jax.vjp(steps, params, xs)[1](emitted)
 
     def _step(self, params: Params, carry: Carry, z: Any) -> tuple[Carry, Any]:
-        return (self.cell.recur if isinstance(self.cell, SplitCell) else self.cell)(params, carry, z)
+        step = self.cell.recur if self.halves and isinstance(self.cell, SplitCell) else self.cell
+        return step(params, carry, z)
 
 
 class Pull(NamedTuple):

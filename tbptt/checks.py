@@ -1,17 +1,30 @@
-"""What an unroll checks at its door."""
+"""Checks at the door of every engine: what is wrong is named before anything is compiled."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from tbptt.types import Carry, Cell, Params
 
 
-def check_unroll(cell: Cell, params: Params, carry: Carry, xs: Array, resets: Any, mask: Any) -> tuple[int, ...]:
-    """Checks at the door; returns the batch shape."""
+def check_sequence(
+    cell: Cell, params: Params, carry: Carry, xs: Array, resets: ArrayLike | None, mask: ArrayLike | None
+) -> tuple[int, ...]:
+    """Checks that a sequence, its flags and the carry that enters it fit the cell.
+
+    Args: those of `unroll`; xs `[T, *batch, D]` as an array.
+
+    Returns:
+      The batch shape.
+
+    Raises:
+      ValueError: rank, sizes or dtypes of xs, carry, resets or mask do not fit the cell; the message names which.
+      TypeError: xs, resets or mask are of the wrong dtype.
+    """
     if not jnp.issubdtype(xs.dtype, jnp.floating):
         raise TypeError(
             f"xs must be floating numbers; got dtype {xs.dtype}. Scale raw samples to floats; embed integer symbols "
@@ -40,7 +53,11 @@ def check_unroll(cell: Cell, params: Params, carry: Carry, xs: Array, resets: An
 
 
 def check_carry(what: str, got: Any, wanted: Any, remedy: str) -> None:
-    """Compares structure, shapes and dtypes of two carries leaf by leaf; the error names the first leaf that differs."""
+    """Compares structure, shapes and dtypes of two carries leaf by leaf.
+
+    Raises:
+      ValueError: they differ; it says `what`, the first leaf that does, and the remedy.
+    """
     if jax.tree.structure(got) != jax.tree.structure(wanted):
         raise ValueError(
             f"{what} must have the structure {jax.tree.structure(wanted)}; got {jax.tree.structure(got)}. {remedy}"
