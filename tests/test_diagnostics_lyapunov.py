@@ -149,6 +149,18 @@ def test_the_predicted_horizon_is_the_measured_one():
     assert measured_horizon(dip, delta).h == 3  # for good, not at the first dip
 
 
+def test_the_horizon_of_a_profile_that_is_not_finite():
+    """An exploding gradient is never forgotten, whether its profile ends below overflow, beyond it, or begins there."""
+    cell, params = linear(np.asarray([[1.5]], np.float32))
+    xs = jnp.zeros((400, 2), jnp.float32)
+    for lags in (216, 217, 218, 219, 220, 300):
+        profile = lag_profile(cell, params, cell.initial_carry(), xs, total, lags=lags)
+        assert measured_horizon(profile, 0.01).h == np.inf
+    for means, want in (([np.inf] * 4, np.inf), ([np.inf, np.inf, 1.0, 1.0], 2), ([np.inf, 1e37, 1e36, 1.0], 2)):
+        mean = type(profile.mean)(jnp.asarray(means, jnp.float32))
+        assert measured_horizon(profile._replace(mean=mean), 0.01).h == want
+
+
 def test_memory_horizon_at_its_edges():
     assert memory_horizon(0.0, 0.1) == np.inf and memory_horizon(0.3, 0.1) == np.inf
     assert memory_horizon(-jnp.inf, 0.1) == 0
@@ -178,6 +190,9 @@ def test_bad_input_is_refused_by_name(key):
         spectrum(carry, xs, warmup=1.5)
     with pytest.raises(ValueError, match=r"one sequence \[T, D\]"):
         spectrum(cell.initial_carry((4,)), jnp.ones((5, 4, 2)))
+    for batched in (cell.initial_carry((4,)), cell.initial_carry((1,))):
+        with pytest.raises(ValueError, match=r"carry.h must have the shape \(3,\) .* without batch axes"):
+            spectrum(batched, xs)
     counting = CountingElman()
     with pytest.raises(TypeError, match=r"carry\['steps'\] is int32"):
         lyapunov_spectrum(counting, None, counting.initial_carry(), xs)

@@ -76,7 +76,7 @@ def clip_by_global_norm(max_norm: ArrayLike) -> optax.GradientTransformation:
 
 def clip_tree(tree: Any, max_norm: ArrayLike, batch_dims: int = 0) -> tuple[Any, Array, Array]:
     """Clips each batch element's part of a tree; returns (tree, norms before, whether clipped), the last two `[*batch]`."""
-    down, size, norm = measure(tree, batch_dims)
+    size, _, down, norm = measure(tree, batch_dims)
     clipped = jnp.isfinite(norm) & (norm > max_norm)
     factor = jnp.asarray(max_norm, norm.dtype) / jnp.where(clipped, size, 1)
 

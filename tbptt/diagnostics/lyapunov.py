@@ -59,8 +59,8 @@ def lyapunov_spectrum(
       a Lyapunov.
 
     Raises:
-      TypeError: a leaf of the carry is not floating; count or warmup is not an int.
-      ValueError: count > N, warmup < 0 or >= T, xs is not `[T, D]`, or the carry has batch axes.
+      TypeError: count or warmup is not an int; else as step_jacobians.
+      ValueError: count > N, warmup < 0 or >= T; else as step_jacobians.
 
     References: Benettin et al., Meccanica 15, 1980; for recurrent networks Engelken, Wolf and Abbott 2023,
     arXiv:2006.02427, and Vogt et al. 2020, arXiv:2006.14123.
@@ -116,7 +116,8 @@ def measured_horizon(profile: LagProfile, delta: float) -> Any:
 
         horizon = min { j : mean[i] <= delta mean[0] for all i >= j },    mean[j] at lag j + 1
 
-    counted from lag 1, so that a pure exp(rate k) gives memory_horizon(rate, delta) rounded up.
+    counted from lag 1, so that a pure exp(rate k) gives memory_horizon(rate, delta) rounded up. A mean that is inf is
+    never forgotten; if mean[0] is, it is taken as the dtype's largest number, and the horizon is at least the one given.
 
     Args:
       profile: from lag_profile.
@@ -133,7 +134,8 @@ def measured_horizon(profile: LagProfile, delta: float) -> Any:
 
     def horizon(mean: Array) -> Array:
         lags = mean.shape[0]
-        above = mean > delta * mean[0]
+        first = jnp.minimum(mean[0], jnp.finfo(mean.dtype).max)  # inf > delta inf is false
+        above = mean > delta * first
         steps = jnp.max(jnp.where(above, jnp.arange(lags) + 1, 0))
         steps = jnp.where(steps == lags, jnp.inf, steps).astype(mean.dtype)
         return jnp.where(jnp.any(jnp.isnan(mean)), jnp.nan, steps)
