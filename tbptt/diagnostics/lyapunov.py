@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from tbptt.diagnostics.carries import one_sequence, push
@@ -43,8 +44,10 @@ def lyapunov_spectrum(
         exponents = mean over t of log|diag r_t|
 
     q_{-1} is a fixed random orthonormal frame. The first `warmup` steps turn it into the right directions (and let the
-    carry forget its start) without being counted; without them the exponents err by O(1 / T). One scan: a step costs
-    `count` jvps and a QR. At a singular J some r_ii is 0 and its exponent -inf from then on (where the zero is not
+    carry forget its start) without being counted; without them the exponents err by O(1 / S). With them too where they
+    are equal in pairs (complex eigenvalues): the two directions turn round each other for ever, and each of the two
+    exponents errs by about 0.2 to 0.6 nats / S, their sum does not; the standard error may not show it. One scan: a step
+    costs `count` jvps and a QR. At a singular J some r_ii is 0 and its exponent -inf from then on (where the zero is not
     exact, the log of a rounding error, near log eps, enters the mean instead). NaN parameters give NaN.
 
     Args:
@@ -104,9 +107,11 @@ def memory_horizon(exponents: Float[ArrayLike, "*n"], delta: float) -> Float[Arr
       a scalar, in steps, not rounded; 0 for a rate of -inf, NaN for NaN.
 
     Raises:
-      ValueError: delta is not between 0 and 1.
+      ValueError: delta is not between 0 and 1; no exponents.
     """
     _check_delta(delta)
+    if np.size(exponents) == 0:
+        raise ValueError("memory_horizon needs at least one exponent; got none")
     rate = jnp.max(jnp.asarray(exponents, jnp.result_type(float)))
     return jnp.where(rate >= 0, jnp.inf, math.log(delta) / jnp.where(rate >= 0, -1, rate))
 
