@@ -8,7 +8,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from experiments import lecture, repeated_tanh
+from experiments import gates, lecture, repeated_tanh
 from experiments.support import by_hand, page, program, run_folder
 from tbptt.diagnostics import overflow_step
 
@@ -52,6 +52,17 @@ def test_overflow_counted_in_integers_is_that_of_the_device():
     assert (
         by_hand.overflow_in_integers(1.0, "float32") is None and by_hand.overflow_in_integers(1.01, "float64", 100) is None
     )
+
+
+def test_the_longest_lag_learnt_ends_at_the_first_that_is_not():
+    lags = (10, 30, 100, 300)
+    for losses, longest, beyond in (
+        ([0.01, 0.02, 0.5, 0.03], 30, [300]),
+        ([0.01] * 4, 300, []),
+        ([0.2, 0.01, float("nan"), 1.0], 0, [30]),
+        ([0.0, 0.1, 1.0, 1.0], 10, []),
+    ):
+        assert gates.longest_learnt(lags, losses) == longest and gates.missed(lags, losses) == beyond
 
 
 def test_a_claim_that_fails_is_said_on_stderr(capsys):
