@@ -17,6 +17,7 @@ from tbptt.clipping import ClippedCell as ClippedCell
 from tbptt.clipping import clip_by_global_norm as clip_by_global_norm
 from tbptt.clipping import clip_cotangent as clip_cotangent
 from tbptt.clipping import global_norm as global_norm
+from tbptt.clipping import guarded as guarded
 from tbptt.clipping import leaves_named as leaves_named
 from tbptt.clipping import raise_if_non_finite as raise_if_non_finite
 from tbptt.clipping import shrink_non_finite as shrink_non_finite
@@ -91,6 +92,7 @@ __all__ = [
     "full_bptt",
     "global_norm",
     "gradient_by_lag",
+    "guarded",
     "init_params",
     "init_state",
     "leaves_named",

@@ -5,19 +5,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 
 class Measure(NamedTuple):
-    """The norm of each batch element's part of a tree, as `size / down` (which may be too large for the dtype).
+    """The norm of each batch element's part of a tree, as `size 2^exponent` (which may be too large for the dtype).
 
-    down: a power of two that brings the largest entry to about 1; 1 where an entry is not finite
-    size: the norm of the tree times down
-    norm: size / down, at most the largest finite number; inf or NaN exactly where an entry is inf or NaN
+    size:     the norm of the tree times down; inf or NaN exactly where an entry is
+    exponent: which power of two the largest entry is about; 0 where there is none, or an entry is not finite
+    down:     2^-exponent
+    norm:     size / down, at most the largest finite number; inf or NaN exactly where an entry is inf or NaN
     """
 
-    down: Float[Array, "*batch"]
     size: Float[Array, "*batch"]
+    exponent: Int[Array, "*batch"]
+    down: Float[Array, "*batch"]
     norm: Float[Array, "*batch"]
 
 
@@ -53,14 +55,14 @@ def measure(tree: Any, batch_dims: int = 0) -> Measure:
     usable = jnp.isfinite(largest) & (largest > 0)
     _, exponent = jnp.frexp(jnp.where(usable, largest, 1))
     lowest = int(jnp.finfo(dtype).minexp)
-    exponent = jnp.clip(exponent, lowest, -lowest)
+    exponent = jnp.where(usable, jnp.clip(exponent, lowest, -lowest), 0)
     down, up = jnp.ldexp(jnp.ones((), dtype), -exponent), jnp.ldexp(jnp.ones((), dtype), exponent)
     total = jnp.zeros((), dtype)
     for leaf, over in zip(wide, axes, strict=True):
         total = total + jnp.sum(jnp.square(leaf * expand(down, leaf)), axis=over)
     size = jnp.where(total == 0, 0, jnp.sqrt(jnp.where(total == 0, 1, total)))
     norm = jnp.where(jnp.isfinite(size), jnp.minimum(size * up, jnp.finfo(dtype).max), size)
-    return Measure(down, size, norm)
+    return Measure(size, exponent, down, norm)
 
 
 def is_floating(leaf: Any) -> bool:

@@ -38,6 +38,20 @@ def test_recurrent_weights_are_orthogonal_gate_by_gate(make, gates, key):
             assert np.max(np.abs(blocks[a] - blocks[b])) > 0.1
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=lambda d: d.__name__)
+@each_maker
+def test_half_precision_is_drawn_and_steps(make, dtype, key):
+    cell, wide = make(D, H, dtype=dtype), make(D, H, dtype=jnp.float32)
+    params, carry = cell.init(key), cell.initial_carry((2,))
+    assert {leaf.dtype for leaf in jax.tree.leaves((params, carry))} == {jnp.dtype(dtype)}
+    left, y = cell(params, carry, jnp.ones((2, D), dtype))
+    assert {leaf.dtype for leaf in jax.tree.leaves((left, y))} == {jnp.dtype(dtype)}
+    if make is not DiagonalLinear:  # a Gaussian's Q, rounded: the float32 draw
+        for half, single in zip(recurrent_blocks(params), recurrent_blocks(wide.init(key)), strict=True):
+            np.testing.assert_array_equal(half, single.astype(dtype))
+            np.testing.assert_allclose(half.astype(float) @ half.astype(float).T, np.eye(H), atol=2 * jnp.finfo(dtype).eps)
+
+
 def test_gain_and_identity(key):
     w = Elman(D, H, gain=1.7).init(key).w_h
     np.testing.assert_allclose(w @ w.T, 1.7**2 * np.eye(H), **close)

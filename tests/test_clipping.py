@@ -1,6 +1,7 @@
 """Clipping: the same direction, the norm asked for, at any size of gradient; inside the recurrence too."""
 
 import functools
+import inspect
 
 import flax.linen as nn
 import jax
@@ -151,8 +152,21 @@ def test_max_norm_must_be_positive():
         for wrong in (0, -1.0, float("nan")):
             with pytest.raises(ValueError, match=r"max_norm must be a positive number \(inf: never clip\); got"):
                 factory(wrong)
+    for wrong in (np.float32(-1), np.float64(0), np.asarray(-1), jnp.asarray(-1.0), jnp.bfloat16(-1), np.ones(2), jnp.nan):
+        with pytest.raises(ValueError, match=r"max_norm must be a positive number \(inf: never clip\); got"):
+            clip_by_global_norm(wrong)
+    for wrong in ("1", None, 1j, True):
+        with pytest.raises(TypeError, match="max_norm must be a positive number"):
+            inspect.unwrap(clip_by_global_norm)(wrong)
     with pytest.raises(TypeError):
         ClippedCell(CELL, np.ones(()))
+    g = {"w": jnp.array([3.0, 4.0])}
+    for right in (2, np.float32(2), jnp.asarray(2.0), jnp.bfloat16(2)):
+        np.testing.assert_allclose(
+            clip_by_global_norm(right).update(g, clip_by_global_norm(right).init(g))[0]["w"], [1.2, 1.6]
+        )
+    traced = jax.jit(lambda m: clip_by_global_norm(m).update(g, clip_by_global_norm(m).init(g))[0]["w"])
+    np.testing.assert_allclose(traced(2.0), [1.2, 1.6])
 
 
 def test_the_train_step_reports_it():

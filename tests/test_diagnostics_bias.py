@@ -146,9 +146,21 @@ def test_compare_gradients_at_zero_and_at_the_ends_of_float32():
     assert compare_gradients(one, zero)[0] == 1 and np.isnan(compare_gradients(one, zero).cosine)
     np.testing.assert_allclose(compare_gradients(one, zero).sign_agreement, 1 / 3)
     np.testing.assert_allclose(compare_gradients(one, {"a": -one["a"]})[:2], (2, -1), rtol=1e-12)
-    for size in (1e-30, 1e30):
+    for size in (1e-37, 1e-30, 1e30, 8.4e37, 4e37):  # the differences, quotients and norms of these leave float32
         r, g = (size * jnp.array(v, jnp.float32) for v in ([3.0, 4.0], [4.0, 3.0]))
         np.testing.assert_allclose(compare_gradients(r, g), (np.sqrt(2) / 5, 24 / 25, 1), rtol=1e-6)
+    for compare in (compare_gradients, jax.jit(compare_gradients)):
+        for size in (1e38, 3e38):
+            r = jnp.array([size, 0], jnp.float32)
+            assert compare(r, r) == (0, 1, 1)
+            np.testing.assert_allclose(compare(r, -r), (2, -1, 0.5), rtol=1e-6)
+            np.testing.assert_allclose(compare(r, 1e-30 * r), (1, 1, 1), rtol=1e-6)
+            np.testing.assert_allclose(compare(1e-30 * r, r), (1e30, 1, 1), rtol=1e-6)
+            assert compare(1e-38 * (r / size), r).relative_error == jnp.inf  # 1e76
+        two = jnp.full(100, 3e38, jnp.float32)  # whose norm is beyond the range
+        np.testing.assert_allclose(compare(two, -two), (2, -1, 0), rtol=1e-6)
+        bad = two.at[0].set(jnp.nan)
+        assert np.isnan(compare(two, bad)[:2]).all() and np.isnan(compare(bad, bad)[:2]).all()
     half = jnp.full((100,), 300, jnp.float16)
     np.testing.assert_allclose(compare_gradients(half, half * 2), (1, 1, 1), rtol=1e-6)
 
@@ -158,4 +170,6 @@ def test_gradients_that_do_not_belong_together():
         compare_gradients({"a": jnp.zeros(2)}, {"b": jnp.zeros(2)})
     with pytest.raises(ValueError, match=r"reference\['a'\] has shape \(2,\), but other\['a'\] has \(3,\)"):
         compare_gradients({"a": jnp.zeros(2)}, {"a": jnp.zeros(3)})
+    with pytest.raises(ValueError, match="at least one leaf"):
+        compare_gradients({}, {})
     assert compare_gradients(jnp.zeros(1), jnp.zeros(1)).relative_error == 0

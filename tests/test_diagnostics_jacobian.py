@@ -11,9 +11,11 @@ import pytest
 
 import tbptt
 from tbptt.diagnostics import (
+    carry_influence,
     jacobian_product_svd,
     log_bound,
     log_sigma_max,
+    lyapunov_spectrum,
     sigma_max,
     spectral_radius,
     step_jacobians,
@@ -174,7 +176,55 @@ def test_bad_input_is_refused_by_name(measure, key):
         measure(cell, params, cell.initial_carry((4,)), jnp.ones((5, 4, 2)))
     with pytest.raises(ValueError, match="at least one step"):
         measure(cell, params, carry, jnp.ones((0, 2)))
+    with pytest.raises(ValueError, match=r"carry.h must have the shape \(3,\) .* without batch axes .*; got \(4, 3\)"):
+        measure(cell, params, cell.initial_carry((4,)), jnp.ones((5, 2)))
+    with pytest.raises(ValueError, match=r"D = Elman.input_dim = 2; got shape \(5, 3\)"):
+        measure(cell, params, carry, jnp.ones((5, 3)))
     assert jax.tree.leaves(measure(cell, params, carry, jnp.ones((1, 2))))  # T = 1
+
+
+def test_a_clipped_cell_has_the_jacobian_of_the_cell_inside(key):
+    """Forward the two are one map; clipping changes only what is sent back."""
+    plain = tbptt.Stack((tbptt.LSTM(2, 3), tbptt.Elman(3, 3)))
+    params, carry, xs = plain.init(key), plain.initial_carry(), jax.random.normal(key, (5, 2))
+    within = tbptt.Stack((tbptt.ClippedCell(plain.cells[0], 1e-3), plain.cells[1]))
+    for cell in (within, tbptt.ClippedCell(plain, 1e-3)):
+        for measure in (step_jacobians, jacobian_product_svd, log_sigma_max, lyapunov_spectrum, carry_influence):
+            got, want = measure(cell, params, carry, xs), measure(plain, params, carry, xs)
+            jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+class ClipsItself(tbptt.Elman):
+    """A user's own cell that clips what it sends back."""
+
+    def __call__(self, params, carry, x):
+        return super().__call__(params, tbptt.clip_cotangent(carry, 1.0), x)
+
+
+@pytest.mark.parametrize(
+    "measure", [step_jacobians, jacobian_product_svd, log_sigma_max, lyapunov_spectrum, carry_influence]
+)
+def test_a_backward_pass_of_ones_own_has_no_jacobian(measure, key):
+    cell = ClipsItself(2, 3)
+    with pytest.raises(TypeError, match="ClipsItself has a backward pass of its own .* pass the cell without it"):
+        measure(cell, cell.init(key), cell.initial_carry(), jnp.ones((5, 2)))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16], ids=lambda d: d.__name__)
+@pytest.mark.parametrize(
+    "measure", [step_jacobians, jacobian_product_svd, log_sigma_max, lyapunov_spectrum, carry_influence]
+)
+def test_half_precision_is_measured_in_float32(measure, dtype, key):
+    half, single = (tbptt.Elman(2, 7, dtype=d) for d in (dtype, jnp.float32))
+    params = half.init(key)
+    xs = jax.random.normal(key, (5, 2), dtype)
+    got = measure(half, params, half.initial_carry(), xs)
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    want = measure(single, wide, single.initial_carry(), xs.astype(jnp.float32))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(got))
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    for of in (spectral_radius, sigma_max):
+        assert of(params.w_h) == of(wide.w_h)
 
 
 class Shrinking(CountingElman):

@@ -45,6 +45,20 @@ def test_an_unsorted_diagonal_network_comes_out_sorted():
     np.testing.assert_allclose(got.exponents, np.log([0.9, 0.5, 0.2]), atol=1e-12)
 
 
+def test_a_pair_of_complex_eigenvalues_converges_as_one_over_the_steps():
+    """As the docstring says: each of the two errs by about half a nat over S; their sum does not, nor do the others."""
+    angle = 0.7
+    block = 0.9 * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    skew = np.random.default_rng(0).normal(size=(4, 4))
+    w = skew @ np.block([[block, np.zeros((2, 2))], [np.zeros((2, 2)), np.diag([0.5, 0.2])]]) @ np.linalg.inv(skew)
+    cell, params = linear(w)
+    for steps in (100, 1000, 4000):
+        got = lyapunov_spectrum(cell, params, cell.initial_carry(), jnp.zeros((steps + 300, 2)), warmup=300)
+        errors = np.asarray(got.exponents) - np.log([0.9, 0.9, 0.5, 0.2])
+        assert 0.1 / steps < np.max(np.abs(errors[:2])) < 0.7 / steps
+        np.testing.assert_allclose([errors[0] + errors[1], *errors[2:]], 0, atol=1e-12)
+
+
 def test_an_orthogonal_network_has_none_but_zeros(key):
     cell, params = linear(np.linalg.qr(np.random.default_rng(0).normal(size=(6, 6)))[0])
     got = lyapunov_spectrum(cell, params, cell.initial_carry(), jax.random.normal(key, (100, 2)))
@@ -149,11 +163,25 @@ def test_the_predicted_horizon_is_the_measured_one():
     assert measured_horizon(dip, delta).h == 3  # for good, not at the first dip
 
 
+def test_the_horizon_of_a_profile_that_is_not_finite():
+    """An exploding gradient is never forgotten, whether its profile ends below overflow, beyond it, or begins there."""
+    cell, params = linear(np.asarray([[1.5]], np.float32))
+    xs = jnp.zeros((400, 2), jnp.float32)
+    for lags in (216, 217, 218, 219, 220, 300):
+        profile = lag_profile(cell, params, cell.initial_carry(), xs, total, lags=lags)
+        assert measured_horizon(profile, 0.01).h == np.inf
+    for means, want in (([np.inf] * 4, np.inf), ([np.inf, np.inf, 1.0, 1.0], 2), ([np.inf, 1e37, 1e36, 1.0], 2)):
+        mean = type(profile.mean)(jnp.asarray(means, jnp.float32))
+        assert measured_horizon(profile._replace(mean=mean), 0.01).h == want
+
+
 def test_memory_horizon_at_its_edges():
     assert memory_horizon(0.0, 0.1) == np.inf and memory_horizon(0.3, 0.1) == np.inf
     assert memory_horizon(-jnp.inf, 0.1) == 0
     np.testing.assert_allclose(memory_horizon(jnp.asarray([-2.0, -0.5, -1.0]), math.exp(-3)), 6.0, rtol=1e-12)
     assert memory_horizon(jnp.asarray([-0.5, 0.1]), 0.1) == np.inf
+    with pytest.raises(ValueError, match="at least one exponent; got none"):
+        memory_horizon(jnp.zeros((0,)), 0.1)
     for delta in (0.0, 1.0, -1.0):
         with pytest.raises(ValueError, match="delta must be a share between 0 and 1"):
             memory_horizon(-1.0, delta)
@@ -178,6 +206,9 @@ def test_bad_input_is_refused_by_name(key):
         spectrum(carry, xs, warmup=1.5)
     with pytest.raises(ValueError, match=r"one sequence \[T, D\]"):
         spectrum(cell.initial_carry((4,)), jnp.ones((5, 4, 2)))
+    for batched in (cell.initial_carry((4,)), cell.initial_carry((1,))):
+        with pytest.raises(ValueError, match=r"carry.h must have the shape \(3,\) .* without batch axes"):
+            spectrum(batched, xs)
     counting = CountingElman()
     with pytest.raises(TypeError, match=r"carry\['steps'\] is int32"):
         lyapunov_spectrum(counting, None, counting.initial_carry(), xs)

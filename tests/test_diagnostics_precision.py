@@ -156,8 +156,14 @@ def test_gradient_reach_of_bad_input(key):
     cell, params, carry = scalar(0.5)
     reach = gradient_reach(cell, params, carry, jnp.zeros((1, 1)), lambda y: jnp.zeros(()), "float32")
     assert reach.zero == 1 and reach.largest.tolist() == [0]  # a loss that ignores the carry
-    with pytest.raises(TypeError, match=r"carry\[1\] must be floating to have a gradient; got dtype int64"):
+    with pytest.raises(TypeError, match=r"carry\[1\] is int64: gradients and Jacobians by a carry need floating leaves"):
         gradient_reach(cell, params, (carry, jnp.zeros((), int)), jnp.zeros((3, 1)), jnp.sum, "float32")
+    with pytest.raises(ValueError, match=r"at least one step; got shape \(0, 1\)"):
+        gradient_reach(cell, params, carry, jnp.zeros((0, 1)), jnp.sum, "float32")
+    with pytest.raises(ValueError, match=r"D = DiagonalLinear.input_dim = 1; got shape \(3, 2\)"):
+        gradient_reach(cell, params, carry, jnp.zeros((3, 2)), jnp.sum, "float32")
+    with pytest.raises(ValueError, match=r"carry.h must have the shape \(4, 1\)"):
+        gradient_reach(cell, params, carry, jnp.zeros((3, 4, 1)), jnp.sum, "float32")
 
 
 def located(cell, params, carry, xs):

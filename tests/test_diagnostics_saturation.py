@@ -9,6 +9,7 @@ import pytest
 from jax.nn import sigmoid
 
 from tbptt.cells import GRU, LSTM, DiagonalLinear, Elman, ElmanCarry, GRUResetBefore, Stack
+from tbptt.clipping import ClippedCell
 from tbptt.diagnostics import Gate, gates, saturation
 from tbptt.unroll import unroll
 
@@ -130,6 +131,24 @@ def test_masked_steps_do_not_count_and_resets_are_followed(key):
     both = saturation(cell, params, carry, xs, resets=resets)
     for name in both:
         np.testing.assert_allclose(both[name].slope, (3 * one[name].slope + 4 * two[name].slope) / T, rtol=1e-12)
+
+
+def test_of_no_steps_nothing_is_known(key):
+    cell = GRU(D, H)
+    params, carry, xs = drawn(cell, key)
+    lost = saturation(cell, params, carry, xs, mask=jnp.zeros((T, B), bool))
+    for seen in (*lost.values(), *saturation(cell, params, carry, xs[:0]).values()):
+        assert np.isnan(np.asarray(seen)).all()
+    one = saturation(cell, params, carry, xs, mask=jnp.zeros((T, B), bool).at[2, 1].set(True))
+    assert all(np.isfinite(np.asarray(seen)).all() for seen in one.values())
+
+
+def test_a_clipped_cell_has_the_gates_of_the_cell_inside(key):
+    plain = Stack((LSTM(D, H), GRU(H, 3)))
+    params, carry, xs = drawn(plain, key)
+    want = saturation(plain, params, carry, xs)
+    for cell in (ClippedCell(plain, 0.1), Stack((ClippedCell(plain.cells[0], 0.1), plain.cells[1]))):
+        jax.tree.map(np.testing.assert_array_equal, saturation(cell, params, carry, xs), want)
 
 
 def test_one_step_and_nan_parameters(key):

@@ -5,10 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 
-from experiments import lecture, repeated_tanh
+from experiments import gates, lecture, repeated_tanh
 from experiments.support import by_hand, page, program, run_folder
+from tbptt.diagnostics import overflow_step
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,6 +39,38 @@ def test_every_claim_of_the_lecture_has_a_chapter():
 def test_full_bptt_is_the_sum_written_out_by_hand():
     hand, differences = by_hand.bptt_errors(seed=3)
     assert hand < 1e-13 and differences < 1e-7
+
+
+def test_overflow_counted_in_integers_is_that_of_the_device():
+    one_percent = {d: float(jnp.asarray(1.01, d)) for d in ("float16", "bfloat16", "float32")}
+    counted = {d: by_hand.overflow_in_integers(w, d) for d, w in one_percent.items()}
+    assert counted == {"float16": 1143, "bfloat16": 128 * 96, "float32": 8917}
+    for dtype in ("float16", "bfloat16", "float32", "float64"):
+        for w in (1.1, 1.7, 2.0, 5.0):
+            w = float(jnp.asarray(w, dtype))
+            assert by_hand.overflow_in_integers(w, dtype) == overflow_step(w, dtype)
+    assert (
+        by_hand.overflow_in_integers(1.0, "float32") is None and by_hand.overflow_in_integers(1.01, "float64", 100) is None
+    )
+
+
+def test_the_longest_lag_learnt_ends_at_the_first_that_is_not():
+    lags = (10, 30, 100, 300)
+    for losses, longest, beyond in (
+        ([0.01, 0.02, 0.5, 0.03], 30, [300]),
+        ([0.01] * 4, 300, []),
+        ([0.2, 0.01, float("nan"), 1.0], 0, [30]),
+        ([0.0, 0.1, 1.0, 1.0], 10, []),
+    ):
+        assert gates.longest_learnt(lags, losses) == longest and gates.missed(lags, losses) == beyond
+
+
+def test_a_claim_that_fails_is_said_on_stderr(capsys):
+    rows = [program.claim(n, "t", 1, "e", n % 2) for n in range(1, 5)]
+    program.warn_of_failures(rows[:1])
+    assert capsys.readouterr() == ("", "")
+    program.warn_of_failures(rows)
+    assert capsys.readouterr().err == "warning: claim 2, 4 do not hold (`holds` in the summary; exit status 0)\n"
 
 
 def test_the_page_is_self_contained_and_escapes(tmp_path):

@@ -12,10 +12,17 @@ from tbptt.types import PRNGKey
 
 Initializer = Callable[[Any, tuple[int, ...], Any], Array]
 
-# Q of a Gaussian matrix: every singular value 1, so that ||h W|| = ||h||.
-orthogonal: Initializer = jax.nn.initializers.orthogonal()
 # U(-sqrt(6 / (m + n)), sqrt(6 / (m + n))): Glorot and Bengio 2010.
 glorot_uniform: Initializer = jax.nn.initializers.glorot_uniform()
+
+
+def orthogonal(key: PRNGKey, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    """Draws Q of a Gaussian matrix: every singular value 1, so that ||h W|| = ||h||. The key is consumed.
+
+    Half precision is drawn in float32, for which there is a QR, and rounded: there it is orthogonal to rounding.
+    """
+    wide = jnp.promote_types(dtype, jnp.float32)
+    return jax.nn.initializers.orthogonal()(key, shape, wide).astype(dtype)
 
 
 def identity(key: PRNGKey, shape: tuple[int, ...], dtype: DTypeLike) -> Array:

@@ -5,6 +5,13 @@
 Clipping goes outside, the policy on non-finite gradients inside: `clip_by_global_norm` lets inf and NaN through, and
 the policy sees them; its own counters go on while the policy holds the optimizer still.
 
+Policies act on the optimizer's updates. Where the NaN comes from the inputs it is also in the carry, from which every
+later chunk starts: `guarded(estimator)` starts the stream afresh, so that training goes on.
+
+float16 parameters: Adam's default eps of 1e-8 is 0 there, so that an entry whose gradient is exactly 0 (a dead unit, an
+unused embedding) makes 0 / 0, and `skip_non_finite` skips every update. Give `optax.adam(lr, eps=1e-4)`, or keep the
+parameters in float32.
+
 Clipping by leaf, by unit and by element is optax's; `watched` adds the counters and the train step's `clipped`:
 
     watched(optax.adaptive_grad_clip(0.01))      by unit: |g| <= 0.01 |w| for every column of a matrix `[in, out]`
@@ -18,6 +25,9 @@ One watched or safe clipping a chain: with two, the train step would not know wh
 
 from tbptt.clipping.cotangent import ClippedCell as ClippedCell
 from tbptt.clipping.cotangent import clip_cotangent as clip_cotangent
+from tbptt.clipping.guard import GuardedInfo as GuardedInfo
+from tbptt.clipping.guard import GuardedMemory as GuardedMemory
+from tbptt.clipping.guard import guarded as guarded
 from tbptt.clipping.norm import ClipState as ClipState
 from tbptt.clipping.norm import clip_by_global_norm as clip_by_global_norm
 from tbptt.clipping.policy import SkipState as SkipState

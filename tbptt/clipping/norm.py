@@ -4,7 +4,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
@@ -49,7 +51,7 @@ def clip_by_global_norm(max_norm: ArrayLike) -> optax.GradientTransformation:
       optax.clip_by_global_norm the train step knows nothing, and reports `clipped=None`: wrap that one in `watched`.)
 
     Raises:
-      ValueError: max_norm is a number that is not positive.
+      ValueError: max_norm is known and no positive scalar. TypeError: it is no real number.
     """
     check_max_norm("clip_by_global_norm", max_norm)
 
@@ -76,7 +78,7 @@ def clip_by_global_norm(max_norm: ArrayLike) -> optax.GradientTransformation:
 
 def clip_tree(tree: Any, max_norm: ArrayLike, batch_dims: int = 0) -> tuple[Any, Array, Array]:
     """Clips each batch element's part of a tree; returns (tree, norms before, whether clipped), the last two `[*batch]`."""
-    down, size, norm = measure(tree, batch_dims)
+    size, _, down, norm = measure(tree, batch_dims)
     clipped = jnp.isfinite(norm) & (norm > max_norm)
     factor = jnp.asarray(max_norm, norm.dtype) / jnp.where(clipped, size, 1)
 
@@ -100,7 +102,12 @@ def zeros(n: int) -> list[Int[Array, ""]]:
     return [jnp.zeros((), jnp.int32) for _ in range(n)]
 
 
-def check_max_norm(name: str, max_norm: ArrayLike) -> None:
-    """Raises a ValueError if max_norm is a Python number that is not positive."""
-    if isinstance(max_norm, int | float) and not max_norm > 0:
+def check_max_norm(name: str, max_norm: Any) -> None:
+    """Raises a ValueError if max_norm is a concrete number (of Python, NumPy or JAX) that is not a positive scalar."""
+    if isinstance(max_norm, Tracer):
+        return  # its value is not known while tracing
+    number = np.asarray(max_norm)
+    if number.dtype.kind not in "iufV":  # V: bfloat16
+        raise TypeError(f"{name}'s max_norm must be a positive number (inf: never clip); got {max_norm!r}")
+    if number.shape != () or not number > 0:
         raise ValueError(f"{name}'s max_norm must be a positive number (inf: never clip); got {max_norm}")

@@ -53,7 +53,10 @@ def skip_non_finite(optimizer: optax.GradientTransformation) -> optax.GradientTr
 
         optimizer = optax.chain(clip_by_global_norm(1.0), skip_non_finite(optax.adam(1e-3)))
 
-    Put it last in the chain, around all that has a state or moves parameters (weight decay too).
+    Put it last in the chain, around all that has a state or moves parameters (weight decay too). It acts on updates: a
+    NaN that has got into the carry of a stream stays there, and every update after it is skipped; wrap the estimator in
+    `guarded`. In float16 give Adam an eps that is not 0 there, `optax.adam(lr, eps=1e-4)`: with the default 1e-8 an entry
+    whose gradient is 0 makes 0 / 0, which is no gradient's fault and is skipped all the same.
 
     Args:
       optimizer: static; any optax transformation.

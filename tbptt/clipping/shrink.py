@@ -52,7 +52,8 @@ def shrink_non_finite(
 
         optimizer = optax.chain(shrink_non_finite(), clip_by_global_norm(1.0), optax.sgd(0.1))
 
-    It cannot mend parameters that are themselves NaN or inf: those stay, visibly.
+    It cannot mend parameters that are themselves NaN or inf: those stay, visibly. Nor a carry that is: gradients would be
+    NaN for ever and the weights shrink to 0, so wrap the estimator of a stream in `guarded`.
 
     Args (all static):
       fraction, max_norm: positive; inf replaces non-finite gradients only.

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tbptt.norms import global_norm
+from tbptt.norms import measure
 from tbptt.types import Batch, Carry, Estimator, Params, PRNGKey
 from tbptt.windows import cut, total_weight
 
@@ -29,7 +29,7 @@ class EstimatorBias(NamedTuple):
 
     bias:     the weighted mean g of the pieces' gradients against the reference r
     pieces:   every piece's own gradient against r, `[n]` each: what one update on that piece would see
-    variance: scalar, sum_j w_j ||g_j - g||^2 / sum_j w_j over the n pieces
+    variance: scalar, sum_j w_j ||g_j - g||^2 / sum_j w_j over the n pieces; a square, inf or 0 beyond the dtype's range
     grads, reference: g and r themselves
     """
 
@@ -41,10 +41,10 @@ class EstimatorBias(NamedTuple):
 
 
 def compare_gradients(reference: Params, other: Params) -> GradientError:
-    """Compares two gradients of the same parameters. Works inside jit; norms neither over- nor underflow.
+    """Compares two gradients of the same parameters. Works inside jit, at any size of the two, at least in float32.
 
     Raises:
-      ValueError: the two differ in structure or shapes.
+      ValueError: the two differ in structure or shapes, or have no leaf.
     """
     if jax.tree.structure(reference) != jax.tree.structure(other):
         raise ValueError(
@@ -56,12 +56,17 @@ def compare_gradients(reference: Params, other: Params) -> GradientError:
         if jnp.shape(a) != jnp.shape(b):
             name = jax.tree_util.keystr(path)
             raise ValueError(f"reference{name} has shape {jnp.shape(a)}, but other{name} has {jnp.shape(b)}")
+    if not pairs:
+        raise ValueError("compare_gradients needs at least one leaf; got two empty trees")
     r, g = _vector(reference), _vector(other)
-    r_norm, g_norm = global_norm(r), global_norm(g)
-    distance = global_norm(g - r)
+    own, its = measure(r), measure(g)
+    # The larger of the two brought to about 1 by a power of two: neither their difference nor a norm can overflow.
+    down = jnp.minimum(own.down, its.down)
+    apart = measure(g * down - r * down)
+    ratio = jnp.ldexp(apart.size / own.size, apart.exponent - own.exponent - jnp.frexp(down)[1] + 1)
     return GradientError(
-        relative_error=jnp.where(distance == 0, 0, distance / r_norm),
-        cosine=jnp.sum((r / r_norm) * (g / g_norm)),
+        relative_error=jnp.where(apart.size == 0, 0, ratio),
+        cosine=jnp.sum((r * own.down / own.size) * (g * its.down / its.size)),
         sign_agreement=jnp.mean(jnp.sign(r) == jnp.sign(g), dtype=r.dtype),
     )
 

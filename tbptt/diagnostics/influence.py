@@ -31,8 +31,7 @@ def carry_influence(cell: Cell, params: Params, carry: Carry, xs: Float[ArrayLik
       a pytree like the carry, leaves `[T]`.
 
     Raises:
-      TypeError: a leaf of the carry is not floating.
-      ValueError: xs is not `[T, D]` with T >= 1, or the carry has batch axes.
+      TypeError, ValueError: as step_jacobians.
     """
     start, step, xs = one_sequence(cell, params, carry, xs)
     leaves, structure = jax.tree.flatten(carry)

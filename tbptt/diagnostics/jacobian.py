@@ -8,7 +8,7 @@ from jax.experimental.sparse.linalg import lobpcg_standard
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from tbptt.diagnostics import graded
-from tbptt.diagnostics.carries import one_sequence, push, safe_norm
+from tbptt.diagnostics.carries import one_sequence, push, safe_norm, widened
 from tbptt.types import Carry, Cell, Params
 
 
@@ -27,10 +27,12 @@ def step_jacobians(cell: Cell, params: Params, carry: Carry, xs: Float[ArrayLike
       xs: `[T, D]`.
 
     Returns:
-      jacobians `[T, N, N]`, rows and columns in the order of the carry's leaves.
+      jacobians `[T, N, N]`, rows and columns in the order of the carry's leaves; float32 for half precision, to which
+        params, carry and xs are widened first, here and in every other diagnostic that takes `[T, D]`.
 
     Raises:
-      TypeError: a leaf of the carry is not floating.
+      TypeError: a leaf of the carry is not floating; the cell has a backward pass of its own, and so no Jacobian (but of a
+        ClippedCell it is the Jacobian of the cell inside: forward they are the same).
       ValueError: xs is not `[T, D]` with T >= 1, or the carry has batch axes.
     """
     start, step, xs = one_sequence(cell, params, carry, xs)
@@ -139,12 +141,12 @@ def log_sigma_max(
 
 def spectral_radius(w: Float[ArrayLike, "H H"]) -> Float[Array, ""]:
     """Computes the largest absolute eigenvalue, which says how w^n grows for large n."""
-    return jnp.max(jnp.abs(jnp.linalg.eigvals(jnp.asarray(w))))
+    return jnp.max(jnp.abs(jnp.linalg.eigvals(widened(w))))
 
 
 def sigma_max(w: Float[ArrayLike, "M N"]) -> Float[Array, ""]:
     """Computes the largest singular value, which says how much one step can stretch at most."""
-    return jnp.linalg.norm(jnp.asarray(w), ord=2)
+    return jnp.linalg.norm(widened(w), ord=2)
 
 
 def log_bound(w: Float[ArrayLike, "H H"], steps: int | Int[ArrayLike, "*n"], *, slope: float = 1.0) -> Float[Array, "*n"]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from tbptt.diagnostics.carries import check_floating, safe_norm
+from tbptt.diagnostics import sweeps
 from tbptt.types import Carry, Cell, Params
 from tbptt.windows import check_window
 
@@ -47,19 +47,21 @@ def gradient_by_lag(
       params: the cell's.
       carry: enters step 0, leaves `[*batch, ...]`.
       xs: `[T, *batch, D]`.
-      last_loss: static; the loss of the last output, `y [*batch, H] -> scalar`, summed over the batch.
+      last_loss: static; the loss of the last step by the cell's output, `y [*batch, H] -> scalar`, summed over the batch
+        (a readout goes inside, as in `lag_profile`).
 
     Returns:
-      norms `[T, *batch]`, lag 1 first. Zeros where the loss does not depend on the carry.
+      norms `[T, *batch]`, lag 1 first, at least float32. Zeros where the loss does not depend on the carry; inf or 0 where
+        the norm is beyond the dtype's range.
 
     Raises:
       TypeError: a leaf of the carry is not floating.
-      ValueError: xs is not `[T, *batch, D]` with T >= 1; last_loss does not return a scalar.
+      ValueError: xs is not `[T, *batch, D]` with T >= 1, or the carry has other batch axes; last_loss returns no scalar.
     """
-    T = jnp.shape(xs)[0] if jnp.ndim(xs) else 0
-    at = np.asarray([T - 1])
-    norms = _sweeps(cell, params, carry, xs, lambda y, s: last_loss(y), "last_loss", T, at, None)
-    return safe_norm(jnp.stack(jax.tree.leaves(norms)), (0,))[0]
+    T = np.shape(xs)[0] if np.ndim(xs) else 0
+    steps, at = sweeps.Steps(xs, None, None), np.asarray([T - 1])
+    seen = sweeps.sweep(cell, params, carry, steps, lambda y, s: last_loss(y), "last_loss", at, T, sweeps.sizes_of)
+    return sweeps.values(seen)[0]
 
 
 def lag_profile(
@@ -72,6 +74,7 @@ def lag_profile(
     lags: int,
     at: Sequence[int] | np.ndarray | None = None,
     resets: Bool[ArrayLike, "T *batch"] | None = None,
+    mask: Bool[ArrayLike, "T *batch"] | None = None,
     levels: tuple[float, ...] = (0.1, 0.5, 0.9),
 ) -> LagProfile:
     """Measures how large the gradients of many steps' losses are at every lag, for each field of the carry apart.
@@ -80,18 +83,26 @@ def lag_profile(
 
     where f_t is a field of the carry that leaves step t. One forward pass keeps the carries; then one reverse scan of
     `lags` steps takes all S losses back together, each step a vmapped vjp of the cell. So the cost is T cell calls and
-    S * lags vjps, the memory T carries and S cotangents: no residuals. Norms beyond the dtype's range are inf or 0.
+    S * lags vjps, the memory T carries and S cotangents: no residuals. Works inside jit.
+
+    Cotangents are kept in range by powers of two: a norm, or a mean of norms, is inf or 0 where it is itself beyond the
+    dtype's range (at least float32's), and right again where it comes back. NaN comes only from what is not finite
+    already: in params, carry, xs, or the gradient of a loss by its y.
 
     Args:
       cell: static.
       params: the cell's.
       carry: enters step 0, leaves `[*batch, ...]`.
       xs: `[T, *batch, D]`.
-      step_losses: static; `(y [*batch, H], s) -> scalar`, the loss of step s by its output, summed over the batch. s is
-        a traced integer: `targets[s]` works. A loss that ignores the carry gives zeros.
+      step_losses: static; `(y [*batch, H], s) -> scalar`, the loss of step s by the cell's output y, summed over the
+        batch (a `LossFn`, which sums over steps, will not do). s is a traced integer, and a readout goes inside:
+        `lambda y, s: jnp.sum(squared_error(readout.apply(params.readout, y), targets[s]))`. A loss that ignores y
+        gives zeros.
       lags: static, 1 .. T.
       at: static; the steps whose losses are followed, each lags - 1 .. T - 1. None = all of these.
       resets: `[T, *batch]`; the gradient by carries before a reset is 0, and counts as 0 in mean and quantiles.
+      mask: `[T, *batch]`, as in `unroll`; a step that does not exist holds the carry (its lag counts all the same), and
+        its own loss is one of y = 0, whose gradient is 0 and counts as 0.
       levels: static; which quantiles, each in [0, 1].
 
     Returns:
@@ -99,8 +110,8 @@ def lag_profile(
 
     Raises:
       TypeError: a leaf of the carry is not floating; lags is not an int.
-      ValueError: lags > T; a step in `at` has fewer than `lags` steps of past; a level outside [0, 1]; xs or resets of
-        the wrong shape; step_losses does not return a scalar.
+      ValueError: lags > T; a step in `at` has fewer than `lags` steps of past; a level outside [0, 1]; carry, xs, resets
+        or mask of the wrong shape; step_losses does not return a scalar.
     """
     T = jnp.shape(xs)[0] if jnp.ndim(xs) else 0
     lags = check_window("lags", lags)
@@ -116,64 +127,21 @@ def lag_profile(
         )
     if not levels or not all(0 <= level <= 1 for level in levels):
         raise ValueError(f"levels must be quantiles between 0 and 1, at least one; got {levels}")
-    norms = _sweeps(cell, params, carry, xs, step_losses, "step_losses", lags, steps, resets)
-    others = tuple(axis for axis in range(jnp.ndim(xs)) if axis != 1)  # norms are [S, lags, *batch]
-    quantile = jnp.asarray(levels, jax.tree.leaves(norms)[0].dtype)
+    seen = sweeps.sweep(
+        cell, params, carry, sweeps.Steps(xs, resets, mask), step_losses, "step_losses", steps, lags, _each_field
+    )
+    others = tuple(axis for axis in range(np.ndim(xs)) if axis != 1)  # what was seen is [S, lags, *batch]
+
+    def summary(of: Callable[[sweeps.Sizes], Array]) -> Any:
+        return jax.tree.map(of, seen, is_leaf=lambda node: isinstance(node, sweeps.Sizes))
+
     return LagProfile(
-        mean=jax.tree.map(lambda n: jnp.mean(n, axis=others), norms),
-        quantiles=jax.tree.map(lambda n: jnp.quantile(n, quantile.astype(n.dtype), axis=others), norms),
-        levels=quantile,
-        norms=norms,
+        mean=summary(lambda sizes: sweeps.mean(sizes, others)),
+        quantiles=summary(lambda sizes: sweeps.quantiles(sizes, jnp.asarray(levels, sizes.size.dtype), others)),
+        levels=jnp.asarray(levels, jax.tree.leaves(seen)[0].dtype),
+        norms=summary(sweeps.values),
     )
 
 
-def _sweeps(
-    cell: Cell, params: Params, carry: Carry, xs: Any, loss: Any, name: str, lags: int, at: np.ndarray, resets: Any
-) -> Any:
-    """Takes the losses of the steps `at` back through `lags` steps; norms like the carry, leaves `[S, lags, *batch]`."""
-    check_floating(carry)
-    xs = jnp.asarray(xs)
-    if xs.ndim < 2 or xs.shape[0] < 1:
-        raise ValueError(f"xs must be [T, *batch, D] with at least one step; got shape {xs.shape}")
-    resets = None if resets is None else jnp.asarray(resets)
-    if resets is not None and (resets.shape != xs.shape[:-1] or resets.dtype != jnp.bool_):
-        raise ValueError(f"resets must be booleans [T, *batch] = {xs.shape[:-1]}; got {resets.dtype}{list(resets.shape)}")
-    batch_dims, initial = xs.ndim - 2, cell.initial_carry(xs.shape[1:-1])
-
-    def step(carry: Carry, x_and_reset: Any) -> tuple[Carry, Any]:
-        x, reset = x_and_reset
-        if reset is not None:
-            flags = jax.tree.map(lambda leaf: reset.reshape(reset.shape + (1,) * (leaf.ndim - reset.ndim)), carry)
-            carry = jax.tree.map(jnp.where, flags, initial, carry)
-        return cell(params, carry, x)
-
-    def forward(carry: Carry, now: Any) -> tuple[Carry, Carry]:
-        return step(carry, now)[0], carry
-
-    steps, losses = (xs, resets), jnp.asarray(at)
-    _, entering = jax.lax.scan(forward, carry, steps)
-
-    def loss_by_carry(carry: Carry, s: Array) -> Array:
-        value = loss(step(carry, _at(steps, s))[1], s)
-        if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
-            raise ValueError(f"{name} must return a floating scalar; got {jnp.result_type(value)}{list(jnp.shape(value))}")
-        return value
-
-    def back(cotangent: Carry, t: Array) -> Carry:
-        _, pull = jax.vjp(lambda c: step(c, _at(steps, t))[0], _at(entering, t))
-        return pull(cotangent)[0]
-
-    def norms(cotangents: Carry) -> Carry:
-        return jax.tree.map(lambda g: safe_norm(g, tuple(range(1 + batch_dims, g.ndim))), cotangents)
-
-    def body(cotangents: Carry, k: Array) -> tuple[Carry, Carry]:
-        cotangents = jax.vmap(back)(cotangents, losses - k)
-        return cotangents, norms(cotangents)
-
-    first = jax.vmap(lambda s: jax.grad(loss_by_carry)(_at(entering, s), s))(losses)
-    _, rest = jax.lax.scan(body, first, jnp.arange(1, lags))
-    return jax.tree.map(lambda a, b: jnp.moveaxis(jnp.concatenate([a[None], b]), 0, 1), norms(first), rest)
-
-
-def _at(tree: Any, t: Array) -> Any:
-    return jax.tree.map(lambda leaf: leaf[t], tree)
+def _each_field(cotangents: Carry, batch_dims: int, exponent: Array) -> Any:
+    return jax.tree.map(lambda leaf: sweeps.sizes_of(leaf, batch_dims, exponent), cotangents)

@@ -9,6 +9,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from tbptt.diagnostics.carries import check_carry, check_floating, check_inputs
 from tbptt.types import Carry, Cell, Params
 
 
@@ -148,13 +149,13 @@ def gradient_reach(
 
     Raises:
       TypeError: dtype is no floating dtype, or a leaf of carry is not floating (it has no gradient).
+      ValueError: xs is not `[T, *batch, D]` with T >= 1, or the carry has other batch axes.
     """
     with jax.enable_x64(True):
         dtype, _ = _check(0.0, dtype, 1)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
-            if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-                name = f"carry{jax.tree_util.keystr(path)}"
-                raise TypeError(f"{name} must be floating to have a gradient; got dtype {jnp.result_type(leaf)}")
+        check_floating(carry)
+        xs = check_inputs(cell, xs)
+        check_carry(cell, carry, xs.shape[1:-1])
         params, carry, xs = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), (params, carry, xs))
 
         def loss(nudges: Carry) -> Array:

@@ -9,6 +9,7 @@ from jax.nn import sigmoid
 from jaxtyping import Array, Bool, Float
 
 from tbptt.cells import GRU, LSTM, DiagonalLinear, Elman, GRUResetBefore, Stack
+from tbptt.clipping import ClippedCell
 from tbptt.diagnostics.recorded import Recorded
 from tbptt.types import Carry, Cell, Params
 from tbptt.unroll import unroll
@@ -54,6 +55,7 @@ def gates(cell: Cell, params: Params, carry: Carry, x: Float[Array, "*batch D"])
                                 c           h' = sigmoid(o) * tanh(c)        (c is c')
         DiagonalLinear          none
         Stack                   each layer's, named "0.i", "1.i", ...
+        ClippedCell             those of the cell inside
 
     A cell with a method `gates(params, carry, x)` answers for itself.
 
@@ -67,6 +69,8 @@ def gates(cell: Cell, params: Params, carry: Carry, x: Float[Array, "*batch D"])
     """
     if isinstance(cell, HasGates):
         return dict(cell.gates(params, carry, x))
+    if isinstance(cell, ClippedCell):
+        return gates(cell.cell, params, carry, x)
     if isinstance(cell, Stack):
         return _stack_gates(cell, params, carry, x)
     if type(cell) not in _GATES:
@@ -93,7 +97,8 @@ def saturation(
         |activation'(pre_t)| < flat * max |activation'|         a unit in the flat region at step t
 
     0.05 is |a| > 2.18 for tanh, a sigmoid outside (0.0127, 0.9873), and the dead side of a relu. Works inside jit.
-    NaN counts as flat: no gradient passes it; slope and value are then NaN too.
+    NaN counts as flat: no gradient passes it; slope and value are then NaN too. Where no step exists (T = 0, or all are
+    masked) there is nothing to count, and all four are NaN.
 
     Args:
       cell: static; see `gates` for the kinds.
@@ -122,7 +127,8 @@ def _summary(gate: Gate, mask: Array | None, threshold: Array) -> GateSaturation
         return jnp.mean(a, dtype=dtype) if mask is None else jnp.mean(a, dtype=dtype, where=exists)
 
     is_stuck = jnp.all(is_flat | ~exists, axis=tuple(range(is_flat.ndim - 1)))
-    return GateSaturation(mean(is_flat), jnp.mean(is_stuck, dtype=dtype), mean(slope), mean(value))
+    stuck = jnp.where(jnp.any(exists), jnp.mean(is_stuck, dtype=dtype), jnp.nan)  # of no steps all are flat
+    return GateSaturation(mean(is_flat), stuck, mean(slope), mean(value))
 
 
 def _steepest(activation: Callable[[Array], Array], dtype: Any) -> Array:

@@ -1,0 +1,72 @@
+"""The cliff of Pascanu, Mikolov and Bengio 2013: an error surface of two parameters, and descents over it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import tbptt
+
+STEPS, START, TARGET = 50, 0.5, 0.7
+
+
+def cliff_loss(params: Any, carry: Any, batch: tbptt.Batch) -> tuple[jax.Array, Any]:
+    """E = sum_t weight_t (sigmoid(x_t) - target_t)^2 with x' = w sigmoid(x) + b."""
+
+    def step(x: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x = params["w"] * jax.nn.sigmoid(x) + params["b"]
+        return x, (jax.nn.sigmoid(x) - target) ** 2
+
+    carry, losses = jax.lax.scan(step, carry, batch.targets)
+    return jnp.sum(losses * jnp.asarray(batch.weights)), carry
+
+
+def cliff_batch() -> tbptt.Batch:
+    """Only the last of the 50 steps counts."""
+    weights = jnp.zeros((STEPS,)).at[-1].set(1.0)
+    return tbptt.Batch(jnp.zeros((STEPS, 1)), jnp.full((STEPS,), TARGET), weights)
+
+
+def surface(ws: np.ndarray, bs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns E and dE/dw on the grid `[len(bs), len(ws)]`, by full BPTT."""
+    estimator, batch = tbptt.full_bptt(cliff_loss), cliff_batch()
+
+    def at(w: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+        out = estimator.estimate({"w": w, "b": b}, jnp.array(START), batch)
+        return out.loss, out.grads["w"]
+
+    grid = jax.jit(jax.vmap(jax.vmap(at, in_axes=(0, None)), in_axes=(None, 0)))
+    error, slope = grid(jnp.asarray(ws, jnp.float32), jnp.asarray(bs, jnp.float32))
+    return np.asarray(error, np.float64), np.asarray(slope, np.float64)
+
+
+def descend(optimizer: optax.GradientTransformation, starts: np.ndarray, updates: int) -> np.ndarray:
+    """Runs gradient descent from every start `[n, 2]` at once; returns the paths `[n, updates + 1, 2]` of (w, b)."""
+    estimator, batch = tbptt.full_bptt(cliff_loss), cliff_batch()
+
+    def update(state: Any, _: None) -> tuple[Any, jax.Array]:
+        params, opt_state = state
+        grads = estimator.estimate(params, jnp.array(START), batch).grads
+        change, opt_state = optimizer.update(grads, opt_state, params)
+        params: Any = optax.apply_updates(params, change)
+        return (params, opt_state), jnp.stack([params["w"], params["b"]])
+
+    def path(start: jax.Array) -> jax.Array:
+        params = {"w": start[0], "b": start[1]}
+        _, points = jax.lax.scan(update, (params, optimizer.init(params)), None, updates)
+        return jnp.concatenate([start[None], points])
+
+    return np.asarray(jax.jit(jax.vmap(path))(jnp.asarray(starts, jnp.float32)), np.float64)
+
+
+def final_errors(paths: np.ndarray) -> np.ndarray:
+    """Returns E at the end of each path `[n, updates, 2]`; inf where the parameters are no numbers any more."""
+    estimator, batch = tbptt.full_bptt(cliff_loss), cliff_batch()
+
+    def at(point: jax.Array) -> jax.Array:
+        return estimator.estimate({"w": point[0], "b": point[1]}, jnp.array(START), batch).loss
+
+    errors = np.asarray(jax.jit(jax.vmap(at))(jnp.asarray(paths[:, -1], jnp.float32)), np.float64)
+    return np.where(np.isfinite(errors), errors, np.inf)
