@@ -1,6 +1,7 @@
 # Every target sets up what it needs by itself; only Python >= 3.11 (with pip and venv) and make are assumed.
 #   make test PYTHON=python3.13 VENV=.venv-newest      another interpreter, in a virtual environment of its own
 #   make demo ARGS="--help"                            flags of the program
+#   make bench ARGS="--full"                           hours, on an idle machine
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
@@ -19,6 +20,10 @@ help:  ## show this list
 .PHONY: demo
 demo: $(VENV)/.installed-experiments  ## the window trade-off: what k2 buys and costs; the last line of stdout is its JSON
 	@$(BIN)/python -m experiments.window_tradeoff $(ARGS)
+
+.PHONY: bench
+bench: $(VENV)/.installed-peers  ## all benchmarks in their quick form, and the README's table; ARGS=--full for the real ones
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: test
 test: $(VENV)/.installed-test  ## the test suite
@@ -53,6 +58,8 @@ clean:  ## remove virtual environments, caches and builds (runs/ stays)
 
 # One stamp for each set of dependencies, so that `make demo` downloads no developer's tools; a set brings the smaller ones.
 $(VENV)/.installed-experiments: EXTRAS := experiments
+$(VENV)/.installed-peers: EXTRAS := experiments,peers
+$(VENV)/.installed-peers: INCLUDES := experiments
 $(VENV)/.installed-test: EXTRAS := experiments,test
 $(VENV)/.installed-test: INCLUDES := experiments
 $(VENV)/.installed-all: EXTRAS := experiments,test,dev,notebooks

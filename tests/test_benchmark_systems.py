@@ -1,0 +1,123 @@
+"""Every system of benchmarks/peers.py does the same work: the same losses from the same weights, in every form."""
+
+import importlib
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import peers
+from benchmarks.support import peer_rows
+from benchmarks.support.worker import Worker, WorkerError
+from benchmarks.systems import serve, textbook
+from benchmarks.systems.registry import SYSTEMS, TEXTBOOK, System, is_ours
+from benchmarks.systems.work import Case, draw_data, draw_weights
+
+CASES = (Case("floats", 3, 4, 2, 3, 5), Case("symbols", 3, 4, 2, 6, 5, symbols=True), Case("one chunk", 1, 6, 2, 3, 5))
+# Keras keeps its learning rate in float32 and places epsilon elsewhere; PyTorch's clipping adds 1e-6 to the norm.
+WITHIN = {"keras": 2e-6, "PyTorch": 1e-6}
+EPOCHS = 3
+
+
+def losses(make_forms, case, weights=None, dtype=np.float64):
+    """The losses of some epochs one after another, by form: from the second epoch on with a carry that is not zero."""
+    weights = draw_weights(case, dtype) if weights is None else weights
+    seen = {}
+    for name, form in make_forms(case, weights, draw_data(case, dtype)).items():
+        form.block(form.epoch(form.begin()))  # the next one must begin where this one did
+        state, seen[name] = form.begin(), []
+        for _ in range(EPOCHS):
+            state, new = form.epoch(state)
+            form.block((state, new))
+            seen[name] += [float(loss) for loss in new]
+    return seen
+
+
+def make_forms_of(name):
+    if absent := serve.missing(SYSTEMS[name]):
+        pytest.skip(f"{absent} is not installed: {serve.REMEDY}")
+    module, _, function = SYSTEMS[name].path.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return {case.name: losses(textbook.forms, case)["per chunk"] for case in CASES}
+
+
+@pytest.mark.filterwarnings("default")  # what other libraries deprecate is not ours to fix
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_same_weights_give_the_same_losses_in_every_form(name, reference):
+    for case in CASES if is_ours(name) else CASES[:2]:  # one chunk is full BPTT for us, and nothing new for others
+        seen = losses(make_forms_of(name), case)
+        assert "per chunk" in seen and (not is_ours(name) or "one program" in seen)
+        for form, got in seen.items():
+            np.testing.assert_allclose(got, reference[case.name], rtol=WITHIN.get(name, 1e-12), err_msg=f"{form} {case}")
+
+
+def test_wrong_work_is_refused(reference):
+    case = CASES[0]
+    weights, data = draw_weights(case, np.float64), draw_data(case, np.float64)
+    H = case.H
+    swapped = weights._replace(w_h=weights.w_h[:, [*range(H, 2 * H), *range(H), *range(2 * H, 4 * H)]])
+    wrong = losses(textbook.forms, case, swapped)["per chunk"]
+    assert peer_rows.difference(wrong, reference["floats"]) > 10 * peer_rows.TOLERANCE
+    chunks = case._replace(N=1)  # an epoch of one chunk, begun afresh each time: the carry is never handed on
+    form = textbook.forms(chunks, weights, data)["per chunk"]
+    (params, opt_state, zeros), first = form.epoch(form.begin())
+    assert peer_rows.difference([float(first[0])], reference["floats"][:1]) < 1e-5
+    rest = type(data)(*(a[1:2] for a in data))
+    form = textbook.forms(chunks, weights, rest)["per chunk"]
+    second = form.epoch((params, opt_state, jax.tree.map(np.zeros_like, zeros)))[1]
+    assert peer_rows.difference([float(second[0])], reference["floats"][1:2]) > 10 * peer_rows.TOLERANCE
+    assert peer_rows.difference([float("nan")], [1.0]) == float("inf")
+
+
+def test_float32_is_well_within_the_tolerance(reference):
+    for case in CASES:
+        got = losses(textbook.forms, case, dtype=np.float32)["per chunk"]
+        assert peer_rows.difference(got, reference[case.name]) < 0.1 * peer_rows.TOLERANCE
+
+
+def test_a_system_that_is_not_installed_is_an_answer(monkeypatch):
+    said = []
+    serve.serve(System("benchmarks.systems.peer_haiku:forms", ("no_such_package",)), [], said.append)
+    assert said == [{"missing": "no_such_package", "remedy": "pip install tbptt[peers]"}]
+
+    class Absent:
+        missing = {"missing": "haiku", "remedy": "pip install tbptt[peers]"}
+
+        def __init__(self, name, system):
+            self.name = name
+
+        def ready(self):
+            return False
+
+        def close(self):
+            said.append(self.name)
+
+    monkeypatch.setattr(peers, "Worker", Absent)
+    monkeypatch.setattr(peers, "CASES", ())
+    flags = type("Flags", (), {"cases": None, "quick": False, "repeats": None, "systems": ["haiku"]})
+    summary = peers.measure(flags)
+    wanted = {"case": None, "system": "haiku", "missing": "haiku", "remedy": "pip install tbptt[peers]"}
+    assert wanted in summary["rows"] and summary["targets"] == [] and set(said[1:]) == {"haiku", TEXTBOOK}
+
+
+def test_a_process_answers_fails_and_goes_on(monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    worker = Worker(TEXTBOOK, SYSTEMS[TEXTBOOK])
+    try:
+        assert worker.ready() and worker.missing is None
+        with pytest.raises(WorkerError, match="textbook scan: KeyError"):
+            worker.epoch("per chunk", warm=False)  # nothing is prepared yet
+        case = CASES[1]
+        prepared = worker.prepare(case._asdict(), compiles=1)
+        assert set(prepared) == {"per chunk", "one program"} and json.dumps(prepared)
+        assert prepared["per chunk"]["compile_seconds"] > 0 and len(prepared["per chunk"]["losses"]) == 8
+        assert worker.epoch("one program", warm=True) > 0
+    finally:
+        worker.close()
+    with pytest.raises((WorkerError, ValueError)):
+        worker.epoch("per chunk", warm=False)
