@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import ArrayLike, Bool, Float
 
 from tbptt.checks import check_sequence
-from tbptt.engine.any_cell import backprop_of
+from tbptt.engine.any_cell import AnyBackprop, backprop_of
 from tbptt.engine.backprop import backprop_scan
 from tbptt.engine.budget import MemoryBudget as MemoryBudget
 from tbptt.engine.budget import MemoryPlan as MemoryPlan
@@ -44,8 +44,9 @@ def unroll(
 
     (each `if` elementwise over *batch). Whatever stands in xs at masked steps, NaN included, changes nothing.
 
-    The input side and the weights' gradient of many steps are one matrix product each, outside the loops over time; a
-    `Stack` runs layer after layer. Values and gradients are those of `plain_unroll`, to rounding.
+    For a cell with a backward pass of its own (`Elman`, `GRU`, `LSTM`), and for any cell under `CarriesOnly()`, the input
+    side and the weights' gradient of many steps are one matrix product each, outside the loops over time. A `Stack` runs
+    layer after layer. Values and gradients are those of `plain_unroll`, to rounding.
 
     Args:
       cell: static.
@@ -126,10 +127,11 @@ def _run(cell: Cell, lean: bool, params: Params, carry: Carry, steps: Steps) -> 
         return tuple(carries), steps.xs
     batch_shape, T = steps.xs.shape[1:-1], steps.xs.shape[0]
     initial = functools.partial(cell.initial_carry, batch_shape)
-    leaves = jax.tree.leaves((params, carry))
-    if T == 0 or not all(jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves):
+    back, leaves = backprop_of(cell), jax.tree.leaves((params, carry))
+    floating = all(jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves)
+    # Without a backward pass of the cell's own, computing a step again costs more than JAX's intermediates do.
+    if T == 0 or not floating or (isinstance(back, AnyBackprop) and not lean):
         return plain_scan(functools.partial(cell, params), initial(), carry, steps)
-    back = backprop_of(cell)
 
     def blocks(carry: Carry, steps: Steps) -> tuple[Carry, Any]:
         n = max(1, steps.xs.shape[0] // length)

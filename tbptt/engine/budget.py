@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tbptt.engine.any_cell import backprop_of
+from tbptt.engine.any_cell import AnyBackprop, backprop_of
 from tbptt.engine.plan import CarriesOnly, Remat, Segments
 from tbptt.engine.sizes import block_of
 from tbptt.types import Cell, LayeredCell, Params
@@ -82,6 +82,8 @@ def step_bytes(cell: Cell, params: Params, batch_shape: tuple[int, ...], x: Any,
     leaving, y, saved, factors, z = jax.eval_shape(step, params, _carry(cell, batch_shape), x)
     carry, saved_bytes = _bytes(leaving), _bytes(saved)
     block = _bytes(factors) + 2 * _bytes(z) + carry
+    if isinstance(back, AnyBackprop):  # kept whole, such a cell is differentiated by JAX, which keeps its factors too
+        saved_bytes += _bytes(factors) + _bytes(z)
     return StepBytes(carry, carry + saved_bytes, block, 2 * _bytes(y) + outer, 3 * _bytes(params), block_of(_bytes(z)))
 
 
