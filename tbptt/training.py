@@ -128,14 +128,11 @@ def _make_update(estimator: Estimator, optimizer: optax.GradientTransformation) 
             loss=gradient.loss,
             grad_norm=grad_norm,
             clipped=optax.tree_utils.tree_get(opt_state, "clipped", default=None),
-            non_finite=_any_non_finite((gradient.loss, gradient.grads)),
+            # The norm is inf or NaN exactly where an entry is: no second pass over the gradient.
+            non_finite=~(jnp.isfinite(gradient.loss) & jnp.isfinite(grad_norm)),
             info=gradient.info,
         )
         return TrainState(params, opt_state, gradient.memory, state.step + 1, keep), metrics
 
     return update
 
-
-def _any_non_finite(tree: Any) -> Bool[Array, ""]:
-    flags = [jnp.any(~jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
-    return jnp.any(jnp.stack(flags))

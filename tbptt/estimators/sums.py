@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from tbptt.types import Batch, Carry, Gradient, LossFn, Memory, Params
-from tbptt.windows import mean, means, total_weight
+from tbptt.windows import length, mean, means, total_weight
 
 
 class WindowInfo(NamedTuple):
@@ -47,6 +47,10 @@ def one_after_another(window_fn: WindowFn, params: Params, memory: Memory, windo
         loss_sum, window_grads, memory = window_fn(params, memory, window)
         return (memory, jax.tree.map(jnp.add, grads, window_grads)), (loss_sum, total_weight(window))
 
+    if length(windows) == 1:  # one step of online training: no loop, nothing to add to
+        window = jax.tree.map(lambda a: a[0], windows)
+        loss_sum, grads, memory = window_fn(params, memory, window)
+        return memory, Sums(loss_sum[None], total_weight(window)[None], grads)
     zeros = jax.tree.map(jnp.zeros_like, params)
     (memory, grads), (losses, weights) = jax.lax.scan(body, (memory, zeros), windows)
     return memory, Sums(losses, weights, grads)
