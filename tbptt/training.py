@@ -135,4 +135,3 @@ def _make_update(estimator: Estimator, optimizer: optax.GradientTransformation) 
         return TrainState(params, opt_state, gradient.memory, state.step + 1, keep), metrics
 
     return update
-

@@ -142,18 +142,25 @@ def test_windows_in_parallel_compares_gradients_first(monkeypatch):
         windows_in_parallel.measure_batch(20, 2, 5, 4, repeats=1)
 
 
-def test_memory_plans_with_and_without_a_budget(monkeypatch):
-    monkeypatch.delattr(tbptt, "MemoryBudget", raising=False)
-    rows = memory_plan.measure_size(12, 2, 3, 4, repeats=1)
-    assert [row["system"] for row in rows] == ["textbook scan", "tbptt unroll", "tbptt Segments()"]
-    assert all(row.keys() >= KEYS and row["predicted_bytes"] is None for row in rows) and rows[0]["ratio"] == 1
+def test_memory_plans_say_what_they_chose(monkeypatch):
+    rows, notes = memory_plan.measure_size(12, 2, 3, 4, repeats=1)
+    assert [row["system"] for row in rows] == ["textbook scan", "tbptt unroll", "tbptt CarriesOnly()", "tbptt Segments()"]
+    assert len(notes) == 1 and "tbptt MemoryBudget is left out: MemoryBudget.bytes=" in notes[0]  # 5 % of nearly nothing
+    assert all(row.keys() >= KEYS for row in rows) and rows[0]["ratio"] == 1 and rows[0]["predicted_bytes"] is None
     assert [row["measured"] is None for row in memory_plan.targets(rows, rows)] == [False, False, True, True]
-    asked = []
-    budget = lambda size: (asked.append(size), tbptt.Segments(2))[1]  # noqa: E731
-    monkeypatch.setattr(tbptt, "MemoryBudget", budget, raising=False)
-    rows = memory_plan.measure_size(12, 2, 3, 4, repeats=1)
-    assert rows[-1]["system"] == "tbptt MemoryBudget" and asked == [int(0.05 * rows[0]["temp_bytes"])]
+    monkeypatch.setattr(memory_plan, "SHARE", 0.5)
+    rows, notes = memory_plan.measure_size(64, 2, 3, 4, repeats=1)
+    assert notes == [] and rows[-1]["system"] == "tbptt MemoryBudget" and "(" in rows[-1]["plan"]
+    assert 0 < rows[-1]["predicted_bytes"] <= 0.5 * rows[0]["temp_bytes"]
     assert all(row["measured"] is not None for row in memory_plan.targets(rows, rows))
+
+
+def test_a_plan_with_a_wrong_gradient_is_not_timed(monkeypatch):
+    right = memory_plan.problem.textbook_gradient
+    wrong = lambda *args: (lambda loss, grads: (loss, jax.tree.map(lambda g: 1.01 * g, grads)))(*right(*args))  # noqa: E731
+    monkeypatch.setattr(memory_plan.problem, "textbook_gradient", wrong)
+    with pytest.raises(ValueError, match="tbptt unroll: the gradient differs by 9.9e-03"):
+        memory_plan.measure_size(12, 2, 3, 4, repeats=1)
 
 
 def test_precision_knows_its_own_error(monkeypatch, tmp_path):
@@ -168,7 +175,7 @@ def test_precision_knows_its_own_error(monkeypatch, tmp_path):
     rows, notes = precision.curves((6,), systems, said.append)
     errors = {(row["case"]["cell"], row["system"]): row["relative_error"] for row in rows}
     for cell in precision.CELLS:
-        assert errors[cell, "exact"] == 0 and 1e-9 < errors[cell, "tbptt float32"] < 1e-5
+        assert errors[cell, "exact"] < 1e-13 and 1e-9 < errors[cell, "tbptt float32"] < 1e-5
         assert 1e-4 < errors[cell, "tbptt bfloat16"] < 0.1
     assert notes == [f"{cell} has no ['no_such_field']: coming is left out" for cell in precision.CELLS]
     assert all(0.99 < row["cosine"] <= 1 + 1e-12 for row in rows) and set(notes) <= set(said)

@@ -61,6 +61,5 @@ def textbook_gradient(params: Any, carry: Any, batch: tbptt.Batch) -> tuple[Any,
 def relative_difference(a: Any, b: Any) -> float:
     """||a - b|| / ||b|| over all leaves of two gradients."""
     pairs = list(zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
-    off = sum(jnp.sum((x.astype(jnp.float32) - y.astype(jnp.float32)) ** 2) for x, y in pairs)
-    size = sum(jnp.sum(y.astype(jnp.float32) ** 2) for _, y in pairs)
+    off, size = (sum(jnp.vdot(x, x) for x in leaves) for leaves in ([x - y for x, y in pairs], [y for _, y in pairs]))
     return float(jnp.sqrt(jnp.asarray(off) / jnp.asarray(size)))
