@@ -26,3 +26,15 @@ jax.config.update("jax_enable_x64", True)
 @pytest.fixture
 def key():
     return jax.random.key(0)
+
+
+_finished = 0
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown():
+    """Forgets compiled programs now and then: thousands of them would fill the memory of a worker."""
+    global _finished
+    _finished += 1
+    if _finished % 50 == 0:
+        jax.clear_caches()
