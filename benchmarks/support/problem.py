@@ -23,7 +23,7 @@ class Problem(NamedTuple):
 
 def make(T: int, B: int, D: int, H: int) -> Problem:
     """Draws a problem; the same for the same sizes."""
-    cell, readout = tbptt.LSTM(D, H), nn.Dense(1)
+    cell, readout = tbptt.LSTM(D, H), nn.Dense(1, param_dtype=jnp.result_type(float))
     keys = jax.random.split(jax.random.key(0), 3)
     batch = tbptt.Batch(jax.random.normal(keys[0], (T, B, D)), jax.random.normal(keys[1], (T, B, 1)))
     return Problem(tbptt.init_params(keys[2], cell, readout), cell.initial_carry((B,)), batch, cell, readout)
