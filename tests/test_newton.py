@@ -185,15 +185,17 @@ def test_chaos_falls_back_to_the_scan_gradient_included(engine):
 
 
 def test_after_a_fallback_the_gradient_cannot_overflow():
-    """The products of 3,000 chaotic Jacobians do; the gradient of a loss on the first steps does not need them."""
-    cell, params, carry, xs = chaos(3000)
+    """The products of 2,000 chaotic Jacobians do, in float32; a loss on the first steps needs none of them."""
+    cell = Elman(D, 32, gain=3.0, dtype=jnp.float32)
+    _, *arrays = chaos(2000)
+    params, carry, xs = jax.tree.map(lambda a: a.astype(jnp.float32), tuple(arrays))
 
     def loss(params, engine):
         return jnp.sum(engine(cell, params, carry, xs)[1][:10] ** 2)
 
     got, want = jax.grad(loss)(params, newton_unroll), jax.grad(loss)(params, unroll)
-    assert_same(got, want, 1e-10)
-    assert float(jnp.max(jnp.abs(want.w_h))) > 1e-3
+    assert_same(got, want, 1e-3)
+    assert float(jnp.max(jnp.abs(want.w_h))) > 1
 
 
 @each_engine
