@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from tbptt.types import Batch, Carry, Cell, LossFn, Params, PRNGKey
 from tbptt.unroll import CarriesOnly, MemoryBudget, MemoryPlan, Remat, plan_memory, segmented, step_bytes, unroll
-from tbptt.windows import length, step_shape
+from tbptt.windows import step_shape
 
 # (outputs [T, *batch, ...], targets [T, *batch, ...]) -> losses [T, *batch], one number a step
 StepLoss = Callable[[Any, Any], Float[Array, "T *batch"]]
@@ -121,7 +121,7 @@ def sequence_loss(
         if isinstance(remat, MemoryBudget):
             plan = memory_plan(cell, readout, params, batch, embedding=embedding, remat=remat).remat
         lean = plan if isinstance(plan, CarriesOnly) else None
-        run = segmented(functools.partial(piece, params, lean), plan, length(batch))
+        run = segmented(functools.partial(piece, params, lean), plan, np.shape(batch.inputs)[0])
         carry, losses = run(carry, batch)
         return jnp.sum(losses), carry
 

@@ -141,6 +141,17 @@ class Whole(GRUResetBefore):
         return carry._replace(h=0.5 * y), 0.5 * y
 
 
+class Squeezed(GRUResetBefore):
+    """A child with a step and an input side of its own: its parent's second half is still not its own."""
+
+    def inputs(self, params, xs):
+        return super().inputs(params, jnp.tanh(xs))
+
+    def __call__(self, params, carry, x):
+        carry, y = super().__call__(params, carry, x)
+        return carry._replace(h=0.5 * y), 0.5 * y
+
+
 class Renamed(LSTM):
     """A child that changes nothing."""
 
@@ -150,6 +161,12 @@ def test_a_child_that_changes_the_step_loses_its_parents_backward_pass():
     assert type(any_cell.backprop_of(Renamed(D, H))) is type(LSTM(D, H).backprop)
     assert_same(*both(Doubled(D, H)))
     assert_same(*both(Whole(D, H)))
+    assert_same(*both(Whole(D, H), remat=CarriesOnly()))
+    assert_same(*both(Squeezed(D, H), remat=CarriesOnly()))
+    whole, stack = Whole(D, H), Stack((Whole(D, H), Elman(H, H)))
+    params, carry, xs, _ = problem(stack)
+    below, y = whole(params[0], carry[0], xs[0])  # nor inside a stack
+    assert_same(stack(params, carry, xs[0])[0], (below, stack.cells[1](params[1], carry[1], y)[0]), 0)
 
 
 @pytest.mark.parametrize("cell", [Elman(D, 8), GRU(D, 8), LSTM(D, 8)], ids=lambda cell: type(cell).__name__)

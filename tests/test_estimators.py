@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import tbptt
+from tbptt.estimators import side_by_side
 from tests import oracle
 
 T, B, D = 12, 3, 2
@@ -71,7 +72,7 @@ def test_k2_of_at_least_T_is_full_bptt(cell, extra):
         chex.assert_trees_all_close((got.loss, got.grads), (full.loss, full.grads), rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("group", [1, 3, None])  # one after another; 3 at once with a rest; by the rule
+@pytest.mark.parametrize("group", [1, 3, 100])  # one after another; 3 at once with a rest; all at once
 @pytest.mark.parametrize("k1, k2", PAIRS)
 def test_every_window_equals_the_plain_loop(k1, k2, group):
     loss_fn, params, carry, batch = make(CELLS["lstm"], "all")
@@ -229,6 +230,23 @@ def test_temporary_bytes_depend_on_k2_and_not_on_T():
     growth = (temp(full, 4096) - temp(full, 2048)) / (temp(full, 2048) - temp(full, 1024))
     assert 1.9 < growth < 2.1 and temp(full, 4096) > 5 * temp(tbptt.truncated_bptt(loss_fn, 16, 32, group=1), 4096)
     assert temp(by_rule, 16384) - temp(by_rule, 8192) <= 2 * data * 8192
+
+
+def test_windows_go_side_by_side_on_an_accelerator_only(monkeypatch):
+    batch = make(CELLS["lstm"])[-1]  # 3 lanes
+    assert side_by_side.at_once(batch, 200) == 1
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert side_by_side.at_once(batch, 200) == 67  # 200 in 3 even shares: at most 256 // 3 = 85 at once
+    assert side_by_side.at_once(batch, 1) == 1 and side_by_side.at_once(batch, 85) == 85
+
+
+def test_side_by_side_keeps_the_dtype_of_the_loss():
+    loss_fn, params, carry, batch = jax.tree.map(
+        lambda a: a if callable(a) else a.astype(jnp.float32), make(tbptt.Elman(D, 4, dtype=jnp.float32))
+    )
+    for k2 in (2, 4, 6):
+        one, many = (run(tbptt.truncated_bptt(loss_fn, 4, k2, group=g), params, carry, batch) for g in (1, 3))
+        assert one.loss.dtype == many.loss.dtype and one.info.losses.dtype == many.info.losses.dtype == jnp.float32
 
 
 def test_all_pairs_are_tested_on_both_sides():

@@ -14,7 +14,7 @@ from tbptt.clipping import WatchedState, watched
 from tbptt.estimators import full_bptt, truncated_bptt
 from tbptt.objectives import init_params, sequence_loss, squared_error
 from tbptt.training import init_state, make_train_epoch, make_train_step, rewind
-from tbptt.types import Batch
+from tbptt.types import Batch, Estimator, Gradient
 from tbptt.unroll import unroll
 from tbptt.windows import split, total_weight
 
@@ -246,3 +246,16 @@ def test_the_norm_of_a_huge_gradient_is_finite():
     _, metrics = make_train_step(estimator, optimizer)(state, batch)
     np.testing.assert_allclose(metrics.grad_norm, 4e19, rtol=1e-6)
     assert not metrics.non_finite
+
+
+@pytest.mark.parametrize(
+    ("loss", "entry", "says"), [(1.0, 2.0, False), (jnp.nan, 2.0, True), (1.0, jnp.inf, True), (1.0, -jnp.nan, True)]
+)
+def test_non_finite_looks_at_loss_and_gradient(loss, entry, says):
+    def estimate(params, memory, batch, key=None):
+        return Gradient(jnp.asarray(loss), {"w": jnp.array([1.0, entry])}, memory, ())
+
+    given = Estimator(lambda params, carry, batch: carry, estimate)
+    batch = Batch(jnp.zeros((2, 1)), jnp.zeros((2, 1)))
+    state = init_state(given, optax.sgd(0.1), {"w": jnp.zeros(2)}, jnp.zeros(()), batch)
+    assert bool(make_train_step(given, optax.sgd(0.1))(state, batch)[1].non_finite) is says

@@ -53,12 +53,6 @@ class GRU(GRUBase):
         h = (1 - keep) * n + keep * carry.h
         return GRUCarry(h), h
 
-    def __call__(
-        self, params: GRUParams, carry: GRUCarry, x: Float[Array, "*batch D"]
-    ) -> tuple[GRUCarry, Float[Array, "*batch H"]]:
-        """Takes one step; returns (carry, y) with y = h."""
-        return self.recur(params, carry, self.inputs(params, x))
-
     @property
     def backprop(self) -> "GRUBackprop":
         """The backward pass, derived by hand."""

@@ -39,6 +39,16 @@ class GRUBase:
         """Computes x w_x + b for any number of steps."""
         return product(xs, params.w_x, self.compute_dtype) + params.b
 
+    def __call__(
+        self, params: Any, carry: GRUCarry, x: Float[Array, "*batch D"]
+    ) -> tuple[GRUCarry, Float[Array, "*batch H"]]:
+        """Takes one step; returns (carry, y) with y = h."""
+        return self.recur(params, carry, self.inputs(params, x))
+
+    def recur(self, params: Any, carry: GRUCarry, z: Float[Array, "*batch G"]) -> tuple[GRUCarry, Float[Array, "*batch H"]]:
+        """Takes the step from z = x w_x + b: where the two conventions differ."""
+        raise NotImplementedError
+
     def _draw(self, key: PRNGKey, recurrent_blocks: int) -> tuple[Array, Array, Array]:
         dtype = initializers.float_dtype(self.dtype)
         key_x, key_h = jax.random.split(key)

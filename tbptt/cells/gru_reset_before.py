@@ -50,9 +50,3 @@ class GRUResetBefore(GRUBase):
         n = jnp.tanh(x_n + product(reset * carry.h, params.w_n, self.compute_dtype))
         h = (1 - keep) * n + keep * carry.h
         return GRUCarry(h), h
-
-    def __call__(
-        self, params: GRUResetBeforeParams, carry: GRUCarry, x: Float[Array, "*batch D"]
-    ) -> tuple[GRUCarry, Float[Array, "*batch H"]]:
-        """Takes one step; returns (carry, y) with y = h."""
-        return self.recur(params, carry, self.inputs(params, x))

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
-from tbptt.types import Cell, PRNGKey, SplitCell
+from tbptt.halves import input_side, rest_of_step
+from tbptt.types import Cell, PRNGKey
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,13 +52,11 @@ class Stack:
 
     def inputs(self, params: tuple[Any, ...], xs: Float[Array, "*time_batch D"]) -> Any:
         """Computes the input side of the lowest layer: the only one that needs no carry."""
-        lowest = self.cells[0]
-        return lowest.inputs(params[0], xs) if isinstance(lowest, SplitCell) else xs
+        return input_side(self.cells[0], params[0], xs)
 
     def recur(self, params: tuple[Any, ...], carry: tuple[Any, ...], z: Any) -> tuple[tuple[Any, ...], Any]:
         """Takes the step through all layers from the lowest one's input side."""
-        lowest = self.cells[0]
-        first, y = (lowest.recur if isinstance(lowest, SplitCell) else lowest)(params[0], carry[0], z)
+        first, y = rest_of_step(self.cells[0], params[0], carry[0], z)
         carries = [first]
         for cell, p, c in zip(self.cells[1:], params[1:], carry[1:], strict=True):
             c, y = cell(p, c, y)

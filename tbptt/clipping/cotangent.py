@@ -8,7 +8,8 @@ import jax
 from jaxtyping import Array, Float
 
 from tbptt.clipping.norm import check_max_norm, clip_tree
-from tbptt.types import Carry, Cell, Params, PRNGKey, SplitCell
+from tbptt.halves import input_side, rest_of_step
+from tbptt.types import Carry, Cell, Params, PRNGKey
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
@@ -86,12 +87,11 @@ class ClippedCell:
 
     def inputs(self, params: Params, xs: Float[Array, "*time_batch D"]) -> Any:
         """Computes the inner cell's input side; xs itself if it has none."""
-        return self.cell.inputs(params, xs) if isinstance(self.cell, SplitCell) else xs
+        return input_side(self.cell, params, xs)
 
     def recur(self, params: Params, carry: Carry, z: Any) -> tuple[Carry, Any]:
         """Takes the step from the input side, with the carry's cotangent clipped."""
-        step = self.cell.recur if isinstance(self.cell, SplitCell) else self.cell
-        return step(params, self._clipped(carry), z)
+        return rest_of_step(self.cell, params, self._clipped(carry), z)
 
     def __call__(self, params: Params, carry: Carry, x: Float[Array, "*batch D"]) -> tuple[Carry, Any]:
         """Takes one step of the inner cell, with the carry's cotangent clipped."""

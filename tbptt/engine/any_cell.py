@@ -8,7 +8,8 @@ import jax
 from jax.extend.core import Literal
 from jaxtyping import Array
 
-from tbptt.types import Backprop, Carry, Cell, DerivedCell, Params, SplitCell
+from tbptt.halves import input_side, is_newer, rest_of_step
+from tbptt.types import Backprop, Carry, Cell, DerivedCell, Params
 
 
 def backprop_of(cell: Cell) -> Backprop:
@@ -17,18 +18,9 @@ def backprop_of(cell: Cell) -> Backprop:
     A class that changes the step of its parent (`__call__`, `recur` or `inputs`) and not its `backprop` loses it: the
     parent's would be the gradient of another function.
     """
-    if isinstance(cell, DerivedCell) and all(_is_newer(cell, "backprop", name) for name in ("__call__", "recur", "inputs")):
+    if isinstance(cell, DerivedCell) and all(is_newer(cell, "backprop", name) for name in ("__call__", "recur", "inputs")):
         return cell.backprop
-    # In the same way, a class with a `__call__` of its own is not taken apart by its parent's halves.
-    halves = isinstance(cell, SplitCell) and any(_is_newer(cell, name, "__call__") for name in ("recur", "inputs"))
-    return AnyBackprop(cell, halves)
-
-
-def _is_newer(cell: Cell, one: str, other: str) -> bool:
-    """Says whether `one` was defined by the same class as `other`, or by a child of that class."""
-    line = type(cell).__mro__
-    first = [next((i for i, c in enumerate(line) if name in vars(c)), len(line)) for name in (one, other)]
-    return first[0] <= first[1]
+    return AnyBackprop(cell)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,16 +35,15 @@ class AnyBackprop:
     """
 
     cell: Cell
-    halves: bool
 
     def prepare(self, params: Params) -> Params:
         return params
 
     def inputs(self, weights: Params, xs: Array) -> Any:
-        return self.cell.inputs(weights, xs) if self.halves and isinstance(self.cell, SplitCell) else xs
+        return input_side(self.cell, weights, xs)
 
     def forward(self, weights: Params, carry: Carry, z: Any) -> tuple[Carry, Any, Any]:
-        leaving, y = self._step(weights, carry, z)
+        leaving, y = rest_of_step(self.cell, weights, carry, z)
         return leaving, y, ()
 
     def linearize(
@@ -62,7 +53,7 @@ class AnyBackprop:
         trees = []
 
         def pull_of(params: Params, carry: Carry, z: Any) -> list[Array]:
-            leaves, tree = jax.tree.flatten(jax.vjp(lambda c: self._step(params, c, z), carry)[1])
+            leaves, tree = jax.tree.flatten(jax.vjp(lambda c: rest_of_step(self.cell, params, c, z), carry)[1])
             trees.append(tree)
             return leaves
 
@@ -81,13 +72,9 @@ class AnyBackprop:
         self, params: Params, xs: Array, entering: Carry, leaving: Carry, factors: Any, emitted: Any
     ) -> tuple[Params, Array]:
         def steps(params: Params, xs: Array) -> tuple[Carry, Any]:
-            return jax.vmap(lambda c, z: self._step(params, c, z))(entering, self.inputs(params, xs))
+            return jax.vmap(lambda c, z: rest_of_step(self.cell, params, c, z))(entering, self.inputs(params, xs))
 
         return jax.vjp(steps, params, xs)[1](emitted)
-
-    def _step(self, params: Params, carry: Carry, z: Any) -> tuple[Carry, Any]:
-        step = self.cell.recur if self.halves and isinstance(self.cell, SplitCell) else self.cell
-        return step(params, carry, z)
 
 
 class Pull(NamedTuple):

@@ -35,13 +35,9 @@ def backprop_scan(
     Blocks keep what is between the loops small enough for a cache; n = 1 is one block, without an outer loop. The
     backward pass can itself be differentiated; forward mode through a `custom_vjp` cannot, use `plain_unroll` for that.
     """
-    run = jax.custom_vjp(functools.partial(_primal, back, initial, n, keep))
-    run.defvjp(functools.partial(_forward, back, initial, n, keep), functools.partial(_backward, back, initial, n, keep))
+    run = jax.custom_vjp(lambda *args: _forward(back, initial, n, False, *args)[0])
+    run.defvjp(functools.partial(_forward, back, initial, n, keep), functools.partial(_backward, back, initial, n))
     return run(params, carry, steps)
-
-
-def _primal(back: Backprop, initial: Any, n: int, keep: bool, params: Params, carry: Carry, steps: Steps) -> Any:
-    return _forward(back, initial, n, False, params, carry, steps)[0]
 
 
 def _forward(back: Backprop, initial: Any, n: int, keep: bool, params: Params, carry: Carry, steps: Steps) -> Any:
@@ -67,7 +63,7 @@ def _forward(back: Backprop, initial: Any, n: int, keep: bool, params: Params, c
     return (last, ys), (params, starts, carries, saved, steps)
 
 
-def _backward(back: Backprop, initial: Any, n: int, keep: bool, residuals: Any, cotangents: Any) -> Any:
+def _backward(back: Backprop, initial: Any, n: int, residuals: Any, cotangents: Any) -> Any:
     params, starts, carries, saved, steps = residuals
     d_last, d_ys = cotangents
     weights, start = back.prepare(params), initial()

@@ -1,4 +1,4 @@
-"""How many steps are handled at once: measured rules, in one place."""
+"""How many steps are handled at once, in one place."""
 
 import math
 
@@ -7,8 +7,9 @@ from jaxtyping import Array
 
 from tbptt.types import Backprop, Params
 
-# Bytes of the input side of one block. On CPU it is to stay in a core's cache beside the factors of the backward pass;
-# an accelerator wants large products, and few loops.
+# Bytes of the input side of one block. Of 0.5 to 8 MiB and no blocks, 2 MiB was fastest or within 3 % of it on two CPU
+# cores, at T, B, D, H = (1000, 32, 32, 128), (2000, 8, 8, 128), (64, 32, 82, 256) and (200, 64, 512, 512); without blocks
+# it was 1.02 to 1.4 times slower. The accelerators' size was not measured: it wants large products, and few loops.
 CPU_BLOCK, ACCELERATOR_BLOCK = 2 << 20, 256 << 20
 FEWEST = 16  # steps; fewer leave products too small
 

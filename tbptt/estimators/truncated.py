@@ -28,7 +28,7 @@ def truncated_bptt(loss_fn: LossFn, k1: int, k2: int, *, group: int | None = Non
     k1 - k2 steps run forward only; they add to the reported loss and not to the gradient. k2 >= T: full BPTT, to rounding.
 
     One call on T = n k1 steps gives the mean over its n windows at fixed parameters; a call on k1 steps is one step of
-    online training. Many windows in one call are differentiated side by side, `group` at a time: one forward pass gives
+    online training. Many windows in one call can be differentiated side by side, `group` at a time: one forward pass gives
     the constant carries, and then they do not wait for each other. Memory of the backward pass depends on k2 and group,
     never on T. Exact with any additive `LossFn`, for a stream in pieces of any multiple of k1 steps, beginning included.
 
@@ -36,8 +36,9 @@ def truncated_bptt(loss_fn: LossFn, k1: int, k2: int, *, group: int | None = Non
       loss_fn: any `LossFn`.
       k1: stride, steps between windows; static int >= 1; must divide T.
       k2: window, steps that the gradient flows back; static int >= 1.
-      group: windows differentiated as one batch; static int >= 1. 1 = one after another; None = by measured rule, so many
-        that lanes times windows make about 256 rows. A group needs the memory of its windows together.
+      group: windows differentiated as one batch; static int >= 1. 1 = one after another; None = 1 on a CPU,
+        where that measured faster, else so many that lanes times windows make about 256 rows. A group needs the memory
+        of its windows together.
 
     Returns:
       An `Estimator`; its info is a `WindowInfo` of the n windows. Memory is the carry (k2 <= k1) or an `overlapping.Past`.
