@@ -24,6 +24,7 @@ from tbptt.clipping import shrink_non_finite as shrink_non_finite
 from tbptt.clipping import skip_non_finite as skip_non_finite
 from tbptt.clipping import stop_at_non_finite as stop_at_non_finite
 from tbptt.clipping import watched as watched
+from tbptt.diagnostics import compare_estimators as compare_estimators
 from tbptt.diagnostics import gradient_by_lag as gradient_by_lag
 from tbptt.estimators import full_bptt as full_bptt
 from tbptt.estimators import truncated_bptt as truncated_bptt
@@ -87,6 +88,7 @@ __all__ = [
     "as_linen",
     "clip_by_global_norm",
     "clip_cotangent",
+    "compare_estimators",
     "data",
     "diagnostics",
     "full_bptt",

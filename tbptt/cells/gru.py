@@ -4,6 +4,7 @@ import dataclasses
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax.nn import sigmoid
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -90,8 +91,7 @@ class GRUBackprop:
     compute: DTypeLike | None
 
     def prepare(self, params: GRUParams) -> GRUWeights:
-        H = params.w_h.shape[0]
-        half = jnp.repeat(jnp.asarray([0.5, 0.5, 1.0], params.b.dtype), H, total_repeat_length=3 * H)
+        half = np.repeat(np.asarray([0.5, 0.5, 1.0], params.b.dtype), params.w_h.shape[0])  # as in LSTMBackprop
         return GRUWeights(params.w_x * half, params.w_h * half, params.b * half, params.b_n, params.w_h.T)
 
     def inputs(self, weights: GRUWeights, xs: Array) -> Array:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.nn import sigmoid
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -144,8 +145,8 @@ class LSTMBackprop:
     compute: DTypeLike | None
 
     def prepare(self, params: LSTMParams) -> LSTMWeights:
-        H = params.w_h.shape[0]
-        half = jnp.repeat(jnp.asarray([0.5, 0.5, 1.0, 0.5], params.b.dtype), H, total_repeat_length=4 * H)
+        # A constant of numpy's: else its repetition is compiled into every program, and run with every gradient.
+        half = np.repeat(np.asarray([0.5, 0.5, 1.0, 0.5], params.b.dtype), params.w_h.shape[0])
         return LSTMWeights(params.w_x * half, params.w_h * half, params.b * half, params.w_h.T)
 
     def inputs(self, weights: LSTMWeights, xs: Array) -> Array:

@@ -4,6 +4,9 @@ from tbptt.diagnostics.bias import EstimatorBias as EstimatorBias
 from tbptt.diagnostics.bias import GradientError as GradientError
 from tbptt.diagnostics.bias import compare_gradients as compare_gradients
 from tbptt.diagnostics.bias import estimator_bias as estimator_bias
+from tbptt.diagnostics.compare import compare_estimators as compare_estimators
+from tbptt.diagnostics.estimator_row import EstimatorRow as EstimatorRow
+from tbptt.diagnostics.estimator_row import frontier as frontier
 from tbptt.diagnostics.influence import carry_influence as carry_influence
 from tbptt.diagnostics.jacobian import jacobian_product_svd as jacobian_product_svd
 from tbptt.diagnostics.jacobian import log_bound as log_bound
