@@ -55,41 +55,6 @@ def bptt_errors(seed: int, H: int = 5, T: int = 6) -> tuple[float, float]:
     return float(np.linalg.norm(got - hand) / size), float(np.linalg.norm(got - differences) / size)
 
 
-def influence_derivatives(pairs: tuple[tuple[int, int], ...]) -> tuple[list[dict[str, Any]], list[float]]:
-    """Measures ds_0/dtheta of TBPTT(k1, k2) on influence balancing, beside its closed form; and that by age.
-
-    s' = A s + theta sign,   A = I/2 + superdiagonal/2 (n = 23),   sign = +1 (10 states), -1 (13)
-    D_k = sum_{j < k} e_0^T A^j sign;    TBPTT(k1, k2) sees mean(D_{k2-k1+1} .. D_{k2}), the truth is D_inf = -6
-    """
-    n, p = 23, 10
-    A = 0.5 * np.eye(n) + 0.5 * np.eye(n, k=1)
-    sign = np.where(np.arange(n) < p, 1.0, -1.0)
-    row, D = np.eye(n)[0], []
-    for _ in range(max(k2 for _, k2 in pairs)):
-        D.append((D[-1] if D else 0.0) + row @ sign)
-        row = row @ A
-
-    def loss_fn(params: Any, carry: Any, batch: tbptt.Batch) -> tuple[jax.Array, Any]:
-        def body(s: jax.Array, _: Any) -> tuple[jax.Array, jax.Array]:
-            s = jnp.asarray(A) @ s + params * jnp.asarray(sign)
-            return s, s[0]
-
-        carry, seen = jax.lax.scan(body, carry, batch.inputs)
-        return jnp.sum(seen), carry
-
-    rows = []
-    with jax.enable_x64(True):
-        for k1, k2 in pairs:
-            steps = (-(-k2 // k1)) * k1
-            estimator, theta = tbptt.truncated_bptt(loss_fn, k1, k2), jnp.asarray(0.5)
-            batch = tbptt.Batch(jnp.zeros((steps, 1)), jnp.zeros((steps, 1)))
-            memory = estimator.estimate(theta, estimator.init(theta, jnp.ones(n), batch), batch).memory
-            new = jax.tree.map(lambda leaf, k1=k1: leaf[:k1], batch)
-            got = float(estimator.estimate(theta, memory, new).grads)
-            rows.append({"k1": k1, "k2": k2, "measured": got, "closed_form": float(np.mean(D[k2 - k1 : k2]))})
-    return rows, [float(d) for d in D]
-
-
 def overflow_in_integers(w: float, dtype: str, most: int = 200_000) -> int | None:
     """Counts the products h <- round(w h) from 1 to overflow in exact integers: h = units 2^(exponent - bits).
 

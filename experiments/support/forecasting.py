@@ -38,7 +38,7 @@ class Model(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What came of one training run."""
+    """What came of one training run; windows: mean k2 of every epoch, of an estimator that chooses it (else empty)."""
 
     params: Any
     updates: int
@@ -46,6 +46,7 @@ class Run(NamedTuple):
     train_seconds: float
     compile_seconds: float
     clipped_share: float
+    windows: list[float]
 
 
 def make_job(recording: Recording, horizons: tuple[int, ...], n_lanes: int, train_end: int, test_start: int) -> Job:
@@ -93,7 +94,7 @@ def train(
     jitted: Any = tbptt.make_train_epoch(estimator, optimizer, chunk)
     epoch = jitted.lower(state, job.batch).compile()
     compile_seconds = time.perf_counter() - begin
-    used, epochs, clipped = 0.0, 0, []
+    used, epochs, clipped, windows = 0.0, 0, [], []
     while used < seconds:
         rate = lr * 0.5 * (1 + math.cos(math.pi * used / seconds))
         state.opt_state[1].hyperparams["learning_rate"] = jnp.asarray(rate, jnp.float32)
@@ -103,10 +104,12 @@ def train(
         used += time.perf_counter() - begin
         epochs += 1
         clipped.append(float(metrics.clipped.mean()))
+        if hasattr(metrics.info, "k2"):
+            windows.append(float(metrics.info.k2.mean()))
         report(used, float(metrics.loss.mean()))
         if bool(metrics.non_finite.any()):
             raise FloatingPointError(f"loss or gradient became non-finite in epoch {epochs}; lower --lr or --clip")
-    return Run(state.params, int(state.step), epochs, used, compile_seconds, float(np.mean(clipped)))
+    return Run(state.params, int(state.step), epochs, used, compile_seconds, float(np.mean(clipped)), windows)
 
 
 def step_temp_bytes(estimator: tbptt.Estimator, model: Model, job: Job, chunk: int) -> int:

@@ -17,7 +17,8 @@ from tbptt.data import DataUnavailable
 
 # An experiment is a module with
 #   Config                     a frozen dataclass with at least seed, out, quick
-#   measure(config) -> data    what was measured, as JSON; data["claims"] is a list of `claim(...)`
+#   measure(config) -> data    what was measured, as JSON; data["claims"] is a list of `claim(...)`; data["results"], if it
+#                              is there, is a dict that the summary takes up
 #   draw(data, folder)         writes PNG figures; never measures
 # A claim that does not hold is a result, not an error: it is in the summary and on stderr, and the exit status is 0.
 
@@ -42,6 +43,7 @@ def execute(module: ModuleType, config: Any) -> dict[str, Any]:
         "quick": config.quick,
         "seed": config.seed,
         "claims": data["claims"],
+        **data.get("results", {}),
         "figures": sorted(path.name for path in folder.glob("*.png")),
         "seconds": round(time.perf_counter() - start, 1),
         "environment": run_folder.environment(),

@@ -16,3 +16,4 @@ from tbptt.data.streams import DiscontinuousFeed as DiscontinuousFeed
 from tbptt.data.streams import chunks as chunks
 from tbptt.data.streams import continuous as continuous
 from tbptt.data.streams import lanes as lanes
+from tbptt.data.tasks import copy_stream as copy_stream

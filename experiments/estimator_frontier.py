@@ -1,0 +1,212 @@
+"""The meter on three tasks: how wrong every estimator is, and what it costs.
+
+    python -m experiments.estimator_frontier            about 5 minutes on two cores
+    python -m experiments.estimator_frontier --quick    under 60 seconds: smaller models, fewer draws
+
+`tbptt.compare_estimators` at fixed parameters, against full BPTT in float64, on the pulse recording and on a copy task
+(each after a short training, so that gradients are those of a network that does something), and on influence balancing,
+where short windows have the wrong sign. Expected: the bias of TBPTT falls with k2; RTRL has none and costs as many tangents
+as there are parameters; UORO and ARTBP have none but chance, and a large variance; SnAp-1 lies between.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+import tbptt
+from experiments.support import console, influence, program, style
+from experiments.support.console import human_bytes
+from tbptt.data import copy_stream, forecast_pairs, ppg, standardise
+from tbptt.diagnostics import EstimatorRow, frontier
+
+TASKS = ("ppg", "copy", "influence")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(program.Common):
+    """Bias, variance, seconds and bytes of many estimators on three tasks."""
+
+    hidden: int = 16
+    """units of the LSTM (RTRL's cost grows with their fourth power)"""
+    length: int = 400
+    """T, steps of the data that the gradients are compared on; a multiple of 100"""
+    lanes: int = 4
+    """sequences side by side"""
+    draws: int = 64
+    """gradients drawn of each estimator that draws"""
+    updates: int = 300
+    """of the short training before"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Where estimators are compared."""
+
+    loss_fn: tbptt.LossFn
+    params: Any
+    carry: Any
+    batch: tbptt.Batch
+
+
+def recurrent(cell: Any, readout: nn.Module, loss: Any, batch: tbptt.Batch, config: Config) -> Problem:
+    """Trains a network for a while on a batch by TBPTT(50, 50), and hands over what follows in the stream."""
+    loss_fn = tbptt.sequence_loss(cell, readout, loss)
+    estimator, optimizer = (
+        tbptt.truncated_bptt(loss_fn, 50, 50),
+        optax.chain(optax.clip_by_global_norm(1.0), optax.adam(5e-3)),
+    )
+    params = tbptt.init_params(jax.random.key(config.seed), cell, readout)
+    carry = cell.initial_carry((config.lanes,))
+    train = jax.tree.map(lambda a: a[: -config.length], batch)
+    state = tbptt.init_state(estimator, optimizer, params, carry, jax.tree.map(lambda a: a[:50], train))
+    state, _ = tbptt.make_train_epoch(estimator, optimizer, 50)(state, train)
+    return Problem(loss_fn, state.params, state.memory, jax.tree.map(lambda a: a[-config.length :], batch))
+
+
+def make_problem(task: str, config: Config) -> Problem:
+    """Makes one of the three."""
+    T = 50 * config.updates + config.length
+    if task == "influence":
+        start = jnp.asarray(influence.START)
+        return Problem(influence.loss_fn, start, jnp.ones(influence.N), influence.steps(config.length))
+    if task == "copy":
+        batch = copy_stream(jax.random.key(config.seed + 1), T, config.lanes, 10)
+        cell = tbptt.LSTM(6, config.hidden)
+        return recurrent(cell, nn.Dense(6), optax.softmax_cross_entropy_with_integer_labels, batch, config)
+    values, _ = standardise(ppg(2).values[:, :1], 180_000)
+    inputs, targets = forecast_pairs(values, 0, (32,))
+    lane = [slice(i * 40_000, i * 40_000 + T) for i in range(config.lanes)]
+    stacked = (jnp.stack([jnp.asarray(a[s], jnp.float32) for s in lane], axis=1) for a in (inputs, targets))
+    return recurrent(tbptt.LSTM(1, config.hidden), nn.Dense(1), tbptt.squared_error, tbptt.Batch(*stacked), config)
+
+
+def estimators(problem: Problem, quick: bool) -> dict[str, tbptt.Estimator]:
+    """Makes all that are compared."""
+    loss_fn = problem.loss_fn
+    windows = (
+        ((10, 10), (50, 50), (10, 50), (10, 100))
+        if quick
+        else ((10, 10), (50, 50), (100, 100), (10, 20), (10, 50), (10, 100), (1, 50))
+    )
+    made = {f"TBPTT({k1}, {k2})": tbptt.truncated_bptt(loss_fn, k1, k2) for k1, k2 in windows}
+    return made | {
+        "full BPTT": tbptt.full_bptt(loss_fn),
+        "random windows": tbptt.random_window_bptt(loss_fn, 5, tbptt.AwdLengths(50)),
+        "ARTBP, constant": tbptt.randomized_bptt(loss_fn, 5, tbptt.ConstantRate(50)),
+        "ARTBP, heavy tail": tbptt.randomized_bptt(loss_fn, 5, tbptt.HeavyTail(50)),
+        "RTRL": tbptt.rtrl(loss_fn),
+        "SnAp-1": tbptt.snap(loss_fn, 1),
+        "UORO": tbptt.uoro(loss_fn),
+    }
+
+
+def chosen(problem: Problem) -> dict[str, tbptt.Estimator]:
+    """Makes those that choose as the stream goes by: they must be fed in pieces."""
+    return {"adaptive, delta 0.1": tbptt.adaptive_bptt(problem.loss_fn, 10, (10, 20, 50, 100), 0.1, losses=4)}
+
+
+def compare(
+    problem: Problem, compared: dict[str, tbptt.Estimator], piece: int | None, config: Config
+) -> list[EstimatorRow]:
+    """Runs the meter."""
+    return tbptt.compare_estimators(
+        compared,
+        problem.params,
+        problem.carry,
+        problem.batch,
+        reference=tbptt.full_bptt(problem.loss_fn),
+        piece=piece,
+        key=jax.random.key(config.seed + 2),
+        draws=config.draws,
+        repeats=3,
+    )
+
+
+def measure(config: Config) -> dict[str, Any]:
+    """Compares on every task."""
+    if config.quick:
+        config = dataclasses.replace(config, hidden=8, length=200, draws=16, updates=100)
+    rows: list[dict[str, Any]] = []
+    for task in TASKS:
+        problem = make_problem(task, config)
+        at_once, fed = estimators(problem, config.quick), chosen(problem)
+        found = compare(problem, at_once, None, config) + compare(problem, fed, 50, config)
+        best = {row.estimator for row in frontier(found)}
+        rows += [{"task": task, **row._asdict(), "frontier": row.estimator in best} for row in found]
+        show(task, found, best)
+    at = {(row["task"], row["estimator"]): row for row in rows}
+    online = [at[task, "RTRL"]["bias"] for task in TASKS]
+    drawn = [at[task, name] for task in TASKS for name in ("ARTBP, constant", "ARTBP, heavy tail", "UORO")]
+    chance = max(row["bias"] / row["bias_error"] for row in drawn if row["bias_error"])
+    return {
+        "results": {"rows": rows},
+        "claims": [
+            program.claim(
+                1,
+                "TBPTT(10, 10) against TBPTT(10, 100): bias by task",
+                "; ".join(
+                    f"{t}: {at[t, 'TBPTT(10, 10)']['bias']:.3f}, {at[t, 'TBPTT(10, 100)']['bias']:.3f}" for t in TASKS
+                ),
+                "the longer window is less biased on every task",
+                all(at[t, "TBPTT(10, 100)"]["bias"] < at[t, "TBPTT(10, 10)"]["bias"] for t in TASKS),
+            ),
+            program.claim(2, "RTRL: largest bias", max(online), "below 1e-4 (float32)", max(online) < 1e-4),
+            # The mean of d draws is as far off as its standard error, give or take, if the estimator is unbiased.
+            program.claim(3, "ARTBP, UORO: largest bias / its standard error", chance, "below 3: chance alone", chance < 3),
+        ],
+    }
+
+
+def show(task: str, rows: list[EstimatorRow], best: set[str]) -> None:
+    """Prints one task's table."""
+    cells = [
+        [
+            ("* " if row.estimator in best else "  ") + row.estimator,
+            f"{row.bias:.2e}" + (f" ± {row.bias_error:.0e}" if row.bias_error else ""),
+            f"{row.cosine:.4f}",
+            f"{row.sign_agreement:.3f}",
+            f"{row.variance:.1e}",
+            f"{row.seconds_per_step * 1e6:.1f}",
+            human_bytes(row.bytes),
+        ]
+        for row in rows
+    ]
+    header = ("estimator (* frontier)", "bias", "cosine", "signs", "variance", "µs a step", "memory")
+    console.table(f"{task}: gradients against full BPTT in float64", header, cells)
+
+
+def draw(data: dict[str, Any], folder: Path) -> None:
+    """Draws bias against cost for every task, the frontier as a line."""
+    figure, axes = style.panels(
+        len(TASKS), title="Bias against cost; the line joins what nobody beats", width=5.6, height=5.0
+    )
+    for axis, task in zip(axes, TASKS, strict=True):
+        rows = [row for row in data["results"]["rows"] if row["task"] == task]
+        floor = 1e-8
+        for index, row in enumerate(rows):
+            x, y = row["seconds_per_step"] * 1e6, max(row["bias"], floor)
+            style_of = {"color": style.COLORS[index % 7], "marker": style.MARKERS[index % 7], "ls": "none"}
+            axis.errorbar(
+                x,
+                y,
+                yerr=row["bias_error"] or None,
+                label=row["estimator"],
+                ms=7,
+                mfc="none" if index >= 7 else None,
+                **style_of,
+            )
+        best = sorted((row for row in rows if row["frontier"]), key=lambda row: row["seconds_per_step"])
+        axis.plot([r["seconds_per_step"] * 1e6 for r in best], [max(r["bias"], floor) for r in best], color="black", lw=0.8)
+        axis.set(xscale="log", yscale="log", xlabel="µs a step (one gradient / T)", title=task)
+    axes[0].set_ylabel("relative bias ||g - r|| / ||r|| (bars: chance)")
+    axes[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    style.save(figure, folder, "estimator_frontier")
+
+
+if __name__ == "__main__":
+    program.run(__file__)

@@ -1,0 +1,174 @@
+"""Influence balancing: which estimators go the wrong way, and which do not.
+
+    python -m experiments.influence_balancing            about 2 minutes on two cores
+    python -m experiments.influence_balancing --quick    under 30 seconds
+
+Expected: the derivative that TBPTT(k1, k2) sees is the closed form's to 1e-9 at every (k1, k2), and has the wrong sign for
+all k1 = k2 < 110 and for k1 = 1 below k2 = 41. Trained online from theta = 0.5 (theta* = -1/6): TBPTT(10, 100) arrives,
+TBPTT(100, 100) and TBPTT(10, 10) move away or diverge, RTRL, UORO and ARTBP arrive. How fast one may learn:
+`experiments.staleness`.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import tbptt
+from experiments.support import influence, program, style
+from experiments.support.console import console
+
+GRID_K1 = (1, 2, 5, 10, 20, 25, 40, 50, 80, 100, 110, 120, 200)
+GRID_K2 = (1, 5, 10, 20, 30, 40, 41, 43, 46, 50, 52, 65, 80, 94, 100, 107, 110, 120, 150, 200)
+POINTS = 60  # theta is looked at so often in a run
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(program.Common):
+    """The sign of the truncated derivative over (k1, k2), and online training with many estimators."""
+
+    steps: int = 30_000
+    """steps of the stream for each run"""
+    tolerance: float = 5e-3
+    """|theta - theta*| below which a run has converged"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One way of training: an estimator, an update every `chunk` steps, SGD."""
+
+    name: str
+    estimator: tbptt.Estimator
+    chunk: int
+    lr: float
+    k1: int | None = None
+    k2: int | None = None
+
+
+def truncated(k1: int, k2: int, lr: float) -> Run:
+    """TBPTT(k1, k2) with an update every k1 steps."""
+    return Run(f"TBPTT({k1}, {k2})", tbptt.truncated_bptt(influence.loss_fn, k1, k2), k1, lr, k1, k2)
+
+
+def runs(quick: bool) -> list[Run]:
+    """Makes the list of runs; --quick leaves the slowest out."""
+    loss_fn = influence.loss_fn
+    windows = [(10, 100, 1e-4), (100, 100, 1e-4), (10, 10, 1e-4), (10, 46, 1e-3), (10, 100, 1e-3), (100, 100, 1e-3)]
+    if not quick:
+        windows += [(1, 1, 1e-4), (1, 50, 1e-4), (1, 100, 1e-4), (110, 110, 1e-4), (200, 200, 1e-4), (1, 100, 1e-3)]
+    artbp = tbptt.randomized_bptt(loss_fn, 1, tbptt.HeavyTail(50.0))
+    return [truncated(*window) for window in windows] + [
+        Run("RTRL", tbptt.rtrl(loss_fn), 10, 1e-4),
+        Run("UORO", tbptt.uoro(loss_fn), 10, 1e-4),
+        Run("ARTBP", artbp, 500, 5e-3),
+    ]
+
+
+def train(run: Run, steps: int, seed: int) -> list[float]:
+    """Trains online over `steps` steps from s = 1; returns theta at POINTS + 1 moments."""
+    optimizer = optax.sgd(run.lr)
+    part = max(run.chunk, steps // POINTS // run.chunk * run.chunk)
+    batch, theta = influence.steps(part), jnp.asarray(influence.START)
+    epoch = tbptt.make_train_epoch(run.estimator, optimizer, run.chunk)
+    example = influence.steps(run.chunk)
+    state = tbptt.init_state(run.estimator, optimizer, theta, jnp.ones(influence.N), example, jax.random.key(seed))
+    thetas = [float(state.params)]
+    for _ in range(steps // part):
+        state, _ = epoch(state, batch)
+        thetas.append(float(state.params))
+    return thetas
+
+
+def signs() -> tuple[list[dict[str, Any]], list[float]]:
+    """Measures the derivative over the grid beside the closed form; and the closed form by age."""
+    D = influence.closed_form(max(GRID_K2))
+    pairs = [(k1, k2) for k1 in GRID_K1 for k2 in GRID_K2 if k2 >= k1]
+    rows = []
+    for k1, k2 in pairs:
+        measured, exact = influence.measured_derivative(k1, k2), influence.mean_derivative(D, k1, k2)
+        rows.append({"k1": k1, "k2": k2, "measured": measured, "closed_form": exact})
+    return rows, D.tolist()
+
+
+def measure(config: Config) -> dict[str, Any]:
+    """Measures the grid and runs the runs."""
+    console.print("the derivative over the grid of (k1, k2) ...")
+    grid, curve = signs()
+    worst = max(abs(row["measured"] - row["closed_form"]) for row in grid)
+    seen, curves = [], {}
+    with jax.enable_x64(True):
+        for run in runs(config.quick):
+            thetas = train(run, config.steps, config.seed)
+            row = {"estimator": run.name, "k1": run.k1, "k2": run.k2, "lr": run.lr, "theta": thetas[-1]}
+            row["verdict"] = influence.verdict(thetas[-1], config.tolerance)
+            seen.append(row | {"chunk": run.chunk, "steps": config.steps})
+            curves[f"{run.name}, lr {run.lr:g}"] = thetas
+            console.print(f"{run.name:16} lr {run.lr:g}  theta {thetas[-1]:9.5f}  {row['verdict']}")
+    at = {(row["estimator"], row["lr"]): row for row in seen}
+    good, bad = at["TBPTT(10, 100)", 1e-4], at["TBPTT(100, 100)", 1e-4]
+    others = [row for row in seen if row["estimator"] in ("RTRL", "UORO", "ARTBP")]
+    return {
+        "grid": grid,
+        "curve": curve,
+        "thetas": curves,
+        "results": {"signs": worst, "runs": [_finite(row) for row in seen]},
+        "claims": [
+            program.claim(1, "largest error of the derivative over the grid", worst, "below 1e-9", worst < 1e-9),
+            program.claim(
+                2,
+                "TBPTT(10, 100) at 1e-4: distance from theta* = -1/6",
+                abs(good["theta"] - influence.STAR),
+                "below 1e-4",
+                abs(good["theta"] - influence.STAR) < 1e-4,
+            ),
+            program.claim(3, "TBPTT(100, 100) at 1e-4", bad["verdict"], "wrong_way", bad["verdict"] == "wrong_way"),
+            program.claim(
+                4,
+                "RTRL, UORO, ARTBP",
+                ", ".join(f"{row['theta']:.4f}" for row in others),
+                f"within {config.tolerance:g} of -0.1667",
+                all(row["verdict"] == "converged" for row in others),
+            ),
+        ],
+    }
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: a run that overflowed has no theta, and its verdict says so."""
+    return row | {"theta": row["theta"] if np.isfinite(row["theta"]) else None}
+
+
+def draw(data: dict[str, Any], folder: Path) -> None:
+    """Draws the derivative over the grid, and theta over the stream."""
+    figure, axes = style.panels(2, title="Influence balancing: the window decides the sign", width=6.4, height=4.8)
+    table = np.full((len(GRID_K1), len(GRID_K2)), np.nan)
+    for row in data["grid"]:
+        table[GRID_K1.index(row["k1"]), GRID_K2.index(row["k2"])] = row["measured"]
+    axes[0].grid(False)
+    image = axes[0].imshow(table, cmap="PuOr_r", vmin=-16.5, vmax=16.5, aspect="auto", origin="lower")
+    for (i, j), value in np.ndenumerate(table):
+        if np.isfinite(value):
+            dark = abs(value) > 10
+            axes[0].text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=6, color="white" if dark else "black")
+    axes[0].set_xticks(range(len(GRID_K2)), [str(k) for k in GRID_K2], fontsize=7, rotation=90)
+    axes[0].set_yticks(range(len(GRID_K1)), [str(k) for k in GRID_K1], fontsize=7)
+    axes[0].set(xlabel="k2: steps the gradient flows back", ylabel="k1: steps between windows (white: k2 < k1)")
+    axes[0].set_title("mean ds₀/dθ seen (true: -6; above 0: wrong sign)", fontsize=10)
+    figure.colorbar(image, ax=axes[0], label="ds₀/dθ")
+    for index, (name, thetas) in enumerate(data["thetas"].items()):
+        shown = np.clip(np.nan_to_num(np.asarray(thetas, float), nan=np.inf), -1, 2)
+        x = np.linspace(0, data["results"]["runs"][index]["steps"], len(shown))
+        axes[1].plot(x, shown, label=name, **style.line(index), marker=style.MARKERS[index % 7], markevery=12, ms=4)
+    axes[1].axhline(influence.STAR, color="black", lw=0.8)
+    axes[1].set(xlabel="steps of the stream", ylabel="θ (cut at -1 and 2)", ylim=(-1.05, 2.05))
+    axes[1].set_title("online training by SGD (line: θ* = -1/6)", fontsize=10)
+    axes[1].legend(fontsize=7, ncols=2, loc="upper left")
+    style.save(figure, folder, "influence_balancing")
+
+
+if __name__ == "__main__":
+    program.run(__file__)

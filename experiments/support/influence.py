@@ -1,0 +1,87 @@
+"""Influence balancing: a system whose gradient is wrong in SIGN unless the window is long, with everything in closed form.
+
+    s' = A s + theta sign,   A = I/2 + superdiagonal/2 (n = 23),   sign = +1 (first 10 states), -1 (the other 13)
+    loss of a step = (s'_0 - 1)^2 / 2;   steady state s_0 = -6 theta, so theta* = -1/6
+
+theta first raises s_0, through the ten near states, and lowers it in the long run, through the thirteen far ones.
+
+References: Tallec and Ollivier, *Unbiased online recurrent optimization*, arXiv:1702.05043, section 5.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import tbptt
+
+N, PLUS = 23, 10
+A = 0.5 * np.eye(N) + 0.5 * np.eye(N, k=1)
+SIGN = np.where(np.arange(N) < PLUS, 1.0, -1.0)
+STAR, START = -1 / 6, 0.5
+
+
+def closed_form(longest: int) -> np.ndarray:
+    """Computes D_1 .. D_longest, the derivative ds_0/dtheta that a window of k steps sees: `[longest]`.
+
+    D_k = sum_{j < k} e_0^T A^j sign;    D_inf = e_0^T (I - A)^-1 sign = 2 (10 - 13) = -6
+    """
+    row, seen = np.eye(N)[0], []
+    for _ in range(longest):
+        seen.append((seen[-1] if seen else 0.0) + row @ SIGN)
+        row = row @ A
+    return np.asarray(seen)
+
+
+def mean_derivative(D: np.ndarray, k1: int, k2: int) -> float:
+    """Averages what the k1 losses of a window see: mean(D_{k2-k1+1} .. D_{k2}); for k2 < k1 the first ones see nothing."""
+    if k2 < k1:
+        return float(np.sum(D[:k2]) / k1)
+    return float(np.mean(D[k2 - k1 : k2]))
+
+
+def states(theta: jax.Array, s: jax.Array, batch: tbptt.Batch) -> tuple[jax.Array, jax.Array]:
+    """Runs the system: (the last state, s_0 after each step `[T]`)."""
+
+    def body(s: jax.Array, _: Any) -> tuple[jax.Array, jax.Array]:
+        s = jnp.asarray(A, s.dtype) @ s + theta * jnp.asarray(SIGN, s.dtype)
+        return s, s[0]
+
+    return jax.lax.scan(body, s, batch.inputs)
+
+
+def loss_fn(theta: jax.Array, s: jax.Array, batch: tbptt.Batch) -> tuple[jax.Array, jax.Array]:
+    """The system's `LossFn`: the sum of (s_0 - 1)^2 / 2."""
+    s, seen = states(theta, s, batch)
+    return 0.5 * jnp.sum(jnp.square(seen - 1)), s
+
+
+def first_state(theta: jax.Array, s: jax.Array, batch: tbptt.Batch) -> tuple[jax.Array, jax.Array]:
+    """A `LossFn` whose gradient is the derivative of s_0 itself."""
+    s, seen = states(theta, s, batch)
+    return jnp.sum(seen), s
+
+
+def steps(T: int) -> tbptt.Batch:
+    """T steps: the system has no input."""
+    nothing = jnp.zeros((T, 1))
+    return tbptt.Batch(nothing, nothing)
+
+
+def measured_derivative(k1: int, k2: int) -> float:
+    """Measures the mean derivative of s_0 that TBPTT(k1, k2) sees once the stream is older than its window; in float64."""
+    with jax.enable_x64(True):
+        estimator, theta = tbptt.truncated_bptt(first_state, k1, k2), jnp.asarray(START)
+        old = steps(-(-k2 // k1) * k1)
+        memory = estimator.estimate(theta, estimator.init(theta, jnp.ones(N), old), old).memory
+        return float(estimator.estimate(theta, memory, steps(k1)).grads)
+
+
+def verdict(theta: float, tolerance: float) -> str:
+    """Says where a run that began at START has come to."""
+    if not np.isfinite(theta) or abs(theta) > 10:
+        return "diverged"
+    if abs(theta - STAR) < tolerance:
+        return "converged"
+    return "wrong_way" if abs(theta - STAR) > abs(START - STAR) else "right_way"
