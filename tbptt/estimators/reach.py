@@ -1,0 +1,152 @@
+"""Which numbers of a carry each parameter reaches in one step, and which reach which: found by differentiating at random."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float
+
+from tbptt.estimators.online import floats_of, one_step, opened
+from tbptt.types import Batch, Carry, LossFn, Params
+from tbptt.windows import step_shape
+
+# Random points, lanes counted, at which a derivative must have been 0 to be taken for 0 always: a relu is off at half.
+POINTS = 40
+
+
+class Pattern(NamedTuple):
+    """Where the derivatives of one step can be other than 0; n numbers in a lane's carry, P parameters (NumPy arrays).
+
+    direct:   `[P, n]` parameter p enters new number i within the step itself
+    jacobian: `[n, n]` old number m enters new number i, at [i, m]
+    """
+
+    direct: Bool[np.ndarray, "P n"]
+    jacobian: Bool[np.ndarray, "n n"]
+
+
+def find_pattern(loss_fn: LossFn, name: str, params: Params, carry: Carry, batch: Batch) -> Pattern:
+    """Finds the pattern from shapes alone, while a program is being traced: the values given are not looked at.
+
+    One step is differentiated at random points; an entry that was 0 at all of them is taken to be 0. A program that reads
+    a table by integers (an embedding) shows one row of it only: there the other rows are given the reach of all that leaf.
+
+    Raises:
+      ValueError: a leaf of the carry is not `[*batch, ...]`, lanes exchange numbers, or no derivative was finite.
+      TypeError: loss_fn closes over traced arrays, so that it cannot be run while tracing.
+    """
+    lanes = step_shape(batch)[1:]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
+        if np.shape(leaf)[: len(lanes)] != lanes:
+            raise ValueError(
+                f"carry{jax.tree_util.keystr(path)} must be [*batch, ...] with *batch = {lanes}, the lanes in which the "
+                f"batch's steps are counted; got shape {np.shape(leaf)}. Give batch.weights [T, *batch] if its inputs have "
+                "more axes than one behind *batch"
+            )
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), jnp.result_type(a)), (params, carry))
+    piece = one_step(batch)
+    with jax.ensure_compile_time_eval():
+
+        def at_point(seed: Array) -> tuple[Array, Array, Array, Array]:
+            return _nonzero(loss_fn, lanes, *_random_point(seed, *shapes, piece))
+
+        draws = jnp.arange(max(4, -(-POINTS // max(1, int(np.prod(lanes))))))
+        try:
+            found = [np.asarray(a) for a in jax.jit(lambda s: jax.lax.map(at_point, s))(draws)]
+        except (jax.errors.TracerArrayConversionError, jax.errors.UnexpectedTracerError) as error:
+            raise TypeError(
+                f"{name} cannot be run on numbers while a program is traced: does it close over a traced array? Hand such "
+                "arrays over in params, carry or batch"
+            ) from error
+    direct, jacobian, mixed, usable = found
+    if not usable.any():
+        raise ValueError(f"{name} had no finite derivative at {len(usable)} random points, so its pattern is not known")
+    if mixed[usable].any():
+        raise ValueError(
+            f"in {name} the lanes of a batch exchange numbers through the carry; snap and sparse_rtrl keep an influence for "
+            "each lane alone. Use rtrl, which does not, or a loss_fn whose lanes are independent"
+        )
+    direct, jacobian = direct[usable].any(0).T, jacobian[usable].any(0)
+    reads_tables = any(not jnp.issubdtype(a.dtype, jnp.inexact) for a in jax.tree.leaves(piece.inputs))
+    return Pattern(_with_unread_rows(params, direct) if reads_tables else direct, jacobian)
+
+
+def rows(floats: list[Array], lanes: tuple[int, ...]) -> Float[Array, "B n"]:
+    """Flattens the floating leaves of a carry to one row a lane."""
+    B = int(np.prod(lanes))
+    return jnp.concatenate([leaf.reshape(B, -1) for leaf in floats], axis=1)
+
+
+def from_rows(flat: Float[Array, "B n"], floats: list[Array]) -> list[Array]:
+    """Makes leaves like `floats` again."""
+    edges = np.cumsum([leaf.size // flat.shape[0] for leaf in floats])[:-1].tolist()
+    parts = jnp.split(flat, edges, axis=1)
+    return [part.reshape(leaf.shape).astype(leaf.dtype) for part, leaf in zip(parts, floats, strict=True)]
+
+
+def _nonzero(loss_fn: LossFn, lanes: tuple[int, ...], key: Array, params: Params, carry: Carry, piece: Batch) -> Any:
+    """Pulls every number of the carry back, one after another, in all lanes at once with random weights."""
+    at = opened(loss_fn, carry, piece)
+    pull = at.back(params)
+    zero = jnp.zeros((), jax.eval_shape(at.run, params, at.floats)[0][0].dtype)
+    flat = rows(at.floats, lanes)
+    weights = jax.random.uniform(key, flat.shape, flat.dtype, 0.5, 1.5)
+
+    def back(cotangent: Array) -> tuple[Array, Array]:
+        d_params, d_floats = pull((zero, from_rows(cotangent, at.floats)))
+        return ravel_pytree(d_params)[0], rows(d_floats, lanes)
+
+    def unit(i: Array) -> tuple[Array, Array, Array]:
+        d_params, d_carry = back(jnp.where(jnp.arange(flat.shape[1]) == i, weights, 0))
+        fine = jnp.all(jnp.isfinite(d_params)) & jnp.all(jnp.isfinite(d_carry))
+        return d_params != 0, jnp.any(d_carry != 0, axis=0), fine
+
+    direct, jacobian, fine = jax.lax.map(unit, jnp.arange(flat.shape[1]))
+    first = jnp.arange(flat.shape[0])[:, None] == 0
+    mixed = jnp.any(jnp.where(first, 0, back(jnp.where(first, weights, 0))[1]) != 0)
+    return direct, jacobian, mixed, jnp.all(fine)
+
+
+def _random_point(seed: Array, params: Params, carry: Carry, piece: Batch) -> tuple[Array, Params, Carry, Batch]:
+    """Draws a point from shapes. Every other one has positive numbers only: there no relu is off, and logarithms exist.
+
+    Integers are 0 in the batch, where they may be symbols of a table of unknown length, and count up in the carry.
+    """
+    key, own = jax.random.split(jax.random.key(seed))
+    positive = seed % 2 == 0
+
+    def draw(leaf: Any, key: Array, scale: tuple[float, float], integer: Any) -> Array:
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            value = jax.random.normal(key, leaf.shape)
+            return jnp.where(positive, scale[0] * jnp.abs(value), scale[1] * value).astype(leaf.dtype)
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.split(key, leaf.shape)
+        if leaf.dtype == jnp.bool_:
+            return jax.random.bernoulli(key, 0.5, leaf.shape)
+        return jnp.full(leaf.shape, integer, leaf.dtype)
+
+    def drawn(tree: Any, key: Array, integer: Any, sized: bool = False) -> Any:
+        leaves, structure = jax.tree.flatten(tree)
+        keys = jax.random.split(key, max(1, len(leaves)))
+        widths = [max(1, *leaf.shape) if sized and leaf.shape else 1 for leaf in leaves]
+        scales = [(1 / w, 1 / np.sqrt(w)) for w in widths]  # so that nothing saturates, whatever the fan-in
+        new = [draw(leaf, k, scale, integer) for leaf, k, scale in zip(leaves, keys, scales, strict=True)]
+        return jax.tree.unflatten(structure, new)
+
+    keys = jax.random.split(key, 3)
+    new = drawn(piece, keys[2], 0)
+    if piece.weights is not None:
+        new = new._replace(weights=jnp.ones(piece.weights.shape, piece.weights.dtype))
+    if piece.resets is not None:
+        new = new._replace(resets=jnp.zeros(piece.resets.shape, bool))
+    if piece.mask is not None:
+        new = new._replace(mask=jnp.ones(piece.mask.shape, bool))
+    return own, drawn(params, keys[0], 0, sized=True), drawn(carry, keys[1], seed), new
+
+
+def _with_unread_rows(params: Params, direct: Bool[np.ndarray, "P n"]) -> Bool[np.ndarray, "P n"]:
+    edges = np.cumsum([np.size(leaf) for leaf in jax.tree.leaves(params)])[:-1]
+    parts = np.split(direct, edges)
+    return np.concatenate([np.where(p.any(1, keepdims=True), p, p.any(0, keepdims=True)) for p in parts])
