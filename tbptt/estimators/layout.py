@@ -119,7 +119,10 @@ def _colour_params(ids: np.ndarray, supports: Bool[np.ndarray, "U n"]) -> tuple[
             continue
         free = np.flatnonzero(~(classes & supports[u]).any(1))
         if not len(free):
-            classes, heights = np.concatenate([classes, np.zeros_like(classes[:1], shape=(1, classes.shape[1]))]), heights + [0]
+            classes, heights = (
+                np.concatenate([classes, np.zeros_like(classes[:1], shape=(1, classes.shape[1]))]),
+                heights + [0],
+            )
         of[u] = free[0] if len(free) else len(classes) - 1
         classes[of[u]] |= supports[u]
         heights[of[u]] = max(heights[of[u]], int(counts[u]))

@@ -8,7 +8,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
-from tbptt.estimators.online import floats_of, one_step, opened
+from tbptt.estimators.online import one_step, opened
 from tbptt.types import Batch, Carry, LossFn, Params
 from tbptt.windows import step_shape
 
@@ -39,7 +39,7 @@ def find_pattern(loss_fn: LossFn, name: str, params: Params, carry: Carry, batch
     """
     lanes = step_shape(batch)[1:]
     for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
-        if np.shape(leaf)[: len(lanes)] != lanes:
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and np.shape(leaf)[: len(lanes)] != lanes:
             raise ValueError(
                 f"carry{jax.tree_util.keystr(path)} must be [*batch, ...] with *batch = {lanes}, the lanes in which the "
                 f"batch's steps are counted; got shape {np.shape(leaf)}. Give batch.weights [T, *batch] if its inputs have "

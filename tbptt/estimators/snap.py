@@ -159,7 +159,9 @@ def _moved(layout: Layout, group: Group, jacobian: Array, direct: Array, influen
     return jnp.einsum("buij,bukj->buki", block, influence) + entry
 
 
-def _each(derivative: Callable[[Array], Array], colours: int, most: int, like: Float[Array, "B n"]) -> Float[Array, "C B n"]:
+def _each(
+    derivative: Callable[[Array], Array], colours: int, most: int, like: Float[Array, "B n"]
+) -> Float[Array, "C B n"]:
     """Takes one derivative for each colour, at most so many at once."""
     if not colours:
         return jnp.zeros((1, *like.shape), like.dtype)
