@@ -74,7 +74,7 @@ def _distinct(patterns: Bool[np.ndarray, "P n"]) -> tuple[Int[np.ndarray, " P"],
 def _reached(supports: Bool[np.ndarray, "U n"], jacobian: Bool[np.ndarray, "n n"], steps: int | None) -> np.ndarray:
     forward = jacobian.T.astype(np.float32)
     while steps is None or steps > 1:
-        wider = supports | (supports.astype(np.float32) @ forward > 0)
+        wider = supports | np.asarray(supports.astype(np.float32) @ forward > 0)
         if (wider == supports).all():
             break
         supports, steps = wider, None if steps is None else steps - 1

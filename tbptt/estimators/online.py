@@ -23,7 +23,7 @@ class Step(NamedTuple):
     floats: list[Array]
 
     def along_carry(self, params: Params) -> tuple[Array, Callable[[list[Array]], tuple[Array, list[Array]]], Carry]:
-        """Takes the step: `(loss_sum, push, new carry)`; push maps a tangent of floats to those of loss_sum and new floats."""
+        """Steps: `(loss_sum, push, new carry)`; push maps a tangent of floats to those of (loss_sum, new floats)."""
         (loss_sum, _), push, carry = jax.linearize(lambda f: self.run(params, f), self.floats, has_aux=True)
         return loss_sum, push, carry
 
@@ -88,8 +88,8 @@ def check_forward(loss_fn: LossFn, name: str, params: Params, carry: Carry, batc
         return jax.jvp(step.run, (params, step.floats), (params, step.floats), has_aux=True)
 
     remedy = (
-        "Online estimators differentiate loss_fn forwards, on one step at a time. Write that step in plain JAX operations or "
-        "give them a jax.custom_jvp; run cells by unroll or plain_unroll; bound gradients by clip_by_global_norm, not inside "
+        "Online estimators differentiate loss_fn forwards, one step at a time. Write that step in plain JAX operations or "
+        "give it a jax.custom_jvp; run cells by unroll or plain_unroll; bound gradients by clip_by_global_norm, not inside "
         "the recurrence (clip_cotangent, ClippedCell)"
     )
     try:

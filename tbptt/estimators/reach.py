@@ -1,4 +1,4 @@
-"""Which numbers of a carry each parameter reaches in one step, and which reach which: found by differentiating at random."""
+"""Which numbers of a carry a parameter enters in one step, and which enter which: found by differentiating at random."""
 
 from typing import Any, NamedTuple
 
@@ -50,7 +50,8 @@ def find_pattern(loss_fn: LossFn, name: str, params: Params, carry: Carry, batch
     with jax.ensure_compile_time_eval():
 
         def at_point(seed: Array) -> tuple[Array, Array, Array, Array]:
-            return _nonzero(loss_fn, lanes, *_random_point(seed, *shapes, piece))
+            own, *point = _random_point(seed, *shapes, piece)
+            return _nonzero(loss_fn, lanes, own, *point)
 
         draws = jnp.arange(max(4, -(-POINTS // max(1, int(np.prod(lanes))))))
         try:
@@ -65,10 +66,10 @@ def find_pattern(loss_fn: LossFn, name: str, params: Params, carry: Carry, batch
         raise ValueError(f"{name} had no finite derivative at {len(usable)} random points, so its pattern is not known")
     if mixed[usable].any():
         raise ValueError(
-            f"in {name} the lanes of a batch exchange numbers through the carry; snap and sparse_rtrl keep an influence for "
-            "each lane alone. Use rtrl, which does not, or a loss_fn whose lanes are independent"
+            f"in {name} the lanes of a batch exchange numbers through the carry, but snap and sparse_rtrl keep influences "
+            "lane by lane. Use rtrl, which does not, or a loss_fn whose lanes are independent"
         )
-    direct, jacobian = direct[usable].any(0).T, jacobian[usable].any(0)
+    direct, jacobian = np.any(direct[usable], axis=0).T, np.any(jacobian[usable], axis=0)
     reads_tables = any(not jnp.issubdtype(a.dtype, jnp.inexact) for a in jax.tree.leaves(piece.inputs))
     return Pattern(_with_unread_rows(params, direct) if reads_tables else direct, jacobian)
 
@@ -121,7 +122,7 @@ def _random_point(seed: Array, params: Params, carry: Carry, piece: Batch) -> tu
         if jnp.issubdtype(leaf.dtype, jnp.inexact):
             value = jax.random.normal(key, leaf.shape)
             return jnp.where(positive, scale[0] * jnp.abs(value), scale[1] * value).astype(leaf.dtype)
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jax.random.split(key, leaf.shape)
         if leaf.dtype == jnp.bool_:
             return jax.random.bernoulli(key, 0.5, leaf.shape)

@@ -49,7 +49,7 @@ def rtrl(loss_fn: LossFn) -> Estimator:
       loss_fn: any `LossFn` whose single step JAX can differentiate forwards.
 
     Returns:
-      An `Estimator` for any T >= 1 a call; its memory is an `RTRLMemory` and its info a `WindowInfo` of T windows, the steps.
+      An `Estimator` for any T >= 1 a call; its memory is an `RTRLMemory`, its info a `WindowInfo` with each step a window.
 
     Raises:
       TypeError, at `init`: loss_fn has no forward derivative; params are not floating; a leaf of the carry is complex.

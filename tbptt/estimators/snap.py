@@ -51,8 +51,8 @@ def snap(loss_fn: LossFn, n: int) -> Estimator:
 
     M is found while tracing, by differentiating one step at random points (see `reach.find_pattern`); of a `Stack` a lower
     layer's parameters reach all of the layers above within ONE step, so there SnAp-1 saves in the top layer alone.
-    Parameters of equal reach lie together, and a step's derivatives are found by colouring: for SnAp-1 of a dense cell about
-    H + (parameters of a unit) derivatives of one step, instead of RTRL's P; for a diagonal one, 1 + (parameters of a unit).
+    Parameters of equal reach lie together, and a step's derivatives are found by colouring: for SnAp-1 of a dense cell
+    about H + (parameters of a unit) derivatives of one step, instead of RTRL's P; for a diagonal one, 1 + (those).
 
     Args:
       loss_fn: any `LossFn` whose single step JAX can differentiate forwards and backwards, and whose lanes are independent:
@@ -72,13 +72,13 @@ def snap(loss_fn: LossFn, n: int) -> Estimator:
 
 
 def sparse_rtrl(loss_fn: LossFn) -> Estimator:
-    """Carries forward every influence that can be other than 0, and no other: RTRL, exact, as cheap as the recurrence allows.
+    """Carries forward every influence that can be other than 0, and no other: exact RTRL, as cheap as the recurrence allows.
 
         J_t[i, p] = sum_m (dc_t/dc_{t-1})[i, m] J_{t-1}[m, p] + (dc_t/dparams)[i, p],    for i that p ever reaches
 
     It is `snap` with n as large as needed. For a recurrence whose carry is elementwise in itself (`DiagonalLinear`,
     `MinGRU`, `MinLSTM`) a parameter only ever reaches the unit that it enters: B P numbers, and a step costs about as many
-    derivatives as one unit has parameters, where `rtrl` keeps B P H and takes P. For a dense recurrence it is as dear as rtrl.
+    derivatives as one unit has parameters, where `rtrl` keeps B P H and takes P. A dense recurrence makes it as dear as rtrl.
 
     A rule that treats the recurrence between units as given (e-prop, RFLO) is exact RTRL of a step in which those paths
     are cut by `jax.lax.stop_gradient`, its values unchanged: give this function such a loss_fn.

@@ -64,7 +64,7 @@ def uoro(loss_fn: LossFn) -> Estimator:
       loss_fn: any `LossFn` whose single step JAX can differentiate forwards and backwards.
 
     Returns:
-      An `Estimator` for any T >= 1 a call, whose `estimate` needs a key; its memory is a `UOROMemory`, its info a `UOROInfo`.
+      An `Estimator` for any T >= 1 a call, whose `estimate` needs a key; memory is a `UOROMemory`, info a `UOROInfo`.
 
     Raises:
       ValueError, at `estimate`: no key. TypeError, at `init`: as `rtrl`.
@@ -98,7 +98,8 @@ def uoro(loss_fn: LossFn) -> Estimator:
             raise ValueError("uoro draws random signs: estimate(params, memory, batch, key) needs a key; got None")
         (memory, _), sums = one_after_another(step, params, (memory, key), cut(batch, 1))
         out = divided(memory, sums)
-        return out._replace(info=UOROInfo(*out.info, global_norm(memory.s), global_norm(memory.theta)))
+        norms = global_norm(memory.s), global_norm(memory.theta)
+        return out._replace(info=UOROInfo(out.info.losses, out.info.weights, *norms))
 
     return Estimator(init, estimate)
 
