@@ -51,11 +51,11 @@ def make_layout(pattern: Pattern, steps: int | None) -> Layout:
 
     reach_1 = direct;    reach_k = reach_{k-1} + jacobian reach_{k-1}
     """
-    direct, jacobian = pattern
+    direct, jacobian = np.asarray(pattern.direct), np.asarray(pattern.jacobian)
     ids, supports = _distinct(direct)
     everything = _reached(supports, jacobian, None)
     kept = everything if steps is None else _reached(supports, jacobian, steps)
-    alive = supports.any(1)
+    alive = np.any(supports, axis=1)
     which, kept_ids = np.flatnonzero(alive[ids]), kept[ids][alive[ids]]
     groups = tuple(_groups(which, kept_ids, direct, jacobian))
     total, counts = everything[ids].sum(), kept[ids].sum()
@@ -98,8 +98,8 @@ def _colour_units(supports: Bool[np.ndarray, "U n"], jacobian: Bool[np.ndarray, 
     """Colours numbers so that no needed derivative is seen mixed with another: two of a colour never enter one number
     by which either of them is needed (Curtis, Powell and Reid 1974)."""
     together = supports.astype(np.float32)
-    needed = (together.T @ together > 0) & jacobian
-    probed = needed.any(0)
+    needed = np.asarray(together.T @ together > 0) & jacobian
+    probed = np.any(needed, axis=0)
     clash = (needed.T.astype(np.float32) @ jacobian.astype(np.float32)) > 0
     clash = (clash | clash.T) & probed & probed[:, None]
     colour = np.full(len(jacobian), -1)

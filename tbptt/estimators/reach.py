@@ -45,22 +45,22 @@ def find_pattern(loss_fn: LossFn, name: str, params: Params, carry: Carry, batch
                 f"batch's steps are counted; got shape {np.shape(leaf)}. Give batch.weights [T, *batch] if its inputs have "
                 "more axes than one behind *batch"
             )
-    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), jnp.result_type(a)), (params, carry))
     piece = one_step(batch)
-    with jax.ensure_compile_time_eval():
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), jnp.result_type(a)), (params, carry, piece))
+    draws = max(4, -(-POINTS // max(1, int(np.prod(lanes)))))
+    points = _random_points(draws, *shapes)
 
-        def at_point(seed: Array) -> tuple[Array, Array, Array, Array]:
-            own, *point = _random_point(seed, *shapes, piece)
-            return _nonzero(loss_fn, lanes, own, *point)
+    def at_point(point: Any) -> tuple[Array, Array, Array, Array]:
+        return _nonzero(loss_fn, lanes, *jax.tree.map(_as_leaf, shapes, point))
 
-        draws = jnp.arange(max(4, -(-POINTS // max(1, int(np.prod(lanes))))))
-        try:
-            found = [np.asarray(a) for a in jax.jit(lambda s: jax.lax.map(at_point, s))(draws)]
-        except (jax.errors.TracerArrayConversionError, jax.errors.UnexpectedTracerError) as error:
-            raise TypeError(
-                f"{name} cannot be run on numbers while a program is traced: does it close over a traced array? Hand such "
-                "arrays over in params, carry or batch"
-            ) from error
+    try:  # compiled ahead and run on numbers, whatever is being traced around it
+        program = jax.jit(lambda points: jax.lax.map(at_point, points)).lower(points).compile()
+        found = [np.asarray(a) for a in program(points)]
+    except (jax.errors.ConcretizationTypeError, jax.errors.UnexpectedTracerError) as error:
+        raise TypeError(
+            f"{name} cannot be run on numbers while a program is traced: does it close over a traced array? Hand such "
+            "arrays over in params, carry or batch"
+        ) from error
     direct, jacobian, mixed, usable = found
     if not usable.any():
         raise ValueError(f"{name} had no finite derivative at {len(usable)} random points, so its pattern is not known")
@@ -87,64 +87,66 @@ def from_rows(flat: Float[Array, "B n"], floats: list[Array]) -> list[Array]:
     return [part.reshape(leaf.shape).astype(leaf.dtype) for part, leaf in zip(parts, floats, strict=True)]
 
 
-def _nonzero(loss_fn: LossFn, lanes: tuple[int, ...], key: Array, params: Params, carry: Carry, piece: Batch) -> Any:
-    """Pulls every number of the carry back, one after another, in all lanes at once with random weights."""
+def _nonzero(loss_fn: LossFn, lanes: tuple[int, ...], params: Params, carry: Carry, piece: Batch) -> Any:
+    """Pulls every number of the carry back, one after another, in all lanes at once with unequal weights."""
     at = opened(loss_fn, carry, piece)
     pull = at.back(params)
     zero = jnp.zeros((), jax.eval_shape(at.run, params, at.floats)[0][0].dtype)
-    flat = rows(at.floats, lanes)
-    weights = jax.random.uniform(key, flat.shape, flat.dtype, 0.5, 1.5)
+    B, n = rows(at.floats, lanes).shape
+    weights = jnp.cos(1.0 + jnp.arange(B))[:, None]  # nowhere 0, and no two lanes cancel
 
     def back(cotangent: Array) -> tuple[Array, Array]:
         d_params, d_floats = pull((zero, from_rows(cotangent, at.floats)))
         return ravel_pytree(d_params)[0], rows(d_floats, lanes)
 
     def unit(i: Array) -> tuple[Array, Array, Array]:
-        d_params, d_carry = back(jnp.where(jnp.arange(flat.shape[1]) == i, weights, 0))
+        d_params, d_carry = back(jnp.where(jnp.arange(n) == i, weights, 0))
         fine = jnp.all(jnp.isfinite(d_params)) & jnp.all(jnp.isfinite(d_carry))
         return d_params != 0, jnp.any(d_carry != 0, axis=0), fine
 
-    direct, jacobian, fine = jax.lax.map(unit, jnp.arange(flat.shape[1]))
-    first = jnp.arange(flat.shape[0])[:, None] == 0
-    mixed = jnp.any(jnp.where(first, 0, back(jnp.where(first, weights, 0))[1]) != 0)
+    direct, jacobian, fine = jax.lax.map(unit, jnp.arange(n))
+    first = jnp.arange(B)[:, None] == 0
+    only_first = jnp.broadcast_to(first, (B, n)) * jnp.cos(1.0 + jnp.arange(n))
+    mixed = jnp.any(jnp.where(first, 0, back(only_first)[1]) != 0)
     return direct, jacobian, mixed, jnp.all(fine)
 
 
-def _random_point(seed: Array, params: Params, carry: Carry, piece: Batch) -> tuple[Array, Params, Carry, Batch]:
-    """Draws a point from shapes. Every other one has positive numbers only: there no relu is off, and logarithms exist.
-
-    Integers are 0 in the batch, where they may be symbols of a table of unknown length, and count up in the carry.
+def _random_points(draws: int, params: Params, carry: Carry, piece: Batch) -> tuple[Params, Carry, Batch]:
+    """Draws points from shapes, NumPy leaves `[draws, ...]`. Every other one has positive numbers only: there no relu is
+    off, and logarithms exist. Integers are 0 in the batch, where they may be symbols of a table of unknown length, and
+    count up in the carry.
     """
-    key, own = jax.random.split(jax.random.key(seed))
-    positive = seed % 2 == 0
+    random = np.random.default_rng(0)
 
-    def draw(leaf: Any, key: Array, scale: tuple[float, float], integer: Any) -> Array:
+    def draw(leaf: Any, integers: np.ndarray, sized: bool) -> np.ndarray:
+        shape = (draws, *leaf.shape)
         if jnp.issubdtype(leaf.dtype, jnp.inexact):
-            value = jax.random.normal(key, leaf.shape)
-            return jnp.where(positive, scale[0] * jnp.abs(value), scale[1] * value).astype(leaf.dtype)
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.split(key, leaf.shape)
+            width = max(1, *leaf.shape) if sized and leaf.shape else 1
+            value = random.normal(size=shape)
+            value[::2] = np.abs(value[::2]) / width  # so that nothing saturates, whatever the fan-in
+            value[1::2] /= np.sqrt(width)
+            return value.astype(leaf.dtype)
         if leaf.dtype == jnp.bool_:
-            return jax.random.bernoulli(key, 0.5, leaf.shape)
-        return jnp.full(leaf.shape, integer, leaf.dtype)
+            return random.random(shape) < 0.5
+        dtype = np.uint32 if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype
+        return np.broadcast_to(integers.reshape(draws, *[1] * len(leaf.shape)), shape).astype(dtype)
 
-    def drawn(tree: Any, key: Array, integer: Any, sized: bool = False) -> Any:
-        leaves, structure = jax.tree.flatten(tree)
-        keys = jax.random.split(key, max(1, len(leaves)))
-        widths = [max(1, *leaf.shape) if sized and leaf.shape else 1 for leaf in leaves]
-        scales = [(1 / w, 1 / np.sqrt(w)) for w in widths]  # so that nothing saturates, whatever the fan-in
-        new = [draw(leaf, k, scale, integer) for leaf, k, scale in zip(leaves, keys, scales, strict=True)]
-        return jax.tree.unflatten(structure, new)
-
-    keys = jax.random.split(key, 3)
-    new = drawn(piece, keys[2], 0)
+    zeros, counts = np.zeros(draws, int), np.arange(draws)
+    new = jax.tree.map(lambda a: draw(a, zeros, False), piece)
     if piece.weights is not None:
-        new = new._replace(weights=jnp.ones(piece.weights.shape, piece.weights.dtype))
+        new = new._replace(weights=np.ones_like(new.weights))
     if piece.resets is not None:
-        new = new._replace(resets=jnp.zeros(piece.resets.shape, bool))
+        new = new._replace(resets=np.zeros_like(new.resets))
     if piece.mask is not None:
-        new = new._replace(mask=jnp.ones(piece.mask.shape, bool))
-    return own, drawn(params, keys[0], 0, sized=True), drawn(carry, keys[1], seed), new
+        new = new._replace(mask=np.ones_like(new.mask))
+    return jax.tree.map(lambda a: draw(a, zeros, True), params), jax.tree.map(lambda a: draw(a, counts, False), carry), new
+
+
+def _as_leaf(shape: jax.ShapeDtypeStruct, value: Array) -> Array:
+    """Makes keys of the numbers that were drawn in their place."""
+    if not jnp.issubdtype(shape.dtype, jax.dtypes.prng_key):
+        return value
+    return jax.vmap(jax.random.key)(value.reshape(-1)).reshape(value.shape)
 
 
 def _with_unread_rows(params: Params, direct: Bool[np.ndarray, "P n"]) -> Bool[np.ndarray, "P n"]:

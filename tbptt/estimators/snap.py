@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from tbptt.estimators.layout import Group, Layout, make_layout
-from tbptt.estimators.online import Step, check_forward, name_of, opened
+from tbptt.estimators.online import Step, check_forward, floats_of, name_of, opened
 from tbptt.estimators.reach import find_pattern, from_rows, rows
 from tbptt.estimators.sums import checked, divided, one_after_another
 from tbptt.types import Batch, Carry, Estimator, Gradient, LossFn, Params, PRNGKey
@@ -72,13 +72,13 @@ def snap(loss_fn: LossFn, n: int) -> Estimator:
 
 
 def sparse_rtrl(loss_fn: LossFn) -> Estimator:
-    """Carries forward every influence that can be other than 0, and no other: exact RTRL, as cheap as the recurrence allows.
+    """Carries forward every influence that can be other than 0, and no other: exact, as cheap as the recurrence allows.
 
         J_t[i, p] = sum_m (dc_t/dc_{t-1})[i, m] J_{t-1}[m, p] + (dc_t/dparams)[i, p],    for i that p ever reaches
 
     It is `snap` with n as large as needed. For a recurrence whose carry is elementwise in itself (`DiagonalLinear`,
     `MinGRU`, `MinLSTM`) a parameter only ever reaches the unit that it enters: B P numbers, and a step costs about as many
-    derivatives as one unit has parameters, where `rtrl` keeps B P H and takes P. A dense recurrence makes it as dear as rtrl.
+    derivatives as one unit has parameters, where `rtrl` keeps B P H and takes P. With a dense one it is as dear as rtrl.
 
     A rule that treats the recurrence between units as given (e-prop, RFLO) is exact RTRL of a step in which those paths
     are cut by `jax.lax.stop_gradient`, its values unchanged: give this function such a loss_fn.
@@ -106,7 +106,7 @@ def _sparse(loss_fn: LossFn, n: int | None) -> Estimator:
     def init(params: Params, carry: Carry, batch: Batch) -> SnapMemory:
         check_forward(loss, name, params, carry, batch)
         layout, B = layout_of(params, carry, batch), int(np.prod(step_shape(batch)[1:]))
-        dtype = rows(opened(loss, carry, batch).floats, step_shape(batch)[1:]).dtype
+        dtype = jnp.result_type(*floats_of(carry))
         return SnapMemory(carry, tuple(jnp.zeros((B, *group.direct.shape), dtype) for group in layout.groups))
 
     def estimate(params: Params, memory: SnapMemory, batch: Batch, key: PRNGKey | None = None) -> Gradient:
