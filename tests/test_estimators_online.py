@@ -14,10 +14,10 @@ from jax.flatten_util import ravel_pytree
 
 import tbptt
 from tbptt.diagnostics import compare_gradients, estimator_bias
-from tests.test_estimators import READOUT, make
+from tests.test_estimators import READOUT
 from tests.test_influence_balancing import SIGN, A, N
 
-D, T = 2, 6
+D, B, T = 2, 3, 6
 CELLS = {
     "elman": tbptt.Elman(D, 4, gain=1.2),
     "relu": tbptt.Elman(D, 5, activation=jax.nn.relu),
@@ -39,24 +39,36 @@ same = functools.partial(chex.assert_trees_all_close, rtol=1e-9, atol=1e-12)
 
 
 @functools.cache
-def problem(cell, extra="all", seed=0, steps=T):
-    """As `make`, with random biases: no gradient is zero by accident."""
-    loss_fn, params, carry, batch = make(cell, extra, seed, steps)
-    flat, back = ravel_pytree(params)
-    return loss_fn, back(flat + 0.1 * jax.random.normal(jax.random.key(9), flat.shape)), carry, batch
+def problem(cell, extra="all", steps=T, seed=0):
+    """Everything random, drawn by NumPy (nothing to compile): biases too, so that no gradient is zero by accident."""
+    random, has = np.random.default_rng(seed), lambda name: extra in (name, "all")
+    drawn = lambda scale, shape, dtype=float: jnp.asarray(scale * random.normal(size=shape), dtype)  # noqa: E731
+    batch = tbptt.Batch(
+        inputs=drawn(1, (steps, B, D)),
+        targets=drawn(1, (steps, B, 2)),
+        weights=jnp.asarray(random.random((steps, B))) if has("weights") else None,
+        resets=jnp.asarray(random.random((steps, B)) < 0.2) if has("resets") else None,
+        mask=jnp.asarray(random.random((steps, B)) < 0.7) if has("mask") else None,
+    )
+    shapes = jax.eval_shape(lambda: (tbptt.init_params(jax.random.key(0), cell, READOUT), cell.initial_carry((B,))))
+    params, carry = jax.tree.map(lambda a: drawn(0.5, a.shape, a.dtype), shapes)
+    return tbptt.sequence_loss(cell, READOUT, tbptt.squared_error), params, carry, batch
 
 
 def in_pieces(estimator, params, carry, batch, piece, key=None):
     """Feeds a stream; the sum over calls of total weight times gradient, and the last call's Gradient."""
-    memory, total, weights = estimator.init(params, carry, batch), None, 0
-    estimate = jax.jit(estimator.estimate)
+    memory, total, weights = estimator.init(params, carry, batch), 0, 0
+    estimate, flat = jax.jit(estimator.estimate), lambda tree: [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
     for start in range(0, len(batch.inputs), piece):
-        out = estimate(params, memory, jax.tree.map(lambda a, s=start: a[s : s + piece], batch), key)
-        memory, weight = out.memory, jnp.sum(out.info.weights)
-        scaled = jax.tree.map(lambda g, w=weight: g * w, out.grads)
-        total = scaled if total is None else jax.tree.map(jnp.add, total, scaled)
+        out = estimate(params, memory, part(batch, start, start + piece), key)
+        memory, weight = out.memory, np.sum(np.asarray(out.info.weights))
+        total = [a + weight * g for a, g in zip(total or [0] * 99, flat(out.grads), strict=False)]
         weights += weight
-    return jax.tree.map(lambda g: g / weights, total), out
+    return jax.tree.unflatten(jax.tree.structure(params), [g / weights for g in total]), out
+
+
+def part(batch, start, end):
+    return jax.tree.map(lambda a: jnp.asarray(np.asarray(a)[start:end]), batch)
 
 
 def full(loss_fn, params, carry, batch):
@@ -75,18 +87,18 @@ def test_rtrl_is_full_bptt_of_the_whole_stream_in_whatever_pieces_it_is_fed(cell
     same(out.loss, want.loss)
 
 
-@pytest.mark.parametrize("extra", ("plain", "weights", "resets", "mask"))
+@pytest.mark.parametrize("extra", ("plain", "weights", "mask"))
 def test_sparse_rtrl_is_full_bptt_with_each_of_the_flags(extra):
     loss_fn, params, carry, batch = problem(CELLS["lstm"], extra)
     want = full(loss_fn, params, carry, batch)
     same(in_pieces(tbptt.sparse_rtrl(loss_fn), params, carry, batch, 3)[0], want.grads)
 
 
-@each_cell
+@pytest.mark.parametrize("cell", [CELLS[name] for name in ("elman", "relu", "gru", "lstm", "stack")])
 def test_sparse_rtrl_is_rtrl_and_so_is_snap_of_enough_steps(cell):
     loss_fn, params, carry, batch = problem(cell)
     want = full(loss_fn, params, carry, batch)
-    for estimator in (tbptt.sparse_rtrl(loss_fn), *([] if cell in SHORT else [tbptt.snap(loss_fn, 20)])):
+    for estimator in (tbptt.sparse_rtrl(loss_fn), *([tbptt.snap(loss_fn, 20)] if cell is CELLS["stack"] else [])):
         grads, out = in_pieces(estimator, params, carry, batch, 3)
         same(grads, want.grads)
         assert out.info.kept == 1
@@ -102,13 +114,14 @@ def test_snap_1_of_a_diagonal_cell_is_exact_and_keeps_one_number_a_parameter_and
     assert influence.size == 3 * ravel_pytree(params.cell)[0].size  # 3 lanes
 
 
-@pytest.mark.parametrize("name", ["elman", "gru", "gru_before", "lstm", "stack"])
+@pytest.mark.parametrize("name", ["elman", "lstm"])
 def test_snap_1_of_a_dense_cell_is_biased_but_points_the_same_way(name):
-    loss_fn, params, carry, batch = problem(CELLS[name], steps=24)
-    _, out = in_pieces(tbptt.snap(loss_fn, 1), params, carry, batch, 24)
+    cell = {"elman": CELLS["elman"], "lstm": tbptt.LSTM(D, 8)}[name]  # wide enough that what is dropped matters
+    loss_fn, params, carry, batch = problem(cell, steps=12)
+    _, out = in_pieces(tbptt.snap(loss_fn, 1), params, carry, batch, 12)
     error = compare_gradients(full(loss_fn, params, carry, batch).grads, out.grads)
-    assert 0.5 < error.cosine < 0.99995 and error.relative_error > 0.01
-    assert out.info.kept < 0.65
+    assert 0.5 < error.cosine < 0.9999 and error.relative_error > 0.01
+    assert out.info.kept < 0.3
 
 
 # --- SnAp-n against its definition, densely
@@ -118,23 +131,29 @@ def dense_snap(loss_fn, params, carry, batch, keeps):
     """J = keeps * (D J + F), J `[n, P]` of one lane; keeps by hand. Plain Jacobians, a Python loop."""
     flat, unravel = ravel_pytree(params)
     start, unravel_carry = ravel_pytree(carry)
-    J, grads = jnp.zeros((start.size, flat.size)), 0
+    J, grads = np.zeros((start.size, flat.size)), 0
 
     def step(p, c, piece):
         loss, new = loss_fn(unravel(p), unravel_carry(c), piece)
-        return loss, ravel_pytree(new)[0]
+        new = ravel_pytree(new)[0]
+        return (loss, new), new
 
-    both = jax.jit(lambda p, c, piece: (jax.jacfwd(step, (0, 1))(p, c, piece), step(p, c, piece)))
+    both = jax.jit(jax.jacfwd(step, (0, 1), has_aux=True))
     for t in range(len(batch.inputs)):
-        ((l_p, l_c), (F, D_t)), (_, new) = both(flat, start, jax.tree.map(lambda a, t=t: a[t : t + 1], batch))
+        (((l_p, l_c), (F, D_t)), start) = jax.tree.map(np.asarray, both(flat, start, part(batch, t, t + 1)))
         grads = grads + l_p + l_c @ J
-        J, start = keeps * (D_t @ J + F), new
-    return unravel(grads / len(batch.inputs))
+        J = keeps * (D_t @ J + F)
+    return unravel(jnp.asarray(grads / len(batch.inputs)))
 
 
 def one_lane(cell, steps=7):
     loss_fn, params, carry, batch = problem(cell, "plain", steps=steps)
-    return loss_fn, params, jax.tree.map(lambda a: a[0], carry), jax.tree.map(lambda a: a[:, 0], batch)
+    carry, batch = jax.tree.map(np.asarray, (carry, batch))
+    return (
+        loss_fn,
+        params,
+        *jax.tree.map(jnp.asarray, (jax.tree.map(lambda a: a[0], carry), jax.tree.map(lambda a: a[:, 0], batch))),
+    )
 
 
 def test_snap_1_of_elman_and_lstm_is_its_definition():
@@ -166,7 +185,7 @@ def ring_loss(params, carry, batch):
     return jnp.sum(losses), carry
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 5, 6])
+@pytest.mark.parametrize("n", [1, 3, 6])
 def test_snap_n_of_a_sparse_network_is_its_definition(n):
     keys = jax.random.split(jax.random.key(3), 3)
     params = {"u": jax.random.normal(keys[0], (2, 6)), "w": jax.random.normal(keys[1], (6, 6))}
@@ -222,7 +241,7 @@ def scatter(loss_fn, params, carry, batch, draws=20_000):
     return float(jnp.max(jnp.where(random, in_errors, 0))), float(jnp.max(jnp.where(random, 0, away))), int(random.sum())
 
 
-@pytest.mark.parametrize("name, size", [("elman", 28), ("lstm", 72)])
+@pytest.mark.parametrize("name, size", [("elman", 28)])
 def test_uoro_is_unbiased_over_a_stream_in_two_pieces(name, size):
     worst, rest, scattering = scatter(*problem(CELLS[name]))
     assert worst < 4 and rest < 1e-12 and scattering == size  # the cell's parameters scatter, the readout's do not
@@ -292,20 +311,19 @@ def test_the_exact_gradient_of_a_local_lstm_is_e_prop():
     loss_fn, params, carry, batch = one_lane(cell)
     lstm_loss = tbptt.sequence_loss(tbptt.LSTM(D, 3), READOUT, tbptt.squared_error)
     flat, unravel = ravel_pytree(params)
-    trace, grads, now = jnp.zeros((3, flat.size)), 0, carry
+    trace, grads, now = np.zeros((3, flat.size)), 0, carry
+
+    def loss_and_c(p, c, now, piece):
+        loss, new = lstm_loss(unravel(p), now._replace(c=c), piece)
+        return (loss, new.c), new
+
+    both = jax.jit(jax.jacfwd(loss_and_c, (0, 1), has_aux=True))
     for t in range(7):
-        piece = jax.tree.map(lambda a, t=t: a[t : t + 1], batch)
-
-        def loss_and_c(p, c, now=now, piece=piece):
-            loss, new = lstm_loss(unravel(p), now._replace(c=c), piece)
-            return loss, new.c
-
-        (l_p, l_c), (c_p, c_c) = jax.jacfwd(loss_and_c, (0, 1))(flat, now.c)
+        ((l_p, l_c), (c_p, c_c)), new = both(flat, now.c, now, part(batch, t, t + 1))
         np.testing.assert_allclose(c_c, np.diag(np.diag(c_c)), atol=1e-15)  # the forget gates
-        grads = grads + l_p + l_c @ trace
-        trace = c_c @ trace + c_p
-        now = lstm_loss(params, now, piece)[1]
-    want = unravel(grads / 7)
+        grads = grads + np.asarray(l_p) + np.asarray(l_c) @ trace
+        trace, now = np.asarray(c_c) @ trace + np.asarray(c_p), new
+    want = unravel(jnp.asarray(grads / 7))
     for factory in (tbptt.rtrl, tbptt.sparse_rtrl, tbptt.full_bptt):
         _, out = in_pieces(factory(loss_fn), params, carry, batch, 7)
         same(out.grads, want)
@@ -383,10 +401,8 @@ def test_memory_and_program_do_not_grow_with_T(factory):
 @each_estimator
 def test_float32_stays_float32(factory):
     cell = tbptt.LSTM(D, 4, dtype=jnp.float32)
-    loss_fn, params, carry, batch = jax.tree.map(
-        lambda a: a if callable(a) else a.astype(jnp.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a,
-        make(cell, "all"),
-    )
+    loss_fn, *point = problem(cell)
+    params, carry, batch = jax.tree.map(lambda a: a.astype(jnp.float32) if a.dtype == jnp.float64 else a, point)
     estimator = factory(loss_fn)
     memory = estimator.init(params, carry, jax.eval_shape(lambda: batch))
     out = jax.eval_shape(estimator.estimate, params, memory, batch, jax.random.key(0))
@@ -406,9 +422,10 @@ def test_works_inside_jit_scan_and_a_train_epoch(factory):
     state, metrics = everything(params, carry, batch)
     state_, memory = params, estimator.init(params, carry, batch)
     if factory is not tbptt.uoro:  # which keys an epoch draws is its own affair
+        estimate = jax.jit(estimator.estimate)
         for t in range(T):
-            out = estimator.estimate(state_, memory, jax.tree.map(lambda a, t=t: a[t : t + 1], batch))
-            memory, state_ = out.memory, jax.tree.map(lambda p, g: p - 0.05 * g, state_, out.grads)
+            out = estimate(state_, memory, part(batch, t, t + 1))
+            memory, state_ = out.memory, jax.tree.map(lambda p, g: jnp.asarray(p - 0.05 * np.asarray(g)), state_, out.grads)
         same(state.params, state_)
     chex.assert_tree_all_finite((state.params, metrics))
     assert compare_gradients(params, state.params).relative_error > 1e-3
@@ -416,10 +433,13 @@ def test_works_inside_jit_scan_and_a_train_epoch(factory):
 
 def test_estimator_bias_measures_online_estimators():
     loss_fn, params, carry, batch = problem(CELLS["elman"], steps=12)
-    measure = functools.partial(estimator_bias, reference=tbptt.full_bptt(loss_fn), params=params, carry=carry, batch=batch)
-    assert measure(tbptt.rtrl(loss_fn), piece=2).bias.relative_error < 1e-12
-    assert measure(tbptt.snap(loss_fn, 1), piece=2).bias.relative_error > 0.01
-    assert measure(tbptt.uoro(loss_fn), piece=2, key=jax.random.key(0)).variance > 0
+    reference = tbptt.full_bptt(loss_fn)
+
+    def measure(estimator, key=None):
+        return jax.jit(lambda *point: estimator_bias(estimator, reference, *point, piece=2, key=key))(params, carry, batch)
+
+    assert measure(tbptt.rtrl(loss_fn)).bias.relative_error < 1e-12
+    assert measure(tbptt.uoro(loss_fn), jax.random.key(0)).variance > 0
 
 
 def counting_loss(params, carry, batch):
@@ -458,7 +478,7 @@ def test_a_loss_function_without_a_forward_derivative_is_refused_at_the_door(fac
         factory(clipped).init(params, carry, batch)
 
     def calls_home(params, carry, batch):
-        loss, carry = make(CELLS["elman"])[0](params, carry, batch)
+        loss, carry = problem(CELLS["elman"])[0](params, carry, batch)
         return jax.pure_callback(lambda a: a, jax.ShapeDtypeStruct((), loss.dtype), loss), carry
 
     with pytest.raises(TypeError, match=r"calls_home has no forward derivative \(jax\.jvp\).*plain_unroll"):
