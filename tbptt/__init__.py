@@ -10,6 +10,8 @@ from tbptt.cells import LSTM as LSTM
 from tbptt.cells import DiagonalLinear as DiagonalLinear
 from tbptt.cells import Elman as Elman
 from tbptt.cells import GRUResetBefore as GRUResetBefore
+from tbptt.cells import LocalGRU as LocalGRU
+from tbptt.cells import LocalLSTM as LocalLSTM
 from tbptt.cells import MinGRU as MinGRU
 from tbptt.cells import MinLSTM as MinLSTM
 from tbptt.cells import Stack as Stack
@@ -27,7 +29,11 @@ from tbptt.clipping import watched as watched
 from tbptt.diagnostics import compare_estimators as compare_estimators
 from tbptt.diagnostics import gradient_by_lag as gradient_by_lag
 from tbptt.estimators import full_bptt as full_bptt
+from tbptt.estimators import rtrl as rtrl
+from tbptt.estimators import snap as snap
+from tbptt.estimators import sparse_rtrl as sparse_rtrl
 from tbptt.estimators import truncated_bptt as truncated_bptt
+from tbptt.estimators import uoro as uoro
 from tbptt.interop import LinenCell as LinenCell
 from tbptt.interop import NnxCell as NnxCell
 from tbptt.interop import as_linen as as_linen
@@ -74,6 +80,8 @@ __all__ = [
     "Gradient",
     "LSTM",
     "LinenCell",
+    "LocalGRU",
+    "LocalLSTM",
     "LossFn",
     "MemoryBudget",
     "Metrics",
@@ -109,13 +117,17 @@ __all__ = [
     "quasi_newton_unroll",
     "raise_if_non_finite",
     "rewind",
+    "rtrl",
     "sequence_loss",
     "shrink_non_finite",
     "skip_non_finite",
+    "snap",
+    "sparse_rtrl",
     "squared_error",
     "stop_at_non_finite",
     "truncated_bptt",
     "unroll",
+    "uoro",
     "watched",
 ]
 

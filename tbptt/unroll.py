@@ -46,7 +46,8 @@ def unroll(
 
     For a cell with a backward pass of its own (`Elman`, `GRU`, `LSTM`), and for any cell under `CarriesOnly()`, the input
     side and the weights' gradient of many steps are one matrix product each, outside the loops over time. A `Stack` runs
-    layer after layer. Values and gradients are those of `plain_unroll`, to rounding.
+    layer after layer. One step, T = 1, is a plain scan and can be differentiated forwards too. Values and gradients are
+    those of `plain_unroll`, to rounding.
 
     Args:
       cell: static.
@@ -98,7 +99,7 @@ def plain_unroll(
     """Runs a cell over a sequence by `jax.lax.scan` and nothing else: the definition that `unroll` is checked against.
 
     The same arguments, results and errors as `unroll`. Slower to differentiate, but in every mode: forward mode
-    (`jax.jvp`, `jax.jacfwd`, `jax.hessian`) cannot pass the hand-written backward pass of `unroll`.
+    (`jax.jvp`, `jax.jacfwd`, `jax.hessian`) cannot pass the hand-written backward pass of `unroll` over T > 1 steps.
     """
     steps = _steps(cell, params, carry, xs, resets, mask)
     step, initial = functools.partial(cell, params), cell.initial_carry(steps.xs.shape[1:-1])
@@ -129,8 +130,9 @@ def _run(cell: Cell, lean: bool, params: Params, carry: Carry, steps: Steps) -> 
     initial = functools.partial(cell.initial_carry, batch_shape)
     back, leaves = backprop_of(cell), jax.tree.leaves((params, carry))
     floating = all(jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves)
-    # Without a backward pass of the cell's own, computing a step again costs more than JAX's intermediates do.
-    if T == 0 or not floating or (isinstance(back, AnyBackprop) and not lean):
+    # One step has no loop to take anything out of; and the plain scan can be differentiated forwards, as online estimators
+    # do. Without a backward pass of the cell's own, computing a step again costs more than JAX's intermediates do.
+    if T <= 1 or not floating or (isinstance(back, AnyBackprop) and not lean):
         return plain_scan(functools.partial(cell, params), initial(), carry, steps)
 
     def blocks(carry: Carry, steps: Steps) -> tuple[Carry, Any]:

@@ -11,6 +11,8 @@ from tbptt.cells.gru_reset_before import GRUResetBeforeParams as GRUResetBeforeP
 from tbptt.cells.linear import DiagonalLinear as DiagonalLinear
 from tbptt.cells.linear import DiagonalLinearCarry as DiagonalLinearCarry
 from tbptt.cells.linear import DiagonalLinearParams as DiagonalLinearParams
+from tbptt.cells.local import LocalGRU as LocalGRU
+from tbptt.cells.local import LocalLSTM as LocalLSTM
 from tbptt.cells.lstm import LSTM as LSTM
 from tbptt.cells.lstm import LSTMCarry as LSTMCarry
 from tbptt.cells.lstm import LSTMParams as LSTMParams
