@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from tbptt.types import Backprop, Carry, Params
 from tbptt.windows import scan_blocks
 
 
+@runtime_checkable
 class Kernels(Protocol):
     """The loops of a cell's `Backprop` over a block of steps of N lanes, N a multiple of `grid.LANES`."""
 

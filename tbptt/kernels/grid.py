@@ -11,13 +11,13 @@ from jaxtyping import Array
 
 # The smallest side of a tile that tensor cores multiply; the lanes of one program.
 LANES = 16
-# Columns of a tile. Two of them in float32, a square tile, are the 64 KiB of shared memory that every GPU with float32
-# tensor cores has; wider layers are cut into several pieces.
+# Columns of a tile; wider layers are cut into several pieces. A square tile in float32 is then 64 KiB of shared memory.
 WIDEST = 128
-# Columns of a layer. Beyond it the carries and sums of 16 lanes no longer fit into the registers of one program.
-LARGEST = 512
-# Bytes of the recurrent weights that are held in registers (of 256 KiB) through all steps; larger ones are read again at
-# every step, from the cache. Chosen by counting, not by measuring.
+# Columns of a layer: all tiles of a step are written out in one loop's body. With four pieces of 128 Triton (3.9, for
+# compute capability 9.0) spilled kilobytes of registers and compiled for minutes; with two it spilled less than 1 KiB.
+LARGEST = 256
+# Bytes of the recurrent weights that a program reads once, before its first step, and that Triton then keeps in shared
+# memory; larger ones are read at every step, from the cache. Chosen to fit every GPU with tensor cores for float32.
 RESIDENT = 64 << 10
 
 
@@ -62,7 +62,7 @@ def dot(a: Array, tile: Array, dtype: DTypeLike) -> Array:
     return jnp.dot(a.astype(tile.dtype), tile, preferred_element_type=dtype)
 
 
-def chosen(flags: Array | None, a: Array, b: Array | float) -> Array:
+def chosen(flags: Array | None, a: Array, b: Array | int) -> Array:
     """Selects rows by flags `[lanes, 1]`: a where they stand, else b; without flags a."""
     return a if flags is None else jnp.where(flags != 0, a, b)
 
@@ -82,9 +82,7 @@ def at(ref: Any, t: Any) -> Array | None:
     return None if ref is None else ref[t]
 
 
-def over_lanes(
-    body: Callable[[Any, Any, Any], None], lanes: Any, shared: Any, out: Any, H: int, interpret: bool
-) -> Any:
+def over_lanes(body: Callable[[Any, Any, Any], None], lanes: Any, shared: Any, out: Any, H: int, interpret: bool) -> Any:
     """Runs `body(lanes, shared, out)`, all three of references, once for every LANES lanes. Programs share no writes.
 
     Args:
@@ -110,7 +108,9 @@ def over_lanes(
         return pl.BlockSpec(a.shape, lambda i: (0,) * a.ndim)
 
     def kernel(*refs: Any) -> None:
-        body(*in_tree.unflatten(refs[: len(ins)]), out_tree.unflatten(refs[len(ins) :]))
+        read, written = refs[: len(ins)], refs[len(ins) :]
+        own_refs, shared_refs = jax.tree.unflatten(in_tree, read)
+        body(own_refs, shared_refs, jax.tree.unflatten(out_tree, written))
 
     made = pl.pallas_call(
         kernel,
@@ -121,4 +121,4 @@ def over_lanes(
         compiler_params=triton.CompilerParams(num_warps=8 if piece(H) == WIDEST else 4, num_stages=1),
         interpret=interpret,
     )(*ins)
-    return out_tree.unflatten(made)
+    return jax.tree.unflatten(out_tree, made)

@@ -22,11 +22,12 @@ class LSTMKernels:
         self, weights: LSTMWeights, carry: LSTMCarry, zs: Array, resets: Array | None, mask: Array | None, keep: bool
     ) -> tuple[LSTMCarry, Array | None]:
         """Runs the steps: the carries that leave them `[T, N, H]`, and if `keep` the gates `[T, N, 4H]`."""
-        shape = jax.ShapeDtypeStruct((zs.shape[0], *carry.h.shape), carry.h.dtype)
-        out = LSTMCarry(shape, shape), jax.ShapeDtypeStruct(zs.shape, zs.dtype) if keep else None
-        w = weights.w_h.astype(self.back.compute or carry.h.dtype)
+        T, h = zs.shape[0], carry.h
+        carries = jax.tree.map(lambda a: jax.ShapeDtypeStruct((T, *a.shape), a.dtype), carry)
+        out = carries, jax.ShapeDtypeStruct(zs.shape, h.dtype) if keep else None
+        w = weights.w_h.astype(self.back.compute or h.dtype)
         lanes = zs, carry, flag_column(resets), flag_column(mask)
-        return over_lanes(_forward, lanes, w, out, carry.h.shape[-1], self.interpret)
+        return over_lanes(_forward, lanes, w, out, h.shape[-1], self.interpret)
 
     def backward(
         self,
@@ -66,8 +67,9 @@ def _forward(lanes: Any, w_ref: Any, out: Any) -> None:
             c = chosen(exists, c, before_c)
             carries.h[t, :, columns(0, n, H)] = h
             carries.c[t, :, columns(0, n, H)] = c
-            for gate in range(4) if saved is not None else ():
-                saved[t, :, columns(gate, n, H)] = gates[gate]
+            if saved is not None:
+                for gate, a in enumerate(gates):
+                    saved[t, :, columns(gate, n, H)] = a
             leaving.append((h, c))
         return tuple(zip(*leaving, strict=True))
 

@@ -42,21 +42,23 @@ def fused_unroll(
             carry, ys[t] = cell(params, carry, xs[t])
 
     (each `if` elementwise over *batch). `unroll` is XLA's loop, which launches some kernels for every step and at small
-    sizes waits for the launches. Here one launch takes 16 lanes through a block of steps, h and c in registers, the
-    recurrent weights in registers (up to 64 KiB) or read from the cache at every step; another one takes the cotangents
-    back. Input side and weights' gradient are one product a block outside the kernels, by the code that `unroll` runs.
-    Lanes do not talk to each other: no program waits for another one. Lanes and units are padded to whole tiles: 16
-    lanes; 16, 32, 64 or a multiple of 128 units; H up to 512.
+    sizes waits for the launches. Here one launch takes all lanes through a block of steps, 16 to a program, with h and c
+    in registers and the recurrent weights in shared memory (up to 64 KiB) or read from the cache at every step; another
+    one takes the cotangents back. Input side and weights' gradient are one product a block outside the kernels, by the
+    code that `unroll` runs. Lanes do not mix: no program waits for another one. Lanes and units are padded with zeros
+    to whole tiles: to a multiple of 16 lanes, and to 16, 32, 64, 128 or 256 units, the most.
 
     Values and gradients are those of `plain_unroll` to rounding, with JAX's matmul precision on that backend: on a GPU
-    float32 products take TF32's tensor cores in both, unless `jax.default_matmul_precision("highest")` asks for more.
-    Kept for the backward pass, a step: 6 [*batch, H] for an LSTM and 5 for a GRU, padding included. Derivatives of the
-    gradient, and forward mode, are not to be had: use `plain_unroll`.
+    float32 products take TF32's tensor cores in both, unless `jax.default_matmul_precision("highest")` asks for more
+    (then without tensor cores here, and slow). Kept for the backward pass, a step: 6 arrays `[*batch, H]` for an LSTM and
+    5 for a GRU, padding included. The gradient itself cannot be differentiated, nor is there forward mode: use `unroll`
+    for the one, `plain_unroll` for the other.
 
-    Measured: that it equals `plain_unroll` in Pallas's interpreter on a CPU, and that JAX lowers it for CUDA. It has not
-    run on a GPU in this form, so nothing is known of its speed: `python -m benchmarks.gpu` compares it with `unroll` and
-    with cuDNN. From the counts a gain is to be expected for weights of up to some 256 KiB (H = 128 in float32) and few
-    lanes, and none where they are much larger (H = 512 in float32: 4 MiB are read at every step for every 16 lanes).
+    Measured: it equals `plain_unroll` in Pallas's interpreter on a CPU; JAX lowers it for CUDA; and Triton 3.9 compiled
+    those kernels for compute capability 9.0 within 80 KiB of shared memory, which asks for 8.0 or more. NOT measured: it
+    has never run on a GPU, neither its numbers there nor its speed; `python -m benchmarks.gpu` compares it with `unroll`
+    and cuDNN. By the counts it should gain at few lanes and weights up to some 256 KiB, as for H = 128 in float32: each
+    program reads them all at every step.
 
     Args:
       cell: static; `LSTM`, `GRU`, or a `Stack` of those, not classes derived from them.
@@ -72,7 +74,7 @@ def fused_unroll(
       (carry, ys): the carry that leaves the last step and the outputs `[T, *batch, H]`.
 
     Raises:
-      ValueError: rank, sizes or dtypes of xs, carry, resets or mask do not fit the cell; a layer is wider than 512; the
+      ValueError: rank, sizes or dtypes of xs, carry, resets or mask do not fit the cell; a layer is wider than 256; the
         default backend is neither GPU nor CPU.
       TypeError: another cell; xs, resets or mask are of the wrong dtype; a dtype that the kernels do not serve.
 
@@ -134,28 +136,32 @@ def _wider_gates(leaf: Array, H: int, wide: int, axis: int) -> Array:
 
 def _layers(cell: Cell, interpret: bool) -> tuple[Layer, ...]:
     """Returns the layers, the lowest first, if the kernels serve every one."""
-    layers = cell.cells if type(cell) is Stack else (cell,)
-    for l, layer in enumerate(layers):
-        name = f"cells[{l}] of the Stack" if type(cell) is Stack else "cell"
-        if type(layer) not in (GRU, LSTM):
-            raise TypeError(
-                f"{name} must be an LSTM or a GRU itself, which is what the kernels compute; got {type(layer).__name__}: "
-                "use unroll, which takes any cell"
-            )
-        if layer.hidden_dim > LARGEST:
-            raise ValueError(
-                f"{name} must have hidden_dim at most {LARGEST}, which one program's registers hold; got "
-                f"{layer.hidden_dim}: use unroll"
-            )
-        carry = jax.eval_shape(layer.initial_carry).h.dtype
-        compute = jnp.dtype(layer.compute_dtype or carry)
-        served = (jnp.dtype(jnp.float32), jnp.dtype(jnp.float64)) if interpret else (jnp.dtype(jnp.float32),)
-        if carry not in served or compute.itemsize > carry.itemsize:
-            raise TypeError(
-                f"{name} must have dtype float32 (float64 only where interpret=True), and a compute_dtype no wider; got "
-                f"{carry} and {compute}: use dtype=float32 with compute_dtype=bfloat16 for cheap products, or unroll"
-            )
-    return layers
+    if type(cell) is not Stack:
+        return (_served("cell", cell, interpret),)
+    return tuple(_served(f"cells[{n}] of the Stack", layer, interpret) for n, layer in enumerate(cell.cells))
+
+
+def _served(name: str, layer: Cell, interpret: bool) -> Layer:
+    """Returns the layer, or says why the kernels do not serve it."""
+    if type(layer) is not GRU and type(layer) is not LSTM:
+        raise TypeError(
+            f"{name} must be an LSTM or a GRU itself, which is what the kernels compute; got {type(layer).__name__}: "
+            "use unroll, which takes any cell"
+        )
+    if layer.hidden_dim > LARGEST:
+        raise ValueError(
+            f"{name} must have hidden_dim at most {LARGEST}, the most that one program's registers hold; got "
+            f"{layer.hidden_dim}: use unroll"
+        )
+    carry = jax.eval_shape(layer.initial_carry).h.dtype
+    compute = jnp.dtype(layer.compute_dtype or carry)
+    served = (jnp.float32, jnp.float64) if interpret else (jnp.float32,)
+    if carry not in served or compute.itemsize > carry.itemsize:
+        raise TypeError(
+            f"{name} must have dtype float32 (float64 only where interpreted), and a compute_dtype no wider; got {carry} "
+            f"and {compute}: use dtype=float32 with compute_dtype=bfloat16 for cheap products, or unroll"
+        )
+    return layer
 
 
 def _interpreted(interpret: bool | None) -> bool:
