@@ -51,7 +51,8 @@ def cudnn_loop(params: LSTMParams, xs: Any) -> Loop:
     sizes = D, H, 1, 0.0, False  # input, hidden, layers, dropout, bidirectional
 
     def run(weights: Any, xs: Any) -> Any:
-        return rnn.lstm(xs, zero, zero, weights, lengths, *sizes)[0]
+        made: Any = rnn.lstm(xs, zero, zero, weights, lengths, *sizes)
+        return made[0]
 
     def in_our_layout(result: Any) -> Any:
         if isinstance(result, jax.Array):
