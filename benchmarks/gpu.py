@@ -1,8 +1,11 @@
-"""Full against truncated BPTT on an accelerator: seconds and bytes of one gradient, by the length of the sequence.
+"""Full against truncated BPTT on an accelerator, by the length of the sequence; and loop against loop, cuDNN's among them.
 
-    python -m benchmarks.gpu [--quick] [--out FILE]      about 4 minutes on one GPU; on a CPU it says so and exits 0
+    python -m benchmarks.gpu [--quick] [--out FILE]      some minutes on one GPU; on a CPU it says so and exits 0
 
-Needs nothing beyond jax and flax. The last line of stdout is the summary as JSON.
+`rows`: seconds and bytes of one gradient by each estimator. `loops`: one LSTM layer forward and with its gradient by
+`unroll`, `plain_unroll`, `fused_unroll` and cuDNN (through `jax.experimental.rnn`), each compared with `plain_unroll`
+before it is timed; what cannot run says why in its row's `error`. Needs nothing beyond jax and flax. The last line of
+stdout is the summary as JSON.
 """
 
 import argparse
@@ -17,10 +20,12 @@ import jax
 
 import tbptt
 from benchmarks.clock import measure
+from benchmarks.support import loops
 
 CASES = ((32, 32, 128), (64, 512, 512))  # B, D, H
 LENGTHS, QUICK_LENGTHS = (400, 1600, 6400), (200, 400)
 K1, K2 = 100, 200
+LOOPS, QUICK_LOOPS = ((1000, 32, 128), (1000, 64, 512), (1000, 1, 128)), ((100, 32, 128),)  # T, B, H; D = H
 
 
 def measure_case(B: int, D: int, H: int, T: int, repeats: int) -> list[dict[str, Any]]:
@@ -54,7 +59,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the summary to this file")
     flags = parser.parse_args()
     device = jax.devices()[0]
-    summary: dict[str, Any] = {"device": device.device_kind, "jax": jax.__version__, "flax": flax.__version__, "rows": []}
+    summary: dict[str, Any] = {"device": device.device_kind, "jax": jax.__version__, "flax": flax.__version__}
+    summary |= {"quick": flags.quick, "rows": [], "loops": []}
     if device.platform == "cpu":
         summary["skipped"] = "jax finds no accelerator here; this benchmark is about one"
         print(summary["skipped"], file=sys.stderr)
@@ -66,6 +72,11 @@ def main() -> None:
                 for row in rows:
                     text = f"{row['seconds'] * 1e3:10.1f} ms {row['temp_bytes'] / 2**20:9.1f} MiB  {row['case']}"
                     print(f"{row['system']:34}{text}", file=sys.stderr, flush=True)
+        for T, B, H in QUICK_LOOPS if flags.quick else LOOPS:
+            summary["loops"] += loops.measure(T, B, H, repeats=5)
+        for row in summary["loops"]:
+            text = row.get("error") or row.get("refused") or f"{row['microseconds_per_step']:.2f} microseconds a step"
+            print(f"{row['system']:16}{row['form']:10}{row['case']}  {text}", file=sys.stderr, flush=True)
     if flags.out:
         flags.out.parent.mkdir(parents=True, exist_ok=True)
         flags.out.write_text(json.dumps(summary, indent=2) + "\n")

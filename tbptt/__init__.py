@@ -37,6 +37,7 @@ from tbptt.estimators import uoro as uoro
 from tbptt.interop import LinenCell as LinenCell
 from tbptt.interop import NnxCell as NnxCell
 from tbptt.interop import as_linen as as_linen
+from tbptt.kernels import fused_unroll as fused_unroll
 from tbptt.newton import NewtonReport as NewtonReport
 from tbptt.newton import newton_unroll as newton_unroll
 from tbptt.newton import quasi_newton_unroll as quasi_newton_unroll
@@ -100,6 +101,7 @@ __all__ = [
     "data",
     "diagnostics",
     "full_bptt",
+    "fused_unroll",
     "global_norm",
     "gradient_by_lag",
     "guarded",

@@ -23,6 +23,7 @@ LEVELS = {
         "parallel",
         "data",
     },
+    1.5: {"kernels"},  # unrolls for cells that they know by name
     2: {"objectives", "diagnostics", "interop"},
     2.5: {"omega"},  # a term that objectives' loss functions are given
 }

@@ -12,7 +12,7 @@ import tbptt
 from benchmarks import __main__ as all_of_them
 from benchmarks import full_vs_truncated, gpu, memory_plan, peers, precision, table, windows_in_parallel
 from benchmarks.clock import measure
-from benchmarks.support import line, peer_rows, program
+from benchmarks.support import line, loops, peer_rows, program
 from benchmarks.systems.registry import OURS, TEXTBOOK, TORCH
 from benchmarks.systems.work import Case
 
@@ -40,6 +40,41 @@ def test_the_gpu_cases_run(monkeypatch):
     rows = gpu.measure_case(2, 3, 4, 200, repeats=1)
     assert [row["system"].startswith("tbptt") for row in rows] == [True] * 3
     assert all(row["seconds"] > 0 and row["temp_bytes"] >= 0 for row in rows)
+
+
+def test_loops_are_compared_before_they_are_timed(monkeypatch):
+    rows = {(row["system"], row["form"]): row for row in loops.measure(3, 2, 4, repeats=1)}
+    assert set(rows) == {
+        (s, f) for s in ("plain_unroll", "unroll", "fused_unroll", "cuDNN") for f in ("forward", "gradient")
+    }
+    for (system, _), row in rows.items():
+        if system == "cuDNN":  # there is none on a CPU: an answer, not a crash
+            assert row["error"] and "seconds" not in row
+        else:
+            assert row["difference"] < 1e-12 and row["microseconds_per_step"] > 0
+
+    def wrong(*args, **options):
+        carry, ys = tbptt.plain_unroll(*args, **options)
+        return carry, 1.05 * ys
+
+    monkeypatch.setattr(tbptt, "fused_unroll", wrong)
+    rows = {(row["system"], row["form"]): row for row in loops.measure(3, 2, 4, repeats=1)}
+    for form in ("forward", "gradient"):
+        assert "refused" in rows["fused_unroll", form] and "seconds" not in rows["fused_unroll", form]
+
+
+def test_cudnn_gets_our_weights_in_its_order(monkeypatch):
+    """Against JAX's own statement in plain JAX of what cuDNN computes."""
+    from jax.experimental import rnn
+
+    def stated(x, h, c, weights, lengths, *sizes):
+        assert (lengths.dtype, lengths.shape, x.shape[:2]) == (jnp.int32, (2,), (2, 3))
+        parts = rnn.unpack_lstm_weights(weights, sizes[0], sizes[1], sizes[2], sizes[4])
+        return rnn.lstm_ref(x, h, c, *parts, lengths, *sizes)
+
+    monkeypatch.setattr(rnn, "lstm", stated)
+    rows = [row for row in loops.measure(3, 2, 4, repeats=1) if row["system"] == "cuDNN"]
+    assert len(rows) == 2 and all(row["difference"] < 1e-12 for row in rows)
 
 
 def test_peers_from_processes_to_json(monkeypatch, capsys, tmp_path):

@@ -36,7 +36,8 @@ def backprop_scan(
     backward pass can itself be differentiated; forward mode through a `custom_vjp` cannot, use `plain_unroll` for that.
     """
     run = jax.custom_vjp(lambda *args: _forward(back, initial, n, False, *args)[0])
-    run.defvjp(functools.partial(_forward, back, initial, n, keep), functools.partial(_backward, back, initial, n))
+    backward = functools.partial(backward_blocks, back, initial, n, functools.partial(_steps_back, back))
+    run.defvjp(functools.partial(_forward, back, initial, n, keep), backward)
     return run(params, carry, steps)
 
 
@@ -63,7 +64,14 @@ def _forward(back: Backprop, initial: Any, n: int, keep: bool, params: Params, c
     return (last, ys), (params, starts, carries, saved, steps)
 
 
-def _backward(back: Backprop, initial: Any, n: int, residuals: Any, cotangents: Any) -> Any:
+def backward_blocks(
+    back: Backprop, initial: Callable[[], Carry], n: int, steps_back: Any, residuals: Any, cotangents: Any
+) -> Any:
+    """Takes blocks back, the last one first.
+
+    Args (static): back, initial, n as in `backprop_scan`; steps_back, the loop over the steps of one block:
+      `(common, d, (factors, d_ys, resets, mask)) -> (d, emitted)`.
+    """
     params, starts, carries, saved, steps = residuals
     d_last, d_ys = cotangents
     weights, start = back.prepare(params), initial()
@@ -73,11 +81,7 @@ def _backward(back: Backprop, initial: Any, n: int, residuals: Any, cotangents: 
         before = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b[:-1]]), block_start, leaving)
         entering = entering_carry(before, start, steps.resets)
         common, factors = back.linearize(weights, steps.xs, entering, leaving, kept)
-
-        def body(d: Carry, now: Any) -> tuple[Carry, Any]:
-            return _step_back(functools.partial(back.backward, common), d, *now)
-
-        d, emitted = jax.lax.scan(body, d, (factors, d_ys, steps.resets, steps.mask), reverse=True)
+        d, emitted = steps_back(common, d, (factors, d_ys, steps.resets, steps.mask))
         return d, back.collect(params, steps.xs, entering, leaving, factors, emitted)
 
     def add(state: Any, now: Any) -> tuple[Any, Any]:
@@ -94,6 +98,15 @@ def _backward(back: Backprop, initial: Any, n: int, residuals: Any, cotangents: 
         (d, d_params), d_xs = jax.lax.scan(add, (d_last, zeros), per_block, reverse=True)
         d_xs = d_xs.reshape(steps.xs.shape)
     return d_params, d, Steps(d_xs, None, None)
+
+
+def _steps_back(back: Backprop, common: Any, d: Carry, now: Any) -> tuple[Carry, Any]:
+    """The loop over the steps of a block, as a scan."""
+
+    def body(d: Carry, now: Any) -> tuple[Carry, Any]:
+        return _step_back(functools.partial(back.backward, common), d, *now)
+
+    return jax.lax.scan(body, d, now, reverse=True)
 
 
 def _step_back(backward: Any, d: Carry, factors: Any, d_y: Any, reset: Any, exists: Any) -> tuple[Carry, Any]:

@@ -1,0 +1,104 @@
+"""The LSTM's steps as kernels: forward with h and c on chip, back with their cotangents."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from tbptt.cells.lstm import LSTMBackprop, LSTMCarry, LSTMFactors, LSTMWeights
+from tbptt.kernels.grid import at, chosen, cleared, columns, dot, flag_column, over_lanes, piece, pieces_of, tiles
+
+
+@dataclasses.dataclass(frozen=True)
+class LSTMKernels:
+    """Both loops of `LSTMBackprop` over a block of steps, each as one kernel: see `tbptt.kernels.blocks.Kernels`."""
+
+    back: LSTMBackprop
+    interpret: bool
+
+    def forward(
+        self, weights: LSTMWeights, carry: LSTMCarry, zs: Array, resets: Array | None, mask: Array | None, keep: bool
+    ) -> tuple[LSTMCarry, Array | None]:
+        """Runs the steps: the carries that leave them `[T, N, H]`, and if `keep` the gates `[T, N, 4H]`."""
+        T, h = zs.shape[0], carry.h
+        carries = jax.tree.map(lambda a: jax.ShapeDtypeStruct((T, *a.shape), a.dtype), carry)
+        out = carries, jax.ShapeDtypeStruct(zs.shape, h.dtype) if keep else None
+        w = weights.w_h.astype(self.back.compute or h.dtype)
+        lanes = zs, carry, flag_column(resets), flag_column(mask)
+        return over_lanes(_forward, lanes, w, out, h.shape[-1], self.interpret)
+
+    def backward(
+        self,
+        common: Array,
+        factors: LSTMFactors,
+        d: LSTMCarry,
+        d_ys: Array,
+        resets: Array | None,
+        mask: Array | None,
+    ) -> tuple[LSTMCarry, Array]:
+        """Runs the steps back: the cotangent that leaves the first, and the gates' `[T, N, 4H]`."""
+        out = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (d, factors.gates))
+        w = common.astype(self.back.compute or d.h.dtype)
+        lanes = factors, d, d_ys, flag_column(resets), flag_column(mask)
+        return over_lanes(_backward, lanes, w, out, d.h.shape[-1], self.interpret)
+
+
+def _forward(lanes: Any, w_ref: Any, out: Any) -> None:
+    zs, start, resets, mask = lanes
+    carries, saved = out
+    T, _, H = carries.h.shape
+    N = H // piece(H)
+    w = tiles(w_ref, H)
+
+    def step(t: Any, carry: Any) -> Any:
+        reset, exists = at(resets, t), at(mask, t)
+        h_in = [cleared(reset, h) for h in carry[0]]
+        leaving = []
+        for n in range(N):
+            sums = [zs[t, :, columns(gate, n, H)] for gate in range(4)]
+            for k in range(N):
+                sums = [s + dot(h_in[k], w(k, gate * N + n), s.dtype) for gate, s in enumerate(sums)]
+            i, f, g, o = gates = [jnp.tanh(s) for s in sums]
+            before_h, before_c = carry[0][n], carry[1][n]
+            c = 0.5 * ((f + 1) * cleared(reset, before_c) + (i + 1) * g)
+            h = chosen(exists, 0.5 * (o + 1) * jnp.tanh(c), before_h)
+            c = chosen(exists, c, before_c)
+            carries.h[t, :, columns(0, n, H)] = h
+            carries.c[t, :, columns(0, n, H)] = c
+            if saved is not None:
+                for gate, a in enumerate(gates):
+                    saved[t, :, columns(gate, n, H)] = a
+            leaving.append((h, c))
+        return tuple(zip(*leaving, strict=True))
+
+    jax.lax.fori_loop(0, T, step, (pieces_of(start.h), pieces_of(start.c)))
+
+
+def _backward(lanes: Any, w_ref: Any, out: Any) -> None:
+    factors, last, d_ys, resets, mask = lanes
+    first, emitted = out
+    T, _, H = d_ys.shape
+    N = H // piece(H)
+    w = tiles(w_ref, H)
+
+    def step(i: Any, d: Any) -> Any:
+        t = T - 1 - i
+        reset, exists = at(resets, t), at(mask, t)
+        d_h, d_c = [jnp.zeros_like(a) for a in d[0]], []
+        for k in range(N):
+            here = columns(0, k, H)
+            to_h = chosen(exists, d[0][k] + d_ys[t, :, here], 0)
+            to_c = chosen(exists, d[1][k], 0) + to_h * factors.c_of_h[t, :, here]
+            for gate, fed in enumerate((to_c, to_c, to_c, to_h)):
+                d_a = fed * factors.gates[t, :, columns(gate, k, H)]
+                emitted[t, :, columns(gate, k, H)] = d_a
+                d_h = [a + dot(d_a, w(gate * N + k, n), a.dtype) for n, a in enumerate(d_h)]
+            d_c.append(to_c * factors.f[t, :, here])
+        return jax.tree.map(lambda a, b: chosen(exists, cleared(reset, a), b), (tuple(d_h), tuple(d_c)), d)
+
+    d_h, d_c = jax.lax.fori_loop(0, T, step, (pieces_of(last.h), pieces_of(last.c)))
+    for n in range(N):
+        first.h[:, columns(0, n, H)] = d_h[n]
+        first.c[:, columns(0, n, H)] = d_c[n]
