@@ -25,7 +25,13 @@ from tbptt.clipping import skip_non_finite as skip_non_finite
 from tbptt.clipping import stop_at_non_finite as stop_at_non_finite
 from tbptt.clipping import watched as watched
 from tbptt.diagnostics import gradient_by_lag as gradient_by_lag
+from tbptt.estimators import AwdLengths as AwdLengths
+from tbptt.estimators import ConstantRate as ConstantRate
+from tbptt.estimators import HeavyTail as HeavyTail
+from tbptt.estimators import LogUniformLengths as LogUniformLengths
 from tbptt.estimators import full_bptt as full_bptt
+from tbptt.estimators import random_window_bptt as random_window_bptt
+from tbptt.estimators import randomized_bptt as randomized_bptt
 from tbptt.estimators import truncated_bptt as truncated_bptt
 from tbptt.interop import LinenCell as LinenCell
 from tbptt.interop import NnxCell as NnxCell
@@ -61,18 +67,22 @@ from tbptt.unroll import unroll as unroll
 
 __all__ = [
     "AffineCell",
+    "AwdLengths",
     "Batch",
     "CarriesOnly",
     "Cell",
     "ClippedCell",
+    "ConstantRate",
     "DiagonalLinear",
     "Elman",
     "Estimator",
     "GRU",
     "GRUResetBefore",
     "Gradient",
+    "HeavyTail",
     "LSTM",
     "LinenCell",
+    "LogUniformLengths",
     "LossFn",
     "MemoryBudget",
     "Metrics",
@@ -106,6 +116,8 @@ __all__ = [
     "predict",
     "quasi_newton_unroll",
     "raise_if_non_finite",
+    "random_window_bptt",
+    "randomized_bptt",
     "rewind",
     "sequence_loss",
     "shrink_non_finite",
