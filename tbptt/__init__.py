@@ -29,6 +29,9 @@ from tbptt.estimators import AwdLengths as AwdLengths
 from tbptt.estimators import ConstantRate as ConstantRate
 from tbptt.estimators import HeavyTail as HeavyTail
 from tbptt.estimators import LogUniformLengths as LogUniformLengths
+from tbptt.estimators import WindowChoice as WindowChoice
+from tbptt.estimators import adaptive_bptt as adaptive_bptt
+from tbptt.estimators import choose_window as choose_window
 from tbptt.estimators import full_bptt as full_bptt
 from tbptt.estimators import random_window_bptt as random_window_bptt
 from tbptt.estimators import randomized_bptt as randomized_bptt
@@ -94,7 +97,10 @@ __all__ = [
     "SequenceParams",
     "Stack",
     "TrainState",
+    "WindowChoice",
+    "adaptive_bptt",
     "as_linen",
+    "choose_window",
     "clip_by_global_norm",
     "clip_cotangent",
     "data",

@@ -1,5 +1,8 @@
 """Ways to get gradients through time: one estimator a file, each a pair (init, estimate)."""
 
+from tbptt.estimators.adaptive import AdaptiveInfo as AdaptiveInfo
+from tbptt.estimators.adaptive import AdaptiveMemory as AdaptiveMemory
+from tbptt.estimators.adaptive import adaptive_bptt as adaptive_bptt
 from tbptt.estimators.full import full_bptt as full_bptt
 from tbptt.estimators.random_windows import random_window_bptt as random_window_bptt
 from tbptt.estimators.randomized import randomized_bptt as randomized_bptt
@@ -12,3 +15,5 @@ from tbptt.estimators.schedules import TruncationSchedule as TruncationSchedule
 from tbptt.estimators.seams import SeamInfo as SeamInfo
 from tbptt.estimators.sums import WindowInfo as WindowInfo
 from tbptt.estimators.truncated import truncated_bptt as truncated_bptt
+from tbptt.estimators.window_choice import WindowChoice as WindowChoice
+from tbptt.estimators.window_choice import choose_window as choose_window

@@ -36,3 +36,18 @@ def linearized(loss_fn: LossFn, params: Params, carry: Carry, piece: Batch) -> C
     loss_sum, pull = jax.vjp(lambda p, c: run_piece(loss_fn, p, c, carry, piece), params, moving(carry))
     one = jnp.ones_like(loss_sum[0])
     return lambda d_leaving: pull((one, d_leaving))
+
+
+def linearized_together(
+    loss_fn: LossFn, params: Params, carries: Carry, pieces: Batch
+) -> Callable[[float, Moving], tuple[Params, Moving]]:
+    """Linearizes S pieces side by side, `[S, ...]` each; the gradients of the parameters are summed over them.
+
+    d_params, d_entering = back(d_loss, d_leaving)      # of  sum_i d_loss loss_sum_i + <d_leaving_i, leaving carry_i>
+    """
+
+    def run(params: Params, floating: Moving) -> tuple[Array, Moving]:
+        return jax.vmap(lambda f, c, b: run_piece(loss_fn, params, f, c, b))(floating, carries, pieces)
+
+    losses, pull = jax.vjp(run, params, moving(carries))
+    return lambda d_loss, d_leaving: pull((jnp.full_like(losses[0], d_loss), d_leaving))

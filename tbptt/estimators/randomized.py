@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from tbptt.estimators.schedules import TruncationSchedule
@@ -57,7 +58,7 @@ def randomized_bptt(loss_fn: LossFn, k1: int, schedule: TruncationSchedule, *, d
             f"schedule must have probability(since, k1), like ConstantRate and HeavyTail; got {schedule!r}. Random lengths "
             "without probabilities belong to random_window_bptt"
         )
-    most = schedule.probability(k1, k1)
+    most = float(np.asarray(schedule.probability(k1, k1)))
     if not 0 <= most < 1:
         raise ValueError(
             f"schedule must cut with a probability in [0, 1) at k1 = {k1} steps; {schedule} gives {most}. Its mean length "
