@@ -1,8 +1,8 @@
 """Ways to get gradients through time: one estimator a file, each a pair (init, estimate)."""
 
-from tbptt.estimators.adaptive import AdaptiveInfo as AdaptiveInfo
-from tbptt.estimators.adaptive import AdaptiveMemory as AdaptiveMemory
 from tbptt.estimators.adaptive import adaptive_bptt as adaptive_bptt
+from tbptt.estimators.adaptive_types import AdaptiveInfo as AdaptiveInfo
+from tbptt.estimators.adaptive_types import AdaptiveMemory as AdaptiveMemory
 from tbptt.estimators.full import full_bptt as full_bptt
 from tbptt.estimators.random_windows import random_window_bptt as random_window_bptt
 from tbptt.estimators.randomized import randomized_bptt as randomized_bptt

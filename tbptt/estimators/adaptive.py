@@ -1,13 +1,13 @@
 """Truncated BPTT that chooses its own window, so that the bias of its gradient stays below a tolerance."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
 
+from tbptt.estimators.adaptive_types import AdaptiveInfo, AdaptiveMemory, Settings
 from tbptt.estimators.decay import Decay, choose, init_decay, remeasured, unknown
 from tbptt.estimators.sums import checked
 from tbptt.estimators.trail import Trail, advance, init_trail, memory_of, past_of
@@ -15,74 +15,6 @@ from tbptt.estimators.truncated import truncated_bptt
 from tbptt.estimators.window_choice import WindowChoice, check_choice, check_windows
 from tbptt.types import Batch, Carry, Estimator, Gradient, LossFn, Memory, Params, PRNGKey
 from tbptt.windows import check_window, cut
-
-
-class AdaptiveMemory(NamedTuple):
-    """What `adaptive_bptt` remembers.
-
-    trail:  the steps and carries that every window and the next estimate need
-    decay:  the running estimate of gradients by lag
-    choice: the window of the next call, and why
-    since:  scalar, calls since the last estimate
-    """
-
-    trail: Trail
-    decay: Decay
-    choice: WindowChoice
-    since: Int[Array, ""]
-
-
-class AdaptiveInfo(NamedTuple):
-    """What happened in one call of n windows, and what it learnt for the next.
-
-    losses, weights: `[n]`, as `WindowInfo`
-    k2:       scalar, the window of THIS call
-    next_k2:  scalar, the window of the next call
-    choice:   why: the `WindowChoice` that gave next_k2. Not yet estimated: the largest, decays and enough False
-    phi:      `[lags]`, the running estimate that it was made from, lag 1 first
-    parts:    `[lags - 1]`, norms of the gradient's contributions by lag, 1 first
-    largest:  scalar, the largest norm of a gradient over K <= lags steps
-    estimates: scalar, how many estimates are in these; 0 = none yet
-    measured: scalar, whether this call made one
-    broken:   scalar, whether the newest one was not finite: it is left out, and the largest window taken
-    """
-
-    losses: Float[Array, " n"]
-    weights: Float[Array, " n"]
-    k2: Int[Array, ""]
-    next_k2: Int[Array, ""]
-    choice: WindowChoice
-    phi: Float[Array, " lags"]
-    parts: Float[Array, " parts"]
-    largest: Float[Array, ""]
-    estimates: Int[Array, ""]
-    measured: Bool[Array, ""]
-    broken: Bool[Array, ""]
-
-
-class _Settings(NamedTuple):
-    """All that is static."""
-
-    k1: int
-    windows: tuple[int, ...]
-    delta: float
-    lags: int
-    tau: int
-    losses: int
-    every: int
-    smoothing: float
-    level: float
-    group: int | None
-
-    @property
-    def olds(self) -> tuple[int, ...]:
-        """How far back carries are remembered: for every window, and for the estimate."""
-        return tuple(sorted({max(k2 - self.k1, 0) for k2 in self.windows} | {self.reach}))
-
-    @property
-    def reach(self) -> int:
-        """Steps that one estimate goes through."""
-        return self.lags + self.losses - 1
 
 
 def adaptive_bptt(
@@ -146,7 +78,7 @@ def adaptive_bptt(
     """
     windows = check_windows(windows)
     lags = max(windows[-1], 4) if lags is None else check_window("lags", lags)
-    settings = _Settings(
+    settings = Settings(
         k1=check_window("k1", k1),
         windows=windows,
         delta=delta,
@@ -164,7 +96,7 @@ def adaptive_bptt(
     return _estimator(checked(loss_fn), settings)
 
 
-def _estimator(loss_fn: LossFn, at: _Settings) -> Estimator:
+def _estimator(loss_fn: LossFn, at: Settings) -> Estimator:
     branches = [_branch(loss_fn, at, k2) for k2 in at.windows]
     k2s = np.asarray(at.windows, np.int32)
 
@@ -207,7 +139,7 @@ def _estimator(loss_fn: LossFn, at: _Settings) -> Estimator:
     return Estimator(init, estimate)
 
 
-def _branch(loss_fn: LossFn, at: _Settings, k2: int) -> Callable[[Params, Trail, Batch], tuple[Any, Params, Any]]:
+def _branch(loss_fn: LossFn, at: Settings, k2: int) -> Callable[[Params, Trail, Batch], tuple[Any, Params, Any]]:
     inner = truncated_bptt(loss_fn, at.k1, k2, group=at.group)
 
     def branch(params: Params, trail: Trail, batch: Batch) -> tuple[Any, Params, Any]:

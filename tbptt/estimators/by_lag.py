@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tbptt.estimators.pieces import linearized_together, moving
+from tbptt.estimators.pieces import carries_back, losses_back, moving
 from tbptt.norms import global_norm, measure, norm_dtype
 from tbptt.types import Batch, Carry, LossFn, Params
 from tbptt.windows import cut, length, step_shape, total_weight
@@ -30,9 +30,9 @@ class ByLag(NamedTuple):
 def measure_by_lag(loss_fn: LossFn, params: Params, carry: Carry, steps: Batch, lags: int) -> ByLag:
     """Takes the losses of the newest S steps back through `lags` steps, all together.
 
-        c_0, back = vjp(loss_fn at step s)(1, 0)                                 # s = every one of the newest S steps
+        c_0, back = vjp(loss of step s)(1)                                       # s = every one of the newest S steps
         for k in range(1, lags):
-            phi[k] = norm(back);    c_k, back = vjp(loss_fn at step s - k)(0, back)
+            phi[k] = norm(back);    c_k, back = vjp(carry of step s - k)(back)
         phi[lags] = norm(back)
 
     By the triangle inequality, TBPTT over K steps is off by at most sum_{k >= K} ||c_k|| <= M sum_{k >= K} phi_k with
@@ -53,22 +53,20 @@ def measure_by_lag(loss_fn: LossFn, params: Params, carry: Carry, steps: Batch, 
     batch_dims = _lane_axes(carry, steps)
     dtype = norm_dtype((params, carry))
 
-    def pull(k: Array, cotangents: list[Array], counted: float) -> tuple[Params, list[Array]]:
-        at = jax.tree.map(lambda a: a[newest - k], (entering, pieces))
-        return linearized_together(loss_fn, params, *at)(counted, cotangents)
+    def at(k: Array | int) -> tuple[Carry, Batch]:
+        return jax.tree.map(lambda a: a[newest - k], (entering, pieces))
 
     def look(cotangents: list[Array]) -> Array:
         return jnp.sum(measure(cotangents, 1 + batch_dims).norm).astype(dtype)
 
     def body(state: tuple[list[Array], Params, Array], k: Array):
         cotangents, total, largest = state
-        part, cotangents = pull(k, cotangents, 0.0)
+        part, cotangents = carries_back(loss_fn, params, *at(k), cotangents)
         total = jax.tree.map(jnp.add, total, part)
         largest = jnp.maximum(largest, global_norm(total).astype(dtype))
         return (cotangents, total, largest), (look(cotangents), global_norm(part).astype(dtype))
 
-    none = [jnp.zeros((S, *leaf.shape), leaf.dtype) for leaf in moving(carry)]
-    total, cotangents = pull(jnp.asarray(0), none, 1.0)
+    total, cotangents = losses_back(loss_fn, params, *at(0))
     state = (cotangents, total, global_norm(total).astype(dtype))
     (_, _, largest), (phi, parts) = jax.lax.scan(body, state, jnp.arange(1, lags))
     weight = total_weight(jax.tree.map(lambda a: a[lags - 1 :], steps)).astype(dtype)

@@ -39,7 +39,7 @@ def remeasured(loss_fn: LossFn, params: Params, past: Past, old: Decay, lags: in
     new = measure_by_lag(loss_fn, params, past.carry, past.batch, lags)
     finite = jnp.all(jnp.isfinite(new.phi)) & jnp.all(jnp.isfinite(new.parts)) & jnp.isfinite(new.largest)
     counts = finite & (new.weight != 0)
-    share = jnp.maximum(1 - smoothing, 1 / (old.estimates + 1)).astype(new.phi.dtype)
+    share = jnp.maximum(1 - smoothing, 1 / (old.estimates.astype(new.phi.dtype) + 1))
 
     def mixed(a: Array, b: Array) -> Array:
         return jnp.where(counts, a + share * (b - a), a)
@@ -65,13 +65,13 @@ def choose(decay: Decay, windows: tuple[int, ...], delta: float, tau: int, k1: i
 def unknown(decay: Decay, windows: tuple[int, ...]) -> WindowChoice:
     """The choice where nothing is known: the largest window, and no bound."""
     dtype = decay.phi.dtype
-    no_bound = jnp.full((len(windows),), jnp.inf, dtype)
+    shape = (len(windows),)  # an array each: a train step donates its state, and no buffer can be donated twice
     return WindowChoice(
         chosen=jnp.asarray(len(windows) - 1, jnp.int32),
         beta=jnp.asarray(jnp.nan, dtype),
         interval=jnp.asarray([0, jnp.inf], dtype),
-        absolute=no_bound,
-        relative=no_bound,
+        absolute=jnp.full(shape, jnp.inf, dtype),
+        relative=jnp.full(shape, jnp.inf, dtype),
         decays=jnp.zeros((), bool),
         enough=jnp.zeros((), bool),
     )

@@ -38,16 +38,22 @@ def linearized(loss_fn: LossFn, params: Params, carry: Carry, piece: Batch) -> C
     return lambda d_leaving: pull((one, d_leaving))
 
 
-def linearized_together(
-    loss_fn: LossFn, params: Params, carries: Carry, pieces: Batch
-) -> Callable[[float, Moving], tuple[Params, Moving]]:
-    """Linearizes S pieces side by side, `[S, ...]` each; the gradients of the parameters are summed over them.
+def losses_back(loss_fn: LossFn, params: Params, carries: Carry, pieces: Batch) -> tuple[Params, Moving]:
+    """Differentiates the losses of S pieces `[S, ...]` side by side: by params, summed over them, and by each carry."""
 
-    d_params, d_entering = back(d_loss, d_leaving)      # of  sum_i d_loss loss_sum_i + <d_leaving_i, leaving carry_i>
-    """
+    def total(params: Params, floating: Moving) -> Array:
+        run = jax.vmap(lambda f, c, b: run_piece(loss_fn, params, f, c, b)[0])
+        return jnp.sum(run(floating, carries, pieces))
 
-    def run(params: Params, floating: Moving) -> tuple[Array, Moving]:
-        return jax.vmap(lambda f, c, b: run_piece(loss_fn, params, f, c, b))(floating, carries, pieces)
+    return jax.grad(total, argnums=(0, 1))(params, moving(carries))
 
-    losses, pull = jax.vjp(run, params, moving(carries))
-    return lambda d_loss, d_leaving: pull((jnp.full_like(losses[0], d_loss), d_leaving))
+
+def carries_back(
+    loss_fn: LossFn, params: Params, carries: Carry, pieces: Batch, d_leaving: Moving
+) -> tuple[Params, Moving]:
+    """Takes cotangents back through S pieces. Their own losses are no part of it: 0 times one that is inf would be NaN."""
+
+    def leaving(params: Params, floating: Moving) -> Moving:
+        return jax.vmap(lambda f, c, b: run_piece(loss_fn, params, f, c, b)[1])(floating, carries, pieces)
+
+    return jax.vjp(leaving, params, moving(carries))[1](d_leaving)
