@@ -201,7 +201,7 @@ def test_phi_is_what_autodiff_gives_one_lag_at_a_time(name, extra):
     assert (got.phi > 0).sum() >= 3
 
 
-@pytest.mark.parametrize("name, extra", [("elman", "plain"), ("gru", "all"), ("lstm", "weights"), ("linear", "plain")])
+@pytest.mark.parametrize("name, extra", [("elman", "plain"), ("lstm", "all")])
 def test_theorem_1_measured_bias_is_never_above_the_bound(name, extra, record_property):
     slack = []
     lags = 10
@@ -268,9 +268,9 @@ def feed(estimator, params, carry, batch, piece, lr=0.0, force=None):
     assert estimate._cache_size() == 1  # switching compiles nothing
 
 
-@pytest.mark.parametrize("k1, k2, piece", [(2, 5, 2), (2, 4, 6), (3, 3, 3), (3, 2, 6), (1, 7, 4), (4, 40, 4)])
+@pytest.mark.parametrize("k1, k2, piece", [(2, 5, 2), (2, 4, 6), (3, 2, 6), (4, 40, 4)])
 def test_a_single_window_is_truncated_bptt_exactly(k1, k2, piece):
-    loss_fn, params, carry, batch = make(CELLS["lstm"], "all")
+    loss_fn, params, carry, batch = make(CELLS["elman"], "all")
     got = feed(tbptt.adaptive_bptt(loss_fn, k1, (k2,), 0.5, lags=5, tau=2), params, carry, batch, piece, lr=0.3)
     want = feed(tbptt.truncated_bptt(loss_fn, k1, k2), params, carry, batch, piece, lr=0.3)
     for a, b in zip(got, want, strict=True):
@@ -311,16 +311,15 @@ def test_it_shrinks_the_window_of_a_forgetful_cell_and_keeps_it_for_a_long_memor
 
 
 def test_exact_with_a_users_own_loss_function():
+    """Her carry counts in integers, which have no cotangent."""
     batch = make(CELLS["elman"], T=24)[-1]
     params, carry = {"w": jnp.array(0.9, float)}, {"s": jnp.full((B,), 0.2, float), "n": jnp.zeros((), jnp.int32)}
-    got = feed(tbptt.adaptive_bptt(own_loss, 2, (2, 5), 0.1, losses=2), params, carry, batch, 4, lr=0.1, force=(1, 0))
-    short, long = (feed(tbptt.truncated_bptt(own_loss, 2, 5), params, carry, batch, 4, lr=0.1, force=None) for _ in "ab")
-    del short
-    first = next(iter(long))
+    windows, order = (2, 5), (1, 0, 0, 1)
+    got = feed(tbptt.adaptive_bptt(own_loss, 2, windows, 0.1, losses=2), params, carry, batch, 4, force=order)
+    want = [list(feed(tbptt.truncated_bptt(own_loss, 2, k2), params, carry, batch, 4)) for k2 in windows]
     for i, out in enumerate(got):
-        assert np.isfinite(out.info.phi).all() and out.memory.trail.carries[0]["n"] <= 24
-        if i == 0:
-            chex.assert_trees_all_close(out[:2], first[:2], rtol=1e-10)
+        chex.assert_trees_all_close(out[:2], want[order[i % 4]][i][:2], rtol=1e-10)
+        assert out.memory.trail.carries[0]["n"] == 4 * (i + 1)  # of window 2: it enters the next call
     assert (out.info.phi > 0).all() and out.info.estimates >= 3
 
 
@@ -390,7 +389,7 @@ def test_losses_without_weight_are_not_measured():
 
 def test_resets_end_what_is_left_out():
     """A reset at every 4th step: nothing arrives from more than 4 steps back, and a window of 4 is enough."""
-    loss_fn, params, carry, batch = make(CELLS["lstm"], T=32)
+    loss_fn, params, carry, batch = make(CELLS["gru"], T=32)
     resets = jnp.broadcast_to((jnp.arange(32) % 4 == 0)[:, None], (32, B))
     estimator = tbptt.adaptive_bptt(loss_fn, 4, (4, 8, 16), 0.1)
     infos = [out.info for out in feed(estimator, params, carry, batch._replace(resets=resets), 4)]
@@ -400,12 +399,12 @@ def test_resets_end_what_is_left_out():
 
 def test_the_program_depends_on_no_size_and_training_takes_it():
     def size(k1, windows, length, lags):
-        loss_fn, params, carry, batch = make(CELLS["lstm"], T=length)
+        loss_fn, params, carry, batch = make(CELLS["elman"], T=length)
         estimator = tbptt.adaptive_bptt(loss_fn, k1, windows, 0.5, lags=lags)
         return str(jax.make_jaxpr(estimator.estimate)(params, estimator.init(params, carry, batch), batch)).count(" = ")
 
     assert abs(size(2, (2, 6, 8), 16, 6) - size(8, (8, 24, 48), 512, 40)) <= 4
-    loss_fn, params, carry, batch = make(CELLS["gru"], T=48)
+    loss_fn, params, carry, batch = make(CELLS["elman"], T=48)
     estimator, optimizer = tbptt.adaptive_bptt(loss_fn, 2, (2, 4, 8), 0.5), optax.sgd(0.1)
     state = tbptt.init_state(estimator, optimizer, params, carry, batch)
     state, metrics = tbptt.make_train_epoch(estimator, optimizer, 4)(state, batch)

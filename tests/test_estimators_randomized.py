@@ -66,9 +66,11 @@ def standard_errors(draws, want):
     return np.where(off <= tiny, 0, off / np.maximum(error, 1e-300))
 
 
-@each_schedule
-@pytest.mark.parametrize("k1, extra", [(1, "all"), (2, "plain"), (3, "all")])
+@pytest.mark.parametrize(
+    "k1, extra, schedule", [(1, "all", "heavy"), (2, "plain", "heavy"), (1, "plain", "constant"), (3, "all", "constant")]
+)
 def test_the_mean_over_every_possible_cutting_is_full_bptt(k1, extra, schedule):
+    schedule = SCHEDULES[schedule]
     loss_fn, params, carry, batch = make(CELLS["lstm"], extra, T=8 if k1 == 1 else T)
     seams = len(batch.inputs) // k1 - 1
     p, factors = (np.array(column) for column in zip(*outcomes(schedule, seams, k1), strict=True))
@@ -125,7 +127,7 @@ def test_exact_with_a_users_own_loss_function():
     grads = all_gradients(own_loss, params, carry, batch, factors, k1)
     full = run(tbptt.full_bptt(own_loss), params, carry, batch)
     np.testing.assert_allclose(p @ grads, flat(full.grads), rtol=1e-11)
-    got = tbptt.randomized_bptt(own_loss, k1, schedule).estimate(params, carry, batch, jax.random.key(0))
+    got = jax.jit(tbptt.randomized_bptt(own_loss, k1, schedule).estimate)(params, carry, batch, jax.random.key(0))
     chex.assert_trees_all_close((got.loss, got.memory), (full.loss, full.memory), rtol=1e-12)
     assert got.memory["n"] == T
 
@@ -169,14 +171,14 @@ def test_the_reported_variance_is_that_of_the_estimate():
     assert abs(reported.mean() - true) < 4 * reported.std() / math.sqrt(n)
     stacked = np.concatenate([leaf.reshape(n, -1) for leaf in jax.tree.leaves(out.grads)], axis=1)
     assert np.sum(stacked.var(axis=0, ddof=1)) == pytest.approx(true, rel=0.15)
-    single = tbptt.randomized_bptt(loss_fn, k1, schedule).estimate(params, carry, batch, jax.random.key(0))
+    single = jax.eval_shape(tbptt.randomized_bptt(loss_fn, k1, schedule).estimate, params, carry, batch, jax.random.key(0))
     assert single.info.variance is None  # one draw has no scatter
 
 
 def test_lengths_and_products_are_reported():
     loss_fn, params, carry, batch = make(CELLS["elman"])
     factors = jnp.array([[2.0, 0.0, 1.5, 1.5, 0.0], [0.0, 0.0, 3.0, 0.0, 1.25]])
-    info = seam_gradient(loss_fn, params, carry, cut(batch, 2), factors).info
+    info = jax.jit(functools.partial(seam_gradient, loss_fn))(params, carry, cut(batch, 2), factors).info
     # stretches of 2 3 1 and 1 1 2 2 blocks of 2 steps
     assert info.longest == 6 and info.largest_product == 3.0 and info.mean_length == pytest.approx(2 * 12 / 7)
 
@@ -226,12 +228,13 @@ def test_influence_balancing_in_closed_form():
         windows = tbptt.random_window_bptt(linear_loss, k1, schedule)
         draws = by_keys(windows, params, carry, batch, 2000)
         assert standard_errors(draws, [D.mean()]).max() > 50 and draws.mean() > 0  # the wrong sign
+        estimate = jax.jit(windows.estimate)
         for seed in range(5):
             key = jax.random.key(seed)
             cuts = np.asarray(draw_cuts(schedule, jax.random.split(key, 1)[0], steps // k1 - 1, k1))
             edges = k1 * np.concatenate([[0], 1 + np.flatnonzero(cuts == 0), [steps // k1]])
             want = sum(D[: b - a].sum() for a, b in itertools.pairwise(edges)) / steps
-            got = windows.estimate(params, carry, batch, key)
+            got = estimate(params, carry, batch, key)
             assert float(got.grads["theta"]) == pytest.approx(want, abs=1e-9)
             assert got.info.longest == np.diff(edges).max() and got.info.largest_product == 1
 
@@ -258,7 +261,7 @@ def test_random_lengths_follow_their_rules():
 
 def test_a_stream_in_pieces_is_unbiased_for_the_pieces():
     """Each call's reference is full BPTT of the same call: the carry that enters it is constant."""
-    loss_fn, params, carry, batch = make(CELLS["gru"], "all")
+    loss_fn, params, carry, batch = make(CELLS["elman"], "all")
     estimator, full = tbptt.randomized_bptt(loss_fn, 2, SCHEDULES["heavy"]), tbptt.full_bptt(loss_fn)
     memory = estimator.init(params, carry, jax.eval_shape(lambda: batch))
     for start in (0, 6):
@@ -328,7 +331,7 @@ def test_what_is_refused():
 def test_training_hands_over_a_new_key_for_every_update():
     import optax
 
-    loss_fn, params, carry, batch = make(CELLS["gru"], T=48)
+    loss_fn, params, carry, batch = make(CELLS["elman"], T=48)
     estimator, optimizer = tbptt.randomized_bptt(loss_fn, 2, HeavyTail(6.0), draws=3), optax.sgd(0.05)
     state = tbptt.init_state(estimator, optimizer, params, carry, batch, jax.random.key(7))
     state, metrics = tbptt.make_train_epoch(estimator, optimizer, 12)(state, batch)
