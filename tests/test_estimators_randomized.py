@@ -102,8 +102,7 @@ def test_cuts_are_drawn_with_the_probabilities_of_the_definition(k1, schedule):
         ("elman", "plain", "constant"),
         ("gru", "weights", "heavy"),
         ("lstm", "all", "constant"),
-        ("linear", "mask", "heavy"),
-        ("stack", "resets", "heavy"),
+        ("linear", "resets", "heavy"),
     ],
 )
 def test_the_mean_of_many_draws_is_full_bptt_and_fails_without_the_factors(name, extra, schedule, monkeypatch):
