@@ -31,9 +31,9 @@ def adaptive_bptt(
     level: float = 0.95,
     group: int | None = None,
 ) -> Estimator:
-    """Truncates with TBPTT(k1, k2), k2 the smallest of `windows` whose relative bias is surely below delta.
+    """Truncates with TBPTT(k1, k2), k2 the smallest of `windows` whose bound on its relative bias is below delta.
 
-        k2 = windows[choice.chosen]                                                   # as a plain loop: one call
+        k2 = windows[choice.chosen]                                                  # as a plain loop: one call
         gradient = truncated_bptt(loss_fn, k1, k2).estimate(params, its memory, batch)
         if at least `lags + losses - 1` steps are remembered and `every` calls have passed since the last estimate:
             phi, parts, largest = running means of measure_by_lag(newest steps)      # a reverse sweep, one step at a time
@@ -45,7 +45,8 @@ def adaptive_bptt(
 
     A call's window was chosen before its batch was seen, so that the choice cannot lean on the noise of that gradient.
     Until the first estimate, and wherever nothing bounds the bias (beta not surely below 1, phi not finite), the window is
-    the largest; `info` says so. All windows are branches of one program, of which one is run; nothing is compiled again.
+    the largest; `info` says so. The bound holds as far as phi decays geometrically beyond the lags measured. All windows
+    are branches of one program, of which one is run (under vmap, all); nothing is compiled again.
 
     For every window longer than k1 a carry of its own is remembered and moved on, besides the steps of the longest. So each
     call is exactly what TBPTT(k1, k2) would do had it been fed from the start with the same parameters. Moving them on
@@ -53,7 +54,7 @@ def adaptive_bptt(
     through `lags` steps, taken one step at a time, for `losses` lanes.
 
     Args:
-      loss_fn: any `LossFn`; with losses > 1 one that can be vmapped.
+      loss_fn: any `LossFn` that can be vmapped (for the estimate, over the losses that it follows).
       k1: stride, steps between windows; static int >= 1; must divide T.
       windows: static, strictly increasing ints >= 1, the k2s to choose from. A k2 < k1 has no bound on its bias and is
         taken only where it is the largest.

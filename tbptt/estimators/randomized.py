@@ -33,9 +33,9 @@ def randomized_bptt(loss_fn: LossFn, k1: int, schedule: TruncationSchedule, *, d
 
     Seams are the same for all lanes. One forward pass keeps a carry at each of T / k1 seams; the blocks between are
     taken back one at a time. So memory grows with T / k1 carries and one block's intermediates. Several draws share
-    the forward pass; each costs a backward pass. Exact with any additive `LossFn` whose backward pass is linear: clipping
-    inside it (`ClippedCell`) is not, and biases the mean. A call is a whole: the carry that enters it is constant, as for
-    full BPTT, and the count of steps since the last cut starts there.
+    the forward pass; each costs a backward pass. Exact with any additive `LossFn` whose backward pass is linear and can
+    be vmapped: clipping inside it (`ClippedCell`) is not linear, and biases the mean. A call is a whole: the carry that
+    enters it is constant, as for full BPTT, and the count of steps since the last cut starts there.
 
     Args:
       loss_fn: any `LossFn`.

@@ -43,7 +43,7 @@ def choose_window(
     level: float = 0.95,
     scale: Float[ArrayLike, ""] | None = None,
 ) -> WindowChoice:
-    """Chooses the smallest window whose relative bias is surely below delta; if there is none, the largest.
+    """Chooses the smallest window whose bound on its relative bias is below delta; if there is none, the largest.
 
         R(n)    = sum_{n <= k <= tau} phi_k  +  A beta^(max(n, tau + 1) - tau) / (1 - beta)     left out after n steps
         B(k2)   = mean of R(n) over n = k2 - k1 + 1 .. k2                                      each new loss has its own n
