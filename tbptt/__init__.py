@@ -28,7 +28,16 @@ from tbptt.clipping import stop_at_non_finite as stop_at_non_finite
 from tbptt.clipping import watched as watched
 from tbptt.diagnostics import compare_estimators as compare_estimators
 from tbptt.diagnostics import gradient_by_lag as gradient_by_lag
+from tbptt.estimators import AwdLengths as AwdLengths
+from tbptt.estimators import ConstantRate as ConstantRate
+from tbptt.estimators import HeavyTail as HeavyTail
+from tbptt.estimators import LogUniformLengths as LogUniformLengths
+from tbptt.estimators import WindowChoice as WindowChoice
+from tbptt.estimators import adaptive_bptt as adaptive_bptt
+from tbptt.estimators import choose_window as choose_window
 from tbptt.estimators import full_bptt as full_bptt
+from tbptt.estimators import random_window_bptt as random_window_bptt
+from tbptt.estimators import randomized_bptt as randomized_bptt
 from tbptt.estimators import rtrl as rtrl
 from tbptt.estimators import snap as snap
 from tbptt.estimators import sparse_rtrl as sparse_rtrl
@@ -69,20 +78,24 @@ from tbptt.unroll import unroll as unroll
 
 __all__ = [
     "AffineCell",
+    "AwdLengths",
     "Batch",
     "CarriesOnly",
     "Cell",
     "ClippedCell",
+    "ConstantRate",
     "DiagonalLinear",
     "Elman",
     "Estimator",
     "GRU",
     "GRUResetBefore",
     "Gradient",
+    "HeavyTail",
     "LSTM",
     "LinenCell",
     "LocalGRU",
     "LocalLSTM",
+    "LogUniformLengths",
     "LossFn",
     "MemoryBudget",
     "Metrics",
@@ -94,7 +107,10 @@ __all__ = [
     "SequenceParams",
     "Stack",
     "TrainState",
+    "WindowChoice",
+    "adaptive_bptt",
     "as_linen",
+    "choose_window",
     "clip_by_global_norm",
     "clip_cotangent",
     "compare_estimators",
@@ -118,6 +134,8 @@ __all__ = [
     "predict",
     "quasi_newton_unroll",
     "raise_if_non_finite",
+    "random_window_bptt",
+    "randomized_bptt",
     "rewind",
     "rtrl",
     "sequence_loss",
