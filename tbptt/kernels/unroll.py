@@ -48,17 +48,17 @@ def fused_unroll(
     code that `unroll` runs. Lanes do not mix: no program waits for another one. Lanes and units are padded with zeros
     to whole tiles: to a multiple of 16 lanes, and to 16, 32, 64, 128 or 256 units, the most.
 
-    Values and gradients are those of `unroll` to rounding, bfloat16 products included, with JAX's matmul precision on that backend: on a GPU
-    float32 products take TF32's tensor cores in both, unless `jax.default_matmul_precision("highest")` asks for more
-    (then without tensor cores here, and slow). Kept for the backward pass, a step: 6 arrays `[*batch, H]` for an LSTM and
-    5 for a GRU, padding included. The gradient itself cannot be differentiated, nor is there forward mode: use `unroll`
-    for the one, `plain_unroll` for the other.
+    Values and gradients are those of `unroll` to rounding, bfloat16 products included, with JAX's matmul precision on
+    that backend: on a GPU float32 products take TF32's tensor cores in both, unless
+    `jax.default_matmul_precision("highest")` asks for more (then without tensor cores here, and slow). Kept for the
+    backward pass, a step: 6 arrays `[*batch, H]` for an LSTM and 5 for a GRU, padding included. The gradient itself
+    cannot be differentiated, nor is there forward mode: use `unroll` for the one, `plain_unroll` for the other.
 
-    Measured: it equals `unroll` and `plain_unroll` in Pallas's interpreter on a CPU; JAX lowers it for CUDA; and Triton 3.9 compiled
-    those kernels for compute capability 9.0 within 80 KiB of shared memory, which asks for 8.0 or more. NOT measured: it
-    has never run on a GPU, neither its numbers there nor its speed; `python -m benchmarks.gpu` compares it with `unroll`
-    and cuDNN. By the counts it should gain at few lanes and weights up to some 256 KiB, as for H = 128 in float32: each
-    program reads them all at every step.
+    Measured: it equals `unroll` and `plain_unroll` in Pallas's interpreter on a CPU; JAX lowers it for CUDA; and Triton
+    3.9 compiled those kernels for compute capability 9.0 within 80 KiB of shared memory, which asks for 8.0 or more. NOT
+    measured: it has never run on a GPU, neither its numbers there nor its speed; `python -m benchmarks.gpu` compares it
+    with `unroll` and cuDNN. By the counts it should gain at few lanes and weights up to some 256 KiB, as for H = 128 in
+    float32: each program reads them all at every step.
 
     Args:
       cell: static; `LSTM`, `GRU`, or a `Stack` of those, not classes derived from them.
