@@ -38,9 +38,9 @@ def rtrl(loss_fn: LossFn) -> Estimator:
             J, carry = dnew_dcarry @ J + dnew_dparams, new
 
     The influence goes on from call to call: at constant parameters the sum over calls of their total weight times their
-    grads is the gradient that `full_bptt` finds for the whole stream at once, in whatever pieces it was fed (for one call:
-    it is full_bptt's). If the parameters change between calls, J is a sum of derivatives taken at older parameters, as
-    the carry itself comes from them: stale by about the learning rate times the recurrence's memory.
+    grads is the gradient that `full_bptt` finds for the whole stream at once, in whatever pieces it was fed (and the
+    first call's grads are full_bptt's own). If the parameters change between calls, J is a sum of derivatives taken at
+    older parameters, as the carry itself comes from them: stale by about the learning rate times the recurrence's memory.
 
     Memory does not depend on T. It holds P carries (B lanes: P B H numbers), and a step costs P derivatives of one step:
     for a few thousand parameters. See `snap` and `sparse_rtrl` for less.

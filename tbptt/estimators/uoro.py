@@ -12,7 +12,8 @@ from tbptt.norms import global_norm
 from tbptt.types import Batch, Carry, Estimator, Gradient, LossFn, Params, PRNGKey
 from tbptt.windows import cut
 
-# Keeps the two scalings off 0 / 0. It changes the variance alone: any positive scalings are unbiased.
+# Keeps the two scalings off 0 / 0. It changes the variance alone: any positive scalings that do not
+# know the sign of nu are unbiased.
 EPSILON = 1e-7
 
 
@@ -51,9 +52,9 @@ def uoro(loss_fn: LossFn) -> Estimator:
         rho0 = sqrt(|theta_{t-1}| / |(dc_t/dc_{t-1}) s_{t-1}|),    rho1 = sqrt(|nu^T dc_t/dparams| / |nu|)
 
     (s = theta = 0 at the start; each norm plus a small epsilon.) Since E[nu nu^T] = 1 and the cross terms are odd in nu,
-    E[s (x) theta] = dcarry/dparams whatever the scalings, and E[g] is RTRL's gradient: at constant parameters that of full
-    BPTT, see `rtrl` for streams and staleness. A step costs two or three plain steps, memory is a carry and a copy of the
-    parameters.
+    E[s (x) theta] = dcarry/dparams for any scalings even in nu, and E[g] is RTRL's gradient: at constant parameters that of
+    full BPTT, see `rtrl` for streams and staleness. A step costs a tangent and two cotangents of one step; memory is a
+    carry and a copy of the parameters.
 
     With B lanes there is ONE pair for the whole carry. It is unbiased, but each lane's loss then meets the signs of all
     lanes: the noise of the products between lanes adds to each lane's own, so the variance of the lanes' mean gradient does
