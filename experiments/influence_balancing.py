@@ -10,7 +10,6 @@ TBPTT(100, 100) and TBPTT(10, 10) move away or diverge, RTRL, UORO and ARTBP arr
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,8 +18,9 @@ import numpy as np
 import optax
 
 import tbptt
-from experiments.support import influence, program, style
+from experiments.support import influence, program
 from experiments.support.console import console
+from experiments.support.influence_figure import draw as draw
 
 GRID_K1 = (1, 5, 10, 25, 50, 80, 100, 110, 200)
 GRID_K2 = (1, 5, 10, 20, 40, 41, 43, 46, 50, 65, 80, 94, 100, 107, 110, 120, 200)
@@ -114,6 +114,8 @@ def measure(config: Config) -> dict[str, Any]:
     others = [row for row in seen if row["estimator"] in ("RTRL", "UORO", "ARTBP")]
     return {
         "grid": grid,
+        "k1s": GRID_K1,
+        "k2s": GRID_K2,
         "curve": curve,
         "thetas": curves,
         "results": {"signs": worst, "runs": [_finite(row) for row in seen]},
@@ -141,49 +143,6 @@ def measure(config: Config) -> dict[str, Any]:
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
     """JSON has no NaN: a run that overflowed has no theta, and its verdict says so."""
     return row | {"theta": row["theta"] if np.isfinite(row["theta"]) else None}
-
-
-def draw(data: dict[str, Any], folder: Path) -> None:
-    """Draws the derivative over the grid, and theta over the stream."""
-    figure, axes = style.panels(2, title="Influence balancing: the window decides the sign", width=6.4, height=4.8)
-    table = np.full((len(GRID_K1), len(GRID_K2)), np.nan)
-    for row in data["grid"]:
-        table[GRID_K1.index(row["k1"]), GRID_K2.index(row["k2"])] = row["measured"]
-    axes[0].grid(False)
-    image = axes[0].imshow(table, cmap="PuOr_r", vmin=-16.5, vmax=16.5, aspect="auto", origin="lower")
-    for (i, j), value in np.ndenumerate(table):
-        if np.isfinite(value):
-            dark = abs(value) > 10
-            axes[0].text(
-                j,
-                i,
-                f"{value:.0f}" if abs(value) >= 1 else f"{value:.1g}",
-                ha="center",
-                va="center",
-                fontsize=6,
-                color="white" if dark else "black",
-            )
-    axes[0].set_xticks(range(len(GRID_K2)), [str(k) for k in GRID_K2], fontsize=7, rotation=90)
-    axes[0].set_yticks(range(len(GRID_K1)), [str(k) for k in GRID_K1], fontsize=7)
-    axes[0].set(
-        xlabel="k2: steps the gradient flows back", ylabel="k1: steps between windows (blank: k2 < k1, or not measured)"
-    )
-    axes[0].set_title("mean ds₀/dθ seen (true: -6; above 0: wrong sign)", fontsize=10)
-    figure.colorbar(image, ax=axes[0], label="ds₀/dθ")
-    for index, (name, thetas) in enumerate(data["thetas"].items()):
-        shown = np.clip(np.nan_to_num(np.asarray(thetas, float), nan=np.inf), -0.5, 2)
-        x = np.linspace(0, data["results"]["runs"][index]["steps"], len(shown))
-        again = index // len(style.COLORS)  # a second round of the colours has other dashes and markers
-        look = style.line(index) | {
-            "ls": style.LINES[(index + 3 * again) % 7],
-            "marker": style.MARKERS[(index + again) % 7],
-        }
-        axes[1].plot(x, shown, label=name, markevery=12, ms=4, **look)
-    axes[1].axhline(influence.STAR, color="black", lw=0.8)
-    axes[1].set(xlabel="steps of the stream", ylabel="θ (cut at -0.5 and 2)", ylim=(-0.6, 3.2))
-    axes[1].set_title("online training by SGD (line: θ* = -1/6)", fontsize=10)
-    axes[1].legend(fontsize=7, ncols=2, loc="upper left")
-    style.save(figure, folder, "influence_balancing")
 
 
 if __name__ == "__main__":
