@@ -84,21 +84,11 @@ def train(run: Run, steps: int, seed: int) -> list[float]:
     return thetas
 
 
-def signs(quick: bool) -> tuple[list[dict[str, Any]], list[float]]:
-    """Measures the derivative over the grid beside the closed form; and the closed form by age."""
-    D = influence.closed_form(max(GRID_K2))
-    pairs = QUICK_PAIRS if quick else [(k1, k2) for k1 in GRID_K1 for k2 in GRID_K2 if k2 >= k1]
-    rows = []
-    for k1, k2 in pairs:
-        measured, exact = influence.measured_derivative(k1, k2), influence.mean_derivative(D, k1, k2)
-        rows.append({"k1": k1, "k2": k2, "measured": measured, "closed_form": exact})
-    return rows, D.tolist()
-
-
 def measure(config: Config) -> dict[str, Any]:
     """Measures the grid and runs the runs."""
     console.print("the derivative over the grid of (k1, k2) ...")
-    grid, curve = signs(config.quick)
+    pairs = QUICK_PAIRS if config.quick else [(k1, k2) for k1 in GRID_K1 for k2 in GRID_K2 if k2 >= k1]
+    grid, curve = influence.derivatives(pairs)
     worst = max(abs(row["measured"] - row["closed_form"]) for row in grid)
     seen, curves = [], {}
     with jax.enable_x64(True):

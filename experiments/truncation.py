@@ -93,23 +93,14 @@ def measure(config: Config) -> dict[str, Any]:
     longer = last["length"] / first["length"]
     rows = by_window(config)
     best, full = min(rows, key=lambda r: r["valid_mse"]), rows[-1]
-    curve = influence.closed_form(max(k2 for _, k2 in PAIRS))
-    derivatives = [
-        {
-            "k1": k1,
-            "k2": k2,
-            "measured": influence.measured_derivative(k1, k2),
-            "closed_form": influence.mean_derivative(curve, k1, k2),
-        }
-        for k1, k2 in PAIRS
-    ]
+    derivatives, curve = influence.derivatives(PAIRS)
     worst = max(abs(r["measured"] - r["closed_form"]) for r in derivatives)
     sign = {(r["k1"], r["k2"]): r["measured"] for r in derivatives}
     return {
         "cost": costs,
         "rows": rows,
         "derivatives": derivatives,
-        "curve": curve.tolist(),
+        "curve": curve,
         "claims": [
             program.claim(
                 1,

@@ -8,6 +8,7 @@ theta first raises s_0, through the ten near states, and lowers it in the long r
 References: Tallec and Ollivier, *Unbiased online recurrent optimization*, arXiv:1702.05043, section 5.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -81,6 +82,17 @@ def measured_derivative(k1: int, k2: int) -> float:
             return estimator.estimate(theta, memory, new).grads
 
         return float(jax.jit(derivative)(theta))
+
+
+def derivatives(pairs: Iterable[tuple[int, int]]) -> tuple[list[dict[str, Any]], list[float]]:
+    """Measures the derivative of every (k1, k2) beside the closed form; and returns D_1 .. D_max(k2)."""
+    pairs = list(pairs)
+    D = closed_form(max(k2 for _, k2 in pairs))
+    rows = []
+    for k1, k2 in pairs:
+        measured, exact = measured_derivative(k1, k2), mean_derivative(D, k1, k2)
+        rows.append({"k1": k1, "k2": k2, "measured": measured, "closed_form": exact})
+    return rows, D.tolist()
 
 
 def verdict(theta: float, tolerance: float) -> str:

@@ -78,7 +78,8 @@ def compare_estimators(
         seconds = time.perf_counter() - begin
         keys = jax.random.split(key, draws) if drawn and key is not None else [None]
         gradients = (compiled(params, carry, batch, use) for use in keys)
-        rows[name] = make_row(name, gradients, r, seconds, compiled.memory_analysis().temp_size_in_bytes)
+        analysis: Any = compiled.memory_analysis()
+        rows[name] = make_row(name, gradients, r, seconds, analysis.temp_size_in_bytes)
         runs[name] = lambda run=compiled, use=first: jax.block_until_ready(run(params, carry, batch, use))
     seconds = _in_turns(runs, repeats)
     return [row._replace(seconds_per_step=seconds[name] / T) for name, row in rows.items()]
