@@ -1,5 +1,6 @@
 """The other end of `benchmarks.systems.serve`: a system in a process of its own, asked one thing at a time."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -42,7 +43,8 @@ class Worker:
     def close(self) -> None:
         """Ends the process: it stops when its stdin ends."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it has ended before, and its rows say so: the others' must not be lost
+            self._process.stdin.close()
         try:
             self._process.wait(timeout=20)
         except subprocess.TimeoutExpired:

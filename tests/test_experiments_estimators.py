@@ -1,0 +1,61 @@
+"""Experiments beyond the fixed window: their numbers in small, and pictures from a file of rows."""
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import adaptive_copy, estimator_frontier, influence_balancing, staleness
+from experiments.support import frontier_figure, influence
+
+
+@pytest.mark.parametrize(("theta", "said"), [
+    (-1 / 6 + 1e-3, "converged"), (0.0, "right_way"), (0.6, "wrong_way"), (-0.9, "wrong_way"), (11.0, "diverged"),
+    (float("nan"), "diverged"), (float("-inf"), "diverged"),
+])  # fmt: skip
+def test_the_verdict_on_a_run(theta, said):
+    assert influence.verdict(theta, 5e-3) == said
+
+
+def test_the_derivative_of_influence_balancing_is_the_closed_form():
+    rows, D = influence.derivatives([(1, 41), (10, 46), (10, 100), (100, 100), (3, 2)])
+    assert [row["closed_form"] for row in rows[:4]] == pytest.approx([-0.0275, -0.0217, -6.0, 0.58], abs=1e-2)
+    assert max(abs(row["measured"] - row["closed_form"]) for row in rows) < 1e-9
+    assert rows[4]["closed_form"] == pytest.approx((D[0] + D[1]) / 3)  # k2 < k1: the oldest of three losses sees nothing
+    assert D[0] == 1 and D[9] == pytest.approx(10) and max(D) == pytest.approx(D[18])
+
+
+def test_online_training_follows_the_sign():
+    with jax.enable_x64(True):
+        right = influence_balancing.train(influence_balancing.truncated(10, 100, 1e-3), 6000, seed=0)
+        wrong = influence_balancing.train(influence_balancing.truncated(100, 100, 1e-3), 6000, seed=0)
+    assert len(right) == influence_balancing.POINTS + 1 and right[0] == influence.START
+    assert abs(right[-1] - influence.STAR) < 1e-4 and wrong[-1] > 0.55
+
+
+def test_replay_is_stable_where_stale_states_are_not():
+    rates = np.asarray([2e-4, 1e-3, 4e-2, 8e-2])
+    with jax.enable_x64(True):
+        estimators = {name: staleness.make_estimator(name, 10) for name in (staleness.REPLAYED, staleness.AS_IT_WAS)}
+        found = {name: staleness.final_thetas(e, 10, rates, 800) for name, e in estimators.items()}
+    error = {name: np.abs(thetas - influence.STAR) for name, thetas in found.items()}
+    assert np.all(error[staleness.REPLAYED][1:3] < 1e-3) and not error[staleness.REPLAYED][3] < 1
+    assert error[staleness.AS_IT_WAS][1] < 1e-3 and not error[staleness.AS_IT_WAS][2] < 1
+
+
+def test_the_frontier_is_drawn_from_rows(tmp_path):
+    row = {"bias_error": 0.0, "cosine": 1.0, "sign_agreement": 1.0, "variance": 0.0, "bytes": 1, "frontier": True}
+    rows = [
+        row | {"task": task, "estimator": name, "bias": bias, "seconds_per_step": seconds}
+        for task in estimator_frontier.TASKS
+        for name, bias, seconds in (("short", 0.5, 1e-6), ("long", 0.0, 1e-5))
+    ]
+    frontier_figure.draw({"results": {"rows": rows}}, tmp_path)
+    assert (tmp_path / "estimator_frontier.png").stat().st_size > 10_000
+
+
+def test_a_pass_of_the_copy_task_trains(tmp_path):
+    config = adaptive_copy.Config(passes=2, lanes=2, hidden=3)
+    task = adaptive_copy.make_task(config, 0)
+    row, curve = adaptive_copy.one_row(config, "K = 40", 40, lambda f: adaptive_copy.tbptt.full_bptt(f), {"k": 40})
+    assert len(curve["perplexity"]) == 2 and 1 < row["perplexity"] < 8 and row["chosen_k"] == 79
+    assert task.test.targets.shape == (adaptive_copy.TEST, 2)
