@@ -3,11 +3,11 @@
     python -m experiments.adding            about 4 minutes on two cores
     python -m experiments.adding --quick    under 60 seconds: fewer updates, windows and seeds
 
-T = 100: an LSTM of 8 units, Adam 5e-3 (halved after every fifth), clip 1, batches of 32. Expected: a median test error below
-0.005 over the seeds, where a constant answer has 2/3; a simple network of the same size stays above 0.05. T = 400, an LSTM
-with chrono initialisation: the last step's loss is differentiated through the last k2 steps only (TBPTT(T, k2)), so no
-gradient comes from markers further back. Expected: the longest window solves it, the shortest does not; where the boundary
-lies is measured. A window shorter than the task can do: what is learnt on late markers also holds for early ones.
+T = 100: an LSTM of 8 units, Adam 5e-3 (halved after every fifth), clip 1, batches of 32. Expected: a median test error
+below 0.005 over the seeds, where a constant answer has 2/3; a simple network of the same size stays above 0.05. T = 400,
+an LSTM with chrono initialisation: the last step's loss is differentiated through the last k2 steps only (TBPTT(T, k2)), so
+no gradient comes from markers further back. Expected: the longest window solves it, the shortest does not; where the
+boundary lies is measured. A window shorter than the task can do: what is learnt on late markers also holds for early ones.
 """
 
 import dataclasses
