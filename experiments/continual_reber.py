@@ -6,8 +6,8 @@
 Strings B c R c E of the embedded Reber grammar follow each other without a sign; the second c (T or P) is known to who
 remembers the first. TBPTT(75, 75): an update every 75 steps, the carry handed on, never reset. Expected: an LSTM with a
 forget gate says more than 98 % of the second c right, the LSTM of 1997, whose forget gate is always 1, hardly more than
-half: its cell states only grow. And the window: the other c lies 6 or more steps away, so one of 3 steps carries no gradient
-to it and comes to little more than half.
+half: its cell states only grow. And the window: the other c lies 6 or more steps away, so one of 3 steps carries no
+gradient to it and comes to little more than half.
 """
 
 import dataclasses

@@ -112,10 +112,16 @@ def test_windows_lie_on_both_sides_of_the_delay():
 
 
 SMALL = {
-    adding: ({"SHORT": 6, "LONG": 8, "TEST": 4, "LANES": 2}, {"windows": (2, 8), "updates": 6, "long_updates": 3}),
-    copy_memory: ({"S": 2, "A": 2, "TEST": 4, "LANES": 2}, {"delays": (4,), "window_delay": 4, "updates": 3, "hidden": 3}),
+    adding: (
+        {"SHORT": 6, "LONG": 8, "TEST": 4, "LANES": 2},
+        {"windows": (2, 8), "updates": 3, "long_updates": 3, "long_seeds": 2},
+    ),
+    copy_memory: (
+        {"S": 2, "A": 2, "TEST": 4, "LANES": 2, "windows_of": lambda delay, quick: [(6, 2)]},
+        {"delays": (4,), "window_delay": 4, "updates": 3, "hidden": 3},
+    ),
     temporal_order: ({"TEST": 4, "LANES": 2}, {"updates": 3}),
-    continual_reber: ({"CHUNK": 6}, {"windows": (3,), "updates": 3}),
+    continual_reber: ({"CHUNK": 6}, {"windows": (), "updates": 3}),
 }
 
 
