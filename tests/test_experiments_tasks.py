@@ -118,7 +118,7 @@ SMALL = {
     ),
     copy_memory: (
         {"S": 2, "A": 2, "TEST": 4, "LANES": 2, "windows_of": lambda delay, quick: [(6, 2)]},
-        {"delays": (4,), "window_delay": 4, "updates": 3, "hidden": 3},
+        {"delays": (4,), "window_delay": 4, "updates": 3, "window_updates": 3, "window_seeds": 2, "hidden": 3},
     ),
     temporal_order: ({"TEST": 4, "LANES": 2}, {"updates": 3}),
     continual_reber: ({"CHUNK": 6}, {"windows": (), "updates": 3}),
