@@ -5,8 +5,8 @@
 
 Hochreiter and Schmidhuber's experiment 6a with T = 50: the first letter at steps 3 to 12, the second at 25 to 40, four
 classes. Four units, Adam 0.02, clip 1, batches of 32. Expected: the LSTM 100 % on every seed, its forget biases spread over
-T (chrono initialisation); the simple network at chance, 25 %. The LSTM with forget bias 1 is measured beside them: of twenty
-seeds two got stuck at two of the four classes, and none of the chrono ones did.
+T (chrono initialisation); the simple network at chance, 25 %. The LSTM with forget bias 1 is measured beside them: two of
+twenty seeds got stuck at two of the four classes, and none of the chrono ones did.
 """
 
 import dataclasses
