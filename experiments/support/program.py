@@ -34,7 +34,7 @@ def execute(module: ModuleType, config: Any) -> dict[str, Any]:
     """Runs an experiment into its folder and returns its summary; verdicts are computed from what was measured."""
     name = module.__name__.rsplit(".", 1)[-1] if module.__name__ != "__main__" else Path(str(module.__file__)).stem
     folder = run_folder.open_folder(config.out, name, config)
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     data = module.measure(config)
     (folder / "data.json").write_text(json.dumps(data) + "\n")
     claims, rows = data.get("claims", []), data.get("known", [])
@@ -51,6 +51,7 @@ def execute(module: ModuleType, config: Any) -> dict[str, Any]:
         **data.get("results", {}),
         "figures": sorted(path.name for path in folder.glob("*.png")),
         "seconds": round(time.perf_counter() - start, 1),
+        "cpu_seconds": round(time.process_time() - cpu, 1),  # of all threads; on a shared machine the fairer number
         "environment": run_folder.environment(),
         "folder": str(folder),
     }
