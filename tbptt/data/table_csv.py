@@ -14,7 +14,7 @@ from tbptt.data.csv_table import find_bad_cell, header
 from tbptt.data.fetch import DataUnavailable, cache_dir
 from tbptt.data.table import Table, choose_columns, need_pyarrow
 from tbptt.data.table_npy import open_npy
-from tbptt.data.watched import Watched, watch
+from tbptt.data.watched import SourceChanged, Watched, watch
 
 # What stands for a missing value: it becomes NaN, and NaN is refused, or masked, when the row is read.
 MISSING = ("", "NA", "N/A", "n/a", "NaN", "nan", "NAN", "-nan", "null", "NULL")
@@ -45,12 +45,12 @@ def open_csv(path: Path, columns: Sequence[str] | None) -> Table:
             target.parent.mkdir(parents=True, exist_ok=True)
             _convert(watched, names, chosen, data_start, target)
         except OSError as error:
-            if isinstance(error, PermissionError) or error.errno is not None and not error.filename == str(path):
-                raise DataUnavailable(
-                    f"{path} could not be converted into {target.parent}: {error}. Make room, or set TBPTT_DATA to a "
-                    "folder that can be written"
-                ) from error
-            raise
+            if isinstance(error, SourceChanged) or error.filename == str(path):
+                raise
+            raise DataUnavailable(
+                f"{path} could not be converted into {target.parent}: {error}. Make room, or set TBPTT_DATA to a folder "
+                "that can be written"
+            ) from error
     array = open_npy(target, None)
 
     def read(start: int, stop: int) -> np.ndarray:
