@@ -209,7 +209,7 @@ WRONG = [
         lambda source, span: rows_only(source, span)._replace(resets=np.zeros(span.stop - span.start, bool)),
         "got one with resets",
     ),
-    (lambda source, span: Batch(np.zeros((1, 2)), np.zeros(1)), "must return the 4 steps of Span.*; got 1"),
+    (lambda source, span: Batch(np.zeros((1, 2)), np.zeros(1)), "must return the 4 steps of Span.*; got an array of shape"),
     (
         lambda source, span: Batch(np.zeros((n := span.stop - span.start, n)), np.zeros(n)),
         r"one shape and dtype; got float64\[4, 4\] after float64\[1, 1\]",

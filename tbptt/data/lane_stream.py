@@ -72,7 +72,8 @@ class LaneStream:
         self._masked = may_mask(source) or any(steps != len(self) * self.length for steps in self.steps)
         self._first: dict[Span, int | None] = {}
         first = next(span for spans in self._spans for span in spans)
-        self._example = self._checked(first._replace(stop=first.start + 1))
+        self._example: tuple[list[np.ndarray], Any] | None = None
+        self._checked(first._replace(stop=first.start + 1))  # what batches look like, for lanes that have ended
 
     def __len__(self) -> int:
         """Chunks a pass."""
@@ -88,16 +89,17 @@ class LaneStream:
             raise ValueError(f"i must be the number of a chunk, 0, 1, ...; got {i!r}")
         shape = (self.length, len(self.rows))
         resets, mask = np.zeros(shape, bool), np.zeros(shape, bool)
-        example, tree = jax.tree.flatten(self._example)
+        assert self._example is not None
+        example, tree = self._example
         leaves = [np.zeros((*shape, *leaf.shape[1:]), leaf.dtype) for leaf in example]
         for column, lane in enumerate(self.rows):
             for at, span, first in self._pieces(lane, int(i) % len(self) * self.length):
                 here = slice(at, at + span.stop - span.start)
-                piece = self._checked(span)
-                mask[here, column] = True if piece.mask is None else piece.mask
+                exists, parts = self._checked(span)
+                mask[here, column] = True if exists is None else exists
                 if first is not None and span.start <= first < span.stop:
                     resets[at + first - span.start, column] = True
-                for whole, part in zip(leaves, jax.tree.leaves(piece), strict=True):
+                for whole, part in zip(leaves, parts, strict=True):
                     whole[here, column] = part
         batch = jax.tree.unflatten(tree, leaves)._replace(resets=resets, mask=mask if self._masked else None)
         return Chunk(batch, int(i) * self.length)
@@ -119,23 +121,25 @@ class LaneStream:
             self._first[span] = first_good_row(self.source, span.start, span.stop)
         return self._first[span]
 
-    def _checked(self, span: Span) -> Batch:
-        """Makes the batch of a span, and checks what the caller's function returned."""
+    def _checked(self, span: Span) -> tuple[Any, list[np.ndarray]]:
+        """Makes the batch of a span and checks what the caller's function returned; its mask, and its leaves."""
         batch: Any = self.make_batch(self.source, span)
         name = getattr(self.make_batch, "__qualname__", repr(self.make_batch))
         if not isinstance(batch, Batch) or batch.resets is not None:
             what = "one with resets" if isinstance(batch, Batch) else type(batch).__name__
             raise ValueError(f"{name} must return a Batch without resets (the stream sets them); got {what}")
-        batch = jax.tree.map(np.asarray, batch)
-        n, example = span.stop - span.start, getattr(self, "_example", batch)
-        if windows.length(batch) != n:
-            raise ValueError(f"{name} must return the {n} steps of {span}; got {windows.length(batch)}")
-        if jax.tree.structure(batch) != jax.tree.structure(example):
-            raise ValueError(f"{name} must return batches of one structure; got {batch} after {example}")
-        for got, wanted in zip(jax.tree.leaves(batch), jax.tree.leaves(example), strict=True):
+        found, tree = jax.tree.flatten(batch)
+        leaves, n = [np.asarray(leaf) for leaf in found], span.stop - span.start
+        example, example_tree = self._example or (leaves, tree)
+        if tree != example_tree:
+            raise ValueError(f"{name} must return batches of one structure; got {tree} after {example_tree}")
+        for got, wanted in zip(leaves, example, strict=True):
+            if got.shape[:1] != (n,):
+                raise ValueError(f"{name} must return the {n} steps of {span}; got an array of shape {got.shape}")
             if got.shape[1:] != wanted.shape[1:] or got.dtype != wanted.dtype:
                 raise ValueError(
                     f"{name} must return arrays of one shape and dtype; got {got.dtype}{list(got.shape)} after "
                     f"{wanted.dtype}{list(wanted.shape)}"
                 )
-        return batch
+        self._example = example, example_tree
+        return batch.mask, leaves

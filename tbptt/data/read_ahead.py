@@ -3,7 +3,7 @@
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
@@ -12,6 +12,7 @@ from tbptt.data.streams import Chunk
 from tbptt.types import Batch
 
 
+@runtime_checkable
 class Stream(Protocol):
     """What can be read ahead: chunks by number."""
 

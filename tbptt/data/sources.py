@@ -4,7 +4,7 @@ import bisect
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Num
@@ -18,6 +18,7 @@ from tbptt.data.table_parquet import open_parquet
 OPENERS = {".npy": open_npy, ".csv": open_csv, ".parquet": open_parquet}
 
 
+@runtime_checkable
 class Source(Protocol):
     """Recordings one after another, as rows that are read when asked for."""
 
