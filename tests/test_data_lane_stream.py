@@ -157,7 +157,7 @@ def test_masked_rows_do_not_exist_and_resets_wait_for_the_first_that_does():
 
 @pytest.fixture(scope="module")
 def model():
-    cell, readout = tbptt.GRU(2, 4), nn.Dense(2)
+    cell, readout = tbptt.GRU(2, 4), nn.Dense(2, param_dtype=jnp.float64)
     return cell, readout, tbptt.init_params(jax.random.key(3), cell, readout)
 
 
@@ -233,7 +233,7 @@ def test_misuse_at_the_door():
         (lambda: LaneStream(source, 7, 1, rows_only), ValueError, "lanes=7, 6 rows"),
         (lambda: LaneStream(source, 0, 1, rows_only), ValueError, "lanes must be at least 1"),
         (lambda: LaneStream(source, 2, 0, rows_only), ValueError, "chunk must be at least 1"),
-        (lambda: LaneStream(source, 2, 2.0, rows_only), TypeError, "chunk must be a Python int"),
+        (lambda: LaneStream(source, 2, 2.0, rows_only), TypeError, "chunk"),
         (lambda: LaneStream(source, 1, 2, rows_only).chunk(-1), ValueError, "number of a chunk"),
     ]:
         with pytest.raises(error, match=message):

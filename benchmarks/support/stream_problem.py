@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -54,13 +55,13 @@ def _blocks(steps: int) -> Iterator[tuple[int, np.ndarray]]:
 
 def open_stream(path: Path, sizes: Sizes) -> LaneStream:
     """Opens a file as a stream of forecasts of its first column, one step ahead."""
-    source = open_source(path)
+    source = open_source(path, dtype=jnp.result_type(float))
     return LaneStream(source, sizes.lanes, sizes.chunk, forecast_batches(source.names[0], (1,)))
 
 
 def make_trainer(sizes: Sizes, example: Any) -> Callable[[Iterable[Any]], tuple[Any, Any]]:
     """Makes `train(batches) -> (params, last loss)`, TBPTT from the same start each time, the step compiled once."""
-    cell, readout = tbptt.LSTM(len(NAMES), sizes.hidden), nn.Dense(1)
+    cell, readout = tbptt.LSTM(len(NAMES), sizes.hidden), nn.Dense(1, param_dtype=jnp.result_type(float))
     loss_fn = tbptt.sequence_loss(cell, readout, tbptt.squared_error)
     estimator = tbptt.truncated_bptt(loss_fn, sizes.chunk, sizes.chunk)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))

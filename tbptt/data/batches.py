@@ -74,7 +74,7 @@ def symbol_batches(vocabulary: Vocabulary) -> MakeBatch:
     return next_symbol
 
 
-def label_batches(label: str, classes: Sequence[float]) -> MakeBatch:
+def label_batches(label: str, classes: Sequence[float | int]) -> MakeBatch:
     """Makes the batches of classifying recordings: one label each, asked for after its last step.
 
         inputs[t] = row[t] without the label;  targets[t] = number of the recording's class

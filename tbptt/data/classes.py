@@ -28,7 +28,7 @@ def count_classes(source: Source, label: str) -> tuple[float, ...]:
     return tuple(sorted(found))
 
 
-def check_classes(classes: Sequence[float]) -> tuple[float, ...]:
+def check_classes(classes: Sequence[float | int]) -> tuple[float, ...]:
     """Returns the classes as a tuple; a ValueError if there are fewer than two, or one twice."""
     known = tuple(float(value) for value in classes)
     if len(known) < 2 or len(set(known)) < len(known):

@@ -85,8 +85,10 @@ class Files:
         return f"{self._tables[i].file.path}, {self._tables[i].place(row - self._edges[i])}"
 
     def _read_table(self, table: Table, start: int, stop: int) -> np.ndarray:
-        values = table.read(start, stop)
-        table.file.check()  # after the read, so that a change before or during it is seen
+        try:
+            values = table.read(start, stop)
+        finally:
+            table.file.check()  # after the read, so that a change before or during it is seen, and named as the cause
         with np.errstate(over="ignore"):  # becomes inf, which is refused with its place
             return values.astype(self.dtype, copy=False)
 

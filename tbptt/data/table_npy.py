@@ -56,9 +56,6 @@ def _read(file, offset: int, count: int, dtype: np.dtype, path: Path) -> np.ndar
     while rest:
         got = file.readinto(rest)
         if not got:
-            raise SourceChanged(
-                f"{path} ended {len(rest)} bytes early, at byte {file.tell()}: it was shortened while it is read. Restore "
-                "it and resume the run from its newest checkpoint"
-            )
+            raise SourceChanged(f"{path} ended {len(rest)} bytes early, at byte {file.tell()}: it was shortened")
         rest = rest[got:]
     return numbers

@@ -92,8 +92,13 @@ class _Cursor:
         return self.begin + len(self._held)
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        while self.end < stop:
-            held = self._held[max(0, start - self.begin) :]  # what lies before `start` is not asked for again
-            self.begin = self.end - len(held)
-            self._held = np.concatenate([held, next(self._batches)])
+        if self.end < stop:
+            parts, end = [self._held], self.end
+            while end < stop:
+                parts.append(next(self._batches))
+                end += len(parts[-1])
+                if end <= start:  # what lies before `start` is not asked for again
+                    parts = []
+            self._held = np.concatenate(parts)[-(end - start) :]
+            self.begin = end - len(self._held)
         return self._held[start - self.begin : stop - self.begin].copy()

@@ -1,9 +1,9 @@
 """A text of any size as a stream of symbols: its bytes, and the vocabulary that they make."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -14,7 +14,8 @@ from tbptt.data.table import Table
 from tbptt.data.watched import SourceChanged, watch
 
 
-class Vocabulary(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
     """The symbols of a text, bytes in ascending order: symbol number i is the byte `symbols[i]`.
 
     A letter of ASCII is one symbol; any other character is as many as its UTF-8 has bytes.
@@ -48,7 +49,7 @@ class Vocabulary(NamedTuple):
             )
         return numbers
 
-    def decode(self, numbers: Iterable[int]) -> str:
+    def decode(self, numbers: Iterable[int | np.integer]) -> str:
         """Returns the text of symbols' numbers; what is no UTF-8 appears as the replacement character."""
         return bytes(self.symbols[int(number)] for number in numbers).decode("utf-8", errors="replace")
 
@@ -93,7 +94,7 @@ def _open(path: Path) -> Table:
             file.seek(start)
             found = file.read(stop - start)
         if len(found) < stop - start:
-            raise SourceChanged(f"{path} ended early, at byte {start + len(found)}: it was shortened while it is read")
+            raise SourceChanged(f"{path} ended early, at byte {start + len(found)}: it was shortened")
         return np.frombuffer(found, np.uint8)[:, None]
 
     return Table(watched, ("byte",), watched.size, read, lambda row: f"byte {row} (from 0)")
