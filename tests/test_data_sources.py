@@ -231,8 +231,12 @@ def test_csv_is_converted_once_and_again_when_it_changes(tmp_path, cache, monkey
     assert open_source(path).lengths == (500,)
     (fresh,) = cache.iterdir()  # the conversion of the file as it was before is gone
     assert fresh != made
-    open_source(path, ("a",))
+    source = open_source(path, ("a",))
     assert len(list(cache.iterdir())) == 2, "other columns, another conversion"
+    for made in cache.iterdir():
+        made.unlink()
+    with pytest.raises(SourceChanged, match="the converted form of .*x.csv, is gone. Resume the run"):
+        source.read(0, 10)
 
 
 def test_a_conversion_that_dies_leaves_no_table(tmp_path, cache, monkeypatch):

@@ -25,10 +25,12 @@ FORMAT = "1"  # of the converted file: another number, another conversion
 def open_csv(path: Path, columns: Sequence[str] | None) -> Table:
     """Opens a comma-separated file whose first row names the columns (UTF-8).
 
-    The columns are converted to float64 once, block by block, into the cache folder ($TBPTT_DATA, else
-    $XDG_CACHE_HOME/tbptt, else ~/.cache/tbptt; there tables/), under a name made of the file's path, size, time of change,
-    header and the columns; later runs find it there. It is moved into place in one atomic step when it is whole. The cache
-    may be deleted at any time when no run reads from it.
+    Empty cells and empty rows are missing values, as NA and NaN are; empty rows at the end are none.
+
+    The columns are converted to float64 once, block by block, into the folder tables/ of the cache ($TBPTT_DATA, else
+    $XDG_CACHE_HOME/tbptt, else ~/.cache/tbptt), under a name made of the file's path, size, time of change, header and
+    the columns; later runs find it there. It is moved into place in one atomic step when it is whole. The cache may be
+    deleted whenever no run reads from it.
 
     Raises:
         ImportError: pyarrow is not installed.
@@ -54,9 +56,13 @@ def open_csv(path: Path, columns: Sequence[str] | None) -> Table:
     array = open_npy(target, None)
 
     def read(start: int, stop: int) -> np.ndarray:
-        values = array.read(start, stop)
-        array.file.check()
-        return values
+        # Not watched, unlike the text: another process may have converted it too, and put the same bytes in its place.
+        try:
+            return array.read(start, stop)
+        except FileNotFoundError as error:
+            raise SourceChanged(
+                f"{target}, the converted form of {path}, is gone. Resume the run: it is then made again"
+            ) from error
 
     return Table(watched, chosen, array.length, read, lambda row: f"row {row + 2} (the header is row 1)")
 
@@ -104,7 +110,8 @@ def _convert(watched: Watched, names: tuple[str, ...], chosen: tuple[str, ...], 
             raise ValueError(f"{watched.path} has a header and no rows; wanted at least one row of numbers")
         watched.check()
         for old in target.parent.glob(f"{target.name.partition('-')[0]}-*.npy"):  # of the same file, as it was before
-            old.unlink(missing_ok=True)
+            if old != target:
+                old.unlink(missing_ok=True)
         os.replace(fresh, target)
 
 
