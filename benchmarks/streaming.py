@@ -18,6 +18,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def speed(folder: Path, sizes: Sizes, suffixes: tuple[str, ...], repeats: int) -
     first = streams[suffixes[0]]
     held = [jax.device_put(first.chunk(i).batch) for i in range(len(first))]
     train = stream_problem.make_trainer(sizes, held[0])
-    feeds = {MEMORY: lambda: held}
+    feeds: dict[str, Callable[[], Iterable[Any]]] = {MEMORY: lambda: held}
     for suffix, stream in streams.items():
         feeds[AHEAD.format(suffix)] = lambda stream=stream: (chunk.batch for _, chunk in read_ahead(stream))
     feeds[f"{suffixes[0]} not read ahead"] = lambda: (first.chunk(i).batch for i in range(len(first)))

@@ -10,7 +10,16 @@ import optax
 import pytest
 
 import tbptt
-from tbptt.data import LaneStream, Span, continuous, even_lanes, forecast_batches, masking_bad, whole_recordings
+from tbptt.data import (
+    LaneStream,
+    Span,
+    continuous,
+    even_lanes,
+    forecast_batches,
+    lane_stream,
+    masking_bad,
+    whole_recordings,
+)
 from tbptt.types import Batch
 
 
@@ -106,6 +115,34 @@ def test_a_chunk_is_a_function_of_its_number():
     assert len(list(continuous([forward[n - 1], forward[0]], start=4 * (n - 1)))) == 2, "every lane starts with a reset"
     with pytest.raises(tbptt.data.DiscontinuousFeed):
         list(continuous([forward[0], forward[2]]))
+
+
+@pytest.mark.parametrize(("steps", "size"), [(1, 1 << 24), (8, 1 << 24), (1000, 1 << 24), (1000, 200)])
+def test_reading_chunks_together_changes_no_chunk_and_reports_no_fault_too_early(steps, size, monkeypatch):
+    alone = LaneStream(Counting((7, 20, 4)), 3, 2, rows_only)
+    monkeypatch.setattr(lane_stream, "TOGETHER_STEPS", steps)
+    monkeypatch.setattr(lane_stream, "TOGETHER_BYTES", size)
+    calls = []
+
+    def faulty(source, span):
+        calls.append(span)
+        if span.start <= 6 < span.stop:
+            raise tbptt.data.BadSample("row 6 is bad")
+        return rows_only(source, span)
+
+    stream = LaneStream(Counting((7, 20, 4)), 3, 2, faulty)
+    for i in (0, 1, 2):  # row 6 is in chunk 3
+        jax.tree.map(np.testing.assert_array_equal, stream.chunk(i), alone.chunk(i))
+    with pytest.raises(tbptt.data.BadSample, match="row 6"):
+        stream.chunk(3)
+    stream.make_batch = lambda source, span: (calls.append(span), rows_only(source, span))[1]
+    calls.clear()
+    for i in (3, 4, 5, 0):
+        chunk = stream.chunk(i)
+        jax.tree.map(np.testing.assert_array_equal, chunk, alone.chunk(i))
+        with pytest.raises(ValueError, match="read-only"):
+            chunk.batch.inputs[:] = 0
+    assert (len(calls) < 6) == (steps == 1000 and size > 200)
 
 
 def test_hosts_read_their_own_lanes():
