@@ -6,7 +6,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import tbptt
@@ -237,7 +236,7 @@ def test_the_epoch_s_gradient_is_that_of_the_recordings_one_by_one(layout, lanes
     loss, grads = jax.jit(jax.value_and_grad(one_by_one))(params)
     np.testing.assert_allclose(gradient.loss, loss, rtol=1e-12)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-13), gradient.grads, grads)
-    assert float(optax.global_norm(grads)) > 1e-2
+    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(grads)) > 1e-2
 
 
 WRONG = [
