@@ -134,11 +134,12 @@ def draw(summary: dict[str, Any], path: Path) -> None:
     left.set(yticks=range(len(names)), yticklabels=names, xlabel="thousand steps/s (median; quartiles)")
     left.invert_yaxis()
     left.set_title("TBPTT(100, 100), LSTM, H=128, 32 lanes", fontsize=9)
+    least = min(row["peak_bytes"] for row in summary["memory"] if "loaded" not in row["system"]) / 2**20
+    right.axhline(1.1 * least, color=figures.COLORS[-1], lw=1, ls=":", label="1.1 times the least at 100,000 steps")
     figures.by_system(right, summary["memory"], "steps", "peak_bytes", scale=2**20)
-    right.set(xscale="log", xlabel="steps of the recording", ylabel="peak resident MiB of the process")
-    right.set_ylim(0)
+    right.set(xscale="log", xlabel="steps of the recording", ylabel="peak resident MiB of the process", ylim=(0, None))
     right.set_title("one pass of TBPTT(250, 250), LSTM, H=16, 128 lanes", fontsize=9)
-    right.legend(fontsize=8)
+    right.legend(fontsize=8, loc="lower right")
     figures.save(figure, path)
 
 

@@ -18,7 +18,7 @@ from tbptt.types import Batch
 MakeBatch = Callable[[Source, Span], Batch]
 
 # A call of make_batch costs about as much for one step as for a thousand: so chunks are read several at a time.
-TOGETHER_STEPS, TOGETHER_BYTES = 4096, 1 << 24
+TOGETHER_STEPS, TOGETHER_BYTES = 4096, 1 << 22
 
 
 class LaneStream:
