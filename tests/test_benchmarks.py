@@ -204,7 +204,7 @@ def test_streaming_trains_the_same_from_every_place(monkeypatch, tmp_path):
     rows = streaming.speed(tmp_path, sizes, (".npy", ".parquet"), repeats=2)
     assert [r["system"] for r in rows] == ["from memory", ".npy read ahead", ".parquet read ahead", ".npy not read ahead"]
     assert rows[0]["ratio"] == 1 and all(r["steps_per_second"] == 64 / r["seconds"] and r["updates"] == 8 for r in rows)
-    short = streaming.peak(tmp_path, sizes, ".npy")
+    short = streaming.peak(tmp_path, sizes, ".npy", 9)
     assert short["peak_bytes"] > 2**26 and short["file_bytes"] == 128 + 64 * 16 and 0 < short["loss"] < 10
     long = short | {"case": sizes._replace(steps=640)._asdict(), "peak_bytes": 2 * short["peak_bytes"]}
     loaded = long | {"system": ".npy loaded whole"}
