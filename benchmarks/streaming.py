@@ -111,7 +111,7 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="tbptt-streaming-") as name:
         folder = Path(name)
         os.environ["TBPTT_DATA"] = str(folder / "cache")
-        speeds = speed(folder, QUICK_SPEED if flags.quick else SPEED, suffixes, 3 if flags.quick else 5)
+        speeds = speed(folder, QUICK_SPEED if flags.quick else SPEED, suffixes, 3 if flags.quick else 11)
         peaks, most = [], QUICK_LONG if flags.quick else PEAK.steps
         updates = -(-most // (PEAK.lanes * PEAK.chunk))
         for suffix in suffixes[:1] if flags.quick else suffixes:
@@ -136,8 +136,6 @@ def draw(summary: dict[str, Any], path: Path) -> None:
     left.set(yticks=range(len(names)), yticklabels=names, xlabel="thousand steps/s (median; quartiles)")
     left.invert_yaxis()
     left.set_title("TBPTT(100, 100), LSTM, H=128, 32 lanes", fontsize=9)
-    least = min(row["peak_bytes"] for row in summary["memory"] if "loaded" not in row["system"]) / 2**20
-    right.axhline(1.1 * least, color=figures.COLORS[-1], lw=1, ls=":", label="1.1 times the least at 100,000 steps")
     figures.by_system(right, summary["memory"], "steps", "peak_bytes", scale=2**20)
     right.set(xscale="log", xlabel="steps of the recording", ylabel="peak resident MiB of the process", ylim=(0, None))
     right.set_title(f"{summary['memory'][0]['updates']} updates of TBPTT(250, 250), LSTM, H=16, 128 lanes", fontsize=9)
