@@ -245,6 +245,10 @@ WRONG = [
         lambda source, span: rows_only(source, span)._replace(resets=np.zeros(span.stop - span.start, bool)),
         "got one with resets",
     ),
+    (
+        lambda source, span: rows_only(source, span)._replace(mask=np.zeros(span.stop - span.start, bool)),
+        "<lambda> returned a mask, which only a source of masking_bad has",
+    ),
     (lambda source, span: Batch(np.zeros((1, 2)), np.zeros(1)), "must return the 4 steps of Span.*; got an array of shape"),
     (
         lambda source, span: Batch(np.zeros((n := span.stop - span.start, n)), np.zeros(n)),

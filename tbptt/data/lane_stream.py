@@ -152,6 +152,10 @@ class LaneStream:
         if not isinstance(batch, Batch) or batch.resets is not None:
             what = "one with resets" if isinstance(batch, Batch) else type(batch).__name__
             raise ValueError(f"{name} must return a Batch without resets (the stream sets them); got {what}")
+        if batch.mask is not None and not may_mask(self.source):  # then no reset would wait for the first step that exists
+            raise ValueError(
+                f"{name} returned a mask, which only a source of masking_bad has; use weights=0 for steps to skip"
+            )
         found, tree = jax.tree.flatten(batch)
         leaves, n = [np.asarray(leaf) for leaf in found], span.stop - span.start
         example, example_tree = self._example if self._example[0] else (leaves, tree)
