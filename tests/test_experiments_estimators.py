@@ -18,7 +18,7 @@ def test_the_verdict_on_a_run(theta, said):
 
 def test_the_derivative_of_influence_balancing_is_the_closed_form():
     rows, D = influence.derivatives([(1, 41), (10, 46), (10, 100), (100, 100), (3, 2)])
-    assert [row["closed_form"] for row in rows[:4]] == pytest.approx([-0.0275, -0.0217, -6.0, 0.58], abs=1e-2)
+    assert [row["closed_form"] for row in rows[:4]] == pytest.approx([-0.219, -0.377, -6.0, 0.58], abs=1e-3)
     assert max(abs(row["measured"] - row["closed_form"]) for row in rows) < 1e-9
     assert rows[4]["closed_form"] == pytest.approx((D[0] + D[1]) / 3)  # k2 < k1: the oldest of three losses sees nothing
     assert D[0] == 1 and D[9] == pytest.approx(10) and max(D) == pytest.approx(D[18])
@@ -49,13 +49,13 @@ def test_the_frontier_is_drawn_from_rows(tmp_path):
         for task in estimator_frontier.TASKS
         for name, bias, seconds in (("short", 0.5, 1e-6), ("long", 0.0, 1e-5))
     ]
-    frontier_figure.draw({"results": {"rows": rows}}, tmp_path)
+    frontier_figure.draw({"rounding": 1e-5, "results": {"rows": rows}}, tmp_path)
     assert (tmp_path / "estimator_frontier.png").stat().st_size > 10_000
 
 
 def test_a_pass_of_the_copy_task_trains(tmp_path):
-    config = adaptive_copy.Config(passes=2, lanes=2, hidden=3)
+    config = adaptive_copy.Config(passes=4, lanes=2, hidden=3)
     task = adaptive_copy.make_task(config, 0)
     row, curve = adaptive_copy.one_row(config, "K = 40", 40, lambda f: adaptive_copy.tbptt.full_bptt(f), {"k": 40})
-    assert len(curve["perplexity"]) == 2 and 1 < row["perplexity"] < 8 and row["chosen_k"] == 79
+    assert len(curve["perplexity"]) == 1 and 1 < row["perplexity"] < 8 and row["chosen_k"] == 79
     assert task.test.targets.shape == (adaptive_copy.TEST, 2)
