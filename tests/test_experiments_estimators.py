@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from experiments import adaptive_copy, estimator_frontier, influence_balancing, staleness
-from experiments.support import frontier_figure, influence
+from experiments.support import frontier_figure, influence, theorem
 
 
 @pytest.mark.parametrize(("theta", "said"), [
@@ -40,6 +40,15 @@ def test_replay_is_stable_where_stale_states_are_not():
     error = {name: np.abs(thetas - influence.STAR) for name, thetas in found.items()}
     assert np.all(error[staleness.REPLAYED][1:3] < 1e-3) and not error[staleness.REPLAYED][3] < 1
     assert error[staleness.AS_IT_WAS][1] < 1e-3 and not error[staleness.AS_IT_WAS][2] < 1
+
+
+def test_the_bias_beside_its_bound_is_the_closed_form():
+    rows = theorem.bound_rows(influence.first_state, np.asarray(0.5), np.ones(influence.N), influence.steps(120), (10, 60))
+    D = influence.closed_form(120)
+    for row, k2 in zip(rows, (10, 60), strict=True):
+        want = abs(D[k2 - 1] - D[-theorem.LOSSES :].mean()) / abs(D[-theorem.LOSSES :].mean())
+        assert row["bias"] == pytest.approx(want, rel=1e-9) and row["k2"] == k2
+        assert row["slack"] == pytest.approx(row["bound"] / row["bias"]) and row["slack"] >= 1
 
 
 def test_the_frontier_is_drawn_from_rows(tmp_path):

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from tbptt.estimators.schedules import TruncationSchedule
 from tbptt.estimators.seams import seam_gradient
-from tbptt.estimators.sums import checked
+from tbptt.estimators.sums import checked, needed
 from tbptt.types import Batch, Carry, Estimator, Gradient, LossFn, Memory, Params, PRNGKey
 from tbptt.windows import check_window, cut, length
 
@@ -67,7 +67,7 @@ def randomized_bptt(loss_fn: LossFn, k1: int, schedule: TruncationSchedule, *, d
         return carry
 
     def estimate(params: Params, memory: Memory, batch: Batch, key: PRNGKey | None = None) -> Gradient:
-        key = needed(key, "randomized_bptt")
+        key = needed(key, "randomized_bptt", "where to cut")
         blocks = cut(batch, k1)
         seams = length(blocks) - 1
         _check_probabilities(schedule, seams, k1)
@@ -106,13 +106,3 @@ def _check_probability(schedule: TruncationSchedule, k1: int, since: int, c: flo
             f"schedule must cut with a probability below 1 (and not below 0), or no factor makes up for what is cut; "
             f"{schedule} gives {c} at {since} steps since the last cut, k1 = {k1}. A mean length must be above k1"
         )
-
-
-def needed(key: PRNGKey | None, name: str) -> PRNGKey:
-    """Returns the key; an error names the estimator that draws if there is none."""
-    if key is None:
-        raise ValueError(
-            f"{name} draws where to cut, so estimate needs a key; got None. Pass estimate(..., key=jax.random.key(seed)), "
-            "or in training init_state(..., key=jax.random.key(seed))"
-        )
-    return key
