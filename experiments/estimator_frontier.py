@@ -1,6 +1,6 @@
 """The meter on three tasks: how wrong every estimator is, and what it costs.
 
-    python -m experiments.estimator_frontier            about 5 minutes on two cores
+    python -m experiments.estimator_frontier            about 2 minutes on two cores
     python -m experiments.estimator_frontier --quick    under 60 seconds: smaller models, fewer estimators and draws
 
 `tbptt.compare_estimators` at fixed parameters, against full BPTT in float64, on the pulse recording and on a copy task

@@ -1,6 +1,6 @@
 """Does a window chosen by its bias find what a sweep finds, and at what total cost?
 
-    python -m experiments.window_choice            about 4 minutes on two cores
+    python -m experiments.window_choice            about 3 minutes on two cores
     python -m experiments.window_choice --quick    under 40 seconds, too short to learn much
 
 The pulse recording and the forecasting job of `experiments.window_tradeoff`, every run with the same training seconds. The

@@ -63,7 +63,7 @@ def test_the_frontier_is_drawn_from_rows(tmp_path):
 
 
 def test_a_pass_of_the_copy_task_trains(tmp_path):
-    config = adaptive_copy.Config(passes=4, lanes=2, hidden=3)
+    config = adaptive_copy.Config(updates=48, lanes=2, hidden=3)
     task = adaptive_copy.make_task(config, 0)
     row, curve = adaptive_copy.one_row(config, "K = 40", 40, lambda f: adaptive_copy.tbptt.full_bptt(f), {"k": 40})
     assert len(curve["perplexity"]) == 1 and 1 < row["perplexity"] < 8 and row["chosen_k"] == 79

@@ -54,7 +54,11 @@ def draw(data: dict[str, Any], folder: Path) -> None:
 def _point(axis: Any, row: dict[str, Any], index: int) -> None:
     """One estimator; where its bias is within chance of 0, the bar ends in an arrow downwards."""
     bias, chance = max(row["bias"], FLOOR), row["bias_error"]
-    look: dict[str, Any] = {"color": style.COLORS[index % 7], "marker": style.MARKERS[index % 7], "ls": "none"}
+    look: dict[str, Any] = {
+        "color": style.COLORS[index % 7],
+        "marker": style.MARKERS[(index + index // 7) % 7],
+        "ls": "none",
+    }
     hollow = "none" if index >= 7 else None
     bar = [[min(chance, 0.7 * bias)], [chance]] if chance else None
     axis.errorbar(

@@ -1,5 +1,7 @@
 """Theorem 1 of Aicher, Foti and Fox as an inequality: the measured bias of a window beside the bound on it, in float64."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,25 +28,35 @@ def bound_rows(
       a row for each k2: k2, bias and bound (relative to ||g||), slack = bound / bias; None where there is no bound.
     """
     with jax.enable_x64(True):
-        params, carry, batch = jax.tree.map(_wide, (params, carry, batch))
-        steps = jnp.arange(len(batch.inputs))
-        lanes = batch.inputs.shape[1:-1]
-        newest = (steps >= len(steps) - LOSSES).astype(float)
-        batch = batch._replace(weights=jnp.broadcast_to(newest.reshape(-1, *(1 for _ in lanes)), (len(steps), *lanes)))
+        point = jax.tree.map(_wide, (params, carry, batch))
 
-        def run(estimator: tbptt.Estimator) -> tbptt.Gradient:
-            return jax.jit(lambda p, c, b: estimator.estimate(p, estimator.init(p, c, b), b))(params, carry, batch)
+        def run(function: Callable[[Any, Any, tbptt.Batch, tbptt.Batch], Any]) -> Any:
+            early, late = (jax.tree.map(lambda a, s=s: a[s], point[2]) for s in (np.s_[:-LOSSES], np.s_[-LOSSES:]))
+            return jax.jit(function)(*point[:2], early, late)
 
-        seen = run(tbptt.adaptive_bptt(loss_fn, 1, (1,), 0.5, lags=LAGS, losses=LOSSES)).info
-        largest = jnp.max(jnp.where(seen.phi[:-1] > 0, seen.parts / seen.phi[:-1], 0))
-        left = largest * jax.jit(lambda phi: tbptt.choose_window(phi, k2s, 0.5, LAGS // 2))(seen.phi).absolute
-        full = run(tbptt.full_bptt(loss_fn)).grads
-        size = float(tbptt.global_norm(full))
+        def full(params: Any, carry: Any, early: tbptt.Batch, late: tbptt.Batch) -> Any:
+            return jax.grad(lambda p: loss_fn(p, loss_fn(p, carry, early)[1], late)[0])(params)
+
+        def truncated(k2: int, params: Any, carry: Any, early: tbptt.Batch, late: tbptt.Batch) -> Any:
+            one = tbptt.truncated_bptt(loss_fn, 1, k2)
+            memory = one.estimate(params, one.init(params, carry, early), early).memory
+            gradient = one.estimate(params, memory, late)
+            return jax.tree.map(lambda g: g * jnp.sum(gradient.info.weights), gradient.grads)
+
+        def bounds(params: Any, carry: Any, early: tbptt.Batch, late: tbptt.Batch) -> jax.Array:
+            one = tbptt.adaptive_bptt(loss_fn, 1, (1,), 0.5, lags=LAGS, losses=LOSSES)
+            both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), early, late)
+            seen = one.estimate(params, one.init(params, carry, both), both).info
+            largest = jnp.max(jnp.where(seen.phi[:-1] > 0, seen.parts / seen.phi[:-1], 0))
+            weight = jnp.sum(seen.weights[-LOSSES:])
+            return weight * largest * tbptt.choose_window(seen.phi, k2s, 0.5, LAGS // 2).absolute
+
+        g, left = run(full), np.asarray(run(bounds))
+        size = float(tbptt.global_norm(g))
         rows = []
-        for k2, bound in zip(k2s, np.asarray(left), strict=True):
-            grads = run(tbptt.truncated_bptt(loss_fn, 1, k2)).grads
-            bias = float(tbptt.global_norm(jax.tree.map(jnp.subtract, grads, full))) / size
-            within = float(bound) / size if np.isfinite(bound) else None
+        for k2, bound in zip(k2s, left, strict=True):
+            missed = jax.tree.map(jnp.subtract, run(functools.partial(truncated, k2)), g)
+            bias, within = float(tbptt.global_norm(missed)) / size, float(bound) / size if np.isfinite(bound) else None
             rows.append({"k2": k2, "bias": bias, "bound": within, "slack": within / bias if within and bias else None})
     return rows
 
