@@ -309,7 +309,11 @@ def test_what_is_refused():
     plain = getattr(tbptt.randomized_bptt, "__wrapped__", tbptt.randomized_bptt)
     windows = getattr(tbptt.random_window_bptt, "__wrapped__", tbptt.random_window_bptt)
     for build, error, match in [
-        (lambda: plain(loss_fn, 4, ConstantRate(4.0)), ValueError, r"\[0, 1\) at k1 = 4.*mean length must be above k1"),
+        (
+            lambda: plain(loss_fn, 4, ConstantRate(4.0)),
+            ValueError,
+            r"gives 1\.0 at 4 steps since the last cut, k1 = 4.*must be above k1",
+        ),
         (lambda: plain(loss_fn, 4, HeavyTail(4.0)), ValueError, "mean length must be above k1"),
         (lambda: plain(loss_fn, 0, ConstantRate(4.0)), ValueError, "k1 must be at least 1"),
         (lambda: plain(loss_fn, 1, ConstantRate(4.0), draws=0), ValueError, "draws must be at least 1"),

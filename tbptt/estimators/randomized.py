@@ -90,13 +90,15 @@ def draw_factors(schedule: TruncationSchedule, key: PRNGKey, seams: int, k1: int
 
 def _check_probabilities(schedule: TruncationSchedule, seams: int, k1: int) -> None:
     """Checks every probability that a call of so many seams can meet; they are static, so inside jit as well."""
+    if seams == 0:
+        return
+    since = k1 * (1 + np.arange(seams))
     with jax.ensure_compile_time_eval():
-        since = k1 * (1 + jnp.arange(seams))
-        found = np.asarray(jax.vmap(lambda s: jnp.asarray(schedule.probability(s, k1), float))(since))
+        found = np.asarray(jax.vmap(lambda s: jnp.asarray(schedule.probability(s, k1), float))(jnp.asarray(since)))
     wrong = np.flatnonzero(~((found >= 0) & (found < 1)))
     if wrong.size:
         _check_probability(schedule, k1, int(since[wrong[0]]), float(found[wrong[0]]))
-    if seams and not found.any():
+    if not found.any():
         raise ValueError(f"{schedule} cuts with probability 0 at all {seams} seams of a call: use full_bptt(loss_fn)")
 
 
