@@ -13,7 +13,7 @@ A run's folder, which `experiments.support.report` and `experiments.predict` rea
         warning      what ("exploded", "vanished", "non_finite", or another word), message, advice
         resumed      cut (how many lines after this step were taken out, to be written again)
     predictions.csv  by train, on the test part, in the data's own units: row, truth, prediction. A forecast: row is where
-                     it was made, truth the value `horizon` rows later, empty beyond the end. Symbols and classes: p_truth too
+                     it was made, truth the value `horizon` rows later, empty beyond the end. Symbols, classes: p_truth too
     summary.json     by train, when it has ended: test_metric, baseline, steps_per_second, checkpoint, ...
     checkpoints/     by tbptt.checkpoints
     tensorboard/     by RunLog, with tensorboard=True
