@@ -9,7 +9,6 @@ import scipy.special
 
 # A task is a frozen dataclass of plain values with
 #   outputs                   how many numbers the readout gives a step
-#   inputs(rows) -> xs        what the model is fed, of what the file holds
 #   answers(outputs) -> {}    columns for people, in the data's own units, of the readout's outputs `[n, outputs]`
 
 
@@ -20,8 +19,9 @@ class Forecast:
         xs[t] = (rows[t, columns] - mean) / scale
         prediction[t] = target_mean + target_scale outputs[t, -1]              of target[t + horizon]
 
-    mean, scale: a number for each of the columns, of the training part, as are the target's.
+    columns: what is fed, in order; mean, scale: a number for each, of the training part, as are the target's.
     outputs: the readout may forecast shorter horizons too; the last is the one that counts.
+    group: the column that tells a file's recordings apart (the carry starts afresh where it changes); "": one recording.
     """
 
     columns: tuple[str, ...]
@@ -32,10 +32,7 @@ class Forecast:
     target_mean: float
     target_scale: float
     outputs: int = 1
-
-    def inputs(self, rows: np.ndarray) -> np.ndarray:
-        """Scales rows `[n, C]`, of `columns` in their order; computed in float64."""
-        return (np.asarray(rows, np.float64) - np.asarray(self.mean)) / np.asarray(self.scale)
+    group: str = ""
 
     def answers(self, outputs: np.ndarray) -> dict[str, np.ndarray]:
         """Returns `prediction` in the target's own units."""
@@ -44,21 +41,21 @@ class Forecast:
 
 @dataclasses.dataclass(frozen=True)
 class Classify:
-    """A class, told after every row; classes are the values of the target column, ascending."""
+    """The class of a recording, told after every row; classes are the values of the target column, ascending.
+
+    columns, mean, scale, group: as in Forecast.
+    """
 
     columns: tuple[str, ...]
     target: str
     classes: tuple[float, ...]
     mean: tuple[float, ...]
     scale: tuple[float, ...]
+    group: str = ""
 
     @property
     def outputs(self) -> int:
         return len(self.classes)
-
-    def inputs(self, rows: np.ndarray) -> np.ndarray:
-        """Scales rows `[n, C]`, of `columns` in their order; computed in float64."""
-        return (np.asarray(rows, np.float64) - np.asarray(self.mean)) / np.asarray(self.scale)
 
     def answers(self, outputs: np.ndarray) -> dict[str, np.ndarray]:
         """Returns `prediction`, the likeliest class, and `p_CLASS` for every class."""
@@ -69,23 +66,20 @@ class Classify:
 
 @dataclasses.dataclass(frozen=True)
 class Characters:
-    """The next character of a text; vocabulary holds every symbol once, its place is its number."""
+    """The next symbol of a text; vocabulary holds every byte that it may have, ascending; its place is its number."""
 
-    vocabulary: str
+    vocabulary: tuple[int, ...]
 
     @property
     def outputs(self) -> int:
         return len(self.vocabulary)
 
-    def inputs(self, rows: np.ndarray) -> np.ndarray:
-        """Returns symbols `[n]`, numbered already, as they are."""
-        return rows
-
     def answers(self, outputs: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns `prediction`, the likeliest next character, and its probability."""
+        """Returns `prediction`, the likeliest next symbol (no printable ASCII: as Python escapes it), and its probability."""
         chances = scipy.special.softmax(np.asarray(outputs, np.float64), axis=1)
+        shown = np.array([chr(byte).encode("unicode_escape").decode() for byte in self.vocabulary])
         best = np.argmax(chances, axis=1)
-        return {"prediction": np.array(list(self.vocabulary))[best], "p_prediction": chances[np.arange(len(best)), best]}
+        return {"prediction": shown[best], "p_prediction": chances[np.arange(len(best)), best]}
 
 
 Task = Forecast | Classify | Characters
