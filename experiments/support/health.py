@@ -11,6 +11,7 @@ PERSISTENT = 5  # one small gradient is chance (a chunk of silence); this many i
 CALM = 20  # good updates in a row that end an episode
 EXPLODED, DRIFTED = 100.0, 1e4  # times the usual norm, times the norm at the start
 VANISHED, ROUNDING = 1e-3, 2.0**-23  # of the usual norm; of the norm at the start: one unit in float32's last place
+FALLING = 0.7  # the loss of the last CALM updates against the last WINDOW: below it, something is being learnt
 LEARNT = 0.03  # a loss that fell below this share of what it was explains a small gradient
 OVERFLOWING = 1.8e19  # the square of a float32 above it is inf
 DEAD = 1.2e-38  # below the smallest normal float32
@@ -44,8 +45,8 @@ class Finding(NamedTuple):
 def watch(seen: Seen, loss: float, norm: float, non_finite: bool = False) -> tuple[Seen, Finding | None]:
     """Looks at one update.
 
-        exploded    norm > 100 x the median of the last 200 updates, or > 10^4 x that of the first 20, or its square
-                    overflows
+        exploded    norm > 100 x the median of the last 200 updates, unless the loss is falling (below 70 % of its median);
+                    or > 10^4 x the median of the first 20; or its square overflows
         vanished    for 5 updates: norm < 0.001 x the recent median, or < 2^-23 x the first, or 0 to float32; and the loss
                     did not fall below 3 % of its own median, which would explain it
         non_finite  loss or norm is NaN or inf
@@ -119,7 +120,7 @@ def _judge(seen: Seen, loss: float, norm: float, non_finite: bool) -> Finding | 
     if norm > OVERFLOWING:
         return Finding("exploded", f"the gradient norm is {norm:.2g}: its square overflows in float32")
     usual = statistics.median(seen.norms) if len(seen.norms) >= LEARNING else None
-    if usual is not None and norm > EXPLODED * usual:
+    if usual is not None and norm > EXPLODED * usual and not _learning(seen):
         return Finding(
             "exploded", f"the gradient norm is {norm:.2g}, {norm / max(usual, DEAD):.0f} times its usual {usual:.2g}"
         )
@@ -144,6 +145,11 @@ def _vanished(seen: Seen, loss: float, norm: float, usual: float | None) -> Find
             f"the gradient norm is {norm:.2g}, below the rounding of what it was at the start ({seen.start[0]:.2g})",
         )
     return None
+
+
+def _learning(seen: Seen) -> bool:
+    """Tells whether the loss is on its way down: a plateau is being left, and gradients grow because there is slope."""
+    return statistics.median(seen.losses[-CALM:]) < FALLING * statistics.median(seen.losses)
 
 
 def _explained(loss: float, before: float) -> bool:

@@ -2,8 +2,8 @@
 
 A run's folder, which `experiments.support.report` and `experiments.predict` read, and who writes what:
 
-    config.json      by train: the flags under their own names (cell, hidden, layers, k1, k2, lr, clip, ...), and under "task"
-                     what is predicted and how the model is fed: `run_task.to_json`
+    config.json      by train: the flags under their own names (cell, hidden, layers, k1, k2, lr, clip, ...), and under
+                     "task" what is predicted and how the model is fed: `run_task.to_json`
     metrics.jsonl    by RunLog, one object a line, each with "kind" and "step" (updates so far); null: not finite, not known
         train        every `every` updates: updates (how many the line covers), loss and grad_norm (means over the finite
                      ones, before clipping), grad_norm_max, clipped (share), non_finite (how many), steps_per_second,

@@ -75,7 +75,7 @@ class Characters:
         return len(self.vocabulary)
 
     def answers(self, outputs: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns `prediction`, the likeliest next symbol (no printable ASCII: as Python escapes it), and its probability."""
+        """Returns `prediction`, the likeliest next symbol (escaped if it is no printable ASCII), and its probability."""
         chances = scipy.special.softmax(np.asarray(outputs, np.float64), axis=1)
         shown = np.array([chr(byte).encode("unicode_escape").decode() for byte in self.vocabulary])
         best = np.argmax(chances, axis=1)
@@ -106,7 +106,9 @@ def from_json(data: Mapping[str, Any], where: str) -> Task:
     if kind is None:
         raise ValueError(f"{where}: task.kind must be one of {', '.join(_KINDS)}; got {data.get('kind')!r}")
     fields = {field.name for field in dataclasses.fields(kind)}
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items() if name != "kind"}
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in data.items() if name != "kind"
+    }
     needed = {field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING}
     if wrong := sorted((needed - set(given)) | (set(given) - fields)):
         raise ValueError(
