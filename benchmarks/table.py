@@ -17,7 +17,7 @@ RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
 BEGIN = "<!-- benchmarks: begin; written by python -m benchmarks.table -->"
 END = "<!-- benchmarks: end -->"
-NAMES = ("peers", "full_vs_truncated", "windows_in_parallel", "memory_plan", "precision")
+NAMES = ("peers", "full_vs_truncated", "windows_in_parallel", "memory_plan", "precision", "streaming")
 
 
 def newest(name: str, folder: Path) -> tuple[Path, dict[str, Any]] | None:
