@@ -65,7 +65,7 @@ def _state(train: list[Row], summary: dict[str, Any]) -> str:
 
 def _headline(summary: dict[str, Any], valid: list[Row], metric: str | None) -> str:
     """Puts the metric and what it has to beat in large figures, and says in words which is better."""
-    name = html.escape(metric or "metric")
+    name = html.escape(report_figures.spoken(metric))
     if "test_metric" not in summary:
         known = [row for row in valid if metric and row.get(metric) is not None]
         if not known:
@@ -78,16 +78,14 @@ def _headline(summary: dict[str, Any], valid: list[Row], metric: str | None) -> 
         return _big(*tiles)
     what = html.escape(str(summary.get("baseline_name", "without a network")))
     tiles.append((_figure(baseline), f"test {name}, baseline: {what}", "other"))
-    better = value > baseline if metric in HIGHER_IS_BETTER else value < baseline
-    if value is None or not better:
+    better = value is not None and (value > baseline if metric in HIGHER_IS_BETTER else value < baseline)
+    if not better:
         verdict = "<p class=fails>Not better than the baseline.</p>"
     else:
-        change = (
-            f"{abs(value - baseline) / abs(baseline):.0%} {'higher' if value > baseline else 'lower'}"
-            if baseline
-            else "better"
-        )
-        verdict = f"<p class=holds>Better than the baseline: {change}.</p>"
+        change = f"by {abs(value - baseline):.3g}"
+        if metric not in HIGHER_IS_BETTER and baseline > 0:
+            change += f", {1 - value / baseline:.0%} of it"
+        verdict = f"<p class=holds>Better than the baseline {change}.</p>"
     return _big(*tiles) + verdict + _baselines(summary, name)
 
 
