@@ -4,12 +4,12 @@ python -m experiments.support.report runs/train/2026-11-25_10-00-00       writes
 """
 
 import html
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from experiments.support import page, report_figures, report_stretch
+from experiments.support.json_file import read_config, read_object
 from experiments.support.metrics_file import Row, read_rows
 from experiments.support.progress_view import duration
 
@@ -24,10 +24,8 @@ def write_report(folder: Path) -> Path:
         FileNotFoundError: the folder holds no config.json.
         ValueError: a file of it is damaged; names it.
     """
-    if not (folder / "config.json").exists():
-        raise FileNotFoundError(f"{folder} holds no run: there is no config.json in it")
-    config = _read_json(folder / "config.json")
-    summary = _read_json(folder / "summary.json") if (folder / "summary.json").exists() else {}
+    config = read_config(folder)
+    summary = read_object(folder / "summary.json") if (folder / "summary.json").exists() else {}
     rows = read_rows(folder / "metrics.jsonl")
     train, valid, warnings = ([row for row in rows if row["kind"] == kind] for kind in ("train", "valid", "warning"))
     metric = summary.get("metric") or config.get("metric") or _metric_in(valid)
@@ -144,16 +142,6 @@ def _figure(value: float | None) -> str:
 
 def _big(*tiles: tuple[str, str, str]) -> str:
     return "<div class=big>" + "".join(f'<div class="{c}"><b>{v}</b><span>{t}</span></div>' for v, t, c in tiles) + "</div>"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} must hold a JSON object; got {type(data).__name__}")
-    return data
 
 
 if __name__ == "__main__":
