@@ -76,7 +76,7 @@ def predict_file(
 ) -> dict[str, Any]:
     """Streams a source through the model into a file; returns rows, rows_per_second, and the metric if it was scored."""
     total, scored, begin = sum(source.lengths), Score(task), time.perf_counter()
-    pace, view, rows = Pace(total, None), make_view(console, calm=10.0), 0
+    pace, view, rows = Pace(total, None), make_view(console, every=10.0), 0
     try:
         for columns, outputs, steps in predict_blocks(task, model, params, source, block, score=score):
             file.write(columns)

@@ -158,7 +158,7 @@ def test_a_text_is_scored_in_bits(tmp_path):
     np.testing.assert_allclose(got["p_truth"][known], [2 ** logs[i, numbers[i + 1]] for i in known], rtol=1e-12)
     assert got["prediction"].tolist() == [["\\n", "a", "b"][i] for i in np.argmax(outputs, axis=1)]
     two.write_bytes(b"bb?\n")
-    with pytest.raises(BadSample, match=r"2.txt, byte 2 .* is b'\?', a symbol that the text"):
+    with pytest.raises(BadSample, match=r"2.txt, byte 2 .* is b'\?', a symbol that is not in the vocabulary"):
         run(task, open_for(task, [one, two], False), 4, cell="gru")
 
 

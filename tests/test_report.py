@@ -121,7 +121,7 @@ def test_many_lines_are_joined_without_losing_the_largest(monkeypatch):
     report_figures.gradients(rows, 1.0)
     mean, largest = seen["axes"][0, 0].lines[:2]
     assert len(mean.get_xdata()) == report_figures.POINTS and max(largest.get_ydata()) == 900.0
-    report_figures.losses(rows, [], None)
+    report_figures.losses(rows, [], "")
     drawn = seen["axes"][0, 0].lines[0]
     np.testing.assert_allclose(drawn.get_ydata(), np.arange(6000).reshape(600, 10).mean(axis=1), rtol=1e-12)
     np.testing.assert_allclose(drawn.get_xdata(), 50 * (drawn.get_ydata() + 1), rtol=1e-12)

@@ -61,7 +61,7 @@ def _state(train: list[Row], summary: dict[str, Any]) -> str:
     return f"<p><b>Interrupted, or still running</b>: {done} so far. The test part has not been looked at.</p>"
 
 
-def _headline(summary: dict[str, Any], valid: list[Row], metric: str | None) -> str:
+def _headline(summary: dict[str, Any], valid: list[Row], metric: str) -> str:
     """Puts the metric and what it has to beat in large figures, and says in words which is better."""
     name = html.escape(report_figures.spoken(metric))
     if "test_metric" not in summary:
@@ -132,8 +132,8 @@ def _footer(folder: Path, summary: dict[str, Any]) -> str:
     return f"{folder}{machine}{speed}. Made from the run's files alone."
 
 
-def _metric_in(valid: list[Row]) -> str | None:
-    return next((name for row in valid for name in row if name not in ("kind", "step", "seconds")), None)
+def _metric_in(valid: list[Row]) -> str:
+    return next((name for row in valid for name in row if name not in ("kind", "step", "seconds")), "")
 
 
 def _figure(value: float | None) -> str:

@@ -13,7 +13,7 @@ from experiments.support.metrics_file import Row
 POINTS = 600  # more lines than these are drawn as means, with a band from the smallest to the largest
 
 
-def losses(train: list[Row], valid: list[Row], metric: str | None) -> bytes:
+def losses(train: list[Row], valid: list[Row], metric: str) -> bytes:
     """Draws the loss of training, and under it the validation metric, against updates."""
     rows = 2 if valid and metric else 1
     figure, axes = plt.subplots(rows, 1, figsize=(9, 3.2 * rows), layout="constrained", squeeze=False, sharex=True)
@@ -127,9 +127,9 @@ def _mark_breaks(axis: Any, train: list[Row]) -> None:
         axis.legend(fontsize=9)
 
 
-def spoken(metric: str | None) -> str:
+def spoken(metric: str) -> str:
     """Returns a metric's name as people write it."""
-    return {None: "metric", "mse": "MSE", "rmse": "RMSE"}.get(metric, str(metric).replace("_", " "))
+    return {"": "metric", "mse": "MSE", "rmse": "RMSE"}.get(metric, metric.replace("_", " "))
 
 
 def _percent(share: float | None) -> float | None:
