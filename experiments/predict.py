@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
 import tyro
 
 from experiments.support.console import console
@@ -29,7 +30,8 @@ from experiments.support.predicting import Score, predict_blocks
 from experiments.support.prediction_file import PredictionFile
 from experiments.support.prediction_steps import open_for
 from experiments.support.progress_view import Pace, Status, make_view
-from experiments.support.run_model import Model, make_model
+from experiments.support.run_model import Model, init_params, make_model
+from experiments.support.run_params import load_params
 from experiments.support.run_task import Task, from_json
 from tbptt.data import DataUnavailable, Source, SourceChanged
 
@@ -57,9 +59,9 @@ def main(config: Config) -> dict[str, Any]:
     model = make_model(task, settings["cell"], settings["hidden"], settings["layers"])
     source = open_for(task, [config.data], config.score)
     out = config.out or config.run / f"predictions-{config.data.stem}.csv"
-    loaded = load_params(config.run, settings, model)
+    loaded = load_params(config.run, init_params(jax.random.key(0), model))
     with PredictionFile(out) as file:
-        done = predict_file(task, model, loaded.params, source, file, config.block, config.score)
+        done = predict_file(task, model, loaded.state, source, file, config.block, config.score)
     return {
         "run": str(config.run),
         "checkpoint": str(loaded.path),

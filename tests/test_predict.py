@@ -3,7 +3,11 @@
 import csv
 import functools
 import json
+import os
+import subprocess
+import sys
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +15,19 @@ import numpy as np
 import pytest
 import scipy.special
 
+import tbptt
+from experiments import predict
 from experiments.support import run_task
 from experiments.support.predicting import Score, predict_blocks
 from experiments.support.prediction_file import PredictionFile
 from experiments.support.prediction_steps import open_for, read_steps
 from experiments.support.run_model import init_params, make_model
 from experiments.support.run_task import Characters, Classify, Forecast
+from tbptt.checkpoints import Checkpoints
 from tbptt.data import BadSample
+from tbptt.training import TrainState
 
+ROOT = Path(__file__).parent.parent
 T = 150
 RNG = np.random.default_rng(3)
 A, B = np.cumsum(RNG.normal(size=T)), RNG.normal(size=T) + 40
@@ -227,3 +236,71 @@ def test_a_model_that_cannot_be_is_refused():
     with pytest.raises(ValueError, match="hidden and layers must be at least 1; got hidden=4, layers=0"):
         make_model(TASK, "lstm", 4, 0)
     assert make_model(Characters(tuple(b"ab")), "gru", 4, 3).cell.input_dim == 4
+
+
+def a_run(folder, task, metrics_by_step):
+    """A run's folder with checkpoints whose parameters tell them apart."""
+    folder.mkdir()
+    (folder / "config.json").write_text(
+        json.dumps({"cell": "lstm", "hidden": 3, "layers": 1, "task": run_task.to_json(task)})
+    )
+    _, params = trained(task)
+    with Checkpoints(folder / "checkpoints", {}, keep=9) as checkpoints:
+        for step, metric in metrics_by_step.items():
+            state = TrainState(jax.tree.map(lambda leaf, step=step: leaf + step, params), (), (), jnp.asarray(step))
+            checkpoints.save(step, state, 0, metric)
+    return folder
+
+
+def test_the_program_predicts_with_the_best_sound_checkpoint(tmp_path, capsys):
+    run_folder = a_run(tmp_path / "run", TASK, {1: 0.5, 2: 0.2, 3: None, 4: 0.3})
+    data, shuffled = table(tmp_path / "new.csv"), tmp_path / "p.parquet"
+    done = predict.main(predict.Config(run_folder, data, score=True, block=32))
+    assert done["step"] == 2 and done["rows"] == T and done["scored"] == T - 3
+    with open(done["predictions"]) as file:
+        rows = list(csv.DictReader(file))
+    model, params = trained()
+    source = open_for(TASK, [data], False, np.float32)
+    inputs = read_steps(TASK, source, 0, T, False).inputs
+    shifted = jax.tree.map(lambda leaf: leaf + 2, params)
+    _, outputs = tbptt.predict(
+        model.cell, model.readout, shifted, model.cell.initial_carry(), tbptt.Batch(jnp.asarray(inputs), None)
+    )
+    np.testing.assert_allclose([float(row["prediction"]) for row in rows], 1.5 + 4 * outputs[:, 0], rtol=0, atol=1e-4)
+    with pytest.raises(FileExistsError, match="predictions-new.csv is there already"):
+        predict.main(predict.Config(run_folder, data))
+    (run_folder / "checkpoints" / "step_000000002" / "about.json").write_text("{}")
+    again = predict.main(predict.Config(run_folder, data, shuffled))
+    assert again["step"] == 4 and "step_000000002" in capsys.readouterr().err
+    for path in (run_folder / "checkpoints").glob("step_*/about.json"):
+        path.unlink()
+    with pytest.raises(ValueError, match="none of the 4 checkpoints"):
+        predict.main(predict.Config(run_folder, data, tmp_path / "q.csv"))
+    assert not (tmp_path / "q.csv").exists()
+
+
+def test_a_run_without_checkpoints_or_of_another_model_is_refused(tmp_path):
+    run_folder = a_run(tmp_path / "run", TASK, {})
+    data = table(tmp_path / "new.csv")
+    with pytest.raises(FileNotFoundError, match="has no checkpoint to predict with"):
+        predict.main(predict.Config(run_folder, data))
+    other = a_run(tmp_path / "other", TASK, {1: None})
+    settings = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**settings, "hidden": 4}))
+    with pytest.raises(ValueError, match=r"is of another model.*\[3.*\[4"):
+        predict.main(predict.Config(other, data))
+    with pytest.raises(FileNotFoundError, match="there is no config.json"):
+        predict.main(predict.Config(tmp_path, data))
+
+
+def test_the_command_ends_with_one_line_of_json(tmp_path):
+    run_folder = a_run(tmp_path / "run", TASK, {1: 0.5})
+    data = table(tmp_path / "new.csv")
+    command = [sys.executable, "-m", "experiments.predict", str(run_folder), "--data", str(data), "--block", "50"]
+    environment = {**os.environ, "JAX_ENABLE_X64": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    told = json.loads(line)
+    assert told["rows"] == T and told["step"] == 1 and told["predictions"].endswith("predictions-new.csv")
+    assert "row 150/150" in done.stderr
