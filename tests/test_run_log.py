@@ -168,7 +168,7 @@ SICK = {
     "a blow-up": (series(1.0, np.where(np.arange(T) > 100, 1.2 ** (np.arange(T) - 100.0), 1.0)[:400]), [(126, "exploded")]),
     "slow growth": (series(1.0, 1.02 ** np.arange(T)), [(475, "exploded")]),
     "never in range": (series(1.0, np.full(T, 1e25)), [(0, "exploded")]),
-    "vanished": (series(noise(T), np.where(np.arange(T) < 300, 1.0, 1e-5) * noise(T, 1)), [(304, "vanished")]),
+    "vanished": (series(np.sqrt(noise(T)), np.where(np.arange(T) < 300, 1.0, 1e-5) * noise(T, 1)), [(304, "vanished")]),
     "slowly to rounding": (series(1.0, 0.95 ** np.arange(T)), [(325, "vanished")]),
     "dead from the start": (series(2.3, np.zeros(T)), [(4, "vanished")]),
     "NaN, for ever": (series(1.0, np.where(np.arange(T) < 200, 1.0, np.nan)), [(200, "non_finite")]),

@@ -17,6 +17,7 @@ class Status(NamedTuple):
     rate, unit:  steps (or updates) per second
     left:        seconds
     valid:       the last validation result, as text
+    what:        is counted by step and total
     """
 
     step: int
@@ -29,6 +30,7 @@ class Status(NamedTuple):
     unit: str = "steps"
     left: float | None = None
     valid: str | None = None
+    what: str = "update"
 
 
 class Pace:
@@ -41,6 +43,10 @@ class Pace:
     def mark(self, step: int) -> None:
         """Notes that so many updates are done by now."""
         self._marks.append((time.monotonic(), step))
+
+    def newest(self) -> float:
+        """Returns the time of the newest mark, 0 before the first."""
+        return self._marks[-1][0] if self._marks else 0.0
 
     def rate(self) -> float | None:
         """Returns updates per second between the first and the last of the recent marks: without the first compilation."""
@@ -84,7 +90,7 @@ class LiveView:
         columns = (BarColumn(bar_width=24), TextColumn("{task.description}", markup=False))
         # stdout is the summary's: what is printed there must not be led to stderr.
         self._progress = Progress(*columns, console=console, redirect_stdout=False, refresh_per_second=4)
-        self._task = self._progress.add_task("compiling", total=None)
+        self._task = self._progress.add_task("starting", total=None)
         self._progress.start()
 
     def show(self, status: Status) -> None:
@@ -120,7 +126,7 @@ class PlainView:
 
 def describe(status: Status) -> str:
     """Writes a status as one line: 'update 120/500  loss 0.1234  |g| 0.56  clipped 12 %  820 steps/s  1 min 20 s left'."""
-    parts = [f"update {status.step:,}" + ("" if status.total is None else f"/{status.total:,}")]
+    parts = [f"{status.what} {status.step:,}" + ("" if status.total is None else f"/{status.total:,}")]
     parts += [] if status.loss is None else [f"loss {status.loss:.4g}"]
     parts += [] if status.grad_norm is None else [f"|g| {status.grad_norm:.2g}"]
     parts += [] if status.clipped is None else [f"clipped {100 * status.clipped:.0f} %"]

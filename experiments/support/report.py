@@ -4,12 +4,12 @@ python -m experiments.support.report runs/train/2026-11-25_10-00-00       writes
 """
 
 import html
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from experiments.support import page, report_figures, report_stretch
+from experiments.support.json_file import read_config, read_object
 from experiments.support.metrics_file import Row, read_rows
 from experiments.support.progress_view import duration
 
@@ -24,10 +24,8 @@ def write_report(folder: Path) -> Path:
         FileNotFoundError: the folder holds no config.json.
         ValueError: a file of it is damaged; names it.
     """
-    if not (folder / "config.json").exists():
-        raise FileNotFoundError(f"{folder} holds no run: there is no config.json in it")
-    config = _read_json(folder / "config.json")
-    summary = _read_json(folder / "summary.json") if (folder / "summary.json").exists() else {}
+    config = read_config(folder)
+    summary = read_object(folder / "summary.json") if (folder / "summary.json").exists() else {}
     rows = read_rows(folder / "metrics.jsonl")
     train, valid, warnings = ([row for row in rows if row["kind"] == kind] for kind in ("train", "valid", "warning"))
     metric = summary.get("metric") or config.get("metric") or _metric_in(valid)
@@ -63,9 +61,9 @@ def _state(train: list[Row], summary: dict[str, Any]) -> str:
     return f"<p><b>Interrupted, or still running</b>: {done} so far. The test part has not been looked at.</p>"
 
 
-def _headline(summary: dict[str, Any], valid: list[Row], metric: str | None) -> str:
+def _headline(summary: dict[str, Any], valid: list[Row], metric: str) -> str:
     """Puts the metric and what it has to beat in large figures, and says in words which is better."""
-    name = html.escape(metric or "metric")
+    name = html.escape(report_figures.spoken(metric))
     if "test_metric" not in summary:
         known = [row for row in valid if metric and row.get(metric) is not None]
         if not known:
@@ -78,16 +76,14 @@ def _headline(summary: dict[str, Any], valid: list[Row], metric: str | None) -> 
         return _big(*tiles)
     what = html.escape(str(summary.get("baseline_name", "without a network")))
     tiles.append((_figure(baseline), f"test {name}, baseline: {what}", "other"))
-    better = value > baseline if metric in HIGHER_IS_BETTER else value < baseline
-    if value is None or not better:
+    better = value is not None and (value > baseline if metric in HIGHER_IS_BETTER else value < baseline)
+    if not better:
         verdict = "<p class=fails>Not better than the baseline.</p>"
     else:
-        change = (
-            f"{abs(value - baseline) / abs(baseline):.0%} {'higher' if value > baseline else 'lower'}"
-            if baseline
-            else "better"
-        )
-        verdict = f"<p class=holds>Better than the baseline: {change}.</p>"
+        change = f"by {abs(value - baseline):.3g}"
+        if metric not in HIGHER_IS_BETTER and baseline > 0:
+            change += f", {1 - value / baseline:.0%} of it"
+        verdict = f"<p class=holds>Better than the baseline {change}.</p>"
     return _big(*tiles) + verdict + _baselines(summary, name)
 
 
@@ -136,8 +132,8 @@ def _footer(folder: Path, summary: dict[str, Any]) -> str:
     return f"{folder}{machine}{speed}. Made from the run's files alone."
 
 
-def _metric_in(valid: list[Row]) -> str | None:
-    return next((name for row in valid for name in row if name not in ("kind", "step", "seconds")), None)
+def _metric_in(valid: list[Row]) -> str:
+    return next((name for row in valid for name in row if name not in ("kind", "step", "seconds")), "")
 
 
 def _figure(value: float | None) -> str:
@@ -146,16 +142,6 @@ def _figure(value: float | None) -> str:
 
 def _big(*tiles: tuple[str, str, str]) -> str:
     return "<div class=big>" + "".join(f'<div class="{c}"><b>{v}</b><span>{t}</span></div>' for v, t, c in tiles) + "</div>"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} must hold a JSON object; got {type(data).__name__}")
-    return data
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import ticker
 
 from experiments.support import style
 from experiments.support.metrics_file import Row
@@ -12,7 +13,7 @@ from experiments.support.metrics_file import Row
 POINTS = 600  # more lines than these are drawn as means, with a band from the smallest to the largest
 
 
-def losses(train: list[Row], valid: list[Row], metric: str | None) -> bytes:
+def losses(train: list[Row], valid: list[Row], metric: str) -> bytes:
     """Draws the loss of training, and under it the validation metric, against updates."""
     rows = 2 if valid and metric else 1
     figure, axes = plt.subplots(rows, 1, figsize=(9, 3.2 * rows), layout="constrained", squeeze=False, sharex=True)
@@ -20,15 +21,15 @@ def losses(train: list[Row], valid: list[Row], metric: str | None) -> bytes:
     _curve(axis, train, "loss", 0, "mean over a line's updates")
     positive = [row["loss"] for row in train if row["loss"] is not None and row["loss"] > 0]
     if len(positive) == len(train) and max(positive) > 30 * min(positive):
-        axis.set_yscale("log")
+        _log_scale(axis)
     axis.set_ylabel("training loss")
     _mark_breaks(axis, train)
     if rows == 2:
         below = axes[1, 0]
         steps = [row["step"] for row in valid if row.get(metric) is not None]
         values = [row[metric] for row in valid if row.get(metric) is not None]
-        below.plot(steps, values, marker="s", ms=4, **style.line(1))
-        below.set_ylabel(f"validation {metric}")
+        below.plot(steps, values, marker="s" if len(steps) < 60 else None, ms=4, **style.line(1))
+        below.set_ylabel(f"validation {spoken(metric)}")
     axes[-1, 0].set_xlabel("updates")
     return _png(figure, axes)
 
@@ -42,16 +43,16 @@ def gradients(train: list[Row], clip: float | None) -> bytes:
     )  # fmt: skip
     axis = axes[0, 0]
     _curve(axis, train, "grad_norm", 0, "mean over a line's updates")
-    _curve(axis, train, "grad_norm_max", 1, "largest", band=False)
+    _curve(axis, train, "grad_norm_max", 1, "largest", join=np.maximum.reduceat)
     if clip:
         axis.axhline(clip, color=style.GREY, lw=1.2, ls=":", label=f"clipped at {clip:g}")
     known = [row[name] for row in train for name in ("grad_norm", "grad_norm_max") if row[name]]
     if known and min(known) > 0:
-        axis.set_yscale("log")
+        _log_scale(axis)
     axis.set_ylabel("gradient norm, before clipping")
     axis.legend(fontsize=9)
     if shares:
-        _curve(axes[1, 0], [{**row, "clipped": _percent(row["clipped"])} for row in train], "clipped", 0, "", band=False)
+        _curve(axes[1, 0], [{**row, "clipped": _percent(row["clipped"])} for row in train], "clipped", 0, "")
         axes[1, 0].set(ylabel="clipped (%)", ylim=(-3, 103))
     bad = [row["step"] for row in train if row["non_finite"]]
     if bad:
@@ -92,7 +93,8 @@ def confusion(truth: np.ndarray, prediction: np.ndarray) -> bytes:
     return _png(figure, axes, grid=False)
 
 
-def _curve(axis: Any, rows: list[Row], name: str, index: int, label: str, *, band: bool = True) -> None:
+def _curve(axis: Any, rows: list[Row], name: str, index: int, label: str, join: Any = None) -> None:
+    """Draws a number of the lines; too many are joined to means with a band, or as `join` says."""
     known = [(row["step"], row[name]) for row in rows if row[name] is not None]
     if not known:
         return
@@ -100,14 +102,19 @@ def _curve(axis: Any, rows: list[Row], name: str, index: int, label: str, *, ban
     if len(values) > POINTS:
         edges = np.linspace(0, len(values), POINTS + 1).astype(int)[:-1]
         counts = np.diff([*edges, len(values)])
-        if band:
-            low, high = np.minimum.reduceat(values, edges), np.maximum.reduceat(values, edges)
-            axis.fill_between(
-                steps[edges], low, high, color=style.COLORS[index], alpha=0.2, lw=0, label="from least to most"
-            )
-        steps, values = np.add.reduceat(steps, edges) / counts, np.add.reduceat(values, edges) / counts
-    look = style.line(index)
-    axis.plot(steps, values, **look, label=label, marker="o" if len(values) < 12 else None, ms=4)
+        low, high = np.minimum.reduceat(values, edges), np.maximum.reduceat(values, edges)
+        means = np.add.reduceat(values, edges) / counts
+        steps, values = np.add.reduceat(steps, edges) / counts, means if join is None else join(values, edges)
+        if join is None:
+            axis.fill_between(steps, low, high, color=style.COLORS[index], alpha=0.25, lw=0, label="from least to most")
+    axis.plot(steps, values, **style.line(index), label=label, marker="o" if len(values) < 12 else None, ms=4)
+
+
+def _log_scale(axis: Any) -> None:
+    """Makes the y axis logarithmic, with its ticks written as plain numbers."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(ticker.LogFormatter(minor_thresholds=(2, 0.5)))
 
 
 def _mark_breaks(axis: Any, train: list[Row]) -> None:
@@ -118,6 +125,11 @@ def _mark_breaks(axis: Any, train: list[Row]) -> None:
             bad, [0.04] * len(bad), "x", color=style.COLORS[1], transform=axis.get_xaxis_transform(), label="not finite"
         )
         axis.legend(fontsize=9)
+
+
+def spoken(metric: str) -> str:
+    """Returns a metric's name as people write it."""
+    return {"": "metric", "mse": "MSE", "rmse": "RMSE"}.get(metric, metric.replace("_", " "))
 
 
 def _percent(share: float | None) -> float | None:
@@ -134,6 +146,7 @@ def _as_number(name: str) -> tuple[bool, float, str]:
 def _png(figure: Any, axes: Any, *, grid: bool = True) -> bytes:
     for axis in axes.flat if grid else ():
         axis.grid(alpha=0.3)
+        axis.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     plt.close(figure)

@@ -33,7 +33,7 @@ def section(path: Path, task: Mapping[str, Any]) -> str:
     if not known:
         return ""
     if kind == "classify":
-        truth, prediction = (np.array([row[name] for row in known]) for name in ("truth", "prediction"))
+        truth, prediction = (np.array([_plain(row[name]) for row in known]) for name in ("truth", "prediction"))
         note = "" if whole else " A part of them, from the middle of the file."
         body = f"<p>{len(known):,} predictions on the test part.{note}</p>"
         return f"<h2>Predictions</h2>{body}" + page.image(
@@ -46,6 +46,14 @@ def section(path: Path, task: Mapping[str, Any]) -> str:
     truth, prediction = (np.array([float(row[name]) for row in known]) for name in ("truth", "prediction"))
     picture = report_figures.forecasts(rows, truth, prediction, str(task.get("target", "")), int(task.get("horizon", 0)))
     return f"<h2>Predictions</h2><p>{len(known)} rows of the test part.</p>" + page.image(picture, "prediction and truth")
+
+
+def _plain(number: str) -> str:
+    """Writes a class one way: 2.0 is 2."""
+    try:
+        return f"{float(number):g}"
+    except ValueError:
+        return number
 
 
 def _text(rows: list[dict[str, str]]) -> str:

@@ -77,9 +77,13 @@ class Characters:
     def answers(self, outputs: np.ndarray) -> dict[str, np.ndarray]:
         """Returns `prediction`, the likeliest next symbol (escaped if it is no printable ASCII), and its probability."""
         chances = scipy.special.softmax(np.asarray(outputs, np.float64), axis=1)
-        shown = np.array([chr(byte).encode("unicode_escape").decode() for byte in self.vocabulary])
         best = np.argmax(chances, axis=1)
-        return {"prediction": shown[best], "p_prediction": chances[np.arange(len(best)), best]}
+        return {"prediction": shown_symbols(self)[best], "p_prediction": chances[np.arange(len(best)), best]}
+
+
+def shown_symbols(task: Characters) -> np.ndarray:
+    """Returns the symbols as they are written in a table: a new line is \\n, a byte that is no printable ASCII \\x.."""
+    return np.array([chr(byte).encode("unicode_escape").decode() for byte in task.vocabulary])
 
 
 Task = Forecast | Classify | Characters
