@@ -1,5 +1,6 @@
 """A trained model along recordings of any length: block by block, or one step at a time, with equal outcome."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -54,6 +55,7 @@ def predict_blocks(
             yield _columns(task, rows, outputs[keep], kept, score), outputs[keep], kept
 
 
+@functools.cache
 def _program(model: Model) -> Callable[..., tuple[Any, jax.Array]]:
     def run(params: Any, carry: Any, inputs: Any, resets: Any, mask: Any) -> tuple[Any, Any]:
         batch = tbptt.Batch(inputs, None, resets=resets, mask=mask)
