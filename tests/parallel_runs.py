@@ -215,7 +215,7 @@ def resumed(folder: Path) -> list[float]:
 
 
 def two_processes(folder: Path, port: str, index: str) -> dict:
-    started = tbptt.start_processes(f"127.0.0.1:{port}", 2, int(index), timeout=60)
+    started = tbptt.start_processes(f"127.0.0.1:{port}", 2, int(index), timeout=120)
     run = Parallel("truncated", None)
     found = {"started": started, "own": [run.own.start, run.own.stop], "losses": run.train()}
     run.restore(folder / "saved", 15)  # one device has written it
