@@ -114,7 +114,7 @@ def main(config: Config, stop: Stop) -> dict[str, Any]:
             folder,
             total,
             seconds=seconds,
-            steps_per_update=made.chunk * config.lanes * config.seeds,
+            steps_per_update=made.chunk * made.stream.lanes * config.seeds,
             settings=dataclasses.asdict(config),
             start=position,
             tensorboard=config.tensorboard,

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tbptt.data import BadSample, DataUnavailable, SourceChanged, open_source, table_csv, table_parquet
+from tbptt.data import BadSample, DataUnavailable, SourceChanged, open_source, table_cache, table_csv, table_parquet
 
 ROWS = np.random.default_rng(0).normal(size=(1000, 3)).astype(np.float32)
 FORMATS = ["c.npy", "f.npy", "ints.npy", "x.csv", "x.parquet"]
@@ -39,7 +39,6 @@ def write(path, rows=ROWS, names=("a", "b", "c")):
 @pytest.mark.parametrize("name", FORMATS)
 def test_rows_in_any_order_are_the_rows_that_were_written(name, tmp_path, monkeypatch):
     monkeypatch.setattr(table_parquet, "BATCH", 64)
-    monkeypatch.setattr(table_parquet, "CURSORS", 3)
     monkeypatch.setattr(table_csv, "BLOCK", 2048)
     wanted = (ROWS * 100).astype(np.int16).astype(np.float32) if name == "ints.npy" else ROWS
     source = open_source(write(tmp_path / name))
@@ -89,25 +88,15 @@ def test_several_files_are_recordings_one_after_another(tmp_path):
     np.testing.assert_array_equal(open_source([tmp_path / "other.csv"], ("b", "c")).read(0, 5), ROWS[:5][:, [2, 1]])
 
 
-def test_parquet_reads_on_and_jumps_by_row_groups(tmp_path, monkeypatch):
-    """Lanes side by side decode every row once; a jump decodes from the row group before it."""
-    monkeypatch.setattr(table_parquet, "BATCH", 10)
-    decoded, batches = [], table_parquet._Cursors._batches
-
-    def counted(self, group):
-        for batch in batches(self, group):
-            decoded.append(len(batch))
-            yield batch
-
-    monkeypatch.setattr(table_parquet._Cursors, "_batches", counted)
-    source = open_source(write(tmp_path / "x.parquet"))  # row groups of 142
-    source.read(990, 1000)
-    assert sum(decoded) < 150
-    decoded.clear()
-    for at in range(0, 240, 20):
-        for lane in range(4):
-            source.read(lane * 250 + at, min(lane * 250 + at + 25, 1000))
-    assert sum(decoded) < 1000 + 4 * 142
+def test_parquet_keeps_its_precision_and_its_nulls(tmp_path, cache):
+    big = 2**40 + np.arange(5)
+    columns = {"i": big, "b": [True, False, True, None, False], "f": np.arange(5, dtype=np.float32)}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    np.testing.assert_array_equal(open_source(tmp_path / "x.parquet", ("i",), dtype=np.float64).read(0, 5)[:, 0], big)
+    with pytest.raises(BadSample, match="row 3 .*column 'b' is missing or NaN"):
+        open_source(tmp_path / "x.parquet").read(0, 5)
+    np.testing.assert_array_equal(open_source(tmp_path / "x.parquet", ("f", "b")).read(0, 3), [[0, 1], [1, 0], [2, 1]])
+    assert {np.load(made).dtype.str for made in cache.iterdir()} == {"<f4", "<f8"}, "no larger than it must be"
 
 
 BAD = [
@@ -223,7 +212,7 @@ def test_csv_is_converted_once_and_again_when_it_changes(tmp_path, cache, monkey
     path = write(tmp_path / "x.csv")
     open_source(path)
     (made,) = cache.iterdir()
-    monkeypatch.setattr(table_csv, "_convert", None)  # it must not be called
+    monkeypatch.setattr(table_cache, "_convert", None)  # it must not be called
     np.testing.assert_array_equal(open_source(path).read(0, 1000), ROWS)
     monkeypatch.undo()
     monkeypatch.setenv("TBPTT_DATA", str(cache.parent))
@@ -231,8 +220,12 @@ def test_csv_is_converted_once_and_again_when_it_changes(tmp_path, cache, monkey
     assert open_source(path).lengths == (500,)
     (fresh,) = cache.iterdir()  # the conversion of the file as it was before is gone
     assert fresh != made
-    open_source(path, ("a",))
+    source = open_source(path, ("a",))
     assert len(list(cache.iterdir())) == 2, "other columns, another conversion"
+    for made in cache.iterdir():
+        made.unlink()
+    with pytest.raises(SourceChanged, match="the converted form of .*x.csv, is gone. Resume the run"):
+        source.read(0, 10)
 
 
 def test_a_conversion_that_dies_leaves_no_table(tmp_path, cache, monkeypatch):

@@ -60,7 +60,10 @@ def open_stream(path: Path, sizes: Sizes) -> LaneStream:
 
 
 def make_trainer(sizes: Sizes, example: Any) -> Callable[[Iterable[Any]], tuple[Any, Any]]:
-    """Makes `train(batches) -> (params, last loss)`, TBPTT from the same start each time, the step compiled once."""
+    """Makes `train(batches) -> (params, last loss)`, TBPTT from the same start each time, the step compiled once.
+
+    As in a run that looks at its losses, no more than two updates are under way: else dozens would wait with their batches.
+    """
     cell, readout = tbptt.LSTM(len(NAMES), sizes.hidden), nn.Dense(1, param_dtype=jnp.result_type(float))
     loss_fn = tbptt.sequence_loss(cell, readout, tbptt.squared_error)
     estimator = tbptt.truncated_bptt(loss_fn, sizes.chunk, sizes.chunk)
@@ -72,8 +75,10 @@ def make_trainer(sizes: Sizes, example: Any) -> Callable[[Iterable[Any]], tuple[
         state = tbptt.init_state(estimator, optimizer, params, cell.initial_carry((sizes.lanes,)), example)
         loss = None
         for batch in batches:
+            before = loss
             state, metrics = step(state, batch)
             loss = metrics.loss
+            jax.block_until_ready(before)
         return jax.block_until_ready((state.params, loss))
 
     return train

@@ -69,7 +69,7 @@ def open_data(config: Any) -> RunData:
         raise ValueError(f"--target is needed: the column that is predicted, one of {_columns_of(config.data)}")
     columns = _chosen_columns(config)
     group = config.group or ""
-    read = tuple(dict.fromkeys((*columns, config.target, *([group] if group else []))))
+    read: tuple[str, ...] = tuple(dict.fromkeys((*columns, str(config.target), *([group] if group else []))))
     source = open_source(config.data, read)
     source = split_by(source, group) if group else source
     whole = config.task == "classify"

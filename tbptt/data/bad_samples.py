@@ -54,11 +54,11 @@ class MaskedSource:
     def read(self, start: int, stop: int) -> Num[np.ndarray, "n C"]:
         """Reads rows; every value of a bad one is 0, and `good` says which they are."""
         values = self.read_unchecked(start, stop)
-        return np.where(np.isfinite(values).all(axis=1)[:, None], values, 0)
+        return np.where(_finite(values)[:, None], values, 0)
 
     def good(self, start: int, stop: int) -> Bool[np.ndarray, " n"]:
         """Tells which rows hold finite numbers only."""
-        return np.isfinite(self.read_unchecked(start, stop)).all(axis=1)
+        return _finite(self.read_unchecked(start, stop))
 
     def path_of(self, row: int) -> str:
         """Says which file a row is from, and where in it."""
@@ -129,3 +129,7 @@ def count_bad(source: Any, block: int = 65536) -> BadRows:
         if first is None and bad.any():
             first = source.path_of(start + int(np.argmax(bad.any(axis=1))))
     return BadRows(rows, dict(zip(source.names, columns.tolist(), strict=True)), first)
+
+
+def _finite(values: Num[np.ndarray, "n C"]) -> Bool[np.ndarray, " n"]:
+    return np.asarray(np.isfinite(values).all(axis=1))

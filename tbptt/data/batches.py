@@ -1,6 +1,7 @@
 """What a stream's steps are asked: forecasts, the next symbol of a text, the class of a recording."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -46,7 +47,7 @@ def forecast_batches(target: str, horizons: Sequence[int]) -> MakeBatch:
             if good is not None:
                 weights[: len(found)] *= good[horizon : horizon + n]
         targets *= weights[:, None] > 0
-        return Batch(values[:n], targets, weights, mask=None if good is None else good[:n])
+        return _batch(values[:n], targets, weights, mask=None if good is None else good[:n])
 
     return forecast
 
@@ -69,7 +70,7 @@ def symbol_batches(vocabulary: Vocabulary) -> MakeBatch:
         targets = np.zeros(n, np.int32)
         targets[: upto - span.start - 1] = numbers[1:][:n]
         weights = (np.arange(n) + 1 < upto - span.start).astype(np.float32)
-        return Batch(numbers[:n], targets, weights)
+        return _batch(numbers[:n], targets, weights)
 
     return next_symbol
 
@@ -98,9 +99,14 @@ def label_batches(label: str, classes: Sequence[float | int]) -> MakeBatch:
         number = class_of(source, span, values[:, place], place, known, good)
         last = last_good_row(source, span.begin, span.end)
         weights = (np.arange(span.start, span.stop) == last).astype(values.dtype)
-        return Batch(np.delete(values, place, axis=1), np.full(len(values), number, np.int32), weights, mask=good)
+        return _batch(np.delete(values, place, axis=1), np.full(len(values), number, np.int32), weights, mask=good)
 
     return classify
+
+
+def _batch(inputs: Any, targets: Any, weights: Any, mask: Any = None) -> Batch:
+    """A Batch of numpy arrays, which become jax's where they are put on a device."""
+    return Batch(inputs, targets, weights, mask=mask)
 
 
 def _place(source: Source, column: str, what: str) -> int:

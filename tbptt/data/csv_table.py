@@ -75,17 +75,13 @@ def find_bad_cell(path: Path, columns: Sequence[str], missing: Sequence[str]) ->
         names = header(next(rows, None), path)
         places = [(names.index(name), name) for name in columns]
         for row, cells in enumerate(rows, start=2):
-            if not cells:
-                if any(rows):
-                    raise ValueError(f"{path}, row {row} is empty, and rows follow it. Remove it, or fill it in")
-                return
-            if len(cells) != len(names):
+            if cells and len(cells) != len(names):
                 last = " and is the last one: the file ends in the middle of it" if not any(rows) else ""
                 raise ValueError(
                     f"{path}, row {row} has {len(cells)} cells{last}; the header has {len(names)} columns. Correct "
                     "or remove the row"
                 )
-            for place, name in places:
+            for place, name in places if cells else ():
                 if cells[place].strip() not in missing and _parse(cells[place]) is None:
                     _number(cells[place], path, row, name)
 

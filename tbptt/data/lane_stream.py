@@ -1,7 +1,7 @@
 """Recordings on disk as lanes that run side by side: chunk i is a pure function of i, so a position is one integer."""
 
 import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,9 @@ from tbptt.types import Batch
 # (source, span) -> the batch of the span's rows, without an axis of lanes: leaves [stop - start, ...], resets None
 MakeBatch = Callable[[Source, Span], Batch]
 
+# A call of make_batch costs about as much for one step as for a thousand: so chunks are read several at a time.
+TOGETHER_STEPS, TOGETHER_BYTES = 4096, 1 << 24
+
 
 class LaneStream:
     """A source in lanes, cut into chunks of equal length.
@@ -28,8 +31,8 @@ class LaneStream:
                     batch[t, l] = make_batch(source, row);  resets[t, l] = row is the first of its span
                     or, where lane l has ended:  mask[t, l] = False
 
-    Nothing is remembered between calls of `chunk`: the same i gives the same chunk, in any order, in any process. Every
-    lane begins with a reset, so one pass may follow another: chunk `len(stream) + i` is chunk i, in the next pass.
+    The same i gives the same chunk, in any order, in any process: what is kept between calls only saves time. Every lane
+    begins with a reset, so one pass may follow another: chunk `len(stream) + i` is chunk i, in the next pass.
 
     Args:
         source: what `open_source` gives, or a view of it.
@@ -72,42 +75,63 @@ class LaneStream:
         self._masked = may_mask(source) or any(steps != len(self) * self.length for steps in self.steps)
         self._first: dict[Span, int | None] = {}
         first = next(span for spans in self._spans for span in spans)
-        self._example: tuple[list[np.ndarray], Any] | None = None
+        self._example: tuple[list[np.ndarray], Any] = ([], None)
         self._checked(first._replace(stop=first.start + 1))  # what batches look like, for lanes that have ended
+        chunk_bytes = self.length * len(self.rows) * sum(leaf.nbytes for leaf in self._example[0])
+        self._together = max(1, min(TOGETHER_STEPS // self.length, TOGETHER_BYTES // max(1, chunk_bytes)))
+        self._last: tuple[int, Batch] | None = None
 
     def __len__(self) -> int:
         """Chunks a pass."""
         return -(-max(self.steps) // self.length)
 
     def chunk(self, i: int) -> Chunk:
-        """Reads chunk i: a batch `[length, len(rows), ...]` of numpy arrays, and the step at which it starts.
+        """Reads chunk i: a batch `[length, len(rows), ...]` of read-only numpy arrays, and the step at which it starts.
 
         Args:
             i: 0, 1, ...; `i // len(stream)` is the pass. Steps are numbered on through the passes, so `continuous` follows.
         """
         if isinstance(i, bool) or not isinstance(i, int | np.integer) or i < 0:
             raise ValueError(f"i must be the number of a chunk, 0, 1, ...; got {i!r}")
-        shape = (self.length, len(self.rows))
-        resets, mask = np.zeros(shape, bool), np.zeros(shape, bool)
-        assert self._example is not None
+        number = int(i) % len(self)
+        try:
+            block, at = self._block(number // self._together), number % self._together
+        except Exception:  # the fault may lie in a later chunk of the block, and that one is to report it
+            block, at = self._read(number, 1), 0
+        here = slice(at * self.length, (at + 1) * self.length)
+        return Chunk(jax.tree.map(lambda leaf: leaf[here], block), int(i) * self.length)
+
+    def _block(self, block: int) -> Batch:
+        """Returns the chunks that are read together, from the last call if they are the same ones."""
+        last = self._last
+        if last is None or last[0] != block:
+            first = block * self._together
+            last = self._last = block, self._read(first, min(self._together, len(self) - first))
+        return last[1]
+
+    def _read(self, first: int, count: int) -> Batch:
+        """Reads `count` chunks as one batch, from the pass's chunk `first` on."""
         example, tree = self._example
+        shape = (count * self.length, len(self.rows))
+        resets, mask = np.zeros(shape, bool), np.zeros(shape, bool)
         leaves = [np.zeros((*shape, *leaf.shape[1:]), leaf.dtype) for leaf in example]
         for column, lane in enumerate(self.rows):
-            for at, span, first in self._pieces(lane, int(i) % len(self) * self.length):
+            for at, span, reset in self._pieces(lane, first * self.length, shape[0]):
                 here = slice(at, at + span.stop - span.start)
                 exists, parts = self._checked(span)
                 mask[here, column] = True if exists is None else exists
-                if first is not None and span.start <= first < span.stop:
-                    resets[at + first - span.start, column] = True
+                if reset is not None and span.start <= reset < span.stop:
+                    resets[at + reset - span.start, column] = True
                 for whole, part in zip(leaves, parts, strict=True):
                     whole[here, column] = part
-        batch = jax.tree.unflatten(tree, leaves)._replace(resets=resets, mask=mask if self._masked else None)
-        return Chunk(batch, int(i) * self.length)
+        for array in (resets, mask, *leaves):  # several chunks are views of them
+            array.flags.writeable = False
+        return jax.tree.unflatten(tree, leaves)._replace(resets=resets, mask=mask if self._masked else None)
 
-    def _pieces(self, lane: int, start: int):
-        """Yields (step in the chunk, span, row of the reset) of what a lane has in the chunk that starts at its step."""
+    def _pieces(self, lane: int, start: int, steps: int) -> Iterator[tuple[int, Span, int | None]]:
+        """Yields (step from `start` on, span, row of the reset) for what a lane has in its steps from `start` on."""
         starts, spans = self._starts[lane], self._spans[lane]
-        stop = min(start + self.length, starts[-1])
+        stop = min(start + steps, starts[-1])
         at, j = start, bisect.bisect_right(starts, start) - 1
         while at < stop:
             whole, upto = spans[j], min(stop, starts[j + 1])
@@ -130,7 +154,7 @@ class LaneStream:
             raise ValueError(f"{name} must return a Batch without resets (the stream sets them); got {what}")
         found, tree = jax.tree.flatten(batch)
         leaves, n = [np.asarray(leaf) for leaf in found], span.stop - span.start
-        example, example_tree = self._example or (leaves, tree)
+        example, example_tree = self._example if self._example[0] else (leaves, tree)
         if tree != example_tree:
             raise ValueError(f"{name} must return batches of one structure; got {tree} after {example_tree}")
         for got, wanted in zip(leaves, example, strict=True):

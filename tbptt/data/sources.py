@@ -102,8 +102,11 @@ def open_source(
     """Opens one file, or several, as recordings one after another; of no file more than a few blocks is ever in memory.
 
         .npy      an array `[T]` or `[T, C]`, read by position; the columns' names are "0", "1", ...
-        .csv      comma-separated, the first row names the columns; converted once into a file of the cache, see `open_csv`
-        .parquet  read by row groups, each reader going on where it stopped
+        .csv      comma-separated, the first row names the columns
+        .parquet  numeric columns
+
+    The last two have no (cheap) random access: they are converted once, streaming, into a file of the cache folder, as
+    large as the columns are in memory; see `converted`.
 
     What a file holds is looked at when it is read: a value that is missing, NaN or infinite is a `BadSample` with its
     file, row and column, a file that is gone or changed a `SourceChanged`. See `masking_bad` for a milder policy.
@@ -119,7 +122,7 @@ def open_source(
         ImportError: a .csv or .parquet file, and pyarrow is not installed.
         TypeError: `columns` is one string.
         ValueError: no path; a suffix that is not known; a file that is not what its suffix says; columns that differ.
-        DataUnavailable: the cache folder for a .csv file cannot be written.
+        DataUnavailable: the cache folder for a .csv or .parquet file cannot be written.
     """
     files = [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]
     if not files:

@@ -51,7 +51,7 @@ def open_npy(path: Path, columns: Sequence[str] | None) -> Table:
 def _read(file, offset: int, count: int, dtype: np.dtype, path: Path) -> np.ndarray:
     """Reads `count` numbers from a place in a raw file: all of them, or an error."""
     numbers = np.empty(count, dtype)
-    rest = memoryview(numbers).cast("B")
+    rest = memoryview(numbers.data).cast("B")
     file.seek(offset)
     while rest:
         got = file.readinto(rest)
