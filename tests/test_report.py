@@ -84,6 +84,11 @@ def test_an_interrupted_run_says_so_and_how_to_go_on(tmp_path):
     assert "No update has been logged yet" in text_of(write_report(folder(bare, FORECAST, [])))
 
 
+def test_a_result_from_before_the_last_updates_says_so(tmp_path):
+    page = text_of(write_report(folder(tmp_path, FORECAST, ROWS, test_metric=0.1, baseline=0.2, updates=100)))
+    assert "Trained on after its end" in page and "What was tested is the run up to update 100." in page
+
+
 def test_a_text_is_shown_with_its_surprises(tmp_path):
     run = folder(tmp_path, Characters(tuple(b"\n<a")), ROWS)
     predictions(
