@@ -57,7 +57,8 @@ def _state(train: list[Row], summary: dict[str, Any]) -> str:
     last = train[-1]
     done = f"{last['step']:,} updates in {duration(last['seconds'])} of training"
     if summary and summary.get("updates", last["step"]) < last["step"]:
-        return f"<p><b>Trained on after its end</b>: {done}. What was tested is the run up to update {summary['updates']:,}.</p>"
+        tested = f"What was tested is the run up to update {summary['updates']:,}"
+        return f"<p><b>Trained on after its end</b>: {done}. {tested}.</p>"
     if summary:
         return f"<p>Finished: {done}.</p>"
     return f"<p><b>Interrupted, or still running</b>: {done} so far. The test part has not been looked at.</p>"
