@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pty
+import select
 import struct
 import sys
 
@@ -248,7 +249,9 @@ def test_a_pipe_and_a_dull_terminal_get_lines_a_terminal_a_bar():
             view.show(Status(3, 10, 0.3, loss=0.25))
             view.end(Status(3, 10, 0.3, loss=0.25))
             terminal.flush()
-            seen = os.read(master, 1 << 16).decode()
+            seen = ""
+            while "update 3/10  loss 0.25" not in seen and select.select([master], [], [], 20.0)[0]:
+                seen += os.read(master, 1 << 16).decode()
             assert "update 3/10  loss 0.25" in seen and ("\x1b[3" in seen) == colours
     os.close(master)
 

@@ -67,11 +67,11 @@ def _seed(run: Path, seeds: int, seed: int | None) -> int:
     return seed
 
 
-def _order(path: Path) -> tuple[bool, float, int]:
-    """Ranks: by metric, then by age. One whose description cannot be read is tried last; `restore` then says why."""
+def _order(path: Path) -> tuple[int, float, int]:
+    """Ranks: by metric, then by age. First one whose description cannot be read: `restore` then says what is wrong."""
     step = int(path.name.rpartition("_")[2])
     try:
-        metric = read_object(path / "about.json").get("metric")
-    except (OSError, ValueError):
-        return True, float("inf"), -step
-    return metric is None, 0.0 if metric is None else float(metric), -step
+        metric = read_object(path / "about.json")["metric"]
+    except (OSError, ValueError, KeyError):
+        return 0, 0.0, -step
+    return (2, 0.0, -step) if metric is None else (1, float(metric), -step)
