@@ -14,6 +14,7 @@ Ctrl-C and SIGTERM finish the update, write a checkpoint, say how to go on, and 
 ends with the same parameters, to the bit, as one that was never stopped, however it was stopped.
 """
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -119,22 +120,22 @@ def main(config: Config, stop: Stop) -> dict[str, Any]:
             start=position,
             tensorboard=config.tensorboard,
         )
-        with log:
-            plan = loop.Plan(
-                stream=made.stream,
-                put=made.put,
-                step=made.step,
-                one=made.one,
-                score=lambda state: best_seed(config, data, made, state)[0],
-                updates=total,
-                seconds=seconds,
-                valid_every=config.valid_every or len(made.stream),
-                saved_every=config.checkpoint_seconds,
-            )
-            try:
+        plan = loop.Plan(
+            stream=made.stream,
+            put=made.put,
+            step=made.step,
+            one=made.one,
+            score=lambda state: best_seed(config, data, made, state)[0],
+            updates=total,
+            seconds=seconds,
+            valid_every=config.valid_every or len(made.stream),
+            saved_every=config.checkpoint_seconds,
+        )
+        try:
+            with log:
                 ended = loop.run(plan, state, position, log, checkpoints, stop)
-            except jax.errors.JaxRuntimeError as error:
-                raise out_of_memory.explained(error, config, made) from error
+        except jax.errors.JaxRuntimeError as error:
+            raise out_of_memory.explained(error, config, made) from error
         going_on = f"python -m experiments.train --resume {folder}"
         if not ended.done:
             tell(f"stopped by {stop.name} after update {ended.position}. To go on: {going_on}")
@@ -158,7 +159,8 @@ def run(parse: Any) -> int:
         try:
             config = run_config.settings(parse, Config)
             if config.devices > 1:  # of CPUs as many are made as are wanted; other devices are there or are not
-                jax.config.update("jax_num_cpu_devices", config.devices)
+                with contextlib.suppress(RuntimeError):  # too late: whoever runs this as a function has started jax
+                    jax.config.update("jax_num_cpu_devices", config.devices)
             summary = main(config, stop)
         except FAULTS as error:
             print(f"train: {error}", file=sys.stderr)

@@ -57,6 +57,7 @@ def settings(parse: Callable[..., Config], kind: type[Config]) -> Config:
     names = {field.name: field for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
     if unknown := sorted(set(saved) - set(names) - {"experiment", "task", "lengths", "metric"}):
         raise ValueError(f"{folder}/config.json has the field {unknown[0]!r}, which this version does not know")
+    saved["task"] = {"text": "characters"}.get(saved["task"]["kind"], saved["task"]["kind"])
     old: Any = kind(**{name: _typed(name, saved[name]) for name in names if name in saved})
     old = dataclasses.replace(old, resume=folder, out=None)
     now: Any = parse(default=old)

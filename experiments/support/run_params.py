@@ -4,8 +4,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from experiments.support.console import console
-from experiments.support.json_file import read_object
+from experiments.support.json_file import read_config, read_object
 from tbptt.checkpoints import CheckpointDamaged, Restored, finished, restore
 
 
@@ -31,7 +34,7 @@ def load_params(run: Path, like: Any) -> Restored:
         try:
             with warnings.catch_warnings(record=True) as seen:
                 warnings.simplefilter("always")
-                found = restore(path, like, under=".params")
+                found = _restored(run, path, like)
         except CheckpointDamaged as error:
             damaged.append(error)
             continue
@@ -42,6 +45,17 @@ def load_params(run: Path, like: Any) -> Restored:
             console.print(f"warning: {message}", style="bold yellow", markup=False, highlight=False, soft_wrap=True)
         return found
     raise CheckpointDamaged(f"none of the {len(paths)} checkpoints of {run} is sound. The first one tried: {damaged[0]}")
+
+
+def _restored(run: Path, path: Path, like: Any) -> Restored:
+    """Restores the parameters; of a run of several seeds, those of the best one (while it is going on, of the first)."""
+    seeds = read_config(run).get("seeds", 1)
+    if seeds == 1:
+        return restore(path, like, under=".params")
+    summary = read_object(run / "summary.json") if (run / "summary.json").exists() else {}
+    several = jax.tree.map(lambda leaf: jnp.stack([leaf] * seeds), like)
+    found = restore(path, several, under=".params")
+    return found._replace(state=jax.tree.map(lambda leaf: leaf[summary.get("seed", 0)], found.state))
 
 
 def _order(path: Path) -> tuple[bool, float, int]:
