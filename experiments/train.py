@@ -170,4 +170,4 @@ def run(parse: Any) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(lambda default=None: tyro.cli(Config, description=__doc__, default=default)))
+    sys.exit(run(lambda **more: tyro.cli(Config, description=__doc__, **more)))

@@ -43,7 +43,7 @@ def setting(tmp_path, monkeypatch):
 def go(*flags, capsys=None):
     """Runs the program: its exit status, stdout and stderr."""
     words = [str(flag) for flag in flags]
-    status = train.run(lambda default=None: tyro.cli(train.Config, args=words, default=default))
+    status = train.run(lambda **more: tyro.cli(train.Config, args=words, **more))
     return (status, *capsys.readouterr()) if capsys else status
 
 

@@ -34,7 +34,7 @@ def settings(parse: Callable[..., Config], kind: type[Config]) -> Config:
     """Reads the command line; with --resume, the run's own flags are the defaults.
 
     Args:
-      parse: `parse(default=None) -> config`, from the command line.
+      parse: `parse() -> config` from the command line, or `parse(default=config)`.
       kind: the dataclass.
 
     Raises:

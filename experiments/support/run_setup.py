@@ -90,10 +90,9 @@ def make_optimizer(lr: float, clip: float, updates: int | None) -> optax.Gradien
 
 
 def params_of(state: tbptt.TrainState, seeds: int) -> list[Any]:
-    """Returns the parameters of every seed."""
-    if seeds == 1:
-        return [state.params]
-    return [jax.tree.map(lambda leaf, i=i: leaf[i], state.params) for i in range(seeds)]
+    """Returns the parameters of every seed, on the host: what is predicted with them is a matter of one device."""
+    params = jax.device_get(state.params)
+    return [params] if seeds == 1 else [jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(seeds)]
 
 
 def _loss(config: Any, data: RunData, model: Model) -> tbptt.LossFn:
