@@ -43,7 +43,7 @@ def build(config: Any, data: RunData) -> Setup:
       ValueError: a flag does not fit the data, the model or the machine; names both.
     """
     model = make_model(data.task, config.cell, config.hidden, config.layers)
-    mesh = tbptt.lane_mesh(config.devices) if config.devices > 1 else None
+    mesh = tbptt.lane_mesh(config.devices) if config.devices > 1 or jax.process_count() > 1 else None
     loss_fn = _loss(config, data, model)
     loss_fn = loss_fn if mesh is None else tbptt.over_lanes(loss_fn, model.cell.initial_carry, mesh)
     choice = ESTIMATORS[config.estimator]
