@@ -39,7 +39,7 @@ def start(folder: Path, *flags: str) -> int:
         os.dup2(said.fileno(), 2)
     status = 70
     try:
-        status = train.run(lambda default=None: tyro.cli(train.Config, args=flags, default=default))
+        status = train.run(lambda **more: tyro.cli(train.Config, args=flags, **more))
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from experiments.support.console import console
 from experiments.support.json_file import read_object
@@ -33,7 +34,7 @@ def load_params(run: Path, model: Model, seeds: int = 1, seed: int | None = None
     which = _seed(run, seeds, seed)
     like = init_params(jax.random.key(0), model)
     if seeds > 1:
-        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((seeds, *leaf.shape), leaf.dtype), like)
+        like = jax.tree.map(lambda leaf: jnp.zeros((seeds, *leaf.shape), leaf.dtype), like)
     paths = sorted(finished(run / "checkpoints"), key=_order)
     if not paths:
         raise FileNotFoundError(f"{run} has no checkpoint to predict with: train first, or go on training there")
