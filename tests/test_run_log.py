@@ -134,6 +134,8 @@ def test_a_full_disk_is_said_once_and_outlived(tmp_path, monkeypatch):
 
     monkeypatch.setattr(metrics_file.os, "write", write)
     file = MetricsFile(path, troubles.append)
+    with pytest.raises(ValueError, match="JSON"):
+        file.append({"step": float("nan")})
     room[0] = 20  # one row and a half
     for step in range(3):
         file.append({"step": step})
@@ -153,7 +155,7 @@ def series(losses, norms) -> list[tuple[float, float, bool]]:
 
 
 T = 600
-RAMP = np.clip((np.arange(T) - 300) / 150, 0, 1)
+RAMP = np.clip((np.arange(T) - 300) / 60, 0, 1)
 HEALTHY = {
     "noisy": series(noise(T), noise(T, 1)),
     "a plateau, then learning": series(0.1**RAMP, 0.02 ** (1 - RAMP) * noise(T)),
@@ -197,7 +199,7 @@ def test_each_episode_is_told_once_at_its_first_moment(name):
 
 def test_what_to_try_has_the_numbers_of_this_run():
     text = health.advice("exploded", {"lr": 3e-3, "clip": 1.0, "k2": 100, "cell": "elman"})
-    assert "now 0.003, try 0.001" in text and "now 1, try 0.25" in text and "now 100, try 50" in text and "lstm" in text
+    assert "now 0.003, try 0.001)" in text and "now 1, try 0.25" in text and "now 100, try 50" in text and "lstm" in text
     assert "set --clip" in health.advice("exploded", {"clip": None, "cell": "lstm"})
     assert "now 50, try 100" in health.advice("vanished", {"k2": 50}) and "NaN" in health.advice("non_finite", {})
 
