@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import tyro
+from jax._src.interpreters import mlir
+from jaxlib.mlir import ir
 
 from experiments import train
 from tbptt.checkpoints import finished
@@ -38,6 +40,8 @@ def start(folder: Path, *flags: str) -> int:
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
     status = 70
+    # The threads that jax's compiler front end started when it was imported are not in this process: it gets new ones.
+    mlir.global_thread_pool = ir.ThreadPool()
     try:
         status = train.run(lambda **more: tyro.cli(train.Config, args=flags, **more))
     finally:

@@ -86,7 +86,7 @@ def make_optimizer(lr: float, clip: float, updates: int | None) -> optax.Gradien
     it may depend on nothing but the update's number, or a resumed run would be another one.
     """
     rate = lr if updates is None else optax.cosine_decay_schedule(lr, updates, alpha=0.01)
-    return optax.chain(tbptt.watched(tbptt.clip_by_global_norm(clip)), tbptt.skip_non_finite(optax.adam(rate)))
+    return optax.chain(tbptt.clip_by_global_norm(clip), tbptt.skip_non_finite(optax.adam(rate)))
 
 
 def params_of(state: tbptt.TrainState, seeds: int) -> list[Any]:
