@@ -31,6 +31,9 @@ FLAGS = (
 DAMAGES = {4: cut, 9: flip, 14: os.unlink}  # after which kill the largest file of the newest checkpoint suffers what
 
 
+OLD_THREADS: list = []
+
+
 def start(folder: Path, *flags: str) -> int:
     """Starts a run in a fork; what it says goes to a file beside its folder."""
     child = os.fork()
@@ -40,7 +43,9 @@ def start(folder: Path, *flags: str) -> int:
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
     status = 70
-    # The threads that jax's compiler front end started when it was imported are not in this process: it gets new ones.
+    # The threads that jax's compiler front end started when it was imported are not in this process: it gets new ones (and
+    # the old ones are kept, for they would be waited for).
+    OLD_THREADS.append(mlir.global_thread_pool)
     mlir.global_thread_pool = ir.ThreadPool()
     try:
         status = train.run(lambda **more: tyro.cli(train.Config, args=flags, **more))
