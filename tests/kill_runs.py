@@ -21,7 +21,7 @@ from jaxlib.mlir import ir
 
 from experiments import train
 from tbptt.checkpoints import finished
-from tests.test_checkpoints import cut, flip
+from tests.damage import cut, flip
 
 ROWS, KILLS, TERMS = 2000, 20, 5
 FLAGS = (
