@@ -16,10 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import tyro
+from jax._src.interpreters import mlir
+from jaxlib.mlir import ir
 
 from experiments import train
 from tbptt.checkpoints import finished
-from tests.test_checkpoints import cut, flip
+from tests.damage import cut, flip
 
 ROWS, KILLS, TERMS = 2000, 20, 5
 FLAGS = (
@@ -27,6 +29,9 @@ FLAGS = (
     "--valid-every 997 --checkpoint-seconds 0.05 --epochs 160"
 ).split()
 DAMAGES = {4: cut, 9: flip, 14: os.unlink}  # after which kill the largest file of the newest checkpoint suffers what
+
+
+OLD_THREADS: list = []
 
 
 def start(folder: Path, *flags: str) -> int:
@@ -38,6 +43,10 @@ def start(folder: Path, *flags: str) -> int:
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
     status = 70
+    # The threads that jax's compiler front end started when it was imported are not in this process: it gets new ones (and
+    # the old ones are kept, for they would be waited for).
+    OLD_THREADS.append(mlir.global_thread_pool)
+    mlir.global_thread_pool = ir.ThreadPool()
     try:
         status = train.run(lambda **more: tyro.cli(train.Config, args=flags, **more))
     finally:

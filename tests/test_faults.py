@@ -47,12 +47,20 @@ def go(*flags, capsys=None):
     return (status, *capsys.readouterr()) if capsys else status
 
 
+def last(out):
+    """The summary: the last line of stdout."""
+    return json.loads(out.splitlines()[-1])
+
+
 WAVES = ["--data", "waves.npy", "--target", 0]
 REFUSED = {
     "nothing": ([], "--data is needed"),
     "no target": (["--data", "waves.csv"], "--target is needed: the column that is predicted, one of a, b"),
-    "no such column": (["--data", "waves.csv", "--target", "c"], "no column 'c'; their columns are a, b"),
-    "no such input": (["--data", "waves.csv", "--target", "a", "--columns", "x"], "no column 'x'; their columns are a, b"),
+    "no such column": (["--data", "waves.csv", "--target", "c"], "waves.csv has no column 'c'; its columns are a, b"),
+    "no such input": (
+        ["--data", "waves.csv", "--target", "a", "--columns", "x"],
+        "waves.csv has no column 'x'; its columns are a, b",
+    ),
     "no such file": (["--data", "wave.csv", "--target", "a"], "there is no file"),
     "a folder": (["--data", ".", "--target", "a"], "suffix"),
     "an empty file": (["--data", "empty.csv", "--target", "a"], "is empty"),
@@ -96,7 +104,7 @@ def test_misuse_is_refused_in_one_line_that_names_the_flag(what, capsys, tmp_pat
 
 def test_a_run_goes_on_by_its_own_flags_and_no_others(capsys, tmp_path):
     status, out, _ = go(*WAVES, *SMALL, "--epochs", 1, "--out", "run", capsys=capsys)
-    summary = json.loads(out.splitlines()[-1])
+    summary = last(out)
     assert status == 0 and {"test_metric", "baseline", "steps_per_second", "checkpoint"} <= set(summary)
     assert summary == json.loads((tmp_path / "run" / "summary.json").read_text()) and summary["updates"] == 20
     assert finished(tmp_path / "run" / "checkpoints")[-1].name == summary["checkpoint"].rpartition("/")[2]
@@ -118,11 +126,11 @@ def test_a_run_goes_on_by_its_own_flags_and_no_others(capsys, tmp_path):
 def test_longer_than_planned(capsys, tmp_path):
     assert go(*WAVES, *SMALL, "--epochs", 1, "--out", "run") == 0
     status, out, err = go("--resume", "run", "--epochs", 2, capsys=capsys)
-    assert status == 0 and json.loads(out)["updates"] == 40 and "goes on after update 20" in err
+    assert status == 0 and last(out)["updates"] == 40 and "goes on after update 20" in err
     status, out, err = go("--resume", "run", "--minutes", 0.0001, capsys=capsys)
     assert (
         status == 0
-        and json.loads(out)["updates"] == 41
+        and last(out)["updates"] == 41
         and json.loads((tmp_path / "run/config.json").read_text())["epochs"] is None
     )
 
@@ -233,7 +241,7 @@ def test_an_update_that_is_not_finite_is_skipped_told_and_the_stream_starts_afre
 
     monkeypatch.setattr(run_setup, "training_stream", poisoned)
     status, out, err = go(*WAVES, *SMALL, "--epochs", 1, "--out", "run", capsys=capsys)
-    assert status == 0 and np.isfinite(json.loads(out)["test_metric"])
+    assert status == 0 and np.isfinite(last(out)["test_metric"])
     assert "warning, update 8" in err and "not a finite number" in err and "Try: " in err
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert sum(row["non_finite"] for row in rows if row["kind"] == "train") == 1
@@ -241,18 +249,18 @@ def test_an_update_that_is_not_finite_is_skipped_told_and_the_stream_starts_afre
 
 
 def test_ctrl_c_twice_ends_at_once(monkeypatch):
-    ended = []
+    ended, before = [], signal.getsignal(signal.SIGINT)
     with Stop() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.asked == signal.SIGINT and (stop.status, stop.name) == (130, "Ctrl-C")
         monkeypatch.setattr(os, "kill", lambda *arguments: ended.append(arguments))
         stop._catch(signal.SIGTERM, None)
     assert ended == [(os.getpid(), signal.SIGTERM)]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_seeds_and_devices(capsys, tmp_path):
     status, out, _ = go(*WAVES, *SMALL, "--epochs", 1, "--seeds", 2, "--out", "run", capsys=capsys)
-    assert status == 0 and json.loads(out)["seed"] in (0, 1)
+    assert status == 0 and last(out)["seed"] in (0, 1)
     status, out, err = go("--resume", "run", "--epochs", 2, capsys=capsys)
-    assert status == 0 and json.loads(out)["updates"] == 40
+    assert status == 0 and last(out)["updates"] == 40

@@ -105,11 +105,11 @@ def training_stream(data: RunData, lanes: int, chunk: int, rows: Any = None) -> 
 
 
 def default_lanes(data: RunData, k2: int, devices: int = 1) -> int:
-    """Chooses how many lanes: 32, or as few as leave each at least 4 windows; of recordings, one a lane at most.
+    """Chooses how many lanes: 32, or as few as leave each at least 20 windows; of recordings, one a lane at most.
 
     A multiple of the devices, if there is one.
     """
-    most = data.parts.train // (4 * k2)
+    most = data.parts.train // (20 * k2)
     if isinstance(data.task, Classify):
         most = _recordings_before(data.source.lengths, data.parts.train)
     return max(1, min(32, most) // devices) * devices
