@@ -132,11 +132,19 @@ def test_many_lines_are_joined_without_losing_the_largest(monkeypatch):
     np.testing.assert_allclose(drawn.get_xdata(), 50 * (drawn.get_ydata() + 1), rtol=1e-12)
 
 
-def test_a_large_file_of_predictions_is_read_in_part(tmp_path):
+def test_a_large_file_of_predictions_is_read_in_part(tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(report_figures.plt, "subplots", _spied(seen))
     run = folder(tmp_path, FORECAST, [])
-    predictions(run, [("row", "truth", "prediction"), *((i, 1000.5, 1000.25) for i in range(20_000))])
-    page = text_of(write_report(run))
-    assert "400 rows of the test part" in page
+    for digits in range(4):  # wherever in a row the part begins
+        extra = "0" * digits
+        rows = [(i, f"{i}.5{extra}", f"{i}.25") for i in range(10_000_000, 10_008_000)]
+        predictions(run, [("row", "truth", "prediction"), *rows])
+        assert "400 rows of the test part" in text_of(write_report(run))
+        truth, prediction = seen["axes"][0, 0].lines
+        assert truth.get_xdata()[0] > 10_000_100  # from the middle
+        np.testing.assert_array_equal(truth.get_ydata(), truth.get_xdata() - 32 + 0.5)
+        np.testing.assert_array_equal(prediction.get_ydata(), truth.get_xdata() - 32 + 0.25)
 
 
 @pytest.mark.parametrize(
