@@ -89,6 +89,7 @@ def predict_file(
                 pace.mark(rows)
                 view.show(_status(rows, total, pace))
     finally:
+        pace.mark(rows)
         view.end(_status(rows, total, pace))
     seconds = time.perf_counter() - begin
     return {"rows": rows, "rows_per_second": round(rows / seconds, 1), **(scored.result() if score else {})}
