@@ -25,7 +25,7 @@ def line(step, **more):
 
 
 def folder(path, task, rows, **summary):
-    settings = {"experiment": "train", "cell": "lstm", "lr": 0.003, "clip": 1.0, "out": "<&>"}
+    settings = {"experiment": "train", "cell": "lstm", "lr": 0.003, "clip": 1.0, "epochs": 10.0, "out": "<&>"}
     (path / "config.json").write_text(json.dumps({**settings, "task": run_task.to_json(task)}))
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if summary:
@@ -60,6 +60,7 @@ def test_a_finished_run_shows_both_numbers_large_and_which_is_better(tmp_path):
     )
     assert "Better than the baseline by 0.011, 7% of it." in page and "Finished: 200 updates in 20 s" in page
     assert "Forecast of ppg, 32 rows ahead" in page and "Update 120:</b> norm &lt;9e2&gt;. Try: less." in page
+    assert f"python -m experiments.train --resume {tmp_path} --epochs 20" in page  # it has had its 10
     assert page.count("<img") == 3 and "<td>&lt;&amp;&gt;</td>" in page
     assert "src=" in page and not re.search(r'(src|href)="(?!PNG)', page) and "http" not in page  # nothing is fetched
 
@@ -77,7 +78,8 @@ def test_an_interrupted_run_says_so_and_how_to_go_on(tmp_path):
     page = text_of(write_report(folder(tmp_path, FORECAST, ROWS)))
     assert "Interrupted, or still running" in page and "best validation MSE so far, at update 200" in page
     assert (
-        f"python -m experiments.train --resume {tmp_path}" in page and f"experiments.predict {tmp_path} --data FILE" in page
+        f"python -m experiments.train --resume {tmp_path}\n" in page
+        and f"experiments.predict {tmp_path} --data FILE" in page
     )
     bare = tmp_path / "bare"
     bare.mkdir()
