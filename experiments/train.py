@@ -14,6 +14,7 @@ Ctrl-C and SIGTERM finish the update, write a checkpoint, say how to go on, and 
 ends with the same parameters, to the bit, as one that was never stopped, however it was stopped.
 """
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -28,6 +29,7 @@ from experiments.support.run_choices import resolve
 from experiments.support.run_data import open_data
 from experiments.support.run_end import best_seed, finish, tell
 from experiments.support.run_log import RunLog
+from experiments.support.run_processes import is_first, join, log_place, wait_for_all
 from experiments.support.stopping import Stop
 from tbptt.checkpoints import Checkpoints
 from tbptt.data import DataUnavailable
@@ -87,6 +89,14 @@ class Config:
     """how many of the newest checkpoints are kept, besides the best"""
     devices: int = 1
     """over which the lanes are dealt out"""
+    coordinator: str | None = None
+    """several processes: host:port of the first one, the same for all; with --processes, --process, and a shared --out"""
+    processes: int | None = None
+    """how many"""
+    process: int | None = None
+    """which one this is, from 0"""
+    cluster: bool = False
+    """several processes that Slurm or Open MPI has started: they tell coordinator, processes and process"""
     seeds: int = 1
     """runs side by side that differ in their seed alone; the best by validation is kept"""
     seed: int = 0
@@ -101,40 +111,44 @@ class Config:
 def main(config: Config, stop: Stop) -> dict[str, Any]:
     """Trains, and returns the summary; of a run that was stopped, how to go on."""
     folder = run_config.folder_of(config)
+    wait_for_all("the folder is free")
     data = open_data(config)
     config = resolve(config, data)
     with Checkpoints(folder / "checkpoints", run_config.must_agree(config, data), config.keep) as checkpoints:
         made = run_setup.build(config, data)
-        run_config.write_config(folder, config, data, run_result.metric_name(data))
+        if is_first():
+            run_config.write_config(folder, config, data, run_result.metric_name(data))
         state, position = loop.resumed(checkpoints, made.state, tell)
         what = f"goes on after update {position}" if position else f"{config.lanes} lanes of {max(made.stream.steps)} steps"
         tell(f"{folder}: {what}; {len(made.stream)} updates a pass")
         total, seconds = made.updates, None if config.minutes is None else 60 * config.minutes
+        place, people = log_place(folder)
         log = RunLog(
-            folder,
+            place,
             total,
+            console=people,
             seconds=seconds,
             steps_per_update=made.chunk * made.stream.lanes * config.seeds,
             settings=dataclasses.asdict(config),
             start=position,
             tensorboard=config.tensorboard,
         )
-        with log:
-            plan = loop.Plan(
-                stream=made.stream,
-                put=made.put,
-                step=made.step,
-                one=made.one,
-                score=lambda state: best_seed(config, data, made, state)[0],
-                updates=total,
-                seconds=seconds,
-                valid_every=config.valid_every or len(made.stream),
-                saved_every=config.checkpoint_seconds,
-            )
-            try:
+        plan = loop.Plan(
+            stream=made.stream,
+            put=made.put,
+            step=made.step,
+            one=made.one,
+            score=lambda state: best_seed(config, data, made, state)[0],
+            updates=total,
+            seconds=seconds,
+            valid_every=config.valid_every or len(made.stream),
+            saved_every=config.checkpoint_seconds,
+        )
+        try:
+            with log:
                 ended = loop.run(plan, state, position, log, checkpoints, stop)
-            except jax.errors.JaxRuntimeError as error:
-                raise out_of_memory.explained(error, config, made) from error
+        except jax.errors.JaxRuntimeError as error:
+            raise out_of_memory.explained(error, config, made) from error
         going_on = f"python -m experiments.train --resume {folder}"
         if not ended.done:
             tell(f"stopped by {stop.name} after update {ended.position}. To go on: {going_on}")
@@ -158,14 +172,17 @@ def run(parse: Any) -> int:
         try:
             config = run_config.settings(parse, Config)
             if config.devices > 1:  # of CPUs as many are made as are wanted; other devices are there or are not
-                jax.config.update("jax_num_cpu_devices", config.devices)
+                with contextlib.suppress(RuntimeError):  # too late: whoever runs this as a function has started jax
+                    jax.config.update("jax_num_cpu_devices", -(-config.devices // (config.processes or 1)))
+            join(config)
             summary = main(config, stop)
         except FAULTS as error:
             print(f"train: {error}", file=sys.stderr)
             return 1
-    print(json.dumps(summary), flush=True)
+    if is_first():
+        print(json.dumps(summary), flush=True)
     return stop.status if "stopped" in summary else 0
 
 
 if __name__ == "__main__":
-    sys.exit(run(lambda default=None: tyro.cli(Config, description=__doc__, default=default)))
+    sys.exit(run(lambda **more: tyro.cli(Config, description=__doc__, **more)))

@@ -16,17 +16,22 @@ from pathlib import Path
 
 import numpy as np
 import tyro
+from jax._src.interpreters import mlir
+from jaxlib.mlir import ir
 
 from experiments import train
 from tbptt.checkpoints import finished
-from tests.test_checkpoints import cut, flip
+from tests.damage import cut, flip
 
 ROWS, KILLS, TERMS = 2000, 20, 5
 FLAGS = (
     "--target 0 --horizon 2 --cell gru --hidden 3 --estimator randomized --k1 4 --k2 16 --lanes 4 --lr 0.01 "
-    "--valid-every 997 --checkpoint-seconds 0.05 --epochs 160"
+    "--valid-every 997 --checkpoint-seconds 0.05 --epochs 80"
 ).split()
 DAMAGES = {4: cut, 9: flip, 14: os.unlink}  # after which kill the largest file of the newest checkpoint suffers what
+
+
+OLD_THREADS: list = []
 
 
 def start(folder: Path, *flags: str) -> int:
@@ -38,8 +43,12 @@ def start(folder: Path, *flags: str) -> int:
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
     status = 70
+    # The threads that jax's compiler front end started when it was imported are not in this process: it gets new ones (and
+    # the old ones are kept, for they would be waited for).
+    OLD_THREADS.append(mlir.global_thread_pool)
+    mlir.global_thread_pool = ir.ThreadPool()
     try:
-        status = train.run(lambda default=None: tyro.cli(train.Config, args=flags, default=default))
+        status = train.run(lambda **more: tyro.cli(train.Config, args=flags, **more))
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -67,8 +76,11 @@ def stop_often(folder: Path, first: list[str], number: int, times: int, draw: ra
     for turn in range(times):
         before = newest(folder)
         child = start(folder, *(first if turn == 0 else ["--resume", str(folder)]))
-        wait_for_progress(folder, child, before)
-        time.sleep(draw.uniform(0, 0.12))
+        if damages and turn % 4 == 3:  # before it has begun to train: while it reads, restores or compiles
+            time.sleep(draw.uniform(0, 1.5))
+        else:
+            wait_for_progress(folder, child, before)
+            time.sleep(draw.uniform(0, 0.06))  # saving takes as long: it is killed while saving, too
         os.kill(child, number)
         statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         if turn in damages:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments.support.run_log import RunLog
+from experiments.support.run_processes import agree
 from experiments.support.stopping import Stop
 from tbptt import Metrics, TrainState
 from tbptt.checkpoints import CheckpointNotWritten, Checkpoints
@@ -74,10 +75,12 @@ def run(plan: Plan, state: TrainState, position: int, log: RunLog, checkpoints: 
             state, metrics = plan.step(state, chunk.batch)
             log.update(plan.one(metrics))
             position = i + 1
-            done = position == plan.updates or (plan.seconds is not None and log.seconds >= plan.seconds)
+            over = plan.seconds is not None and log.seconds >= plan.seconds
+            asked, due, over = agree(position, stop.asked is not None, time.monotonic() - saved >= wait, over)
+            done = over or position == plan.updates
             metric = _validated(plan, state, log) if done or position % plan.valid_every == 0 else None
-            last = done or stop.asked is not None
-            if last or metric is not None or time.monotonic() - saved >= wait:
+            last = done or asked
+            if last or due or position % plan.valid_every == 0:
                 log.flush()
                 wait = plan.saved_every
                 try:

@@ -1,5 +1,6 @@
 """A device that runs out of memory: what an update needs, and which flags would make it fit."""
 
+import contextlib
 from typing import Any
 
 import jax
@@ -40,12 +41,10 @@ def advice(model: Model, params: Any, example: tbptt.Batch, window: int, lanes: 
         fits.append(f"--k2 {k2}")
     if fewer := _largest(lanes - 1, lambda n: needs(window, n) <= room):
         fits.append(f"--lanes {fewer}")
-    mebi = max(1, room >> 20)
-    try:
-        leaner = needs(window, lanes, tbptt.MemoryBudget(mebi << 20))
-        fits.append(f"--memory {mebi} (MiB; computes part of the forward pass twice, about {human_bytes(leaner)})")
-    except ValueError:
-        pass  # no plan is lean enough
+    if mebi := room >> 20:
+        with contextlib.suppress(ValueError):  # no plan is lean enough
+            leaner = needs(window, lanes, tbptt.MemoryBudget(mebi << 20))
+            fits.append(f"--memory {mebi} (MiB; computes part of the forward pass twice, about {human_bytes(leaner)})")
     what = (
         f"the device ran out of memory: one gradient of k2={window} steps and {lanes} lanes needs about {human_bytes(now)}"
     )

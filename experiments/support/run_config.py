@@ -21,6 +21,10 @@ FREE = (
     "epochs",
     "minutes",
     "devices",
+    "coordinator",
+    "processes",
+    "process",
+    "cluster",
     "memory",
     "valid_every",
     "checkpoint_seconds",
@@ -34,7 +38,7 @@ def settings(parse: Callable[..., Config], kind: type[Config]) -> Config:
     """Reads the command line; with --resume, the run's own flags are the defaults.
 
     Args:
-      parse: `parse(default=None) -> config`, from the command line.
+      parse: `parse() -> config` from the command line, or `parse(default=config)`.
       kind: the dataclass.
 
     Raises:
@@ -57,6 +61,7 @@ def settings(parse: Callable[..., Config], kind: type[Config]) -> Config:
     names = {field.name: field for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
     if unknown := sorted(set(saved) - set(names) - {"experiment", "task", "lengths", "metric"}):
         raise ValueError(f"{folder}/config.json has the field {unknown[0]!r}, which this version does not know")
+    saved["task"] = {"text": "characters"}.get(saved["task"]["kind"], saved["task"]["kind"])
     old: Any = kind(**{name: _typed(name, saved[name]) for name in names if name in saved})
     old = dataclasses.replace(old, resume=folder, out=None)
     now: Any = parse(default=old)

@@ -1,12 +1,12 @@
 """The data of a run: opened, cut into training, validation and test part in the order of time, and scaled by the first."""
 
 import math
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments.support.prediction_steps import open_for
+from experiments.support.run_columns import chosen_columns
 from experiments.support.run_task import Characters, Classify, Forecast, Task
 from tbptt.data import (
     LaneStream,
@@ -65,9 +65,7 @@ def open_data(config: Any) -> RunData:
         if len(vocabulary) < 2:
             raise ValueError(f"--data must hold at least two different characters; got {vocabulary.symbols!r} alone")
         return RunData(Characters(tuple(vocabulary.symbols)), text, _parts(text.lengths, config, whole=False))
-    if config.target is None:
-        raise ValueError(f"--target is needed: the column that is predicted, one of {_columns_of(config.data)}")
-    columns = _chosen_columns(config)
+    columns = chosen_columns(config)
     group = config.group or ""
     read: tuple[str, ...] = tuple(dict.fromkeys((*columns, str(config.target), *([group] if group else []))))
     source = open_source(config.data, read)
@@ -107,11 +105,11 @@ def training_stream(data: RunData, lanes: int, chunk: int, rows: Any = None) -> 
 
 
 def default_lanes(data: RunData, k2: int, devices: int = 1) -> int:
-    """Chooses how many lanes: 32, or as few as leave each at least 4 windows; of recordings, one a lane at most.
+    """Chooses how many lanes: 32, or as few as leave each at least 20 windows; of recordings, one a lane at most.
 
     A multiple of the devices, if there is one.
     """
-    most = data.parts.train // (4 * k2)
+    most = data.parts.train // (20 * k2)
     if isinstance(data.task, Classify):
         most = _recordings_before(data.source.lengths, data.parts.train)
     return max(1, min(32, most) // devices) * devices
@@ -124,27 +122,6 @@ def longest_lane(data: RunData, lanes: int) -> int:
 
 def _recordings_before(lengths: tuple[int, ...], row: int) -> int:
     return int(np.searchsorted(np.cumsum(lengths), row, side="right"))
-
-
-def _chosen_columns(config: Any) -> tuple[str, ...]:
-    names = _columns_of(config.data)
-    if missing := [name for name in (config.target, config.group, *config.columns) if name and name not in names]:
-        raise ValueError(f"the data have no column {missing[0]!r}; their columns are {', '.join(names)}")
-    if config.group == config.target:
-        raise ValueError(f"--group and --target must be two columns; got {config.target!r} for both")
-    left_out = {config.group} | ({config.target} if config.task == "classify" else set())
-    if set(config.columns) & left_out - {None}:
-        raise ValueError(f"--columns are inputs, and --group and a class are none; got {', '.join(config.columns)}")
-    chosen = tuple(config.columns) or tuple(name for name in names if name not in left_out)
-    if not chosen:
-        raise ValueError(f"there is no input: the data have no column besides {', '.join(names)}")
-    if config.task == "forecast" and config.target not in chosen:
-        chosen += (config.target,)  # the past of what is forecast is known too
-    return chosen
-
-
-def _columns_of(paths: tuple[Path, ...]) -> tuple[str, ...]:
-    return open_source(paths).names
 
 
 def _parts(lengths: tuple[int, ...], config: Any, whole: bool) -> Parts:

@@ -5,6 +5,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 import tbptt
 from experiments.support import run_folder, run_result
 from experiments.support.console import console
@@ -12,6 +15,7 @@ from experiments.support.loop import lower_is_better
 from experiments.support.metrics_file import read_rows
 from experiments.support.report import write_report
 from experiments.support.run_data import RunData
+from experiments.support.run_processes import is_first
 from experiments.support.run_setup import Setup, params_of
 from tbptt.checkpoints import Checkpoints
 
@@ -23,6 +27,8 @@ def tell(text: str) -> None:
 
 def best_seed(config: Any, data: RunData, made: Setup, state: tbptt.TrainState) -> tuple[dict[str, float], int, Any]:
     """Scores every seed on the validation part; returns the numbers of the best, which one it is, and its parameters."""
+    if not is_first():
+        return {}, 0, None
     params = params_of(state, config.seeds)
     first, stop = data.parts.train, data.parts.valid
     scores = [run_result.score_rows(data, made.model, one, first, stop, config.k2) for one in params]
@@ -37,14 +43,16 @@ def finish(
     """Tests the best checkpoint by validation (else the last state); writes predictions, summary and report."""
     best = checkpoints.best(state)
     used = state if best is None else best.state
+    if not is_first():
+        return {"folder": str(folder)}
     valid, seed, params = best_seed(config, data, made, used)
     rates = [row["steps_per_second"] for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "train"]
     more = {
         "valid_metric": run_result.number(valid.get(run_result.metric_name(data))),
-        "updates": int(state.step) if config.seeds == 1 else int(state.step[0]),
+        "updates": int(np.max(jax.device_get(state.step))),
         "steps_per_second": round(statistics.median(rates), 1) if rates else None,
         "seed": seed if config.seeds > 1 else config.seed,
-        "checkpoint": str(folder / "checkpoints" / f"step_{int(used.step.max()):09d}"),
+        "checkpoint": str(folder / "checkpoints" / f"step_{int(np.max(jax.device_get(used.step))):09d}"),
         "folder": str(folder),
         "environment": run_folder.environment(),
     }

@@ -43,7 +43,7 @@ def build(config: Any, data: RunData) -> Setup:
       ValueError: a flag does not fit the data, the model or the machine; names both.
     """
     model = make_model(data.task, config.cell, config.hidden, config.layers)
-    mesh = tbptt.lane_mesh(config.devices) if config.devices > 1 else None
+    mesh = tbptt.lane_mesh(config.devices) if config.devices > 1 or jax.process_count() > 1 else None
     loss_fn = _loss(config, data, model)
     loss_fn = loss_fn if mesh is None else tbptt.over_lanes(loss_fn, model.cell.initial_carry, mesh)
     choice = ESTIMATORS[config.estimator]
@@ -86,14 +86,13 @@ def make_optimizer(lr: float, clip: float, updates: int | None) -> optax.Gradien
     it may depend on nothing but the update's number, or a resumed run would be another one.
     """
     rate = lr if updates is None else optax.cosine_decay_schedule(lr, updates, alpha=0.01)
-    return optax.chain(tbptt.watched(tbptt.clip_by_global_norm(clip)), tbptt.skip_non_finite(optax.adam(rate)))
+    return optax.chain(tbptt.clip_by_global_norm(clip), tbptt.skip_non_finite(optax.adam(rate)))
 
 
 def params_of(state: tbptt.TrainState, seeds: int) -> list[Any]:
-    """Returns the parameters of every seed."""
-    if seeds == 1:
-        return [state.params]
-    return [jax.tree.map(lambda leaf, i=i: leaf[i], state.params) for i in range(seeds)]
+    """Returns the parameters of every seed, on the host: what is predicted with them is a matter of one device."""
+    params = jax.device_get(state.params)
+    return [params] if seeds == 1 else [jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(seeds)]
 
 
 def _loss(config: Any, data: RunData, model: Model) -> tbptt.LossFn:

@@ -1,11 +1,13 @@
 """The checkpoints of one run: saved in the background, the newest few and the best kept, one run a folder."""
 
+import contextlib
 import json
 import math
 import shutil
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -60,8 +62,9 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with contextlib.suppress(*() if error is None else (CheckpointNotWritten,)):  # what went wrong first is told
+            self.close()
 
     def save(self, step: int, state: Any, position: Any, metric: float | None = None) -> None:
         """Takes a copy of the state and writes it in the background; waits for the checkpoint before, if there is need.

@@ -39,7 +39,7 @@ def copied(leaf: Any) -> jax.Array:
 
 def target(leaf: Any) -> jax.ShapeDtypeStruct:
     """Says as what, and on which devices, the numbers of a leaf are to come back."""
-    sharding = getattr(leaf, "sharding", None)
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     if is_key(leaf):
         words = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
         return jax.ShapeDtypeStruct(words.shape, words.dtype, sharding=sharding)
