@@ -35,6 +35,7 @@ from tbptt.estimators import LogUniformLengths as LogUniformLengths
 from tbptt.estimators import WindowChoice as WindowChoice
 from tbptt.estimators import adaptive_bptt as adaptive_bptt
 from tbptt.estimators import choose_window as choose_window
+from tbptt.estimators import explain_choice as explain_choice
 from tbptt.estimators import full_bptt as full_bptt
 from tbptt.estimators import random_window_bptt as random_window_bptt
 from tbptt.estimators import randomized_bptt as randomized_bptt
@@ -126,6 +127,7 @@ __all__ = [
     "compare_estimators",
     "data",
     "diagnostics",
+    "explain_choice",
     "full_bptt",
     "fused_unroll",
     "global_norm",
