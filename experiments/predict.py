@@ -21,7 +21,6 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-import jax
 import tyro
 
 from experiments.support.console import console
@@ -30,7 +29,7 @@ from experiments.support.predicting import Score, predict_blocks
 from experiments.support.prediction_file import PredictionFile
 from experiments.support.prediction_steps import open_for
 from experiments.support.progress_view import Pace, Status, make_view
-from experiments.support.run_model import Model, init_params, make_model
+from experiments.support.run_model import Model, make_model
 from experiments.support.run_params import load_params
 from experiments.support.run_task import Task, from_json
 from tbptt.data import DataUnavailable, Source, SourceChanged
@@ -50,6 +49,8 @@ class Config:
     """steps at a time; 1 for one step at a time"""
     score: bool = False
     """compare with the truth, which the file must then hold"""
+    seed: int | None = None
+    """of a run with --seeds: which of them, from 0; default the one that its summary names"""
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -59,9 +60,9 @@ def main(config: Config) -> dict[str, Any]:
     model = make_model(task, settings["cell"], settings["hidden"], settings["layers"])
     source = open_for(task, [config.data], config.score)
     out = config.out or config.run / f"predictions-{config.data.stem}.csv"
-    loaded = load_params(config.run, init_params(jax.random.key(0), model))
+    params, loaded = load_params(config.run, model, settings.get("seeds", 1), config.seed)
     with PredictionFile(out) as file:
-        done = predict_file(task, model, loaded.state, source, file, config.block, config.score)
+        done = predict_file(task, model, params, source, file, config.block, config.score)
     return {
         "run": str(config.run),
         "checkpoint": str(loaded.path),
@@ -88,6 +89,7 @@ def predict_file(
                 pace.mark(rows)
                 view.show(_status(rows, total, pace))
     finally:
+        pace.mark(rows)
         view.end(_status(rows, total, pace))
     seconds = time.perf_counter() - begin
     return {"rows": rows, "rows_per_second": round(rows / seconds, 1), **(scored.result() if score else {})}

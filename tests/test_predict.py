@@ -22,6 +22,7 @@ from experiments.support.predicting import Score, predict_blocks
 from experiments.support.prediction_file import PredictionFile
 from experiments.support.prediction_steps import open_for, read_steps
 from experiments.support.run_model import init_params, make_model
+from experiments.support.run_params import load_params
 from experiments.support.run_task import Characters, Classify, Forecast
 from tbptt.checkpoints import Checkpoints
 from tbptt.data import BadSample
@@ -279,6 +280,22 @@ def test_the_program_predicts_with_the_best_sound_checkpoint(tmp_path, capsys):
     assert not (tmp_path / "q.csv").exists()
 
 
+def test_of_several_seeds_the_one_of_the_summary_predicts(tmp_path):
+    run_folder = a_run(tmp_path / "run", TASK, {})
+    model, params = trained()
+    many = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf + 1, leaf + 2]), params)
+    with Checkpoints(run_folder / "checkpoints", {}) as checkpoints:
+        checkpoints.save(1, TrainState(many, (), (), jnp.ones(3, int)), 0)
+    with pytest.raises(ValueError, match="--seed must say which of the 3 seeds .*, 0 .. 2; got None"):
+        load_params(run_folder, model, 3)
+    (run_folder / "summary.json").write_text('{"seed": 2}')
+    for seed, more in ((None, 2), (1, 1)):
+        got, _ = load_params(run_folder, model, 3, seed)
+        jax.tree.map(np.testing.assert_array_equal, got, jax.tree.map(lambda leaf, more=more: leaf + more, params))
+    with pytest.raises(ValueError, match="has one; leave it out"):
+        load_params(run_folder, model, 1, 0)
+
+
 def test_a_run_without_checkpoints_or_of_another_model_is_refused(tmp_path):
     run_folder = a_run(tmp_path / "run", TASK, {})
     data = table(tmp_path / "new.csv")
@@ -287,7 +304,7 @@ def test_a_run_without_checkpoints_or_of_another_model_is_refused(tmp_path):
     other = a_run(tmp_path / "other", TASK, {1: None})
     settings = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**settings, "hidden": 4}))
-    with pytest.raises(ValueError, match=r"is of another model.*\[3.*\[4"):
+    with pytest.raises(ValueError, match=r"is of another model.*\[2, 12\].*\[2, 16\]"):
         predict.main(predict.Config(other, data))
     with pytest.raises(FileNotFoundError, match="there is no config.json"):
         predict.main(predict.Config(tmp_path, data))

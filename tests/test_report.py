@@ -25,7 +25,7 @@ def line(step, **more):
 
 
 def folder(path, task, rows, **summary):
-    settings = {"experiment": "train", "cell": "lstm", "lr": 0.003, "clip": 1.0, "out": "<&>"}
+    settings = {"experiment": "train", "cell": "lstm", "lr": 0.003, "clip": 1.0, "epochs": 10.0, "out": "<&>"}
     (path / "config.json").write_text(json.dumps({**settings, "task": run_task.to_json(task)}))
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if summary:
@@ -60,6 +60,7 @@ def test_a_finished_run_shows_both_numbers_large_and_which_is_better(tmp_path):
     )
     assert "Better than the baseline by 0.011, 7% of it." in page and "Finished: 200 updates in 20 s" in page
     assert "Forecast of ppg, 32 rows ahead" in page and "Update 120:</b> norm &lt;9e2&gt;. Try: less." in page
+    assert f"python -m experiments.train --resume {tmp_path} --epochs 20" in page  # it has had its 10
     assert page.count("<img") == 3 and "<td>&lt;&amp;&gt;</td>" in page
     assert "src=" in page and not re.search(r'(src|href)="(?!PNG)', page) and "http" not in page  # nothing is fetched
 
@@ -77,11 +78,17 @@ def test_an_interrupted_run_says_so_and_how_to_go_on(tmp_path):
     page = text_of(write_report(folder(tmp_path, FORECAST, ROWS)))
     assert "Interrupted, or still running" in page and "best validation MSE so far, at update 200" in page
     assert (
-        f"python -m experiments.train --resume {tmp_path}" in page and f"experiments.predict {tmp_path} --data FILE" in page
+        f"python -m experiments.train --resume {tmp_path}\n" in page
+        and f"experiments.predict {tmp_path} --data FILE" in page
     )
     bare = tmp_path / "bare"
     bare.mkdir()
     assert "No update has been logged yet" in text_of(write_report(folder(bare, FORECAST, [])))
+
+
+def test_a_result_from_before_the_last_updates_says_so(tmp_path):
+    page = text_of(write_report(folder(tmp_path, FORECAST, ROWS, test_metric=0.1, baseline=0.2, updates=100)))
+    assert "Trained on after its end" in page and "What was tested is the run up to update 100." in page
 
 
 def test_a_text_is_shown_with_its_surprises(tmp_path):
@@ -127,11 +134,19 @@ def test_many_lines_are_joined_without_losing_the_largest(monkeypatch):
     np.testing.assert_allclose(drawn.get_xdata(), 50 * (drawn.get_ydata() + 1), rtol=1e-12)
 
 
-def test_a_large_file_of_predictions_is_read_in_part(tmp_path):
+def test_a_large_file_of_predictions_is_read_in_part(tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(report_figures.plt, "subplots", _spied(seen))
     run = folder(tmp_path, FORECAST, [])
-    predictions(run, [("row", "truth", "prediction"), *((i, 1000.5, 1000.25) for i in range(20_000))])
-    page = text_of(write_report(run))
-    assert "400 rows of the test part" in page
+    for digits in range(4):  # wherever in a row the part begins
+        extra = "0" * digits
+        rows = [(i, f"{i}.5{extra}", f"{i}.25") for i in range(10_000_000, 10_008_000)]
+        predictions(run, [("row", "truth", "prediction"), *rows])
+        assert "400 rows of the test part" in text_of(write_report(run))
+        truth, prediction = seen["axes"][0, 0].lines
+        assert truth.get_xdata()[0] > 10_000_100  # from the middle
+        np.testing.assert_array_equal(truth.get_ydata(), truth.get_xdata() - 32 + 0.5)
+        np.testing.assert_array_equal(prediction.get_ydata(), truth.get_xdata() - 32 + 0.25)
 
 
 @pytest.mark.parametrize(

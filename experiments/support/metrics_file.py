@@ -60,18 +60,18 @@ class MetricsFile:
     def __init__(self, path: Path, trouble: Callable[[OSError], None]) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         self._size = os.fstat(self._file).st_size
-        self._waiting: list[Row] = []
+        self._waiting: list[bytes] = []
         self._trouble = trouble
         self._failing = False
 
     def append(self, row: Row) -> None:
-        """Adds one row."""
-        self._waiting.append(row)
+        """Adds one row; a ValueError if it holds NaN or inf, which JSON has not."""
+        self._waiting.append(_encoded(row))
         self.retry()
 
     def retry(self) -> None:
         """Writes the rows that wait."""
-        data = b"".join(_encoded(row) for row in self._waiting)
+        data = b"".join(self._waiting)
         try:
             written = os.write(self._file, data) if data else 0
             if written < len(data):  # the disk took a part: the next write says why not all

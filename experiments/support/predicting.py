@@ -24,7 +24,7 @@ def predict_blocks(
         for start in range(0, rows, block):
             carry, outputs = predict(params, carry, rows[start : start + block])         # the last block is padded
 
-    Only one block is in memory. Every block runs the same compiled program, the last one too, masked beyond its end: so
+    Only one block is in memory. Every block runs the same compiled program, the last one too, padded with zeros: so
     what is predicted at a row depends on nothing that comes after it, to the bit. Another `block` is another program and
     may round otherwise.
 
@@ -46,7 +46,7 @@ def predict_blocks(
         steps = read_steps(task, source, start, min(start + block, total), score)
         n = len(steps.resets)
         padded = [np.concatenate([leaf, np.zeros((block - n, *leaf.shape[1:]), leaf.dtype)]) for leaf in steps[:2]]
-        carry, outputs = run(params, carry, padded[0][:, None], padded[1][:, None], (np.arange(block) < n)[:, None])
+        carry, outputs = run(params, carry, padded[0][:, None], padded[1][:, None])
         outputs = np.asarray(outputs)[:n, 0]
         keep = slice(min(max(skip - start, 0), n), n)
         if keep.start < n:
@@ -57,8 +57,8 @@ def predict_blocks(
 
 @functools.cache
 def _program(model: Model) -> Callable[..., tuple[Any, jax.Array]]:
-    def run(params: Any, carry: Any, inputs: Any, resets: Any, mask: Any) -> tuple[Any, Any]:
-        batch = tbptt.Batch(inputs, None, resets=resets, mask=mask)
+    def run(params: Any, carry: Any, inputs: Any, resets: Any) -> tuple[Any, Any]:
+        batch = tbptt.Batch(inputs, None, resets=resets)
         return tbptt.predict(model.cell, model.readout, params, carry, batch, embedding=model.embedding)
 
     return jax.jit(run)

@@ -36,7 +36,7 @@ def write_report(folder: Path) -> Path:
         body += ["<h2>Loss</h2>", page.image(report_figures.losses(train, valid, metric), "loss against updates")]
         clip = config.get("clip")
         body += ["<h2>Gradients</h2>", page.image(report_figures.gradients(train, clip), "gradient norm, share clipped")]
-    body += [_commands(folder, summary), "<h2>Settings</h2>", _settings(config)]
+    body += [_commands(folder, config, summary), "<h2>Settings</h2>", _settings(config)]
     path = folder / "report.html"
     page.document(path, _title(task), [piece for piece in body if piece], _footer(folder, summary))
     return path
@@ -56,6 +56,9 @@ def _state(train: list[Row], summary: dict[str, Any]) -> str:
         return "<p>No update has been logged yet.</p>"
     last = train[-1]
     done = f"{last['step']:,} updates in {duration(last['seconds'])} of training"
+    if summary and summary.get("updates", last["step"]) < last["step"]:
+        tested = f"What was tested is the run up to update {summary['updates']:,}"
+        return f"<p><b>Trained on after its end</b>: {done}. {tested}.</p>"
     if summary:
         return f"<p>Finished: {done}.</p>"
     return f"<p><b>Interrupted, or still running</b>: {done} so far. The test part has not been looked at.</p>"
@@ -103,8 +106,10 @@ def _warnings(warnings: list[Row]) -> str:
     return "".join(pieces) + (f"<p class=note>And {more} more, in metrics.jsonl.</p>" if more > 0 else "")
 
 
-def _commands(folder: Path, summary: dict[str, Any]) -> str:
+def _commands(folder: Path, config: dict[str, Any], summary: dict[str, Any]) -> str:
     going_on = f"python -m experiments.train --resume {folder}"
+    limit = next((name for name in ("epochs", "minutes") if config.get(name)), None) if summary else None
+    going_on += f" --{limit} {2 * config[limit]:g}" if limit else ""
     predicting = f"python -m experiments.predict {folder} --data FILE --out predictions.csv"
     rows = [f"# predict with the best checkpoint, from a file with the same columns\n{predicting}"]
     rows.insert(1 if summary else 0, f"# {'train longer' if summary else 'go on where it stopped'}\n{going_on}")

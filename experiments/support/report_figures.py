@@ -110,11 +110,17 @@ def _curve(axis: Any, rows: list[Row], name: str, index: int, label: str, join: 
     axis.plot(steps, values, **style.line(index), label=label, marker="o" if len(values) < 12 else None, ms=4)
 
 
+class _Plain(ticker.LogFormatter):
+    """Ticks of a logarithmic axis where matplotlib would have them, as plain numbers."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
 def _log_scale(axis: Any) -> None:
-    """Makes the y axis logarithmic, with its ticks written as plain numbers."""
     axis.set_yscale("log")
-    axis.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.yaxis.set_minor_formatter(ticker.LogFormatter(minor_thresholds=(2, 0.5)))
+    axis.yaxis.set_major_formatter(_Plain())
+    axis.yaxis.set_minor_formatter(_Plain(minor_thresholds=(2, 0.5)))
 
 
 def _mark_breaks(axis: Any, train: list[Row]) -> None:

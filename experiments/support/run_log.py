@@ -128,7 +128,7 @@ class RunLog:
     def valid(self, **numbers: float) -> None:
         """Records what was measured on held-out data after the updates so far."""
         self.flush()
-        self._valid = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        self._valid = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items() if isinstance(value, float))
         self._write("valid", {name: _or_none(value) for name, value in numbers.items()})
 
     def warn(self, what: str, message: str, advice: str = "") -> None:
