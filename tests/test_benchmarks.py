@@ -201,10 +201,10 @@ def test_a_plan_with_a_wrong_gradient_is_not_timed(monkeypatch):
 def test_streaming_trains_the_same_from_every_place(monkeypatch, tmp_path):
     monkeypatch.setenv("TBPTT_DATA", str(tmp_path / "cache"))
     sizes = streaming.Sizes(64, 2, 4, 3)
-    rows = streaming.speed(tmp_path, sizes, (".npy", ".csv"), repeats=2)
-    assert [r["system"] for r in rows] == ["from memory", ".npy read ahead", ".csv read ahead", ".npy not read ahead"]
+    rows = streaming.speed(tmp_path, sizes, (".npy", ".parquet"), repeats=2)
+    assert [r["system"] for r in rows] == ["from memory", ".npy read ahead", ".parquet read ahead", ".npy not read ahead"]
     assert rows[0]["ratio"] == 1 and all(r["steps_per_second"] == 64 / r["seconds"] and r["updates"] == 8 for r in rows)
-    short = streaming.peak(tmp_path, sizes, ".npy")
+    short = streaming.peak(tmp_path, sizes, ".npy", 9)
     assert short["peak_bytes"] > 2**26 and short["file_bytes"] == 128 + 64 * 16 and 0 < short["loss"] < 10
     long = short | {"case": sizes._replace(steps=640)._asdict(), "peak_bytes": 2 * short["peak_bytes"]}
     loaded = long | {"system": ".npy loaded whole"}
@@ -218,14 +218,14 @@ def test_streaming_trains_the_same_from_every_place(monkeypatch, tmp_path):
     monkeypatch.setattr(
         streaming.stream_problem, "open_stream", lambda path, sizes: shifted(open_stream(path, sizes), path)
     )
-    with pytest.raises(ValueError, match=".csv read ahead: what was trained differs"):
-        streaming.speed(tmp_path, sizes, (".npy", ".csv"), repeats=1)
+    with pytest.raises(ValueError, match=".parquet read ahead: what was trained differs"):
+        streaming.speed(tmp_path, sizes, (".npy", ".parquet"), repeats=1)
 
 
 def shifted(stream, path):
-    """The chunks of a .csv file one too far on."""
+    """The chunks of a .parquet file one too far on."""
     chunk = stream.chunk
-    stream.chunk = (lambda i: chunk(i + 1)) if path.suffix == ".csv" else chunk
+    stream.chunk = (lambda i: chunk(i + 1)) if path.suffix == ".parquet" else chunk
     return stream
 
 

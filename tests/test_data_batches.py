@@ -7,6 +7,7 @@ from tbptt.data import (
     BadSample,
     LaneStream,
     Vocabulary,
+    bad_samples,
     count_bad,
     count_classes,
     count_symbols,
@@ -166,15 +167,18 @@ def test_a_label_that_changes_or_is_unknown_is_named(labelled, tmp_path):
         count_classes(source, "label")
 
 
-def test_labels_of_a_masked_recording_are_asked_for_after_its_last_step_that_counts(tmp_path):
-    rows = np.array([[1.0, 3], [np.nan, 3], [2, 3], [3, np.nan], [4, 5], [np.inf, 5]])
-    np.save(tmp_path / "0.npy", rows[:4])
-    np.save(tmp_path / "1.npy", rows[4:])
-    source = masking_bad(open_source([tmp_path / "0.npy", tmp_path / "1.npy"]))
+@pytest.mark.parametrize("search", [1, 2, 100])
+def test_labels_of_a_masked_recording_are_asked_for_after_its_last_step_that_counts(search, tmp_path, monkeypatch):
+    monkeypatch.setattr(bad_samples, "SEARCH", search)
+    rows = np.array([[1.0, 3], [np.nan, 3], [2, 3], [3, np.nan], [4, 5], [np.inf, 5], [np.nan, 3], [6, 3]])
+    for name, (a, b) in {"0": (0, 4), "1": (4, 6), "2": (6, 8)}.items():
+        np.save(tmp_path / f"{name}.npy", rows[a:b])
+    source = masking_bad(open_source(sorted(tmp_path.glob("*.npy"))))
     got = lane(LaneStream(source, 1, 2, label_batches("1", count_classes(source, "1")), layout=whole_recordings))
-    np.testing.assert_array_equal(got.mask, [1, 0, 1, 0, 1, 0])
-    np.testing.assert_array_equal(got.weights, [0, 0, 1, 0, 1, 0])
-    np.testing.assert_array_equal(got.targets, [0, 0, 0, 0, 1, 1])
+    np.testing.assert_array_equal(got.mask, [1, 0, 1, 0, 1, 0, 0, 1])
+    np.testing.assert_array_equal(got.weights, [0, 0, 1, 0, 1, 0, 0, 1])
+    np.testing.assert_array_equal(got.targets, [0, 0, 0, 0, 1, 1, 0, 0])
+    np.testing.assert_array_equal(got.resets, [1, 0, 0, 0, 1, 0, 0, 1])
     assert np.isfinite(got.inputs).all()
 
 

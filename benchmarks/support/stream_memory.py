@@ -1,6 +1,6 @@
-"""One pass over a file in a process of its own, for its peak memory.
+"""Some updates on a file in a process of its own, for its peak memory.
 
-    python -m benchmarks.support.stream_memory FILE STEPS LANES CHUNK HIDDEN [--load]      the last line of stdout is JSON
+    python -m benchmarks.support.stream_memory FILE UPDATES STEPS LANES CHUNK HIDDEN [--load]      ends in JSON
 
 `--load`: the other way, for comparison: the whole recording is loaded and laid out in lanes before training begins.
 """
@@ -27,9 +27,10 @@ def peak_bytes() -> int:
 
 
 def main() -> None:
-    """Trains one pass and prints what it took."""
+    """Trains, pass after pass, and prints what it took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
+    parser.add_argument("updates", type=int)
     parser.add_argument("steps", type=int)
     parser.add_argument("lanes", type=int)
     parser.add_argument("chunk", type=int)
@@ -43,9 +44,9 @@ def main() -> None:
     train = make_trainer(sizes, stream.chunk(0).batch)
     if flags.load:
         held = [jax.device_put(stream.chunk(i).batch) for i in range(len(stream))]
-        _, loss = train(held)
+        _, loss = train(held[i % len(held)] for i in range(flags.updates))
     else:
-        _, loss = train(chunk.batch for _, chunk in read_ahead(stream))
+        _, loss = train(chunk.batch for _, chunk in read_ahead(stream, 0, flags.updates))
     seconds = time.perf_counter() - began
     print(json.dumps({"peak_bytes": peak_bytes(), "open_seconds": opened, "seconds": seconds, "loss": float(loss)}))
 

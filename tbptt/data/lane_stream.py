@@ -18,7 +18,7 @@ from tbptt.types import Batch
 MakeBatch = Callable[[Source, Span], Batch]
 
 # A call of make_batch costs about as much for one step as for a thousand: so chunks are read several at a time.
-TOGETHER_STEPS, TOGETHER_BYTES = 4096, 1 << 24
+TOGETHER_STEPS, TOGETHER_BYTES = 4096, 1 << 22
 
 
 class LaneStream:
@@ -152,6 +152,10 @@ class LaneStream:
         if not isinstance(batch, Batch) or batch.resets is not None:
             what = "one with resets" if isinstance(batch, Batch) else type(batch).__name__
             raise ValueError(f"{name} must return a Batch without resets (the stream sets them); got {what}")
+        if batch.mask is not None and not may_mask(self.source):  # then no reset would wait for the first step that exists
+            raise ValueError(
+                f"{name} returned a mask, which only a source of masking_bad has; use weights=0 for steps to skip"
+            )
         found, tree = jax.tree.flatten(batch)
         leaves, n = [np.asarray(leaf) for leaf in found], span.stop - span.start
         example, example_tree = self._example if self._example[0] else (leaves, tree)

@@ -15,7 +15,7 @@ from tbptt.data.watched import watch
 
 # What stands for a missing value: it becomes NaN, and NaN is refused, or masked, when the row is read.
 MISSING = ("", "NA", "N/A", "n/a", "NaN", "nan", "NAN", "-nan", "null", "NULL")
-BLOCK = 1 << 22  # bytes of text parsed at once
+BLOCK = 1 << 20  # bytes of text parsed at once
 
 
 def open_csv(path: Path, columns: Sequence[str] | None) -> Table:
@@ -79,6 +79,8 @@ def _blocks(path: Path, names: tuple[str, ...], chosen: tuple[str, ...], data_st
     except pa.ArrowInvalid as error:
         find_bad_cell(path, chosen, MISSING)
         raise ValueError(f"{path} is not a comma-separated table of numbers: {error}") from error
+    finally:
+        pa.default_memory_pool().release_unused()  # arrow keeps what it has freed; nothing of it is needed again
 
 
 def _end_of_text(path: Path) -> int:

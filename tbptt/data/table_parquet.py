@@ -10,7 +10,7 @@ from tbptt.data.table import Table, choose_columns, need_pyarrow
 from tbptt.data.table_cache import converted
 from tbptt.data.watched import watch
 
-BATCH = 1 << 16  # rows decoded at once
+BATCH = 1 << 14  # rows decoded at once
 
 
 def open_parquet(path: Path, columns: Sequence[str] | None) -> Table:
@@ -61,3 +61,5 @@ def _blocks(path: Path, names: tuple[str, ...], dtype: Any) -> Iterator[np.ndarr
                 yield np.stack(columns, axis=1).astype(dtype)
     except (pa.ArrowInvalid, pa.ArrowIOError) as error:
         raise ValueError(f"{path} is damaged: {error}. Copy or write it again") from error
+    finally:
+        pa.default_memory_pool().release_unused()  # arrow keeps what it has freed; nothing of it is needed again
