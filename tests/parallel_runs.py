@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 
 import tbptt
 from tbptt import Batch
+from tbptt.checkpoints import Checkpoints, restore
 
 CHUNK, UPDATES, B, D, H = 10, 50, 8, 2, 5
 LSTM, MIN, SMALL = tbptt.LSTM(D, H), tbptt.MinLSTM(D, H), tbptt.Elman(D, 3)
@@ -43,7 +43,7 @@ def stream(lanes: slice | range = range(B)) -> list[Batch]:
     xs, ys = rng.normal(size=(T, B, D)), rng.normal(size=(T, B, 1))
     weights, mask = rng.uniform(0, 2, (T, B)) * np.arange(1, B + 1), rng.uniform(size=(T, B)) < 0.9
     resets = rng.uniform(size=(T, B)) < 0.02
-    floats = np.float64 if jax.config.read("jax_enable_x64") else np.float32
+    floats = jnp.result_type(float)
     whole = Batch(xs.astype(floats), ys.astype(floats), weights.astype(floats), resets, mask)
     own = jax.tree.map(lambda a: a[:, lanes.start : lanes.stop], whole)
     return [jax.tree.map(lambda a, i=i: a[i : i + CHUNK], own) for i in range(0, T, CHUNK)]
@@ -96,21 +96,14 @@ class Parallel:
         self.state, losses = train(self.step, self.state, self.batches()[start:stop])
         return losses
 
-    def save(self, folder: str) -> None:
+    def save(self, folder: Path, step: int) -> None:
         """All processes write, each what it holds."""
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(folder, plain_key(self.state))
+        with Checkpoints(folder, {}, keep=10) as checkpoints:
+            checkpoints.save(step, self.state, step)
 
-    def restore(self, folder: str) -> None:
+    def restore(self, folder: Path, step: int) -> None:
         """Reads every leaf to where this run has it, wherever it lay when it was saved."""
-        like = jax.tree.map(ocp.utils.to_shape_dtype_struct, plain_key(self.state))
-        with ocp.StandardCheckpointer() as checkpointer:
-            state = checkpointer.restore(folder, like)
-        self.state = state._replace(key=jax.random.wrap_key_data(state.key))
-
-
-def plain_key(state: tbptt.TrainState) -> tbptt.TrainState:
-    return state._replace(key=jax.random.key_data(state.key))
+        self.state = restore(folder / f"step_{step:09d}", self.state, {}).state
 
 
 def collectives(program: str) -> list[tuple[str, bool, int]]:
@@ -215,21 +208,21 @@ def resumed(folder: Path) -> list[float]:
     for devices, start, stop in ((1, 0, 15), (8, 15, 30), (2, 30, UPDATES)):
         run = Parallel("truncated", devices)
         if start:
-            run.restore(str(folder / str(start)))
+            run.restore(folder / "saved", start)
         losses += run.train(start, stop)
-        run.save(str(folder / str(stop)))
+        run.save(folder / "saved", stop)
     return losses
 
 
 def two_processes(folder: Path, port: str, index: str) -> dict:
-    started = tbptt.start_processes(f"127.0.0.1:{port}", 2, int(index), timeout=60)
+    started = tbptt.start_processes(f"127.0.0.1:{port}", 2, int(index), timeout=120)
     run = Parallel("truncated", None)
     found = {"started": started, "own": [run.own.start, run.own.stop], "losses": run.train()}
-    run.restore(str(folder / "15"))  # one device has written it
+    run.restore(folder / "saved", 15)  # one device has written it
     found["resumed"] = run.train(15, 30)
-    run.save(str(folder / "30, two processes"))
+    run.save(folder / "saved by two", 30)
     run = Parallel("truncated", None)
-    run.restore(str(folder / "30, two processes"))
+    run.restore(folder / "saved by two", 30)
     found["resumed"] += run.train(30)
     with jax.enable_x64(True):
         found["losses, float64"] = Parallel("truncated", None).train()

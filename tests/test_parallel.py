@@ -105,6 +105,11 @@ def test_gradients_are_added_up_once_an_update(one, name):
     assert moved(one["collectives"][name]) == (1, 0)
 
 
+def test_overlapping_windows_add_up_outside_loops(one):
+    """Once in each branch (a whole past, a young one), once for what the young one replays: none for every step."""
+    assert moved(one["collectives"]["truncated"]) == (3, 0)
+
+
 def test_left_to_xla_they_are_not(one):
     """What `over_lanes` is for; and that the counting can see it."""
     kinds = {kind for kind, _, _ in one["left to XLA"]["full"]}

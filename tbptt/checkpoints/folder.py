@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from tbptt.checkpoints import about as about_file
 from tbptt.checkpoints import leaves, manifest, reading
@@ -101,6 +102,8 @@ class Checkpoints:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+            if jax.process_count() > 1:  # the first process gives the folder its name: no other may look for it before
+                multihost_utils.sync_global_devices("tbptt-checkpoint")
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure

@@ -129,9 +129,14 @@ def make_parallel_step(step: Callable[[State, Batch], tuple[State, Any]], state:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     mesh = next(s.mesh for s in jax.tree.leaves(shardings) if isinstance(s, NamedSharding))
     batch, everywhere = NamedSharding(mesh, OF_BATCH), NamedSharding(mesh, PartitionSpec())
-    return jax.jit(
+    run = jax.jit(
         lambda state, batch: step(state, batch),
         in_shardings=(shardings, batch),
         out_shardings=(shardings, everywhere),
         donate_argnums=0,
     )
+    if jax.process_count() == 1 or mesh.devices.flat[0].platform != "cpu":
+        return run
+    # Collectives of CPU processes (gloo, jax 0.10.2) can wait for each other for ever when several updates are under way
+    # and there are few cores: seen with 2 processes of 2 devices on 2 cores. On a CPU waiting costs next to nothing.
+    return lambda state, batch: jax.block_until_ready(run(state, batch))
