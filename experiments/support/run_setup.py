@@ -85,7 +85,7 @@ def make_optimizer(lr: float, clip: float, updates: int | None) -> optax.Gradien
     The rate falls from lr to lr / 100 along half a cosine of the updates; where only time ends the run it stays as it is:
     it may depend on nothing but the update's number, or a resumed run would be another one.
     """
-    rate = lr if updates is None else optax.cosine_decay_schedule(lr, updates, alpha=0.01)
+    rate = optax.constant_schedule(lr) if updates is None else optax.cosine_decay_schedule(lr, updates, alpha=0.01)
     return optax.chain(tbptt.clip_by_global_norm(clip), tbptt.skip_non_finite(optax.adam(rate)))
 
 
