@@ -1,5 +1,7 @@
 """Data: recordings and where they come from, forecasting pairs, and streams of chunks in order."""
 
+from tbptt.data.digits import Digits as Digits
+from tbptt.data.digits import mnist as mnist
 from tbptt.data.fetch import DataDamaged as DataDamaged
 from tbptt.data.fetch import DataUnavailable as DataUnavailable
 from tbptt.data.fetch import fetch as fetch
@@ -8,6 +10,7 @@ from tbptt.data.forecast import Scaling as Scaling
 from tbptt.data.forecast import forecast_pairs as forecast_pairs
 from tbptt.data.forecast import standardise as standardise
 from tbptt.data.mackey_glass import mackey_glass as mackey_glass
+from tbptt.data.recordings import ecg as ecg
 from tbptt.data.recordings import ppg as ppg
 from tbptt.data.series import Recording as Recording
 from tbptt.data.series import load_series as load_series
