@@ -11,16 +11,18 @@ from typing import Any
 
 import tyro
 
-from experiments.support import run_folder
+from experiments.support import known, run_folder
 from experiments.support.console import console
 from tbptt.data import DataUnavailable
 
 # An experiment is a module with
 #   Config                     a frozen dataclass with at least seed, out, quick
-#   measure(config) -> data    what was measured, as JSON; data["claims"] is a list of `claim(...)`; data["results"], if it
-#                              is there, is a dict that the summary takes up
+#   measure(config) -> data    what was measured, as JSON; data["claims"] is a list of `claim(...)`, data["known"] one of
+#                              `known.expect(...)`, each if there is any; data["results"], if it is there, is a dict that
+#                              the summary takes up
 #   draw(data, folder)         writes PNG figures; never measures
-# A claim that does not hold is a result, not an error: it is in the summary and on stderr, and the exit status is 0.
+# A claim that does not hold, or a known number that is not reached, is a result, not an error: it is in the summary and on
+# stderr, and the exit status is 0.
 
 
 def claim(number: int, text: str, measured: Any, expected: str, holds: Any) -> dict[str, Any]:
@@ -29,20 +31,23 @@ def claim(number: int, text: str, measured: Any, expected: str, holds: Any) -> d
 
 
 def execute(module: ModuleType, config: Any) -> dict[str, Any]:
-    """Runs an experiment into its folder and returns its summary; `claims` are computed from what was measured."""
+    """Runs an experiment into its folder and returns its summary; verdicts are computed from what was measured."""
     name = module.__name__.rsplit(".", 1)[-1] if module.__name__ != "__main__" else Path(str(module.__file__)).stem
     folder = run_folder.open_folder(config.out, name, config)
     start = time.perf_counter()
     data = module.measure(config)
     (folder / "data.json").write_text(json.dumps(data) + "\n")
-    for row in data["claims"]:
+    claims, rows = data.get("claims", []), data.get("known", [])
+    for row in (*claims, *rows):
         run_folder.append_metrics(folder, row)
     module.draw(json.loads((folder / "data.json").read_text()), folder)
     summary = {
         "experiment": name,
         "quick": config.quick,
+        "standard": is_standard(config),
         "seed": config.seed,
-        "claims": data["claims"],
+        "claims": claims,
+        **(known.summarise(rows) if rows else {}),
         **data.get("results", {}),
         "figures": sorted(path.name for path in folder.glob("*.png")),
         "seconds": round(time.perf_counter() - start, 1),
@@ -53,13 +58,19 @@ def execute(module: ModuleType, config: Any) -> dict[str, Any]:
     return summary
 
 
+def is_standard(config: Any) -> bool:
+    """Tells whether an experiment runs with its own settings: only these enter the README's tables."""
+    return dataclasses.replace(config, seed=0, out=None, quick=False) == dataclasses.replace(type(config)(), seed=0)
+
+
 def tell(summary: dict[str, Any]) -> None:
-    """Prints the claims a person reads."""
+    """Prints the claims and the known numbers a person reads."""
     for row in summary["claims"]:
         mark = "[green]holds[/green]" if row["holds"] else "[bold red]DOES NOT HOLD[/bold red]"
         console.print(
             f"claim {row['claim']}: {row['text']}\n    measured {row['measured']}; expected {row['expected']}: {mark}"
         )
+    known.tell(summary.get("targets", []))
     figures = ", ".join(str(Path(summary["folder"]) / name) for name in summary["figures"])
     console.print(f"{summary['experiment']}: {summary['seconds']} s; figures: {figures}")
 
@@ -73,6 +84,9 @@ def run(path: str) -> None:
         sys.exit(f"{Path(path).stem}: {error}")
     tell(summary)
     warn_of_failures(summary["claims"])
+    missed = [row["what"] for row in summary.get("targets", []) if not row["reached"]]
+    if missed:
+        print(f"warning: NOT reached: {'; '.join(missed)} (`targets` in the summary; exit status 0)", file=sys.stderr)
     run_folder.finish(Path(summary["folder"]), summary)
 
 
@@ -93,3 +107,13 @@ class Common:
     """folder of the run; default runs/NAME/TIMESTAMP"""
     quick: bool = False
     """smaller, under 30 seconds; the summary says so"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Seeded(Common):
+    """Flags of an experiment with known numbers, run for several seeds at once."""
+
+    quick: bool = False
+    """smaller, under 60 seconds; the summary says so"""
+    seeds: int = 5
+    """runs, side by side: each its own parameters and data, all drawn from --seed"""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import importlib.metadata
 import json
 import os
 import platform
@@ -21,6 +22,7 @@ def environment() -> dict[str, Any]:
         "device": jax.devices()[0].device_kind,
         "cpus": os.cpu_count(),
         "machine": platform.machine(),
+        "versions": {name: importlib.metadata.version(name) for name in ("jaxlib", "flax", "optax", "numpy")},
     }
 
 

@@ -1,4 +1,4 @@
-"""Data: recordings and where they come from, forecasting pairs, and streams of chunks in order."""
+"""Data: recordings and where they come from, forecasting pairs, streams of chunks in order, and synthetic tasks."""
 
 from tbptt.data.digits import Digits as Digits
 from tbptt.data.digits import mnist as mnist
@@ -19,4 +19,12 @@ from tbptt.data.streams import DiscontinuousFeed as DiscontinuousFeed
 from tbptt.data.streams import chunks as chunks
 from tbptt.data.streams import continuous as continuous
 from tbptt.data.streams import lanes as lanes
+from tbptt.data.tasks import ORDER_SYMBOLS as ORDER_SYMBOLS
+from tbptt.data.tasks import REBER_SYMBOLS as REBER_SYMBOLS
+from tbptt.data.tasks import adding as adding
+from tbptt.data.tasks import continual_reber as continual_reber
+from tbptt.data.tasks import copy_baseline as copy_baseline
+from tbptt.data.tasks import copy_memory as copy_memory
 from tbptt.data.tasks import copy_stream as copy_stream
+from tbptt.data.tasks import reber_recalls as reber_recalls
+from tbptt.data.tasks import temporal_order as temporal_order

@@ -1,0 +1,116 @@
+"""Known numbers: a verdict is computed from the seeds, and the README's table hides nothing. Nothing is trained here."""
+
+import dataclasses
+import json
+import math
+import types
+
+import pytest
+
+from experiments import table
+from experiments.support import known, program
+
+
+@pytest.mark.parametrize(("numbers", "bounds", "of", "reached"), [
+    ([0.1, 0.2, 0.9], {"at_most": 0.2}, known.median, True),
+    ([0.1, 0.2, 0.9], {"at_most": 0.2}, known.largest, False),
+    ([0.1, 0.2, 0.9], {"at_least": 0.2}, known.median, True),
+    ([0.1, 0.2, 0.9], {"at_least": 0.2}, known.smallest, False),
+    ([0.1, 0.2, 0.9], {"at_least": 0.3, "at_most": 0.5}, known.median, False),
+    (0.4, {"at_least": 0.3, "at_most": 0.5}, known.median, True),
+    ([0.1, math.nan, 0.1], {"at_most": 0.2}, known.median, False),  # a seed that diverged reaches nothing
+    ([math.nan], {"at_least": 0.0}, known.median, False),
+    ([math.inf, 1.0, 1.0], {"at_least": 0.5}, known.median, True),
+])  # fmt: skip
+def test_a_verdict_is_computed_from_the_seeds(numbers, bounds, of, reached):
+    row = known.expect("error", numbers, of=of, **bounds)
+    assert row["reached"] is reached
+    assert json.loads(json.dumps(row, allow_nan=False)) == row  # what is not finite is null in JSON
+
+
+def test_expected_and_measured_say_what_was_compared():
+    row = known.expect("MSE", [0.1, 0.25, math.inf], at_most=0.5, because="the mean has 1")
+    assert row["expected"] == "median at most 0.5 (the mean has 1)"
+    assert known.describe(row) == "median 0.25 (0.1 to 0.25; 1 not finite)"
+    assert known.describe(known.expect("seconds", 3, at_most=4)) == "3"
+    both = known.expect("share", [0.5, 0.6], at_least=0.4, at_most=0.7, of=known.smallest)
+    assert both["expected"] == "smallest at least 0.4 and at most 0.7"
+    with pytest.raises(ValueError, match="MSE: give numbers and at_least"):
+        known.expect("MSE", [0.1])
+    with pytest.raises(ValueError, match="got twice: MSE"):
+        known.summarise([row, row])
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(program.Seeded):
+    """An experiment's flags."""
+
+    updates: int = 3
+
+
+def run(folder, name, date, mse, **flags):
+    """Runs an experiment that measures nothing, into folder/NAME/DATE, and puts a date on it."""
+    rows = [known.expect("MSE", mse, at_most=0.5, otherwise="It stays | at 1.")]
+    module = types.ModuleType(f"experiments.{name}")
+    module.measure = lambda config: {"known": rows, "results": {"updates": config.updates}}
+    module.draw = lambda data, to: (to / f"{name}.png").write_bytes(b"png of " + date.encode())
+    summary = program.execute(module, Config(out=folder / name / date, **flags))
+    summary["environment"]["date"] = date
+    (folder / name / date / "summary.json").write_text(json.dumps(summary))
+    return summary
+
+
+def test_a_summary_has_expected_measured_and_reached(tmp_path, capsys):
+    summary = run(tmp_path, "adding", "2026-01-01", [0.1, 0.2])
+    assert summary["expected"] == {"MSE": "median at most 0.5"} and summary["measured"] == {"MSE": [0.1, 0.2]}
+    assert summary["reached"] is True and summary["seeds"] == 2 and summary["standard"] and not summary["quick"]
+    assert summary["claims"] == [] and summary["updates"] == 3 and summary["figures"] == ["adding.png"]
+    missed = run(tmp_path, "adding", "2026-01-02", [0.6, 0.7], updates=4)
+    assert missed["reached"] is False and not missed["standard"]  # other settings than the experiment's own
+    program.tell(missed)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "MSE: median 0.65 (0.6 to 0.7); expected median at most 0.5: NOT reached It stays | at 1." in said
+
+
+def tabled(tmp_path):
+    config = table.Config(results=tmp_path / "results", runs=tmp_path / "runs", readme=tmp_path / "README.md")
+    return table.main(config), config.readme.read_text()
+
+
+def test_the_table_takes_the_newest_full_run_and_keeps_it(tmp_path):
+    (tmp_path / "README.md").write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+    made, text = tabled(tmp_path)
+    assert [row["experiment"] for row in made["rows"]] == list(table.NAMES) and made["reached"] == 0
+    assert text.count("no full run yet") == 9 and "old" not in text
+
+    run(tmp_path / "runs", "adding", "2026-01-01", [0.1, 0.3])
+    run(tmp_path / "runs", "adding", "2026-01-03", [0.1], quick=True)
+    run(tmp_path / "runs", "adding", "2026-01-04", [0.1], updates=9)
+    run(tmp_path / "runs", "ecg", "2026-01-02", [0.9])
+    made, text = tabled(tmp_path)
+    rows = {row["experiment"]: row for row in made["rows"]}
+    assert rows["adding"]["measured"] == {"MSE": [0.1, 0.3]} and rows["adding"]["reached"] and made["reached"] == 1
+    assert rows["ecg"]["expected"] == {"MSE": "at most 0.5"} and not rows["ecg"]["reached"]
+    assert rows["ecg"]["verdict"] == "NOT reached: MSE: 0.9. It stays | at 1."
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "1 of 9 reached" in text
+    assert "[adding](results/adding/adding.png)" in text and "0.9 **(NOT reached)**" in text
+    assert (tmp_path / "results/adding/adding.png").read_bytes() == b"png of 2026-01-01"
+    assert json.loads((tmp_path / "results/adding/config.json").read_text())["updates"] == 3
+
+    run(tmp_path / "runs", "adding", "2026-01-05", [0.2])  # newer than the one that is kept; afterwards runs/ may go
+    tabled(tmp_path)
+    (tmp_path / "runs").rename(tmp_path / "elsewhere")
+    made, again = tabled(tmp_path)
+    assert made["rows"][0]["measured"] == {"MSE": [0.2]} and again == tabled(tmp_path)[1]
+    assert (tmp_path / "results/adding/adding.png").read_bytes() == b"png of 2026-01-05"
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "README.md").write_text("no markers")
+    with pytest.raises(ValueError, match="README.md must hold each of these two lines once"):
+        tabled(tmp_path)
+    broken = tmp_path / "runs" / "ecg" / "x" / "summary.json"
+    broken.parent.mkdir(parents=True)
+    broken.write_text('{"quick": fal')
+    with pytest.raises(ValueError, match="ecg/x/summary.json is not JSON"):
+        tabled(tmp_path)
