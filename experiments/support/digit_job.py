@@ -34,7 +34,7 @@ class Net(NamedTuple):
 
 
 def make_task(name: str, train: Digits, test: Digits) -> Task:
-    """Lays images out in time: "rows" of 28 pixels (T = 28), single "pixels" (T = 784), or these "permuted" by one order."""
+    """Lays images out in time: "rows" of 28 pixels (T = 28), "pixels" (T = 784), or these "permuted" by one order."""
 
     def lay_out(digits: Digits) -> tuple[np.ndarray, np.ndarray]:
         if name == "rows":
@@ -70,33 +70,40 @@ def labelled(xs: jax.Array, labels: jax.Array) -> tbptt.Batch:
     """Makes a batch of sequences `[T, B, D]` of bytes whose last step alone counts."""
     T, B = xs.shape[:2]
     weights = jnp.zeros((T, B)).at[-1].set(1.0)
-    return tbptt.Batch(xs.astype(jnp.float32) / 255, jnp.broadcast_to(labels, (T, B)), weights)
+    return tbptt.Batch(xs / 255, jnp.broadcast_to(labels, (T, B)), weights)
 
 
-def make_runner(
-    name: str, net: Net, task: Task, k2: int, *, B: int, clip: float, seeds: tuple[int, ...], updates: int
-) -> tuple[Runner, int]:
-    """Compiles training of all seeds side by side; k2 = T is full BPTT, k2 < T is TBPTT(T, k2).
+class Recipe(NamedTuple):
+    """How a network is trained: lanes of a minibatch, Adam's rate at the start, the norm that clips, updates a turn."""
+
+    B: int
+    lr: float
+    clip: float
+    updates: int
+
+
+def make_runners(
+    name: str, net: Net, task: Task, k2: int, recipe: Recipe, seeds: tuple[int, ...]
+) -> tuple[list[Runner], int]:
+    """Compiles training once, for all seeds: k2 = T is full BPTT, k2 < T is TBPTT(T, k2), an update a minibatch.
+
+    Seeds take turns; on two cores a `vmap` over three of them took more than three times the time of one.
 
     Returns:
-      the runner, whose states have a leading axis of seeds, and the temporary bytes of one gradient of one seed.
+      a runner a seed, and the temporary bytes of one gradient.
     """
-    T, loss_fn = len(task.train[0]), last_step_loss(net)
+    T, B, loss_fn = len(task.train[0]), recipe.B, last_step_loss(net)
     estimator = tbptt.full_bptt(loss_fn) if k2 == T else tbptt.truncated_bptt(loss_fn, T, k2)
     adam = optax.inject_hyperparams(optax.adam)(learning_rate=0.0)
-    optimizer = optax.chain(optax.clip_by_global_norm(clip), adam)
+    optimizer = optax.chain(optax.clip_by_global_norm(recipe.clip), adam)
     carry = net.cell.initial_carry((B,))
     xs, labels = (jnp.asarray(array) for array in task.train)
+    example = labelled(xs[:, :B], labels[:B])
     step: Any = tbptt.make_train_step(estimator, optimizer)
 
-    def start(seed: jax.Array) -> Any:
-        params = tbptt.init_params(jax.random.key(seed), net.cell, net.readout)
-        return tbptt.init_state(estimator, optimizer, params, carry, labelled(xs[:, :B], labels[:B]))
-
-    def advance(state: Any, rate: jax.Array, turn: jax.Array, seed: jax.Array, xs: jax.Array) -> tuple[Any, jax.Array]:
+    def advance(state: Any, xs: jax.Array, rate: jax.Array, turn: jax.Array) -> tuple[Any, jax.Array]:
         state.opt_state[1].hyperparams["learning_rate"] = rate
-        key = jax.random.fold_in(jax.random.key(seed), turn)
-        picks = jax.random.choice(key, xs.shape[1], (updates, B), replace=False)
+        picks = jax.random.choice(jax.random.fold_in(state.key, turn), xs.shape[1], (recipe.updates, B), replace=False)
 
         def update(state: Any, pick: jax.Array) -> tuple[Any, jax.Array]:
             batch = labelled(xs[:, pick], labels[pick])
@@ -106,37 +113,36 @@ def make_runner(
         state, losses = jax.lax.scan(update, state, picks)
         return state, losses.mean()
 
-    many = jnp.asarray(seeds)
-    states = jax.jit(jax.vmap(start))(many)
-    jitted = jax.jit(jax.vmap(advance, in_axes=(0, None, None, 0, None)))
-    compiled = jitted.lower(states, jnp.float32(0), jnp.int32(0), many, xs).compile()
-    batch = labelled(xs[:, :B], labels[:B])
-    one: Any = jax.jit(lambda p: estimator.estimate(p, estimator.init(p, carry, batch), batch).grads)
-    params = jax.tree.map(lambda leaf: leaf[0], states.params)
-    size = one.lower(params).compile().memory_analysis().temp_size_in_bytes
-    return Runner(name, states, lambda state, rate, turn: compiled(state, rate, turn, many, xs), updates), size
+    def start(seed: int) -> Any:
+        first, draw = jax.random.split(jax.random.key(seed))
+        params = tbptt.init_params(first, net.cell, net.readout)
+        return tbptt.init_state(estimator, optimizer, params, carry, example, draw)
+
+    states = [start(seed) for seed in seeds]
+    compiled = jax.jit(advance).lower(states[0], xs, jnp.asarray(0.0), jnp.int32(0)).compile()
+    one: Any = jax.jit(lambda p: estimator.estimate(p, estimator.init(p, carry, example), example).grads)
+    size = one.lower(states[0].params).compile().memory_analysis().temp_size_in_bytes
+
+    def turn(state: Any, rate: Any, index: Any) -> tuple[Any, Any]:
+        return compiled(state, xs, rate, index)
+
+    return [
+        Runner(f"{name}, seed {seed}", state, turn, recipe.updates) for seed, state in zip(seeds, states, strict=True)
+    ], size
 
 
-def accuracies(net: Net, params: Any, task: Task) -> list[float]:
-    """Returns the share of test digits that each seed's network names rightly."""
-    xs, labels = task.test
+def test_accuracy(net: Net, task: Task) -> Callable[[Any], float]:
+    """Makes the score of a network's params: the share of test digits that it names rightly."""
+    xs, labels = (jnp.asarray(array) for array in task.test)
 
     @jax.jit
-    @jax.vmap
     def right(params: Any) -> jax.Array:
-        def part(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
-            xs, labels = pair
-            inputs = xs.swapaxes(0, 1).astype(jnp.float32) / 255
-            _, ys = net.unroll(net.cell, params.cell, net.cell.initial_carry((len(labels),)), inputs)
+        def one(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
+            xs, label = pair
+            _, ys = net.unroll(net.cell, params.cell, net.cell.initial_carry(), xs / 255)
             logits: Any = net.readout.apply(params.readout, ys[-1])
-            return jnp.sum(logits.argmax(-1) == labels)
+            return logits.argmax(-1) == label
 
-        n = -(-len(labels) // TEST_PART)
-        if len(labels) % n:
-            raise ValueError(f"{len(labels)} test digits do not split into {n} equal parts")
-        return jax.lax.map(part, (cut(xs.swapaxes(0, 1), n), cut(labels, n))).sum() / len(labels)
+        return jax.lax.map(one, (xs.swapaxes(0, 1), labels), batch_size=TEST_PART).mean()
 
-    def cut(array: np.ndarray, n: int) -> jax.Array:
-        return jnp.asarray(array).reshape(n, -1, *array.shape[1:])
-
-    return [float(share) for share in right(params)]
+    return lambda params: float(right(params))

@@ -1,4 +1,4 @@
-"""Several training runs at equal seconds, taking turns, so that whatever else the machine does falls on all of them alike."""
+"""Several training runs at equal seconds, in turns, so that whatever else the machine does falls on all of them alike."""
 
 import math
 import time
@@ -59,7 +59,7 @@ def race(runners: Sequence[Runner], seconds: float, lr: Sequence[float], report:
         for i, runner in enumerate(runners):
             if used[i] >= seconds:
                 continue
-            rate = jnp.float32(lr[i] * 0.5 * (1 + math.cos(math.pi * used[i] / seconds)))
+            rate = jnp.asarray(lr[i] * 0.5 * (1 + math.cos(math.pi * used[i] / seconds)))
             turn = jnp.int32(len(curves[i]))
             begin = time.perf_counter()
             states[i], loss = jax.block_until_ready(runner.advance(states[i], rate, turn))

