@@ -83,7 +83,8 @@ def test_the_penalty_is_the_one_that_validates_best():
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"valid": (90, 250)}, "must begin after the training part's 100 steps"), ({"test": (250, 401)}, "test part must lie in the 400"),
+    ({"valid": (90, 250)}, "must begin after the training part's 100 steps"),
+    ({"test": (250, 401)}, "test part must lie in the 400 steps"),
     ({"test": (250, 253)}, r"longer than the horizon 3; got 250 .. 253"), ({"train_end": 9}, "train part"),
     ({"ridges": ()}, "at least one penalty"),
 ])  # fmt: skip
