@@ -24,7 +24,7 @@ from experiments.support import ecg_figure, known, program
 from experiments.support.console import console, human_bytes, table
 from experiments.support.forecasting import Model
 from experiments.support.linear_forecast import even_lags, ridge_forecast
-from experiments.support.race import race
+from experiments.support.race import shown_race
 from experiments.support.stream_runs import make_runners
 from tbptt.data import Recording, ecg, lanes, standardise
 
@@ -90,7 +90,7 @@ def train_all(config: Config, model: Model, scaled: np.ndarray) -> tuple[list[di
         made, size = make_runners(name, model, batch, estimator, k, seeds, 1.0)
         runners += made
         rows.append({"name": name, "k": k, "temp_bytes": size})
-    outcomes = race(runners, config.seconds, [config.lr] * len(runners), lambda name, used, loss: None)
+    outcomes = shown_race(f"nine channels: {len(runners)} runs", runners, config.seconds, [config.lr] * len(runners))
     for i, row in enumerate(rows):
         mine = outcomes[i * config.seeds : (i + 1) * config.seeds]
         scores = [score(outcome.state.params) for outcome in mine]

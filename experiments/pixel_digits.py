@@ -23,7 +23,7 @@ import tbptt
 from experiments.support import digit_figure, known, program
 from experiments.support.console import console, human_bytes, table
 from experiments.support.digit_job import Net, Recipe, Task, make_runners, make_task, test_accuracy
-from experiments.support.race import race
+from experiments.support.race import shown_race
 from tbptt.cells import initializers
 from tbptt.data import Digits, mnist
 
@@ -81,7 +81,7 @@ def compare(
             {"task": task.name, "cell": name, "T": T, "k2": k2, "full": k2 == T, "label": label, "temp_bytes": size}
         )
         console.print(f"{label}: compiled, {human_bytes(size)} for a gradient")
-    outcomes = race(runners, seconds, rates, lambda name, used, loss: None)
+    outcomes = shown_race(f"{task.name}: {len(runners)} runs", runners, seconds, rates)
     for i, row in enumerate(rows):
         mine = outcomes[i * len(seeds) : (i + 1) * len(seeds)]
         score = test_accuracy(cells[row["cell"]][0], task)

@@ -23,7 +23,7 @@ import tbptt
 from experiments.support import baselines, known, program, pulse_figure
 from experiments.support.console import console, human_bytes, table
 from experiments.support.forecasting import Job, Model, errors, make_job
-from experiments.support.race import race
+from experiments.support.race import shown_race
 from experiments.support.stream_runs import make_runners
 from tbptt.data import ppg
 
@@ -98,7 +98,7 @@ def train_all(model: Model, job: Job, config: Config) -> list[dict[str, Any]]:
         runners += made
         rows.append({"name": name, "k1": k1, "k2": k2, "full": full, "temp_bytes": size})
         console.print(f"{name}: compiled, {human_bytes(size)} for an update")
-    outcomes = race(runners, config.seconds, [config.lr] * len(runners), lambda name, used, loss: None)
+    outcomes = shown_race(f"one sequence: {len(runners)} runs", runners, config.seconds, [config.lr] * len(runners))
     for i, row in enumerate(rows):
         mine = outcomes[i * config.seeds : (i + 1) * config.seeds]
         scores = [errors(model, outcome.state.params, job) for outcome in mine]

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.support.console import progress
+
 
 class Runner(NamedTuple):
     """One contestant.
@@ -35,7 +37,9 @@ class Outcome(NamedTuple):
     curve: list[tuple[float, float]]
 
 
-def race(runners: Sequence[Runner], seconds: float, lr: Sequence[float], report: Callable[[str, float, float], None]):
+def race(
+    runners: Sequence[Runner], seconds: float, lr: Sequence[float], report: Callable[[str, float, float], None]
+) -> list[Outcome]:
     """Gives every runner `seconds` of computing, one turn each in rotation.
 
         while somebody has time left:
@@ -73,3 +77,16 @@ def race(runners: Sequence[Runner], seconds: float, lr: Sequence[float], report:
         Outcome(runner.name, state, runner.updates * len(curve), spent, curve)
         for runner, state, spent, curve in zip(runners, states, used, curves, strict=True)
     ]
+
+
+def shown_race(title: str, runners: Sequence[Runner], seconds: float, lr: Sequence[float]) -> list[Outcome]:
+    """Runs a race under one progress bar: the share of all seconds that is used, and the loss of whoever had a turn."""
+    used = dict.fromkeys((runner.name for runner in runners), 0.0)
+    with progress() as display:
+        task = display.add_task(title, total=seconds * len(runners), loss="-")
+
+        def report(name: str, spent: float, loss: float) -> None:
+            used[name] = min(spent, seconds)
+            display.update(task, completed=sum(used.values()), loss=f"{loss:.3f}")
+
+        return race(runners, seconds, lr, report)
