@@ -4,12 +4,12 @@
     python -m experiments.pixel_digits --quick    under 60 seconds: rows alone, too short to conclude from
 
 4,000 digits to train on, 1,000 to test with, the label asked once, after the last step; every run has the same seconds of
-training, and the runs take turns. Rows: 28 steps of 28 pixels. Pixels: 784 steps of one. Permuted: the same in one random
-order. The gradient of TBPTT(T, k2) flows through the last k2 steps only: it never meets what stands before, though the
-carry still tells of it, for the weights are the same at every step. Expected: by rows 95 % and more (LSTM, GRU), which is
-what 4,000 digits give (papers have 60,000); a window of one row far below; pixel by pixel the LSTM whose time scales reach
-784 steps (chrono) learns, full and through 196 steps, which takes a third of the time; a window of 28 pixels, the blank
-last row, misses most.
+training (of the processor), and the runs take turns. Rows: 28 steps of 28 pixels. Pixels: 784 steps of one. Permuted: the
+same in one random order. The gradient of TBPTT(T, k2) flows through the last k2 steps only: it never meets what stands
+before, though the carry still tells of it, for the weights are the same at every step. Expected: by rows 95 % and more
+(LSTM, GRU), which is what 4,000 digits give (papers have 60,000); a window of one row far below; pixel by pixel the LSTM
+whose time scales reach 784 steps (chrono) learns, full and through 196 steps, which takes a third of the time; a window
+of 28 pixels, the blank last row, misses most.
 """
 
 import dataclasses

@@ -1,6 +1,5 @@
 """Races, linear forecasts, digits in time, memory plans: the parts of three experiments, each against what it must be."""
 
-import importlib
 import math
 
 import flax.linen as nn
@@ -12,17 +11,16 @@ import pytest
 import tbptt
 from experiments import ecg, pixel_digits, pulse_65k
 from experiments.support import digit_job, linear_forecast
+from experiments.support import race as races
 from experiments.support.baselines import ridge_ar
 from experiments.support.forecasting import Model, make_job
 from experiments.support.race import Runner, race
 from tbptt.data import Digits, Recording
 
-clock = importlib.import_module("experiments.support.race")
-
 
 def test_runners_take_turns_until_their_seconds_are_used(monkeypatch):
     now, order, rates = [0.0], [], []
-    monkeypatch.setattr(clock.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(races, "clock", lambda: now[0])
 
     def runner(name: str, cost: float) -> Runner:
         def advance(state, rate, turn):

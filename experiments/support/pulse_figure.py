@@ -47,7 +47,7 @@ def _plans(axis: Any, results: dict[str, Any]) -> None:
             textcoords="offset points",
             fontsize=8,
         )
-    axis.set(xscale="log", yscale="log", xlabel="seconds", ylabel="temporary memory (MiB)")
+    axis.set(xscale="log", yscale="log", xlabel="seconds of the processor", ylabel="temporary memory (MiB)")
     axis.set_title("One full gradient by memory plan")
     axis.margins(0.2)
     axis.legend(fontsize=8, loc="upper left")
@@ -77,6 +77,6 @@ def _curves(axis: Any, curves: dict[str, Any]) -> None:
     for index, (name, curve) in enumerate(curves.items()):
         used, loss = np.asarray(curve).T
         axis.plot(used, loss, label=name, **style.line(index))
-    axis.set(xlabel="training seconds", ylabel="training loss (MSE, mean of four horizons)", yscale="log")
+    axis.set(xlabel="training seconds (processor)", ylabel="training loss (MSE, mean of four horizons)", yscale="log")
     axis.set_title("Loss over the seconds, first seed")
     axis.legend(fontsize=8)
