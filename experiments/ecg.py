@@ -30,7 +30,7 @@ from experiments.support.stream_runs import make_runners
 from tbptt.data import Recording, ecg, lanes, standardise
 
 TRAIN_END, TEST_START, LANES, LAGS = 40_000, 48_000, 16, 64
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
+RIDGES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 
 
 @dataclasses.dataclass(frozen=True)
