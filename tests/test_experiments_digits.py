@@ -125,8 +125,10 @@ def test_the_last_step_loss_is_a_sequence_loss_of_that_weight(key):
     xs = jax.random.randint(key, (6, 4, 2), 0, 256).astype(jnp.uint8)
     batch, carry = digit_job.labelled(xs, jnp.arange(4)), net.cell.initial_carry((4,))
     step_loss = digit_job.optax.softmax_cross_entropy_with_integer_labels
-    whole = tbptt.full_bptt(tbptt.sequence_loss(net.cell, net.readout, step_loss)).estimate(params, carry, batch)
-    ours = tbptt.full_bptt(digit_job.last_step_loss(net)).estimate(params, carry, batch)
+    whole, ours = (
+        jax.jit(tbptt.full_bptt(loss_fn).estimate)(params, carry, batch)
+        for loss_fn in (tbptt.sequence_loss(net.cell, net.readout, step_loss), digit_job.last_step_loss(net))
+    )
     np.testing.assert_allclose(ours.loss, whole.loss, rtol=1e-12)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), ours.grads, whole.grads)
     assert float(batch.inputs.max()) <= 1
@@ -138,14 +140,18 @@ def test_a_window_of_blank_pixels_gives_the_input_weights_no_gradient(key):
     xs = jax.random.randint(key, (12, 2, 1), 1, 256).astype(jnp.uint8).at[8:].set(0)  # ink first, then nothing
     batch, loss_fn = digit_job.labelled(xs, jnp.arange(2)), digit_job.last_step_loss(net)
     size = {}
-    for k2 in (4, 5, 12):
-        grads = tbptt.truncated_bptt(loss_fn, 12, k2).estimate(params, carry, batch).grads
+    for k2 in (4, 5):
+        grads = jax.jit(tbptt.truncated_bptt(loss_fn, 12, k2).estimate)(params, carry, batch).grads
         size[k2] = float(jnp.abs(grads.cell.w_x).max())
-    assert size[4] == 0 and size[5] > 0 and size[12] > 0
+    assert size[4] == 0 and size[5] > 0
 
 
 def test_training_on_digits_runs_turn_by_turn():
-    some = digits(20)
+    with jax.enable_x64(False):  # flax draws the readout in float32, as experiments do
+        check_training(digits(20))
+
+
+def check_training(some: Digits) -> None:
     task = digit_job.make_task("rows", some, some)
     net = digit_job.Net("MinGRU", tbptt.MinGRU(28, 8), tbptt.parallel_unroll)
     recipe = digit_job.Recipe(B=5, lr=0.02, clip=1.0, updates=4)

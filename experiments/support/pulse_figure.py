@@ -48,7 +48,7 @@ def _plans(axis: Any, results: dict[str, Any]) -> None:
             fontsize=8,
         )
     axis.set(xscale="log", yscale="log", xlabel="seconds of the processor", ylabel="temporary memory (MiB)")
-    axis.set_title("One full gradient by memory plan")
+    axis.set_title("Cost: one full gradient by plan, one TBPTT update")
     axis.margins(0.2)
     axis.legend(fontsize=8, loc="upper left")
 

@@ -76,7 +76,7 @@ def ecg() -> Recording:
     return Recording(values.astype(np.float64), _LEADS, float(rate), f"{wheel.name}, ECG and electrograms")
 
 
-def _read_array(wheel: Path, member: str, key: str, axes: int) -> tuple[np.ndarray, float]:
+def _read_array(wheel: Path, member: str, key: str, axes: int) -> tuple[np.ndarray, Any]:
     """Reads a pickled dict, and returns its array of numbers `key` and its sampling rate."""
     where = f"{wheel}: {member}"
     content = read_pickle(read_member(wheel, member), where)
