@@ -64,6 +64,6 @@ def _curves(axis: Any, rows: list[dict[str, Any]], curves: dict[str, Any], task:
         label = "full BPTT" if row["full"] else f"TBPTT({row['T']}, {row['k2']})"
         axis.plot(used[width - 1 :], smooth, label=label, **style.line(index))
     axis.axhline(np.log(10), color=style.GREY, lw=1.2, ls=":", label="knowing nothing, ln 10")
-    axis.set(xlabel="training seconds (processor)", ylabel="training loss (nats, running mean)", ylim=(0, 2.6))
+    axis.set(xlabel="training seconds (processor)", ylabel="training loss (nats, running mean)", ylim=(0, 3.4))
     axis.set_title(f"LSTM on {TASKS[task]}, first seed")
-    axis.legend(fontsize=8, loc="lower left")
+    axis.legend(fontsize=8, loc="upper right", ncols=2)
