@@ -189,7 +189,10 @@ def test_memory_plans_give_the_same_gradient():
     assert [row["name"] for row in rows] == list(pulse_65k.PLANS) and rows[0]["difference"] == 0
     assert max(row["difference"] for row in rows) < 1e-6 and rows[2]["bytes"] < rows[0]["bytes"]
     rows[3] |= {"bytes": 0.2 * rows[0]["bytes"], "seconds": 1.2 * rows[0]["seconds"]}
-    runs = [{"full": True, "test_mse": [0.5, 0.6]}, {"full": False, "test_mse": [0.2, 0.3]}]
+    runs = [
+        {"name": "full", "full": True, "test_mse": [0.5, 0.6], "updates": [9]},
+        {"name": "cut", "full": False, "test_mse": [0.2, 0.3], "updates": [90]},
+    ]
     assert [r["reached"] for r in pulse_65k.expectations(rows, runs, runs[1])] == [False, True, True, True]
 
 
