@@ -25,8 +25,9 @@ def draw(data: dict[str, Any], folder: Path) -> None:
 
 def _chance(axis: Any) -> None:
     axis.axhline(CHANCE, color=style.GREY, lw=1.2, ls=":", label="chance")
-    axis.set(ylabel="test accuracy", ylim=(0, 1))
-    axis.legend(fontsize=8, loc="lower left")
+    axis.set(ylabel="test accuracy", ylim=(-0.35, 1.08))
+    axis.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    axis.legend(fontsize=8, loc="lower left", ncols=2)
 
 
 def _cells(axis: Any, rows: list[dict[str, Any]], tasks: list[str]) -> None:

@@ -12,7 +12,7 @@ def draw(data: dict[str, Any], folder: Path) -> None:
     """Draws test error by reach, by horizon and by channel; ecg.png."""
     results = data["results"]
     title = f"ECG and electrograms, {results['rate']:.0f} Hz: LSTM, {results['chosen']}, is {results['verdict']}"
-    figure, axes = style.panels(3, title=f"{title} than ridge AR of the same reach", width=5.2)
+    figure, axes = style.panels(3, title=f"{title} than ridge AR({results['chosen_ridge']})", width=5.2)
     _reach(axes[0], results)
     best = next(row for row in results["rows"] if row["name"] == results["chosen"])
     ridge = next(row for row in results["baselines"]["ridge"] if row["reach"] == results["chosen_ridge"])
