@@ -6,9 +6,9 @@
 28.8 seconds: 40,000 steps to train on, 8,000 to choose by, 11,040 to test with. All nine channels are forecast 8, 16, 32
 and 64 steps ahead (4 to 31 ms) at once. An LSTM is trained by TBPTT(k, k) for several k, and a ridge regression looks at
 the last k samples of all nine channels, at most 64 of them a channel, its penalty chosen on the validation part: the same
-reach. All networks have the same seconds (of the processor) and take turns. Expected: nothing certain. The heart beats
-irregularly, the training part holds some twenty beats, and a linear forecast is strong at such short horizons; "no
-better" is a result.
+reach (full BPTT over a lane meets the ridge that validates best). All networks have the same seconds (of the processor)
+and take turns. Expected: nothing certain. The heart beats irregularly, the training part holds some twenty beats, and a
+linear forecast is strong at such short horizons; "no better" is a result.
 """
 
 import dataclasses
