@@ -9,7 +9,7 @@ same in one random order. The gradient of TBPTT(T, k2) flows through the last k2
 before, though the carry still tells of it, for the weights are the same at every step. Expected: by rows 95 % and more
 (LSTM, GRU), which is what 4,000 digits give (papers have 60,000); a window of one row far below; pixel by pixel the LSTM
 whose time scales reach 784 steps (chrono) learns, full and through 196 steps, which takes a third of the time; a window
-of 28 pixels, the blank last row, misses most.
+of 28 pixels, the last row, blank in all but 69 of the 5,000 digits, misses most.
 """
 
 import dataclasses
