@@ -8,6 +8,8 @@ from tbptt.data.batches import forecast_batches as forecast_batches
 from tbptt.data.batches import label_batches as label_batches
 from tbptt.data.batches import symbol_batches as symbol_batches
 from tbptt.data.classes import count_classes as count_classes
+from tbptt.data.digits import Digits as Digits
+from tbptt.data.digits import mnist as mnist
 from tbptt.data.fetch import DataDamaged as DataDamaged
 from tbptt.data.fetch import DataUnavailable as DataUnavailable
 from tbptt.data.fetch import fetch as fetch
@@ -21,6 +23,7 @@ from tbptt.data.lane_layout import whole_recordings as whole_recordings
 from tbptt.data.lane_stream import LaneStream as LaneStream
 from tbptt.data.mackey_glass import mackey_glass as mackey_glass
 from tbptt.data.read_ahead import read_ahead as read_ahead
+from tbptt.data.recordings import ecg as ecg
 from tbptt.data.recordings import ppg as ppg
 from tbptt.data.series import Recording as Recording
 from tbptt.data.series import load_series as load_series
