@@ -58,6 +58,9 @@ from tbptt.objectives import sequence_loss as sequence_loss
 from tbptt.objectives import squared_error as squared_error
 from tbptt.omega import norm_preserving as norm_preserving
 from tbptt.parallel_scan import parallel_unroll as parallel_unroll
+from tbptt.stochastic import SeededTargets as SeededTargets
+from tbptt.stochastic import stochastic_loss as stochastic_loss
+from tbptt.stochastic import with_seeds as with_seeds
 from tbptt.training import Metrics as Metrics
 from tbptt.training import TrainState as TrainState
 from tbptt.training import init_state as init_state
@@ -103,6 +106,7 @@ __all__ = [
     "MinLSTM",
     "NewtonReport",
     "NnxCell",
+    "SeededTargets",
     "Segments",
     "SequenceParams",
     "Stack",
@@ -144,11 +148,13 @@ __all__ = [
     "snap",
     "sparse_rtrl",
     "squared_error",
+    "stochastic_loss",
     "stop_at_non_finite",
     "truncated_bptt",
     "unroll",
     "uoro",
     "watched",
+    "with_seeds",
 ]
 
 try:
