@@ -104,7 +104,7 @@ def train(
         state, metrics = epoch(state, tbptt.with_seeds(key, piece))
         return state, jnp.mean(metrics.loss)
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @jax.jit
     @jax.vmap
     def from_the_start(state: tbptt.TrainState) -> tbptt.TrainState:
         return tbptt.rewind(estimator, state, carry, batch)

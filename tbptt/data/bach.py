@@ -52,7 +52,7 @@ def chorales() -> Chorales:
     """
     wheel = fetch("music21")
     names, rolls = [], []
-    for member, data in read_members(wheel, "music21/corpus/bach/bwv*.*ml*").items():
+    for member, data in read_members(wheel, "music21/corpus/bach/bwv*.[mx][mx]l").items():
         where = f"{wheel}: {member}"
         parts = parse_parts(data if member.endswith(".xml") else _unzipped(data, where), where)
         if len(parts) == 4:
