@@ -12,7 +12,7 @@ import pytest
 import tbptt
 from tbptt import Batch, with_seeds
 
-T, B, D, H, V = 12, 3, 4, 5, 7
+T, B, D, H, V = 8, 3, 4, 5, 7
 F64 = {"param_dtype": jnp.float64}
 
 
@@ -33,7 +33,7 @@ class Logits(nn.Module):
 
 
 assert_close = functools.partial(chex.assert_trees_all_close, rtol=1e-10, atol=1e-10)
-CELL = tbptt.Stack((tbptt.GRU(D, H), tbptt.GRU(H, H)))
+CELL = tbptt.LSTM(D, H)
 
 
 def cross_entropy(outputs, targets):
@@ -87,24 +87,17 @@ def test_every_way_to_cut_meets_the_same_masks(key):
     full = tbptt.full_bptt(loss).estimate(params, carry, batch)
     other = with_seeds(jax.random.key(9), batch._replace(targets=batch.targets.targets))
     assert abs(full.loss - tbptt.full_bptt(loss).estimate(params, carry, other).loss) > 1e-3
-    for k1 in (1, 4):
-        estimator = tbptt.truncated_bptt(loss, k1, T)  # replays all its past
-        out = estimator.estimate(params, estimator.init(params, carry, batch), batch)
-        assert_close((out.loss, out.grads), (full.loss, full.grads))
-    one, many = (tbptt.truncated_bptt(loss, 3, 6, group=group) for group in (1, 4))
+    estimator = tbptt.truncated_bptt(loss, 4, T)  # replays all its past
+    out = estimator.estimate(params, estimator.init(params, carry, batch), batch)
+    assert_close((out.loss, out.grads), (full.loss, full.grads))
+    one, many = (tbptt.truncated_bptt(loss, 2, 4, group=group) for group in (1, 2))
     memory = one.init(params, carry, batch)
     assert_close(one.estimate(params, memory, batch)[:2], many.estimate(params, memory, batch)[:2])
     lean = tbptt.full_bptt(loss_of(0.5, remat=tbptt.Segments())).estimate(params, carry, batch)
     assert_close((lean.loss, lean.grads), (full.loss, full.grads))
-    for lane in range(B):  # and lanes may be spread over devices
-        alone = jax.tree.map(lambda leaf, lane=lane: leaf[:, lane : lane + 1], batch)
-        start = CELL.initial_carry((1,))
-        both = loss(params, start, alone)[0], loss(params, carry, _only(batch, lane))[0]
-        assert_close(*both)
-
-
-def _only(batch, lane):
-    return batch._replace(weights=batch.weights * (jnp.arange(B) == lane))
+    alone = jax.tree.map(lambda leaf: leaf[:, 1:2], batch)  # and lanes may be spread over devices
+    only = batch._replace(weights=batch.weights * (jnp.arange(B) == 1))
+    assert_close(loss(params, CELL.initial_carry((1,)), alone)[0], loss(params, carry, only)[0])
 
 
 def test_a_pass_is_averaged_over_masks(key):

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import scipy.optimize
-from jaxtyping import Bool, Float64
+import scipy.special
+from jaxtyping import Bool, Float64, Int
 
 Rolls = Sequence[Bool[np.ndarray, "T P"]]
 
@@ -34,16 +35,19 @@ def first_order_all(train: Rolls, test: Rolls, ridge: float = 1.0) -> float:
 
     W, b minimise the training steps' nll sum + ridge / 2 * sum W^2; convex, so the start does not matter.
     """
-    W, b = fit_logistic(_previous(train).astype(np.float64), np.concatenate(train).astype(np.float64), ridge)
+    # A chord that is held gives the same pair again and again: each pair once, with its count, is a third of the rows.
+    pairs, times = np.unique(np.hstack([_previous(train), np.concatenate(train)]), axis=0, return_counts=True)
+    before, steps = np.hsplit(pairs.astype(np.float64), 2)
+    W, b = fit_logistic(before, steps, ridge, times)
     scores = _previous(test) @ W + b
     targets = np.concatenate(test)
     return float(np.mean(np.sum(np.logaddexp(0, scores) - targets * scores, axis=1)))
 
 
 def fit_logistic(
-    xs: Float64[np.ndarray, "N D"], ys: Float64[np.ndarray, "N P"], ridge: float
+    xs: Float64[np.ndarray, "N D"], ys: Float64[np.ndarray, "N P"], ridge: float, times: Int[np.ndarray, " N"]
 ) -> tuple[Float64[np.ndarray, "D P"], Float64[np.ndarray, " P"]]:
-    """Fits P logistic regressions at once by L-BFGS; returns (W, b).
+    """Fits P logistic regressions at once by L-BFGS, row i counting times[i]; returns (W, b).
 
     Raises:
       FloatingPointError: the minimiser gave up.
@@ -53,12 +57,12 @@ def fit_logistic(
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
         W, b = flat[: D * P].reshape(D, P), flat[D * P :]
         scores = xs @ W + b
-        value = np.sum(np.logaddexp(0, scores) - ys * scores) + ridge / 2 * np.sum(W**2)
-        slope = 1 / (1 + np.exp(-scores)) - ys
+        value = np.sum(times[:, None] * (np.logaddexp(0, scores) - ys * scores)) + ridge / 2 * np.sum(W**2)
+        slope = times[:, None] * (scipy.special.expit(scores) - ys)
         gradient = np.concatenate([(xs.T @ slope + ridge * W).ravel(), slope.sum(0)])
-        return value / len(xs), gradient / len(xs)
+        return value / times.sum(), gradient / times.sum()
 
-    mean = np.clip(ys.mean(0), 1e-4, 1 - 1e-4)
+    mean = np.clip(np.average(ys, axis=0, weights=times), 1e-4, 1 - 1e-4)
     start = np.concatenate([np.zeros(D * P), np.log(mean / (1 - mean))])
     found = scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 200})
     if not np.isfinite(found.fun):

@@ -4,7 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Int, Int32
 
 from tbptt.data.streams import lanes
 from tbptt.types import Batch
@@ -44,7 +44,7 @@ class Alphabet:
             )
         return codes.astype(np.int32)
 
-    def decode(self, codes: Int32[np.ndarray, " N"]) -> str:
+    def decode(self, codes: Int[np.ndarray, " N"]) -> str:
         """Returns the text of codes.
 
         Raises:
@@ -61,7 +61,7 @@ def alphabet_of(text: str) -> Alphabet:
     return Alphabet("".join(sorted(set(text))))
 
 
-def next_symbol_lanes(codes: Int32[np.ndarray, " N"], n: int, window: int) -> tuple[Batch, int]:
+def next_symbol_lanes(codes: Int[np.ndarray, " N"], n: int, window: int) -> tuple[Batch, int]:
     """Lays a text out as n lanes of next-symbol prediction: inputs are symbols, targets the symbols that follow.
 
         T = (N - 1) // n // window * window
