@@ -130,7 +130,7 @@ def draw(data: dict[str, Any], folder: Path) -> None:
     chosen = str(data["results"]["chosen_window"])
     curve = data["train_curves"][chosen]
     axes[1].plot(range(1, 1 + len(curve)), curve, label=f"training with dropout, k = {chosen}", **style.line(6))
-    axes[1].set(xlabel="passes over the training pieces", ylabel="nats a step", yscale="log")
+    axes[1].set(xlabel="passes over the training pieces", ylabel="nats a step")
     axes[1].set_title("Training, mean of the seeds", fontsize=10)
     axes[1].legend(fontsize=8)
     known.dots(axes[2], 0, data["test_nll"], 0, f"LSTM, k = {chosen}")
