@@ -69,6 +69,9 @@ from tbptt.parallel import own_lanes as own_lanes
 from tbptt.parallel import put_lanes as put_lanes
 from tbptt.parallel import start_processes as start_processes
 from tbptt.parallel_scan import parallel_unroll as parallel_unroll
+from tbptt.stochastic import SeededTargets as SeededTargets
+from tbptt.stochastic import stochastic_loss as stochastic_loss
+from tbptt.stochastic import with_seeds as with_seeds
 from tbptt.training import Metrics as Metrics
 from tbptt.training import TrainState as TrainState
 from tbptt.training import init_state as init_state
@@ -114,6 +117,7 @@ __all__ = [
     "MinLSTM",
     "NewtonReport",
     "NnxCell",
+    "SeededTargets",
     "Segments",
     "SequenceParams",
     "Stack",
@@ -166,11 +170,13 @@ __all__ = [
     "sparse_rtrl",
     "squared_error",
     "start_processes",
+    "stochastic_loss",
     "stop_at_non_finite",
     "truncated_bptt",
     "unroll",
     "uoro",
     "watched",
+    "with_seeds",
 ]
 
 try:

@@ -1,5 +1,10 @@
 """Data: recordings in memory and on disk, forecasting pairs, streams of chunks in order, and synthetic tasks."""
 
+from tbptt.data.alphabet import Alphabet as Alphabet
+from tbptt.data.alphabet import alphabet_of as alphabet_of
+from tbptt.data.alphabet import next_symbol_lanes as next_symbol_lanes
+from tbptt.data.bach import Chorales as Chorales
+from tbptt.data.bach import chorales as chorales
 from tbptt.data.bad_samples import BadRows as BadRows
 from tbptt.data.bad_samples import BadSample as BadSample
 from tbptt.data.bad_samples import count_bad as count_bad
@@ -14,6 +19,7 @@ from tbptt.data.fetch import DataDamaged as DataDamaged
 from tbptt.data.fetch import DataUnavailable as DataUnavailable
 from tbptt.data.fetch import fetch as fetch
 from tbptt.data.fetch import read_member as read_member
+from tbptt.data.fetch import read_members as read_members
 from tbptt.data.forecast import Scaling as Scaling
 from tbptt.data.forecast import forecast_pairs as forecast_pairs
 from tbptt.data.forecast import standardise as standardise
@@ -22,6 +28,9 @@ from tbptt.data.lane_layout import even_lanes as even_lanes
 from tbptt.data.lane_layout import whole_recordings as whole_recordings
 from tbptt.data.lane_stream import LaneStream as LaneStream
 from tbptt.data.mackey_glass import mackey_glass as mackey_glass
+from tbptt.data.packing import pack as pack
+from tbptt.data.plays import Plays as Plays
+from tbptt.data.plays import shakespeare as shakespeare
 from tbptt.data.read_ahead import read_ahead as read_ahead
 from tbptt.data.recordings import ecg as ecg
 from tbptt.data.recordings import ppg as ppg
