@@ -1,5 +1,6 @@
 """Every benchmark runs its code on tiny sizes, says what it must, and ends with one line of JSON."""
 
+import argparse
 import json
 import time
 
@@ -75,6 +76,34 @@ def test_cudnn_gets_our_weights_in_its_order(monkeypatch):
     monkeypatch.setattr(rnn, "lstm", stated)
     rows = [row for row in loops.measure(3, 2, 4, repeats=1) if row["system"] == "cuDNN"]
     assert len(rows) == 2 and all(row["difference"] < 1e-12 for row in rows)
+
+
+def test_peers_that_are_stopped_keep_the_cases_before(monkeypatch):
+    def measure_case(case, workers, repeats, compiles):
+        if case.name == "second":
+            raise KeyboardInterrupt
+        return [{"case": case._asdict(), "system": "someone", "failed": "never tried"}]
+
+    class Idle:
+        missing = None
+        closed = 0
+
+        def __init__(self, *_):
+            pass
+
+        def ready(self):
+            return True
+
+        def close(self):
+            Idle.closed += 1
+
+    monkeypatch.setattr(peers, "Worker", Idle)
+    monkeypatch.setattr(peers, "measure_case", measure_case)
+    monkeypatch.setattr(peers, "CASES", tuple(Case(name, 4, 3, 1, 2, 5) for name in ("first", "second", "third")))
+    flags = argparse.Namespace(cases=None, systems=None, quick=False, repeats=1, compiles=1)
+    summary = peers.measure(flags)
+    assert [row["case"]["name"] for row in summary["rows"]] == ["first"] and summary["stopped_at"] == "second"
+    assert Idle.closed == len(peers.SYSTEMS)
 
 
 def test_peers_from_processes_to_json(monkeypatch, capsys, tmp_path):
