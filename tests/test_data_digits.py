@@ -66,7 +66,7 @@ def test_the_split_is_a_fixed_shuffle_that_loses_nothing(tmp_path, monkeypatch):
     (packed(table(3)[:, 1:]), r"784 pixels and a label in every row; got shape \(3, 784\)"),
     (packed(table(3) * 2), "pixels must be 0 .. 255; got 0 .. 510"), (packed(-table(3)), "got -255"),
     (packed(table(3) + np.eye(1, 785, 784, dtype=int) * 9), "labels must be 0 .. 9; got 9 .. 15"),
-])  # fmt: skip
+], ids=["cut", "no gzip", "no number", "ragged", "narrow", "bright", "negative", "labels"])  # fmt: skip
 def test_a_table_that_is_not_one_is_named(data, message):
     with pytest.raises(DataDamaged, match=rf"demo\.gz.*{message}"):
         read_digits(data, "demo.gz")
