@@ -6,8 +6,8 @@
 S = 3 symbols of A = 4; each is asked for exactly `delay` steps after it was shown. Who knows when to answer but remembers
 nothing has a loss of S log(A) / (delay + S) nats a step, and one answer in A right. Expected (Tallec and Ollivier 2018, in
 small): the LSTM with chrono initialisation leaves this baseline at every delay, the one with forget bias 1 does not at 100.
-And the window, whatever k1 is: TBPTT(k1, k2) recalls the symbols with k2 = delay + S, and with k2 < delay not even half of
-what a guess leaves. (It may recall some: an untrained network's carry holds traces, which a readout can learn to read.)
+And the window, whatever k1 is: chrono's TBPTT(k1, k2) recalls the symbols with k2 = delay + S, and with k2 < delay not even
+half of what a guess leaves. (Some it does: even an untrained carry holds traces, which a readout can learn to read.)
 """
 
 import dataclasses
@@ -98,7 +98,7 @@ def measure(config: Config) -> dict[str, Any]:
         row, curves[f"{name}, delay {delay}"] = train(name, delay, delay + S, delay + S, config)
         by_delay.append(row)
     at, config = config.window_delay, dataclasses.replace(config, updates=config.window_updates, seeds=config.window_seeds)
-    by_window = [train(STANDARD, at, k1, k2, config)[0] for k1, k2 in windows_of(at, config.quick)]
+    by_window = [train(CHRONO, at, k1, k2, config)[0] for k1, k2 in windows_of(at, config.quick)]
     return {
         "curves": curves,
         "known": expectations(by_delay, by_window, at),
@@ -157,7 +157,7 @@ def draw(data: dict[str, Any], folder: Path) -> None:
     axes[1].set_xticks([x + 0.225 * (len(k1s) - 1) for x in range(len(k2s))], [str(k2) for k2 in k2s])
     delay = rows[0]["delay"]
     axes[1].set(xlabel="window k2 (steps)", ylabel="answers right (a dot a seed)", ylim=(0, 1.05))
-    axes[1].set_title(f"TBPTT(k1, k2), {STANDARD}, delay {delay}, T = {delay + S}", fontsize=10)
+    axes[1].set_title(f"TBPTT(k1, k2), {CHRONO}, delay {delay}, T = {delay + S}", fontsize=10)
     axes[1].legend(fontsize=9, loc="center left")
     style.save(figure, folder, "copy_memory")
 

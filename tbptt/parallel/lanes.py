@@ -135,7 +135,7 @@ def make_parallel_step(step: Callable[[State, Batch], tuple[State, Any]], state:
         out_shardings=(shardings, everywhere),
         donate_argnums=0,
     )
-    if jax.process_count() == 1 or mesh.devices.flat[0].platform != "cpu":
+    if jax.process_count() == 1 or jax.default_backend() != "cpu":
         return run
     # Collectives of CPU processes (gloo, jax 0.10.2) can wait for each other for ever when several updates are under way
     # and there are few cores: seen with 2 processes of 2 devices on 2 cores. On a CPU waiting costs next to nothing.
