@@ -85,6 +85,7 @@ def train(
     @functools.partial(jax.jit, donate_argnums=0)
     @functools.partial(jax.vmap, in_axes=(0, 0, None))
     def one_pass(state: tbptt.TrainState, key: jax.Array, batch: tbptt.Batch) -> tuple[tbptt.TrainState, jax.Array]:
+        assert batch.mask is not None  # packed pieces have one
         batch = tbptt.with_seeds(key, batch)
         state, metrics = epoch(tbptt.rewind(estimator, state, carry, batch), batch)
         steps = jnp.sum(batch.mask.reshape(len(metrics.loss), -1), axis=1)  # the last chunks hold more padding
@@ -121,6 +122,7 @@ def scorer(cell: tbptt.LSTM) -> Callable[[Any, tbptt.Batch], jax.Array]:
     @jax.jit
     @functools.partial(jax.vmap, in_axes=(0, None))
     def score(params: Any, batch: tbptt.Batch) -> jax.Array:
+        assert batch.mask is not None
         return loss_fn(params, cell.initial_carry((LANES,)), batch)[0] / jnp.sum(batch.mask)
 
     return score

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 from tbptt.types import Batch
@@ -56,4 +57,4 @@ def pack(inputs: Sequence[np.ndarray], targets: Sequence[np.ndarray], n: int, T:
         steps = slice(start, start + len(x))
         xs[steps, lane], ys[steps, lane], mask[steps, lane] = x, y, True
         resets[start, lane] = True
-    return Batch(xs, ys, None, resets, mask)
+    return Batch(*(jnp.asarray(a) for a in (xs, ys)), None, jnp.asarray(resets), jnp.asarray(mask))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from tbptt.estimators.choice import WindowChoice, explain_choice
@@ -79,7 +80,7 @@ def choose_window(
         decays=fit.decays,
         enough=enough,
     )
-    if not isinstance(enough, jax.core.Tracer) and not enough:
+    if not isinstance(enough, Tracer) and not enough:
         warnings.warn(explain_choice(choice, windows, delta).removeprefix("warning: "), stacklevel=2)
     return choice
 
