@@ -79,7 +79,8 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     # The textbook is always there: it is the reference of the losses.
     chosen = [name for name in SYSTEMS if not flags.systems or name in (*flags.systems, TEXTBOOK)]
     workers = {name: Worker(name, SYSTEMS[name]) for name in chosen}
-    rows, case, stopped_at = [], cases[0], None
+    rows: list[dict[str, Any]] = []
+    case, stopped_at = None, None
     try:
         for name in chosen:
             if not workers[name].ready():
@@ -90,7 +91,7 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
             say(f"{case.name}: N={case.N} k={case.k} B={case.B} D={case.D} H={case.H}")
             rows += measure_case(case, workers, repeats, compiles=flags.compiles or (1 if flags.quick else 3))
     except KeyboardInterrupt:  # SIGTERM too, see main: what took a quarter of an hour is not thrown away
-        stopped_at = case.name
+        stopped_at = case and case.name
         say(f"stopped while measuring {stopped_at}: the cases before it are the result")
     finally:
         for worker in workers.values():

@@ -22,7 +22,7 @@ from tbptt.checkpoints import Checkpoints, restore
 
 CHUNK, UPDATES, B, D, H = 10, 50, 8, 2, 5
 LSTM, MIN, SMALL = tbptt.LSTM(D, H), tbptt.MinLSTM(D, H), tbptt.Elman(D, 3)
-READOUT = nn.Dense(1)
+READOUT = nn.Dense(1, param_dtype=float)  # what jax takes for a float: 64 bits where x64 is on
 OPTIMIZER = optax.chain(tbptt.watched(optax.clip_by_global_norm(0.5)), optax.adam(1e-2))
 # name -> cell, estimator of a loss function
 CASES = {

@@ -23,7 +23,8 @@ PATIENCE = 240  # seconds for a program of about 30, on a busy machine
 
 def start(devices: int, *arguments: str) -> subprocess.Popen:
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "0"}
+    # NPROC: threads of XLA's pool. With one a core, eight devices that wait for each other can leave none to go on with.
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "0", "NPROC": "16"}
     command = [sys.executable, "-m", "tests.parallel_runs", *arguments]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -48,7 +49,13 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one(folder):
-    ended(start(8, "one_process", str(folder)))
+    try:
+        ended(start(8, "one_process", str(folder)))
+    except AssertionError as error:
+        if "Termination timeout" not in str(error):
+            raise
+        # XLA gives up when virtual devices have not met for 40 seconds, as on a machine that is busy: seen once in six runs.
+        ended(start(8, "one_process", str(folder)))
     return json.loads((folder / "one_process.json").read_text())
 
 
