@@ -26,7 +26,7 @@ from tests.damage import cut, flip
 ROWS, KILLS, TERMS = 2000, 20, 5
 FLAGS = (
     "--target 0 --horizon 2 --cell gru --hidden 3 --estimator randomized --k1 4 --k2 16 --lanes 4 --lr 0.01 "
-    "--valid-every 997 --checkpoint-seconds 0.05 --epochs 80"
+    "--valid-every 997 --checkpoint-seconds 0.05 --epochs 100"
 ).split()
 DAMAGES = {4: cut, 9: flip, 14: os.unlink}  # after which kill the largest file of the newest checkpoint suffers what
 
@@ -80,7 +80,7 @@ def stop_often(folder: Path, first: list[str], number: int, times: int, draw: ra
             time.sleep(draw.uniform(0, 1.5))
         else:
             wait_for_progress(folder, child, before)
-            time.sleep(draw.uniform(0, 0.06))  # saving takes as long: it is killed while saving, too
+            time.sleep(draw.uniform(0, 0.15))  # saving takes as long: it is killed while saving, too
         os.kill(child, number)
         statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         if turn in damages:

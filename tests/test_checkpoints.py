@@ -98,7 +98,7 @@ def test_what_a_train_step_overwrites_is_saved_as_it_was(tmp_path):
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):
-    paths = saved(tmp_path, 1, 2, 3, 4, 5, 6, metrics=[3.0, 1.0, float("nan"), 2.0, None, 4.0], keep=2)
+    paths = saved(tmp_path, 1, 2, 3, 4, 5, 6, metrics=[1.0, 1.0, float("nan"), 2.0, None, 4.0], keep=2)
     assert [path.name for path in paths] == ["step_000000002", "step_000000005", "step_000000006"]
     assert {path.name for path in tmp_path.iterdir()} == {"lock", *(path.name for path in paths)}
     with Checkpoints(tmp_path, CONFIG) as checkpoints:

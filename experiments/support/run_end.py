@@ -12,7 +12,7 @@ import tbptt
 from experiments.support import run_folder, run_result
 from experiments.support.console import console
 from experiments.support.loop import lower_is_better
-from experiments.support.metrics_file import read_rows
+from experiments.support.metrics_file import Row, read_rows
 from experiments.support.report import write_report
 from experiments.support.run_data import RunData
 from experiments.support.run_processes import is_first
@@ -21,8 +21,9 @@ from tbptt.checkpoints import Checkpoints
 
 
 def tell(text: str) -> None:
-    """Prints a line for people, on stderr."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    """Prints a line for people, on stderr; of several processes the first one does."""
+    if is_first():
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def best_seed(config: Any, data: RunData, made: Setup, state: tbptt.TrainState) -> tuple[dict[str, float], int, Any]:
@@ -37,6 +38,17 @@ def best_seed(config: Any, data: RunData, made: Setup, state: tbptt.TrainState) 
     return scores[best], best, params[best]
 
 
+def steps_per_second(rows: list[Row]) -> float | None:
+    """Returns the median over the lines of the log, without the first of each session, in which programs are compiled."""
+    first, rates = True, {True: [], False: []}
+    for row in rows:
+        if row["kind"] == "train":
+            rates[first].append(row["steps_per_second"])
+        first = row["kind"] == "resumed"
+    known = rates[False] or rates[True]
+    return round(statistics.median(known), 1) if known else None
+
+
 def finish(
     config: Any, data: RunData, made: Setup, folder: Path, checkpoints: Checkpoints, state: tbptt.TrainState
 ) -> dict[str, Any]:
@@ -46,11 +58,10 @@ def finish(
     if not is_first():
         return {"folder": str(folder)}
     valid, seed, params = best_seed(config, data, made, used)
-    rates = [row["steps_per_second"] for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "train"]
     more = {
         "valid_metric": run_result.number(valid.get(run_result.metric_name(data))),
         "updates": int(np.max(jax.device_get(state.step))),
-        "steps_per_second": round(statistics.median(rates), 1) if rates else None,
+        "steps_per_second": steps_per_second(read_rows(folder / "metrics.jsonl")),
         "seed": seed if config.seeds > 1 else config.seed,
         "checkpoint": str(folder / "checkpoints" / f"step_{int(np.max(jax.device_get(used.step))):09d}"),
         "folder": str(folder),

@@ -114,10 +114,9 @@ class Checkpoints:
         return reading.newest_good(self.folder, like, self.config)
 
     def best(self, like: Any) -> Restored | None:
-        """Restores the sound checkpoint with the lowest metric; None if none has one. Damaged ones are warned of."""
+        """Restores the sound checkpoint with the lowest metric, of equal ones the newest; None if none has one."""
         self.wait()
-        ranked = sorted((metric, path) for path in finished(self.folder) if (metric := _metric(path)) is not None)
-        return reading.first_good([path for _, path in ranked], self.folder, like, self.config, "")
+        return reading.first_good(_ranked(finished(self.folder)), self.folder, like, self.config, "")
 
     def close(self) -> None:
         """Waits, and lets the folder go; a CheckpointNotWritten as from `wait`."""
@@ -155,8 +154,7 @@ class Checkpoints:
 
     def _remove_old(self) -> None:
         there = finished(self.folder)
-        metrics = {path: metric for path in there if (metric := _metric(path)) is not None}
-        kept = {*there[-self._keep :], *sorted(metrics, key=lambda path: metrics[path])[:1]}
+        kept = {*there[-self._keep :], *_ranked(there)[:1]}
         for path in there:
             if path not in kept:  # renamed first: a process that dies while it deletes leaves no half of a checkpoint
                 path.rename(self.folder / f"{UNFINISHED}{path.name}")
@@ -173,6 +171,12 @@ class Checkpoints:
             f"cannot write the checkpoint of step {step} in {self.folder}: {error}. {kept}. Free some space, or make the "
             "folder writable"
         )
+
+
+def _ranked(paths: list[Path]) -> list[Path]:
+    """Sorts those that have a metric by it, of equal ones the newest first."""
+    metrics = {path: metric for path in reversed(paths) if (metric := _metric(path)) is not None}
+    return sorted(metrics, key=lambda path: metrics[path])
 
 
 def _metric(path: Path) -> float | None:
