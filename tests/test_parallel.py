@@ -54,7 +54,7 @@ def one(folder):
     except AssertionError as error:
         if "Termination timeout" not in str(error):
             raise
-        # XLA gives up when virtual devices have not met for 40 seconds, as on a machine that is busy: seen once in six runs.
+        # XLA gives up when virtual devices have not met for 40 seconds, as on a busy machine: seen once in six runs.
         ended(start(8, "one_process", str(folder)))
     return json.loads((folder / "one_process.json").read_text())
 
