@@ -50,7 +50,7 @@ def packed(rolls: Sequence[np.ndarray], multiple: int = 1, order: Sequence[int] 
     T = sum(len(roll) for roll in rolls) // LANES + max(len(roll) for roll in rolls)
     pieces = [rolls[i].astype(np.float32) for i in order]
     inputs = [previous(piece) for piece in pieces]
-    return jax.tree.map(jnp.asarray, pack(inputs, pieces, LANES, -(-T // multiple) * multiple))
+    return pack(inputs, pieces, LANES, -(-T // multiple) * multiple)
 
 
 def train(
@@ -87,7 +87,7 @@ def train(
     def one_pass(state: tbptt.TrainState, key: jax.Array, batch: tbptt.Batch) -> tuple[tbptt.TrainState, jax.Array]:
         batch = tbptt.with_seeds(key, batch)
         state, metrics = epoch(tbptt.rewind(estimator, state, carry, batch), batch)
-        steps = jnp.sum(batch.mask.reshape(len(metrics.loss), -1), axis=1)  # the last chunks hold more padding
+        steps = jnp.sum(jnp.asarray(batch.mask).reshape(len(metrics.loss), -1), axis=1)  # the last chunks hold more padding
         return state, jnp.sum(metrics.loss * steps) / jnp.sum(steps)
 
     state = jax.jit(jax.vmap(start))(keys)
@@ -121,7 +121,7 @@ def scorer(cell: tbptt.LSTM) -> Callable[[Any, tbptt.Batch], jax.Array]:
     @jax.jit
     @functools.partial(jax.vmap, in_axes=(0, None))
     def score(params: Any, batch: tbptt.Batch) -> jax.Array:
-        return loss_fn(params, cell.initial_carry((LANES,)), batch)[0] / jnp.sum(batch.mask)
+        return loss_fn(params, cell.initial_carry((LANES,)), batch)[0] / jnp.sum(jnp.asarray(batch.mask))
 
     return score
 

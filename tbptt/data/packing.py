@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 from tbptt.types import Batch
@@ -26,7 +27,7 @@ def pack(inputs: Sequence[np.ndarray], targets: Sequence[np.ndarray], n: int, T:
         T: static, the length of every lane.
 
     Returns:
-        A Batch of numpy arrays `[T, n, ...]` with resets and mask.
+        A Batch `[T, n, ...]` with resets and mask.
 
     Raises:
         TypeError: n or T is no int.
@@ -56,4 +57,5 @@ def pack(inputs: Sequence[np.ndarray], targets: Sequence[np.ndarray], n: int, T:
         steps = slice(start, start + len(x))
         xs[steps, lane], ys[steps, lane], mask[steps, lane] = x, y, True
         resets[start, lane] = True
+    xs, ys, resets, mask = (jnp.asarray(leaf) for leaf in (xs, ys, resets, mask))
     return Batch(xs, ys, None, resets, mask)
