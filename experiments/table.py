@@ -72,7 +72,7 @@ def newest(name: str, results: Path, runs: Path) -> tuple[Path, dict[str, Any]] 
 
 
 def keep(path: Path, results: Path, name: str) -> Path:
-    """Copies a run's summary, config and figures into results/NAME, in place of what is there; returns the summary."""
+    """Copies a run's summary, config and figures into results/NAME, in place of what is there; returns where."""
     home = results / name
     if path.parent.resolve() != home.resolve():
         home.mkdir(parents=True, exist_ok=True)

@@ -98,6 +98,7 @@ def test_four_part_pieces_become_rolls(monkeypatch: pytest.MonkeyPatch, tmp_path
         (mxl(score(*[note("C4", 3)] * 4, divisions=8)), "in whole sixteenth notes; got"),
         (mxl(score(*[note("B1", 4)] * 4)), r"pitch 35 lies outside 36 \.\. 81"),
     ],
+    ids=["cut", "no score", "lengths", "fractions", "pitch"],  # not the bytes: a zip file holds the time of day
 )
 def test_a_damaged_piece_is_named(monkeypatch, tmp_path: Path, data: bytes, message: str) -> None:
     wheel(monkeypatch, tmp_path, {"bwv9.mxl": data})

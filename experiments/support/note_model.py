@@ -85,9 +85,10 @@ def train(
     @functools.partial(jax.jit, donate_argnums=0)
     @functools.partial(jax.vmap, in_axes=(0, 0, None))
     def one_pass(state: tbptt.TrainState, key: jax.Array, batch: tbptt.Batch) -> tuple[tbptt.TrainState, jax.Array]:
+        assert batch.mask is not None  # packed pieces have one
         batch = tbptt.with_seeds(key, batch)
         state, metrics = epoch(tbptt.rewind(estimator, state, carry, batch), batch)
-        steps = jnp.sum(jnp.asarray(batch.mask).reshape(len(metrics.loss), -1), axis=1)  # the last chunks hold more padding
+        steps = jnp.sum(batch.mask.reshape(len(metrics.loss), -1), axis=1)  # the last chunks hold more padding
         return state, jnp.sum(metrics.loss * steps) / jnp.sum(steps)
 
     state = jax.jit(jax.vmap(start))(keys)
@@ -121,7 +122,8 @@ def scorer(cell: tbptt.LSTM) -> Callable[[Any, tbptt.Batch], jax.Array]:
     @jax.jit
     @functools.partial(jax.vmap, in_axes=(0, None))
     def score(params: Any, batch: tbptt.Batch) -> jax.Array:
-        return loss_fn(params, cell.initial_carry((LANES,)), batch)[0] / jnp.sum(jnp.asarray(batch.mask))
+        assert batch.mask is not None
+        return loss_fn(params, cell.initial_carry((LANES,)), batch)[0] / jnp.sum(batch.mask)
 
     return score
 

@@ -1,10 +1,11 @@
-"""Training of several seeds at once: every seed is a lane of one `vmap`, and all updates are one compiled program."""
+"""Training of several seeds at once: every seed is a lane of one `vmap`, and all its updates are one compiled program."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import numpy as np
 import optax
 
 import tbptt
@@ -12,11 +13,17 @@ from tbptt import Batch, Estimator
 
 
 class Model(NamedTuple):
-    """A cell with its readout, and the lanes of a batch (B)."""
+    """A cell, its readout, the loss of a step, and the lanes of a batch (B)."""
 
     cell: Any
     readout: nn.Module
+    loss: Any
     lanes: int
+
+    @property
+    def loss_fn(self) -> tbptt.LossFn:
+        """The loss of a sequence."""
+        return tbptt.sequence_loss(self.cell, self.readout, self.loss)
 
 
 def train(
@@ -26,7 +33,7 @@ def train(
     draw: Callable[[jax.Array], Batch],
     keys: jax.Array,
     updates: int,
-) -> tuple[Any, jax.Array]:
+) -> tuple[Any, np.ndarray]:
     """Trains on sequences that each begin afresh; for every key of `keys`, side by side:
 
         params = init_params(...)
@@ -47,8 +54,7 @@ def train(
     def one(key: jax.Array) -> tuple[Any, jax.Array]:
         key_params, key_data = jax.random.split(key)
         params = tbptt.init_params(key_params, model.cell, model.readout)
-        example = jax.eval_shape(draw, key_data)
-        state = tbptt.init_state(estimator, optimizer, params, carry, example)
+        state = tbptt.init_state(estimator, optimizer, params, carry, jax.eval_shape(draw, key_data))
 
         def update(state: tbptt.TrainState, key: jax.Array) -> tuple[tbptt.TrainState, jax.Array]:
             batch = draw(key)
@@ -58,18 +64,63 @@ def train(
         state, losses = jax.lax.scan(update, state, jax.random.split(key_data, updates))
         return state.params, losses
 
-    return jax.jit(jax.vmap(one))(keys)
+    params, losses = jax.jit(jax.vmap(one))(keys)
+    return params, np.asarray(losses)
+
+
+def train_stream(
+    model: Model,
+    estimator: Estimator,
+    optimizer: optax.GradientTransformation,
+    draw: Callable[[jax.Array], Batch],
+    keys: jax.Array,
+    chunk: int,
+) -> tuple[Any, np.ndarray]:
+    """Trains on ONE unbroken stream, an update every `chunk` steps, the carry kept and the gradient cut.
+
+    Args: as for `train`, but `draw(key)` is the whole stream `[T, B, ...]`; chunk: steps an update, divides T.
+
+    Returns:
+      (params with a leading axis `[seeds]`, losses `[seeds, T // chunk]`).
+    """
+    epoch = tbptt.make_train_epoch(estimator, optimizer, chunk)
+
+    def one(key: jax.Array) -> tuple[Any, jax.Array]:
+        key_params, key_data = jax.random.split(key)
+        batch, params = draw(key_data), tbptt.init_params(key_params, model.cell, model.readout)
+        example = jax.eval_shape(lambda b: jax.tree.map(lambda a: a[:chunk], b), batch)
+        carry = model.cell.initial_carry((model.lanes,))
+        state, metrics = epoch(tbptt.init_state(estimator, optimizer, params, carry, example), batch)
+        return state.params, metrics.loss
+
+    params, losses = jax.jit(jax.vmap(one))(keys)
+    return params, np.asarray(losses)
 
 
 def test(
-    model: Model, score: Callable[[Any, Any], jax.Array], draw: Callable[[jax.Array], Batch], params: Any, keys: jax.Array
-) -> jax.Array:
-    """Scores every seed on sequences of its own key: `score(outputs, batch)` with outputs `[T, B, ...]`; `[seeds, ...]`."""
+    model: Model, score: Callable[[Any, Any], Any], draw: Callable[[jax.Array], Batch], params: Any, keys: jax.Array
+) -> np.ndarray:
+    """Scores every seed on a batch of its own key: `score(outputs, batch)`, outputs `[T, B, ...]`; one entry a seed."""
 
-    def one(params: Any, key: jax.Array) -> jax.Array:
+    def one(params: Any, key: jax.Array) -> Any:
         batch = draw(key)
         carry = model.cell.initial_carry(batch.inputs.shape[1:-1])
         _, outputs = tbptt.predict(model.cell, model.readout, params, carry, batch)
         return score(outputs, batch)
 
-    return jax.jit(jax.vmap(one))(params, keys)
+    return np.asarray(jax.jit(jax.vmap(one))(params, keys))
+
+
+def keys_of(seed: int, seeds: int) -> tuple[jax.Array, jax.Array]:
+    """Makes the keys of training and those of the tests, `[seeds]` each."""
+    train_key, test_key = jax.random.split(jax.random.key(seed))
+    return jax.random.split(train_key, seeds), jax.random.split(test_key, seeds)
+
+
+def thinned(losses: np.ndarray, points: int = 60) -> dict[str, list[Any]]:
+    """Averages curves `[seeds, updates]` over stretches, for a figure: the updates at their ends, every seed's means."""
+    stretch = max(losses.shape[1] // points, 1)
+    whole = losses[:, : losses.shape[1] // stretch * stretch].reshape(losses.shape[0], -1, stretch).mean(-1)
+    finite = np.where(np.isfinite(whole), whole, np.nan)
+    curves = [[None if np.isnan(v) else float(f"{v:.4g}") for v in row] for row in finite]
+    return {"updates": (np.arange(1, whole.shape[1] + 1) * stretch).tolist(), "losses": curves}

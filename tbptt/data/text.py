@@ -1,98 +1,100 @@
-"""Text as sequences of symbols: an alphabet that refuses what it does not know, and lanes of next-symbol pairs."""
+"""A text of any size as a stream of symbols: its bytes, and the vocabulary that they make."""
 
 import dataclasses
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int, Int32
+from jaxtyping import Int, UInt8
 
-from tbptt.data.streams import lanes
-from tbptt.types import Batch
-from tbptt.windows import check_window
+from tbptt.data.bad_samples import BadSample
+from tbptt.data.sources import Files, Source
+from tbptt.data.table import Table
+from tbptt.data.watched import SourceChanged, watch
 
 
 @dataclasses.dataclass(frozen=True)
-class Alphabet:
-    """The symbols that a model knows, in the order of their codes 0 .. V - 1.
+class Vocabulary:
+    """The symbols of a text, bytes in ascending order: symbol number i is the byte `symbols[i]`.
 
-    Args (static): symbols, a string of V different characters in ascending order.
+    A letter of ASCII is one symbol; any other character is as many as its UTF-8 has bytes.
     """
 
-    symbols: str
-
-    def __post_init__(self) -> None:
-        if not self.symbols or list(self.symbols) != sorted(set(self.symbols)):
-            raise ValueError(f"Alphabet.symbols must be different characters in ascending order; got {self.symbols!r}")
+    symbols: bytes
 
     def __len__(self) -> int:
         return len(self.symbols)
 
-    def encode(self, text: str) -> Int32[np.ndarray, " N"]:
-        """Returns the codes of a text.
+    def encode(
+        self, text: UInt8[np.ndarray, " n"] | bytes, place: Callable[[int], str] = lambda at: f"byte {at} of the text"
+    ) -> Int[np.ndarray, " n"]:
+        """Returns the numbers of a text's symbols, int32.
+
+        Args:
+            place: says where the at-th one is, for the error.
 
         Raises:
-            ValueError: the text holds a symbol that is not of the alphabet; names the first one and its place.
+            BadSample: a symbol is not in the vocabulary.
         """
-        points, known = _points(text), _points(self.symbols)
-        codes = np.minimum(np.searchsorted(known, points), len(known) - 1)
-        wrong = np.flatnonzero(known[codes] != points)
-        if len(wrong):
-            at = int(wrong[0])
-            raise ValueError(
-                f"the text holds {text[at]!r} (U+{ord(text[at]):04X}) at position {at}, which is not among the "
-                f"{len(self)} symbols that the model knows: {self.symbols!r}. Remove or replace it"
+        found = np.frombuffer(text, np.uint8) if isinstance(text, bytes) else text
+        table = np.full(256, -1, np.int32)
+        table[np.frombuffer(self.symbols, np.uint8)] = np.arange(len(self.symbols))
+        numbers = table[found]
+        if (numbers < 0).any():
+            at = int(np.argmax(numbers < 0))
+            raise BadSample(
+                f"{place(at)} is {bytes([found[at]])!r}, a symbol that is not in the vocabulary, so not in the training "
+                "text. Remove or replace it there, or train on a text that has it"
             )
-        return codes.astype(np.int32)
+        return numbers
 
-    def decode(self, codes: Int[np.ndarray, " N"]) -> str:
-        """Returns the text of codes.
-
-        Raises:
-            ValueError: a code lies outside 0 .. V - 1.
-        """
-        codes = np.asarray(codes)
-        if codes.size and not (0 <= codes.min() and codes.max() < len(self)):
-            raise ValueError(f"codes must lie in 0 .. {len(self) - 1}; got {codes.min()} .. {codes.max()}")
-        return "".join(self.symbols[code] for code in codes)
+    def decode(self, numbers: Iterable[int | np.integer]) -> str:
+        """Returns the text of symbols' numbers; what is no UTF-8 appears as the replacement character."""
+        return bytes(self.symbols[int(number)] for number in numbers).decode("utf-8", errors="replace")
 
 
-def alphabet_of(text: str) -> Alphabet:
-    """Returns the alphabet of the symbols that occur in a text."""
-    return Alphabet("".join(sorted(set(text))))
-
-
-def next_symbol_lanes(codes: Int[np.ndarray, " N"], n: int, window: int) -> tuple[Batch, int]:
-    """Lays a text out as n lanes of next-symbol prediction: inputs are symbols, targets the symbols that follow.
-
-        T = (N - 1) // n // window * window
-        for i in range(n):
-            for t in range(T):
-                inputs[t, i], targets[t, i] = codes[i * T + t], codes[i * T + t + 1]
-
-    Args:
-        codes: the text, from `Alphabet.encode`.
-        n: static, lanes.
-        window: static; the lanes' length T is a multiple of it, because whole windows are trained on.
-
-    Returns:
-        (batch, left_out): a Batch `[T, n]`, and how many symbols at the text's end are never a target; fewer than
-        n * window.
+def open_text(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Files:
+    """Opens one or several text files as recordings of bytes: a `Source` with one column, "byte", dtype uint8.
 
     Raises:
-        TypeError: n or window is no int.
-        ValueError: the text is too short for one window in every lane.
+        FileNotFoundError, IsADirectoryError: there is no such file.
+        ValueError: no path, or an empty file.
     """
-    n, window = check_window("n", n), check_window("window", window)
-    codes = np.asarray(codes)
-    T = (len(codes) - 1) // n // window * window
-    if T < 1:
-        raise ValueError(
-            f"the text has {len(codes)} characters: fewer than one window of {window} in each of {n} lanes needs, "
-            f"{n} * {window} + 1 = {n * window + 1}. Give a longer text, fewer lanes or a shorter window"
-        )
-    inputs, targets = lanes((codes[: T * n], codes[1 : T * n + 1]), n)
-    return Batch(jnp.asarray(inputs), jnp.asarray(targets)), len(codes) - 1 - T * n
+    files = [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]
+    if not files:
+        raise ValueError("paths must name at least one file; got none. Does the pattern match any?")
+    return Files([_open(path) for path in files], np.uint8)
 
 
-def _points(text: str) -> np.ndarray:
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+def count_symbols(source: Source, block: int = 1 << 20) -> Vocabulary:
+    """Counts which bytes a text has, in one pass that holds one block at a time.
+
+    Args:
+        source: from `open_text`; of the training part only (`part`), if the rest is to be unseen.
+        block: bytes read at once.
+    """
+    counts, total = np.zeros(256, np.int64), sum(source.lengths)
+    for start in range(0, total, block):
+        counts += np.bincount(source.read(start, min(start + block, total))[:, 0], minlength=256)
+    return Vocabulary(bytes(np.flatnonzero(counts).astype(np.uint8)))
+
+
+def _open(path: Path) -> Table:
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; open_text wants the files in it")
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path} (looked in the folder {path.absolute().parent})")
+    watched = watch(path)
+    if watched.size == 0:
+        raise ValueError(f"{path} is empty; wanted text")
+
+    def read(start: int, stop: int) -> np.ndarray:
+        with path.open("rb") as file:
+            file.seek(start)
+            found = file.read(stop - start)
+        if len(found) < stop - start:
+            raise SourceChanged(f"{path} ended early, at byte {start + len(found)}: it was shortened")
+        return np.frombuffer(found, np.uint8)[:, None]
+
+    return Table(watched, ("byte",), watched.size, read, lambda row: f"byte {row} (from 0)")
