@@ -47,27 +47,35 @@ def first_order_all(train: Rolls, test: Rolls, ridge: float = 1.0) -> float:
 def fit_logistic(
     xs: Float64[np.ndarray, "N D"], ys: Float64[np.ndarray, "N P"], ridge: float, times: Int[np.ndarray, " N"]
 ) -> tuple[Float64[np.ndarray, "D P"], Float64[np.ndarray, " P"]]:
-    """Fits P logistic regressions at once by L-BFGS, row i counting times[i]; returns (W, b).
+    """Fits P logistic regressions by Newton's method in a trust region, row i counting times[i]; returns (W, b).
 
     Raises:
       FloatingPointError: the minimiser gave up.
     """
-    D, P = xs.shape[1], ys.shape[1]
+    design = np.column_stack([xs, np.ones(len(xs))])
+    penalty = np.full(design.shape[1], ridge)
+    penalty[-1] = 0.0  # the intercept is free
+    columns = []
+    for y in ys.T:
 
-    def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        W, b = flat[: D * P].reshape(D, P), flat[D * P :]
-        scores = xs @ W + b
-        value = np.sum(times[:, None] * (np.logaddexp(0, scores) - ys * scores)) + ridge / 2 * np.sum(W**2)
-        slope = times[:, None] * (scipy.special.expit(scores) - ys)
-        gradient = np.concatenate([(xs.T @ slope + ridge * W).ravel(), slope.sum(0)])
-        return value / times.sum(), gradient / times.sum()
+        def objective(w: np.ndarray, y: np.ndarray = y) -> tuple[float, np.ndarray]:
+            scores = design @ w
+            value = np.sum(times * (np.logaddexp(0, scores) - y * scores)) + np.sum(penalty * w**2) / 2
+            return float(value), design.T @ (times * (scipy.special.expit(scores) - y)) + penalty * w
 
-    mean = np.clip(np.average(ys, axis=0, weights=times), 1e-4, 1 - 1e-4)
-    start = np.concatenate([np.zeros(D * P), np.log(mean / (1 - mean))])
-    found = scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 200})
-    if not np.isfinite(found.fun):
-        raise FloatingPointError(f"the logistic regression did not end in numbers: {found.message}")
-    return found.x[: D * P].reshape(D, P), found.x[D * P :]
+        def curvature(w: np.ndarray) -> np.ndarray:
+            p = scipy.special.expit(design @ w)
+            return (design * (times * p * (1 - p))[:, None]).T @ design + np.diag(penalty)
+
+        mean = np.clip(np.average(y, weights=times), 1e-4, 1 - 1e-4)
+        start = np.append(np.zeros(xs.shape[1]), np.log(mean / (1 - mean)))
+        options = {"gtol": 1e-4, "initial_trust_radius": 10.0, "max_trust_radius": 100.0}
+        found = scipy.optimize.minimize(objective, start, jac=True, hess=curvature, method="trust-exact", options=options)
+        if not found.success:
+            raise FloatingPointError(f"the logistic regression of note {len(columns)} did not converge: {found.message}")
+        columns.append(found.x)
+    weights = np.stack(columns, axis=1)
+    return weights[:-1], weights[-1]
 
 
 def previous(roll: Bool[np.ndarray, "T P"]) -> Bool[np.ndarray, "T P"]:

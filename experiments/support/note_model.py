@@ -50,7 +50,7 @@ def packed(rolls: Sequence[np.ndarray], multiple: int = 1, order: Sequence[int] 
     T = sum(len(roll) for roll in rolls) // LANES + max(len(roll) for roll in rolls)
     pieces = [rolls[i].astype(np.float32) for i in order]
     inputs = [previous(piece) for piece in pieces]
-    return jax.tree.map(jnp.asarray, pack(inputs, pieces, LANES, -(-T // multiple) * multiple))
+    return pack(inputs, pieces, LANES, -(-T // multiple) * multiple)
 
 
 def train(

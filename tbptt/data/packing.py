@@ -27,7 +27,7 @@ def pack(inputs: Sequence[np.ndarray], targets: Sequence[np.ndarray], n: int, T:
         T: static, the length of every lane.
 
     Returns:
-        A Batch of numpy arrays `[T, n, ...]` with resets and mask.
+        A Batch `[T, n, ...]` with resets and mask.
 
     Raises:
         TypeError: n or T is no int.
