@@ -85,8 +85,8 @@ def train(
     @functools.partial(jax.jit, donate_argnums=0)
     @functools.partial(jax.vmap, in_axes=(0, 0, None))
     def one_pass(state: tbptt.TrainState, key: jax.Array, batch: tbptt.Batch) -> tuple[tbptt.TrainState, jax.Array]:
-        assert batch.mask is not None  # packed pieces have one
         batch = tbptt.with_seeds(key, batch)
+        assert batch.mask is not None  # packed pieces have one
         state, metrics = epoch(tbptt.rewind(estimator, state, carry, batch), batch)
         steps = jnp.sum(batch.mask.reshape(len(metrics.loss), -1), axis=1)  # the last chunks hold more padding
         return state, jnp.sum(metrics.loss * steps) / jnp.sum(steps)

@@ -57,4 +57,4 @@ def pack(inputs: Sequence[np.ndarray], targets: Sequence[np.ndarray], n: int, T:
         steps = slice(start, start + len(x))
         xs[steps, lane], ys[steps, lane], mask[steps, lane] = x, y, True
         resets[start, lane] = True
-    return Batch(*(jnp.asarray(a) for a in (xs, ys)), None, jnp.asarray(resets), jnp.asarray(mask))
+    return Batch(jnp.asarray(xs), jnp.asarray(ys), None, jnp.asarray(resets), jnp.asarray(mask))
