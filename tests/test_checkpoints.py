@@ -73,6 +73,12 @@ def test_all_of_a_state_comes_back_to_the_bit(tmp_path):
     assert bits(part.state) == bits(state_of(4)["params"])
 
 
+def test_a_folder_named_from_here_is_found(tmp_path, monkeypatch):
+    (path,) = saved(tmp_path / "run", 2)
+    monkeypatch.chdir(tmp_path)
+    assert bits(restore(path.relative_to(tmp_path), state_of(), CONFIG).state) == bits(state_of(2))
+
+
 def test_what_a_train_step_overwrites_is_saved_as_it_was(tmp_path):
     cell, readout = tbptt.GRU(1, 4), nn.Dense(1, param_dtype=float)
     loss_fn = tbptt.sequence_loss(cell, readout, tbptt.squared_error)

@@ -52,7 +52,7 @@ def restore(path: Path, like: Any, config: Mapping[str, Any] | None = None, *, u
     about = read_about(path)
     check(about, path, {name: leaves.shape_of(leaf) for name, leaf in leaves.named(like, under).items()}, config, under)
     try:
-        state = _read_state(path / STATE, about, like, under)
+        state = _read_state(path.absolute() / STATE, about, like, under)  # orbax takes no relative path
     except Exception as error:  # orbax and its store raise many kinds, for files that bear the right digests
         raise CheckpointDamaged(f"{path}: its arrays cannot be read ({type(error).__name__}: {error})") from error
     return Restored(state, about.step, about.position, about.metric, about.config, path)
