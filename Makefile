@@ -21,6 +21,9 @@ help:  ## show this list
 demo: $(VENV)/.installed-experiments  ## the window trade-off: what k2 buys and costs; the last line of stdout is its JSON
 	@$(BIN)/python -m experiments.window_tradeoff $(ARGS)
 
+.PHONY: setup
+setup: $(VENV)/.installed-runs  ## what every program in experiments/ needs; then: . .venv/bin/activate
+
 .PHONY: bench
 bench: $(VENV)/.installed-peers  ## all benchmarks in their quick form, and the README's table; ARGS=--full for the real ones
 	@$(BIN)/python -m benchmarks $(ARGS)
@@ -58,12 +61,14 @@ clean:  ## remove virtual environments, caches and builds (runs/ stays)
 
 # One stamp for each set of dependencies, so that `make demo` downloads no developer's tools; a set brings the smaller ones.
 $(VENV)/.installed-experiments: EXTRAS := experiments
+$(VENV)/.installed-runs: EXTRAS := experiments,runs
+$(VENV)/.installed-runs: INCLUDES := experiments
 $(VENV)/.installed-peers: EXTRAS := experiments,peers
 $(VENV)/.installed-peers: INCLUDES := experiments
 $(VENV)/.installed-test: EXTRAS := experiments,test
 $(VENV)/.installed-test: INCLUDES := experiments
-$(VENV)/.installed-all: EXTRAS := experiments,test,dev,notebooks
-$(VENV)/.installed-all: INCLUDES := experiments test
+$(VENV)/.installed-all: EXTRAS := experiments,runs,test,dev,notebooks
+$(VENV)/.installed-all: INCLUDES := experiments runs test
 
 $(VENV)/.installed-%: pyproject.toml $(VENV)/.created
 	@echo "Installing tbptt[$(EXTRAS)] into $(VENV) ..." >&2

@@ -19,7 +19,7 @@ from benchmarks import table
 from benchmarks.support.program import machine_name, say
 
 PROGRAMS = (
-    "peers", "full_vs_truncated", "windows_in_parallel", "memory_plan", "precision", "diagnostics_cost", "gpu"
+    "peers", "full_vs_truncated", "windows_in_parallel", "memory_plan", "precision", "diagnostics_cost", "streaming", "gpu"
 )  # fmt: skip
 
 

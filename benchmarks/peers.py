@@ -14,6 +14,7 @@ Peers are in an extra: pip install tbptt[peers] (PyTorch's CPU build as its site
 """
 
 import argparse
+import signal
 from typing import Any
 
 from benchmarks.clock import take_turns
@@ -78,7 +79,8 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     # The textbook is always there: it is the reference of the losses.
     chosen = [name for name in SYSTEMS if not flags.systems or name in (*flags.systems, TEXTBOOK)]
     workers = {name: Worker(name, SYSTEMS[name]) for name in chosen}
-    rows = []
+    rows: list[dict[str, Any]] = []
+    case, stopped_at = None, None
     try:
         for name in chosen:
             if not workers[name].ready():
@@ -87,11 +89,14 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
                 say(f"  {name} is missing: {rows[-1]['remedy']}")
         for case in cases:
             say(f"{case.name}: N={case.N} k={case.k} B={case.B} D={case.D} H={case.H}")
-            rows += measure_case(case, workers, repeats, compiles=1 if flags.quick else 3)
+            rows += measure_case(case, workers, repeats, compiles=flags.compiles or (1 if flags.quick else 3))
+    except KeyboardInterrupt:  # SIGTERM too, see main: what took a quarter of an hour is not thrown away
+        stopped_at = case and case.name
+        say(f"stopped while measuring {stopped_at}: the cases before it are the result")
     finally:
         for worker in workers.values():
             worker.close()
-    return {"rows": rows, "targets": peer_rows.targets(rows)}
+    return {"rows": rows, "targets": peer_rows.targets(rows), "stopped_at": stopped_at}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -99,10 +104,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cases", nargs="+", choices=[case.name for case in CASES], help="default: all")
     parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), help="default: all; the textbook scan always")
     parser.add_argument("--repeats", type=int, help="timed epochs of each; default 7, quick 3")
+    parser.add_argument("--compiles", type=int, help="compilations of each, of which the median counts; default 3, quick 1")
 
 
 def main() -> None:
     """Runs the table."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     program.run(__doc__, measure, add_flags=add_flags)
 
 

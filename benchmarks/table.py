@@ -17,7 +17,7 @@ RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
 BEGIN = "<!-- benchmarks: begin; written by python -m benchmarks.table -->"
 END = "<!-- benchmarks: end -->"
-NAMES = ("peers", "full_vs_truncated", "windows_in_parallel", "memory_plan", "precision")
+NAMES = ("peers", "full_vs_truncated", "windows_in_parallel", "memory_plan", "precision", "streaming")
 
 
 def newest(name: str, folder: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -48,7 +48,8 @@ def origin(name: str, summary: dict[str, Any]) -> str:
         f"{key} {value}" for key, value in machine["versions"].items() if key not in ("jaxlib", "matplotlib")
     )
     where = f"{machine['date'][:10]}, {machine['cpu']}, {machine['cores']} cores, load {load:.1f} before"
-    return f"`python -m benchmarks.{name}`: {where}; {versions}.{quick}"
+    note = f" {summary['note'][0].upper()}{summary['note'][1:]}." if summary.get("note") else ""
+    return f"`python -m benchmarks.{name}`: {where}; {versions}.{quick}{note}"
 
 
 def targets(summaries: dict[str, dict[str, Any]]) -> list[str]:

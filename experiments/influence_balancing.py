@@ -104,8 +104,6 @@ def measure(config: Config) -> dict[str, Any]:
     others = [row for row in seen if row["estimator"] in ("RTRL", "UORO", "ARTBP")]
     return {
         "grid": grid,
-        "k1s": GRID_K1,
-        "k2s": GRID_K2,
         "curve": curve,
         "thetas": curves,
         "results": {"signs": worst, "runs": [_finite(row) for row in seen]},

@@ -1,7 +1,7 @@
 """Does a window chosen by its bias find what a sweep finds, and at what total cost?
 
-    python -m experiments.window_choice            about 4 minutes on two cores
-    python -m experiments.window_choice --quick    under 30 seconds, too short to learn much
+    python -m experiments.window_choice            about 3 minutes on two cores
+    python -m experiments.window_choice --quick    under 40 seconds, too short to learn much
 
 The pulse recording and the forecasting job of `experiments.window_tradeoff`, every run with the same training seconds. The
 sweep trains TBPTT(50, k2) for each k2 and keeps the one with the least validation error; `adaptive_bptt` trains once, its
@@ -74,6 +74,7 @@ def measure(config: Config) -> dict[str, Any]:
     sweep = [row for row in rows if row["chosen_k2"] is None]
     adaptive = [row for row in rows if row["chosen_k2"] is not None]
     best, own = min(sweep, key=lambda r: r["valid_mse"]), min(adaptive, key=lambda r: r["valid_mse"])
+    best_k2 = config.windows[sweep.index(best)]
     cost = {"sweep": sum(map(_total, sweep)), "adaptive": _total(own)}
     return {
         "curves": curves,
@@ -93,8 +94,20 @@ def measure(config: Config) -> dict[str, Any]:
                 "at most half",
                 cost["adaptive"] <= 0.5 * cost["sweep"],
             ),
+            program.claim(
+                3,
+                "k2 at the end of the best adaptive run; of the sweep's best",
+                f"{own['chosen_k2']:.0f}; {best_k2}",
+                "the same or the next in the list",
+                abs(_place(own["chosen_k2"], config.windows) - config.windows.index(best_k2)) <= 1,
+            ),
         ],
     }
+
+
+def _place(k2: float, windows: tuple[int, ...]) -> int:
+    """Which of the windows a mean is nearest to."""
+    return int(np.argmin(np.abs(np.asarray(windows) - k2)))
 
 
 def _total(row: dict[str, Any]) -> float:
@@ -118,11 +131,20 @@ def draw(data: dict[str, Any], folder: Path) -> None:
             label=f"{row['estimator']} (k2 at the end)",
         )
         curve = data["curves"][row["estimator"]]
-        axes[1].plot(np.arange(1, len(curve) + 1), curve, label=row["estimator"], **style.line(index + 1))
-    axes[0].set(xscale="log", xlabel="k2 (steps)", ylabel="validation MSE", ylim=(0, None))
+        axes[1].plot(
+            np.arange(1, len(curve) + 1),
+            curve,
+            marker=style.MARKERS[index + 1],
+            ms=4,
+            label=row["estimator"],
+            **style.line(index + 1),
+        )
+    top = 1.3 * max(row["valid_mse"] for row in rows)  # room for the legend
+    axes[0].set(xscale="log", xlabel="k2 (steps)", ylabel="validation MSE", ylim=(0, top))
     axes[0].set_xticks(k2s, [str(k) for k in k2s])
     axes[0].minorticks_off()
     axes[0].legend(fontsize=8)
+    axes[1].xaxis.get_major_locator().set_params(integer=True)
     axes[1].set(xlabel="epoch", ylabel="k2 chosen (mean over the epoch, steps)", ylim=(0, None))
     axes[1].legend(fontsize=8)
     style.save(figure, folder, "window_choice")

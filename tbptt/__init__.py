@@ -35,6 +35,7 @@ from tbptt.estimators import LogUniformLengths as LogUniformLengths
 from tbptt.estimators import WindowChoice as WindowChoice
 from tbptt.estimators import adaptive_bptt as adaptive_bptt
 from tbptt.estimators import choose_window as choose_window
+from tbptt.estimators import explain_choice as explain_choice
 from tbptt.estimators import full_bptt as full_bptt
 from tbptt.estimators import random_window_bptt as random_window_bptt
 from tbptt.estimators import randomized_bptt as randomized_bptt
@@ -57,7 +58,20 @@ from tbptt.objectives import predict as predict
 from tbptt.objectives import sequence_loss as sequence_loss
 from tbptt.objectives import squared_error as squared_error
 from tbptt.omega import norm_preserving as norm_preserving
+from tbptt.parallel import init_lanes as init_lanes
+from tbptt.parallel import init_seeds as init_seeds
+from tbptt.parallel import lane_mesh as lane_mesh
+from tbptt.parallel import lane_shardings as lane_shardings
+from tbptt.parallel import make_parallel_step as make_parallel_step
+from tbptt.parallel import over_lanes as over_lanes
+from tbptt.parallel import over_seeds as over_seeds
+from tbptt.parallel import own_lanes as own_lanes
+from tbptt.parallel import put_lanes as put_lanes
+from tbptt.parallel import start_processes as start_processes
 from tbptt.parallel_scan import parallel_unroll as parallel_unroll
+from tbptt.stochastic import SeededTargets as SeededTargets
+from tbptt.stochastic import stochastic_loss as stochastic_loss
+from tbptt.stochastic import with_seeds as with_seeds
 from tbptt.training import Metrics as Metrics
 from tbptt.training import TrainState as TrainState
 from tbptt.training import init_state as init_state
@@ -103,6 +117,7 @@ __all__ = [
     "MinLSTM",
     "NewtonReport",
     "NnxCell",
+    "SeededTargets",
     "Segments",
     "SequenceParams",
     "Stack",
@@ -116,22 +131,32 @@ __all__ = [
     "compare_estimators",
     "data",
     "diagnostics",
+    "explain_choice",
     "full_bptt",
     "fused_unroll",
     "global_norm",
     "gradient_by_lag",
     "guarded",
+    "init_lanes",
     "init_params",
+    "init_seeds",
     "init_state",
+    "lane_mesh",
+    "lane_shardings",
     "leaves_named",
+    "make_parallel_step",
     "make_train_epoch",
     "make_train_step",
     "memory_plan",
     "newton_unroll",
     "norm_preserving",
+    "over_lanes",
+    "over_seeds",
+    "own_lanes",
     "parallel_unroll",
     "plain_unroll",
     "predict",
+    "put_lanes",
     "quasi_newton_unroll",
     "raise_if_non_finite",
     "random_window_bptt",
@@ -144,11 +169,14 @@ __all__ = [
     "snap",
     "sparse_rtrl",
     "squared_error",
+    "start_processes",
+    "stochastic_loss",
     "stop_at_non_finite",
     "truncated_bptt",
     "unroll",
     "uoro",
     "watched",
+    "with_seeds",
 ]
 
 try:

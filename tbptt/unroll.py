@@ -19,7 +19,7 @@ from tbptt.engine.plan import CarriesOnly as CarriesOnly
 from tbptt.engine.plan import Remat as Remat
 from tbptt.engine.plan import Segments as Segments
 from tbptt.engine.scan import Steps, plain_scan
-from tbptt.engine.sizes import block_steps
+from tbptt.engine.sizes import block_steps, steps_kept
 from tbptt.types import Carry, Cell, LayeredCell, Params
 from tbptt.windows import in_pieces
 
@@ -56,8 +56,9 @@ def unroll(
       xs: `[T, *batch, D]`; T = 0 is legal and returns the carry.
       resets, mask: `[T, *batch]` booleans; None = no resets, every step exists.
       reverse: static; run from the last step to the first. ys[t] still belongs to xs[t].
-      remat: static; what is computed again in the backward pass: None nothing, `CarriesOnly()` the insides of a step,
-        `Segments()` all but the carries between segments; `MemoryBudget(bytes)` as little as fits.
+      remat: static; what is computed again in the backward pass: None nothing, but for gates that are faster computed
+        again than fetched (on CPU, sequences that leave the cache); `CarriesOnly()` the insides of a step, `Segments()`
+        all but the carries between segments; `MemoryBudget(bytes)` as little as fits.
 
     Returns:
       (carry, ys): the carry that leaves the last step and the outputs `[T, *batch, H]`.
@@ -137,8 +138,9 @@ def _run(cell: Cell, lean: bool, params: Params, carry: Carry, steps: Steps) -> 
 
     def blocks(carry: Carry, steps: Steps) -> tuple[Carry, Any]:
         n = max(1, steps.xs.shape[0] // length)
-        return backprop_scan(back, initial, n, not lean, params, carry, steps)
+        return backprop_scan(back, initial, n, keep, params, carry, steps)
 
+    keep = not lean and T < steps_kept(back, params, carry, steps.xs[0])
     length = block_steps(back, params, steps.xs)
     if T % length == 0:
         return blocks(carry, steps)

@@ -25,7 +25,7 @@ LEVELS = {
     },
     1.5: {"kernels"},  # unrolls for cells that they know by name
     2: {"objectives", "diagnostics", "interop"},
-    2.5: {"omega"},  # a term that objectives' loss functions are given
+    2.5: {"omega", "stochastic"},  # what objectives' loss functions are given: a term; modules that draw
 }
 LEVEL = {room: level for level, rooms in LEVELS.items() for room in rooms}
 # The front door stands outside the house: it opens every room, and only level 3 comes in by it.

@@ -1,5 +1,6 @@
 """Every benchmark runs its code on tiny sizes, says what it must, and ends with one line of JSON."""
 
+import argparse
 import json
 import time
 
@@ -10,7 +11,7 @@ import pytest
 
 import tbptt
 from benchmarks import __main__ as all_of_them
-from benchmarks import full_vs_truncated, gpu, memory_plan, peers, precision, table, windows_in_parallel
+from benchmarks import full_vs_truncated, gpu, memory_plan, peers, precision, streaming, table, windows_in_parallel
 from benchmarks.clock import measure
 from benchmarks.support import line, loops, peer_rows, program
 from benchmarks.systems.registry import OURS, TEXTBOOK, TORCH
@@ -75,6 +76,34 @@ def test_cudnn_gets_our_weights_in_its_order(monkeypatch):
     monkeypatch.setattr(rnn, "lstm", stated)
     rows = [row for row in loops.measure(3, 2, 4, repeats=1) if row["system"] == "cuDNN"]
     assert len(rows) == 2 and all(row["difference"] < 1e-12 for row in rows)
+
+
+def test_peers_that_are_stopped_keep_the_cases_before(monkeypatch):
+    def measure_case(case, workers, repeats, compiles):
+        if case.name == "second":
+            raise KeyboardInterrupt
+        return [{"case": case._asdict(), "system": "someone", "failed": "never tried"}]
+
+    class Idle:
+        missing = None
+        closed = 0
+
+        def __init__(self, *_):
+            pass
+
+        def ready(self):
+            return True
+
+        def close(self):
+            Idle.closed += 1
+
+    monkeypatch.setattr(peers, "Worker", Idle)
+    monkeypatch.setattr(peers, "measure_case", measure_case)
+    monkeypatch.setattr(peers, "CASES", tuple(Case(name, 4, 3, 1, 2, 5) for name in ("first", "second", "third")))
+    flags = argparse.Namespace(cases=None, systems=None, quick=False, repeats=1, compiles=1)
+    summary = peers.measure(flags)
+    assert [row["case"]["name"] for row in summary["rows"]] == ["first"] and summary["stopped_at"] == "second"
+    assert Idle.closed == len(peers.SYSTEMS)
 
 
 def test_peers_from_processes_to_json(monkeypatch, capsys, tmp_path):
@@ -196,6 +225,37 @@ def test_a_plan_with_a_wrong_gradient_is_not_timed(monkeypatch):
     monkeypatch.setattr(memory_plan.problem, "textbook_gradient", wrong)
     with pytest.raises(ValueError, match="tbptt unroll: the gradient differs by 9.9e-03"):
         memory_plan.measure_size(12, 2, 3, 4, repeats=1)
+
+
+def test_streaming_trains_the_same_from_every_place(monkeypatch, tmp_path):
+    monkeypatch.setenv("TBPTT_DATA", str(tmp_path / "cache"))
+    sizes = streaming.Sizes(64, 2, 4, 3)
+    rows = streaming.speed(tmp_path, sizes, (".npy", ".parquet"), repeats=2)
+    assert [r["system"] for r in rows] == ["from memory", ".npy read ahead", ".parquet read ahead", ".npy not read ahead"]
+    assert rows[0]["ratio"] == 1 and all(r["steps_per_second"] == 64 / r["seconds"] and r["updates"] == 8 for r in rows)
+    short = streaming.peak(tmp_path, sizes, ".npy", 9)
+    assert short["peak_bytes"] > 2**26 and short["file_bytes"] == 128 + 64 * 16 and 0 < short["loss"] < 10
+    long = short | {"case": sizes._replace(steps=640)._asdict(), "peak_bytes": 2 * short["peak_bytes"]}
+    loaded = long | {"system": ".npy loaded whole"}
+    made = streaming.targets(rows, [long, short, loaded, loaded])
+    assert [(row["wanted"], row["bound"]) for row in made] == [(0.95, "at least")] * 2 + [(1.1, "at most")]
+    assert made[0]["measured"] == rows[1]["ratio"] and made[2]["measured"] == 2 and not made[2]["reached"]
+    summary = {"quick": True, "rows": rows, "memory": [short, long, loaded], "environment": program.environment()}
+    streaming.draw(json.loads(json.dumps(summary)), tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 5000
+    open_stream = streaming.stream_problem.open_stream
+    monkeypatch.setattr(
+        streaming.stream_problem, "open_stream", lambda path, sizes: shifted(open_stream(path, sizes), path)
+    )
+    with pytest.raises(ValueError, match=".parquet read ahead: what was trained differs"):
+        streaming.speed(tmp_path, sizes, (".npy", ".parquet"), repeats=1)
+
+
+def shifted(stream, path):
+    """The chunks of a .parquet file one too far on."""
+    chunk = stream.chunk
+    stream.chunk = (lambda i: chunk(i + 1)) if path.suffix == ".parquet" else chunk
+    return stream
 
 
 def test_precision_knows_its_own_error(monkeypatch, tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tbptt.data import DataDamaged, ppg
+from tbptt.data import DataDamaged, ecg, ppg
 from tbptt.data.recordings import read_pickle
 
 
@@ -88,3 +88,27 @@ def test_ppg_refuses_what_it_does_not_expect(monkeypatch, content: object, messa
 def test_ppg_knows_two_subjects() -> None:
     with pytest.raises(ValueError, match="subject must be 1 or 2.*got 3"):
         ppg(3)
+
+
+def test_ecg_keeps_leads_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.arange(27).reshape(3, 9)
+    fake_spkit(monkeypatch, ecg={"X": values, "fs": 2048, "info": "ECG : first 4, Contact EGM:last 5"})
+    recording = ecg()
+    np.testing.assert_array_equal(recording.values, values)
+    assert recording.values.dtype == np.float64 and recording.rate == 2048.0
+    assert recording.names == ("ecg1", "ecg2", "ecg3", "ecg4", "egm1", "egm2", "egm3", "egm4", "egm5")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"X": np.zeros((3, 9))}, r"ecg_egm_smaple_28s\.pkl must hold a dict with the keys 'X' and 'fs'; got \['X'\]"),
+        ({"X": np.zeros(9), "fs": 2048}, "'X' must be a two-dimensional array"),
+        ({"X": np.zeros((3, 9), complex), "fs": 2048}, "'X' must be a two-dimensional array of numbers"),
+        ({"X": np.zeros((3, 8)), "fs": 2048}, r"must have 9 columns; got shape \(3, 8\)"),
+    ],
+)
+def test_ecg_refuses_what_it_does_not_expect(monkeypatch, content: object, message: str) -> None:
+    fake_spkit(monkeypatch, ecg=content)
+    with pytest.raises(DataDamaged, match=message):
+        ecg()

@@ -115,7 +115,11 @@ def test_a_reset_of_every_lane_allows_a_seam() -> None:
     one_lane[0, 1] = False
     padded = np.ones((4, 2), bool)
     padded[0, 1] = False  # a step that does not exist resets nothing
-    for case in [(None,), (one_lane,), (later,), (resets, padded)]:
+    waits = resets.copy()
+    waits[:2, 1] = False, True  # the reset stands on the first step that exists
+    assert len(second_epoch(waits, padded)) == 2
+    nothing = padded & [True, False]  # a lane without any step holds its carry
+    for case in [(None,), (one_lane,), (later,), (resets, padded), (resets, nothing)]:
         with pytest.raises(DiscontinuousFeed, match="expected the chunk that begins at step 4; got the one at step 0"):
             second_epoch(*case)
 

@@ -20,10 +20,10 @@ def test_every_answer_was_shown_memory_steps_before(key):
     for lane in range(lanes):
         starts = np.flatnonzero(inputs[:, lane] == 1)
         assert np.all(np.diff(starts) == 2 * memory) and starts[0] < 2 * memory
-        for s in starts[(starts >= memory) & (starts <= T - memory)]:
-            np.testing.assert_array_equal(targets[s : s + memory, lane], inputs[s - memory : s, lane])
-            assert np.all(inputs[s - memory : s, lane] >= 2) and np.all(inputs[s + 1 : s + memory, lane] == 0)
-            assert np.all(targets[s - memory : s, lane] == 0)
+        for s in starts[starts <= T - 2 * memory]:
+            np.testing.assert_array_equal(targets[s + memory : s + 2 * memory, lane], inputs[s : s + memory, lane])
+            assert np.all(inputs[s + 1 : s + memory, lane] >= 2) and np.all(targets[s : s + memory, lane] == 0)
+            assert np.all(inputs[s + memory : s + 2 * memory, lane] == 0)
     assert set(np.unique(inputs)) == set(range(6))
     assert len({int(np.argmax(inputs[:, lane] == 1)) for lane in range(lanes)}) > 1  # lanes begin at other positions
 

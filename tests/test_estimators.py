@@ -1,5 +1,6 @@
 """Full and truncated BPTT against their definitions, in float64, on dynamics whose gradients are alive."""
 
+import functools
 import itertools
 
 import chex
@@ -42,6 +43,7 @@ PAIRS = [
 ]
 
 
+@functools.cache  # arrays cannot be changed; and a loss function that is the same one is traced once
 def make(cell, extra="plain", seed=0, T=T):
     keys = jax.random.split(jax.random.key(seed), 8)
     has = lambda name: extra in (name, "all")  # noqa: E731

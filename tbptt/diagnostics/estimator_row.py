@@ -64,14 +64,15 @@ def make_row(name: str, gradients: Iterable[Params], r: Params, compile_seconds:
     )
 
 
-def frontier(rows: list[EstimatorRow]) -> list[EstimatorRow]:
+def frontier(rows: list[EstimatorRow], *, rounding: float = 0.0) -> list[EstimatorRow]:
     """Keeps the estimators that no other one beats or equals in both bias and seconds; cheapest first.
 
-    Two of equal bias and seconds stand for each other: the first is kept.
+    Two of equal bias and seconds stand for each other: the first is kept. Biases of at most `rounding` are taken to be
+    equal: between two exact estimators in float32 only rounding decides, 1e-5 say.
     """
     best, kept = float("inf"), []
     for row in sorted(rows, key=lambda row: (row.seconds_per_step, row.bias)):
-        if row.bias < best:
-            best = row.bias
+        if max(row.bias, rounding) < best:
+            best = max(row.bias, rounding)
             kept.append(row)
     return kept

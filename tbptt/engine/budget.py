@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from tbptt.engine.any_cell import AnyBackprop, backprop_of
 from tbptt.engine.plan import CarriesOnly, Remat, Segments
-from tbptt.engine.sizes import block_of
+from tbptt.engine.sizes import block_of, bytes_of, steps_kept
 from tbptt.types import Cell, LayeredCell, Params
 
 
@@ -18,8 +17,9 @@ from tbptt.types import Cell, LayeredCell, Params
 class MemoryBudget:
     """Rematerialise as little as fits: the cheapest plan whose predicted bytes are at most `bytes`.
 
-    Tried from cheap in time to cheap in memory: keep everything; `CarriesOnly()`; one level of `Segments`, the longest that
-    fit; two levels; three. Given to `sequence_loss` it counts the readout's outputs too, and cuts them with the rest.
+    Tried from cheap in time to cheap in memory: what `unroll` does unasked; `CarriesOnly()`; one level of `Segments`,
+    the longest that fit; two levels; three. Given to `sequence_loss` it counts the readout too, and cuts it with the
+    rest.
 
     Args (static): bytes, of temporary memory for one gradient; the parameters and the batch themselves do not count.
     """
@@ -40,6 +40,7 @@ class StepBytes(NamedTuple):
     outer: what its surroundings hold: the output and its cotangent, a readout's results
     fixed: not of a step, but once: the weights' gradient and copies of the weights
     steps: steps of a block
+    lean:  from so many steps on, nothing but carries is kept without being asked, see `sizes.steps_kept`
     """
 
     carry: int
@@ -48,6 +49,7 @@ class StepBytes(NamedTuple):
     outer: int
     fixed: int
     steps: int
+    lean: float
 
 
 class MemoryPlan(NamedTuple):
@@ -69,7 +71,8 @@ def step_bytes(cell: Cell, params: Params, batch_shape: tuple[int, ...], x: Any,
             layers.append(step_bytes(layer, p, batch_shape, x))
             _, x = jax.eval_shape(layer, p, _carry(layer, batch_shape), x)
         carry, kept, block, own, fixed = (sum(one[i] for one in layers) for i in range(5))
-        return StepBytes(carry, kept, block, own + outer, fixed, max(one.steps for one in layers))
+        steps, lean = max(one.steps for one in layers), min(one.lean for one in layers)
+        return StepBytes(carry, kept, block, own + outer, fixed, steps, lean)
     back = backprop_of(cell)
 
     def step(params: Params, carry: Any, x: Any) -> Any:
@@ -80,17 +83,20 @@ def step_bytes(cell: Cell, params: Params, batch_shape: tuple[int, ...], x: Any,
         return leaving, y, saved, factors, back.inputs(weights, x)
 
     leaving, y, saved, factors, z = jax.eval_shape(step, params, _carry(cell, batch_shape), x)
-    carry, saved_bytes = _bytes(leaving), _bytes(saved)
-    block = _bytes(factors) + 2 * _bytes(z) + carry
+    carry, saved_bytes = bytes_of(leaving), bytes_of(saved)
+    block = bytes_of(factors) + 2 * bytes_of(z) + carry
+    lean = math.inf if isinstance(back, AnyBackprop) else steps_kept(back, params, leaving, x)
     if isinstance(back, AnyBackprop):  # kept whole, such a cell is differentiated by JAX, which keeps its factors too
-        saved_bytes += _bytes(factors) + _bytes(z)
-    return StepBytes(carry, carry + saved_bytes, block, 2 * _bytes(y) + outer, 3 * _bytes(params), block_of(_bytes(z)))
+        saved_bytes += bytes_of(factors) + bytes_of(z)
+    return StepBytes(
+        carry, carry + saved_bytes, block, 2 * bytes_of(y) + outer, 3 * bytes_of(params), block_of(bytes_of(z)), lean
+    )
 
 
 def predicted_bytes(remat: Remat | None, sizes: StepBytes, T: int) -> int:
     """Predicts the temporary bytes of one gradient over T steps.
 
-    nothing recomputed:  T (kept + outer) + block
+    nothing asked for:   T (kept + outer) + block; from `lean` steps on as CarriesOnly
     CarriesOnly:         T (carry + outer) + block
     Segments(l1 .. ld):  (T / l1 + l1 / l2 + ..) carry + ld (kept + outer) + block
     """
@@ -98,7 +104,7 @@ def predicted_bytes(remat: Remat | None, sizes: StepBytes, T: int) -> int:
     if isinstance(remat, Segments):
         for inner in remat.lengths(T):
             carries, length = carries + math.ceil(length / inner), min(inner, length)
-    each = sizes.carry if isinstance(remat, CarriesOnly) else sizes.kept
+    each = sizes.carry if isinstance(remat, CarriesOnly) or length >= sizes.lean else sizes.kept
     block = min(sizes.steps, length) * sizes.block
     return carries * sizes.carry + length * (each + sizes.outer) + block + sizes.fixed
 
@@ -142,7 +148,3 @@ def _forwards(remat: Remat | None, T: int) -> int:
 
 def _carry(cell: Cell, batch_shape: tuple[int, ...]) -> Any:
     return jax.eval_shape(lambda: cell.initial_carry(batch_shape))
-
-
-def _bytes(tree: Any) -> int:
-    return sum(math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))

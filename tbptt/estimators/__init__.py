@@ -3,6 +3,8 @@
 from tbptt.estimators.adaptive import adaptive_bptt as adaptive_bptt
 from tbptt.estimators.adaptive_types import AdaptiveInfo as AdaptiveInfo
 from tbptt.estimators.adaptive_types import AdaptiveMemory as AdaptiveMemory
+from tbptt.estimators.choice import WindowChoice as WindowChoice
+from tbptt.estimators.choice import explain_choice as explain_choice
 from tbptt.estimators.full import full_bptt as full_bptt
 from tbptt.estimators.random_windows import random_window_bptt as random_window_bptt
 from tbptt.estimators.randomized import randomized_bptt as randomized_bptt
@@ -19,5 +21,4 @@ from tbptt.estimators.snap import sparse_rtrl as sparse_rtrl
 from tbptt.estimators.sums import WindowInfo as WindowInfo
 from tbptt.estimators.truncated import truncated_bptt as truncated_bptt
 from tbptt.estimators.uoro import uoro as uoro
-from tbptt.estimators.window_choice import WindowChoice as WindowChoice
 from tbptt.estimators.window_choice import choose_window as choose_window

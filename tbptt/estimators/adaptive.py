@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from tbptt.estimators.adaptive_types import AdaptiveInfo, AdaptiveMemory, Settings
+from tbptt.estimators.choice import WindowChoice
 from tbptt.estimators.decay import Decay, choose, init_decay, remeasured, unknown
 from tbptt.estimators.sums import checked
 from tbptt.estimators.trail import Trail, advance, init_trail, memory_of, past_of
 from tbptt.estimators.truncated import truncated_bptt
-from tbptt.estimators.window_choice import WindowChoice, check_choice, check_windows
+from tbptt.estimators.window_choice import check_choice, check_windows
 from tbptt.types import Batch, Carry, Estimator, Gradient, LossFn, Memory, Params, PRNGKey
 from tbptt.windows import check_window, cut
 

@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 from jaxtyping import Array, Bool, Float, Int
 
+from tbptt.estimators.choice import WindowChoice
 from tbptt.estimators.decay import Decay
 from tbptt.estimators.trail import Trail
-from tbptt.estimators.window_choice import WindowChoice
 
 
 class AdaptiveMemory(NamedTuple):

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from tbptt.estimators.by_lag import measure_by_lag
+from tbptt.estimators.choice import WindowChoice
 from tbptt.estimators.overlapping import Past
-from tbptt.estimators.window_choice import WindowChoice, choose_window
+from tbptt.estimators.window_choice import choose_window
 from tbptt.norms import norm_dtype
 from tbptt.types import Carry, LossFn, Params
 

@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tbptt.estimators.randomized import needed
 from tbptt.estimators.schedules import LengthSchedule
 from tbptt.estimators.seams import seam_gradient
-from tbptt.estimators.sums import checked
+from tbptt.estimators.sums import checked, needed
 from tbptt.types import Batch, Carry, Estimator, Gradient, LossFn, Memory, Params, PRNGKey
 from tbptt.windows import check_window, cut, length
 
@@ -56,7 +55,7 @@ def random_window_bptt(loss_fn: LossFn, k1: int, schedule: LengthSchedule, *, dr
         return carry
 
     def estimate(params: Params, memory: Memory, batch: Batch, key: PRNGKey | None = None) -> Gradient:
-        key = needed(key, "random_window_bptt")
+        key = needed(key, "random_window_bptt", "where to cut")
         blocks = cut(batch, k1)
         seams = length(blocks) - 1
         factors = jax.vmap(lambda one: draw_cuts(schedule, one, seams, k1))(jax.random.split(key, draws))

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from tbptt.estimators.schedules import TruncationSchedule
 from tbptt.estimators.seams import seam_gradient
-from tbptt.estimators.sums import checked
+from tbptt.estimators.sums import checked, needed
 from tbptt.types import Batch, Carry, Estimator, Gradient, LossFn, Memory, Params, PRNGKey
 from tbptt.windows import check_window, cut, length
 
@@ -47,8 +47,9 @@ def randomized_bptt(loss_fn: LossFn, k1: int, schedule: TruncationSchedule, *, d
       An `Estimator` whose `estimate` needs a key, consumed. Memory is the carry, info a `SeamInfo`.
 
     Raises:
-      TypeError, ValueError: k1 or draws is no static int >= 1; schedule is none, or cuts off every k1 steps for
-        certain; at `estimate`: no key, or T is not a multiple of k1.
+      TypeError, ValueError: k1 or draws is no static int >= 1; schedule is none, or cuts for certain after k1 steps; at
+        `estimate`: no key, T is not a multiple of k1, or schedule cuts for certain after some other number of steps, or
+        nowhere (that is full_bptt).
 
     References: Tallec and Ollivier, *Unbiasing truncated backpropagation through time*, arXiv:1705.08209.
     """
@@ -58,12 +59,7 @@ def randomized_bptt(loss_fn: LossFn, k1: int, schedule: TruncationSchedule, *, d
             f"schedule must have probability(since, k1), like ConstantRate and HeavyTail; got {schedule!r}. Random lengths "
             "without probabilities belong to random_window_bptt"
         )
-    most = float(np.asarray(schedule.probability(k1, k1)))
-    if not 0 <= most < 1:
-        raise ValueError(
-            f"schedule must cut with a probability in [0, 1) at k1 = {k1} steps; {schedule} gives {most}. Its mean length "
-            "must be above k1"
-        )
+    _check_probability(schedule, k1, k1, float(np.asarray(schedule.probability(k1, k1))))
     loss_fn = checked(loss_fn)
 
     def init(params: Params, carry: Carry, batch: Batch) -> Memory:
@@ -71,9 +67,10 @@ def randomized_bptt(loss_fn: LossFn, k1: int, schedule: TruncationSchedule, *, d
         return carry
 
     def estimate(params: Params, memory: Memory, batch: Batch, key: PRNGKey | None = None) -> Gradient:
-        key = needed(key, "randomized_bptt")
+        key = needed(key, "randomized_bptt", "where to cut")
         blocks = cut(batch, k1)
         seams = length(blocks) - 1
+        _check_probabilities(schedule, seams, k1)
         factors = jax.vmap(lambda one: draw_factors(schedule, one, seams, k1))(jax.random.split(key, draws))
         return seam_gradient(loss_fn, params, memory, blocks, factors)
 
@@ -91,11 +88,23 @@ def draw_factors(schedule: TruncationSchedule, key: PRNGKey, seams: int, k1: int
     return jax.lax.scan(body, jnp.asarray(k1), jax.random.uniform(key, (seams,)))[1]
 
 
-def needed(key: PRNGKey | None, name: str) -> PRNGKey:
-    """Returns the key; an error names the estimator that draws if there is none."""
-    if key is None:
+def _check_probabilities(schedule: TruncationSchedule, seams: int, k1: int) -> None:
+    """Checks every probability that a call of so many seams can meet; they are static, so inside jit as well."""
+    if seams == 0:
+        return
+    since = k1 * (1 + np.arange(seams))
+    with jax.ensure_compile_time_eval():
+        found = np.asarray(jax.vmap(lambda s: jnp.asarray(schedule.probability(s, k1), float))(jnp.asarray(since)))
+    wrong = np.flatnonzero(~((found >= 0) & (found < 1)))
+    if wrong.size:
+        _check_probability(schedule, k1, int(since[wrong[0]]), float(found[wrong[0]]))
+    if not found.any():
+        raise ValueError(f"{schedule} cuts with probability 0 at all {seams} seams of a call: use full_bptt(loss_fn)")
+
+
+def _check_probability(schedule: TruncationSchedule, k1: int, since: int, c: float) -> None:
+    if not 0 <= c < 1:
         raise ValueError(
-            f"{name} draws where to cut, so estimate needs a key; got None. Pass estimate(..., key=jax.random.key(seed)), "
-            "or in training init_state(..., key=jax.random.key(seed))"
+            f"schedule must cut with a probability below 1 (and not below 0), or no factor makes up for what is cut; "
+            f"{schedule} gives {c} at {since} steps since the last cut, k1 = {k1}. A mean length must be above k1"
         )
-    return key

@@ -8,7 +8,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
-from tbptt.estimators.online import one_step, opened
+from tbptt.estimators.fits import check_fits
+from tbptt.estimators.online import floats_of, one_step, opened
 from tbptt.types import Batch, Carry, LossFn, Params
 from tbptt.windows import step_shape
 
@@ -31,10 +32,12 @@ def find_pattern(loss_fn: LossFn, name: str, params: Params, carry: Carry, batch
     """Finds the pattern from shapes alone, while a program is being traced: the values given are not looked at.
 
     One step is differentiated at random points; an entry that was 0 at all of them is taken to be 0. A program that reads
-    a table by integers (an embedding) shows one row of it only: there the other rows are given the reach of all that leaf.
+    a table by integers (an embedding) shows few rows of it: there the other rows are given the reach of all that leaf. What
+    a step does only at integers that were not tried (0, 1, 2, more with few lanes) stays unseen: use rtrl there.
 
     Raises:
-      ValueError: a leaf of the carry is not `[*batch, ...]`, lanes exchange numbers, or no derivative was finite.
+      ValueError: a leaf of the carry is not `[*batch, ...]`, lanes exchange numbers, no derivative was finite, or the
+        pattern does not fit into memory.
       TypeError: loss_fn closes over traced arrays, so that it cannot be run while tracing.
     """
     lanes = step_shape(batch)[1:]
@@ -47,7 +50,11 @@ def find_pattern(loss_fn: LossFn, name: str, params: Params, carry: Carry, batch
             )
     piece = one_step(batch)
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), jnp.result_type(a)), (params, carry, piece))
-    draws = max(4, -(-POINTS // max(1, int(np.prod(lanes)))))
+    reads_tables = any(not jnp.issubdtype(a.dtype, jnp.inexact) for a in jax.tree.leaves(piece.inputs))
+    draws = max(8 if reads_tables else 4, -(-POINTS // max(1, int(np.prod(lanes)))))
+    P, n = sum(np.size(leaf) for leaf in jax.tree.leaves(params)), rows_size(floats_of(carry), lanes)
+    what = f"the pattern of {name}, {P:,} parameters by {n:,} numbers of a lane's carry at {draws} points,"
+    check_fits(what, draws * n * (P + n), "Use uoro(loss_fn) or truncated_bptt, or a narrower cell")
     points = _random_points(draws, *shapes)
 
     def at_point(point: Any) -> tuple[Array, Array, Array, Array]:
@@ -70,7 +77,6 @@ def find_pattern(loss_fn: LossFn, name: str, params: Params, carry: Carry, batch
             "lane by lane. Use rtrl, which does not, or a loss_fn whose lanes are independent"
         )
     direct, jacobian = np.any(direct[usable], axis=0).T, np.any(jacobian[usable], axis=0)
-    reads_tables = any(not jnp.issubdtype(a.dtype, jnp.inexact) for a in jax.tree.leaves(piece.inputs))
     return Pattern(_with_unread_rows(params, direct) if reads_tables else direct, jacobian)
 
 
@@ -78,6 +84,11 @@ def rows(floats: list[Array], lanes: tuple[int, ...]) -> Float[Array, "B n"]:
     """Flattens the floating leaves of a carry to one row a lane."""
     B = int(np.prod(lanes))
     return jnp.concatenate([leaf.reshape(B, -1) for leaf in floats], axis=1)
+
+
+def rows_size(floats: list[Array], lanes: tuple[int, ...]) -> int:
+    """Returns n, the numbers in one lane's row."""
+    return sum(np.size(leaf) for leaf in floats) // max(1, int(np.prod(lanes)))
 
 
 def from_rows(flat: Float[Array, "B n"], floats: list[Array]) -> list[Array]:
@@ -113,8 +124,8 @@ def _nonzero(loss_fn: LossFn, lanes: tuple[int, ...], params: Params, carry: Car
 
 def _random_points(draws: int, params: Params, carry: Carry, piece: Batch) -> tuple[Params, Carry, Batch]:
     """Draws points from shapes, NumPy leaves `[draws, ...]`. Every other one has positive numbers only: there no relu is
-    off, and logarithms exist. Integers are 0 in the batch, where they may be symbols of a table of unknown length, and
-    count up in the carry.
+    off, and logarithms exist. Integers count up in the carry. In the batch they may be symbols of a table of unknown
+    length, beyond which nothing is finite: half of them are 0, the others count up by pairs of points.
     """
     random = np.random.default_rng(0)
 
@@ -131,15 +142,16 @@ def _random_points(draws: int, params: Params, carry: Carry, piece: Batch) -> tu
         dtype = np.uint32 if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype
         return np.broadcast_to(integers.reshape(draws, *[1] * len(leaf.shape)), shape).astype(dtype)
 
-    zeros, counts = np.zeros(draws, int), np.arange(draws)
-    new = jax.tree.map(lambda a: draw(a, zeros, False), piece)
+    counts, half = np.arange(draws), draws // 2
+    symbols = np.where(counts < half, 0, 1 + (counts - half) // 2)
+    new = jax.tree.map(lambda a: draw(a, symbols, False), piece)
     if piece.weights is not None:
         new = new._replace(weights=np.ones_like(new.weights))
     if piece.resets is not None:
         new = new._replace(resets=np.zeros_like(new.resets))
     if piece.mask is not None:
         new = new._replace(mask=np.ones_like(new.mask))
-    return jax.tree.map(lambda a: draw(a, zeros, True), params), jax.tree.map(lambda a: draw(a, counts, False), carry), new
+    return jax.tree.map(lambda a: draw(a, counts, True), params), jax.tree.map(lambda a: draw(a, counts, False), carry), new
 
 
 def _as_leaf(shape: jax.ShapeDtypeStruct, value: Array) -> Array:

@@ -8,6 +8,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from tbptt.estimators.fits import check_fits
 from tbptt.estimators.online import Step, check_forward, floats_of, like_floats, name_of, opened
 from tbptt.estimators.sums import checked, divided, one_after_another
 from tbptt.types import Batch, Carry, Estimator, Gradient, LossFn, Params, PRNGKey
@@ -26,7 +27,7 @@ class RTRLMemory(NamedTuple):
     influence: Carry
 
 
-def rtrl(loss_fn: LossFn) -> Estimator:
+def rtrl(loss_fn: LossFn, *, max_bytes: int | None = None) -> Estimator:
     """Carries the derivative of the carry by every parameter forward in time: exact, and nothing is ever unrolled.
 
         J_t = (dc_t/dc_{t-1}) J_{t-1} + dc_t/dparams                                  the influence, J = 0 at the start
@@ -42,17 +43,19 @@ def rtrl(loss_fn: LossFn) -> Estimator:
     first call's grads are full_bptt's own). If the parameters change between calls, J is a sum of derivatives taken at
     older parameters, as the carry itself comes from them: stale by about the learning rate times the recurrence's memory.
 
-    Memory does not depend on T. It holds P carries (B lanes: P B H numbers), and a step costs P derivatives of one step:
-    for a few thousand parameters. See `snap` and `sparse_rtrl` for less.
+    Memory does not depend on T. It holds P carries (B lanes: P B H numbers; a step has three such arrays), and a step costs
+    P derivatives of one step: for a few thousand parameters. See `snap` and `sparse_rtrl` for less.
 
     Args:
       loss_fn: any `LossFn` whose single step JAX can differentiate forwards.
+      max_bytes: static; what the influences of a step may take; None = all memory of the device.
 
     Returns:
       An `Estimator` for any T >= 1 a call; its memory is an `RTRLMemory`, its info a `WindowInfo` with each step a window.
 
     Raises:
       TypeError, at `init`: loss_fn has no forward derivative; params are not floating; a leaf of the carry is complex.
+      ValueError, at `init`: the influences do not fit into memory.
 
     References: Williams and Zipser, *A learning algorithm for continually running fully recurrent neural networks*, Neural
     Computation 1, 1989.
@@ -62,6 +65,7 @@ def rtrl(loss_fn: LossFn) -> Estimator:
     def init(params: Params, carry: Carry, batch: Batch) -> RTRLMemory:
         check_forward(loss, name, params, carry, batch)
         P = sum(np.size(leaf) for leaf in jax.tree.leaves(params))
+        _check_size(P, floats_of(carry), max_bytes)
         zeros = [jnp.zeros((P, *np.shape(leaf)), jnp.result_type(leaf)) for leaf in floats_of(carry)]
         return RTRLMemory(carry, like_floats(carry, zeros))
 
@@ -80,6 +84,17 @@ def rtrl(loss_fn: LossFn) -> Estimator:
         return divided(*one_after_another(step, params, memory, cut(batch, 1)))
 
     return Estimator(init, estimate)
+
+
+def _check_size(P: int, floats: list[Array], max_bytes: int | None) -> None:
+    numbers = sum(np.size(leaf) for leaf in floats)
+    size = sum(np.size(leaf) * jnp.result_type(leaf).itemsize for leaf in floats)
+    what = f"rtrl's influences of {P:,} parameters on a carry of {numbers:,} numbers, three times a step,"
+    remedy = (
+        "Use snap(loss_fn, 1) (a number a parameter and lane; exact where the carry is elementwise in itself), "
+        "uoro(loss_fn) (a carry and a copy of the parameters) or truncated_bptt; or fewer lanes, or a narrower cell"
+    )
+    check_fits(what, 3 * P * size, remedy, max_bytes)
 
 
 def _direct(at: Step, params: Params) -> tuple[Float[Array, " P"], list[Array]]:

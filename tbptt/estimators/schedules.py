@@ -40,7 +40,7 @@ class ConstantRate:
     A signal that survives d steps is multiplied by (1 - c)^(-d / k1): the variance grows exponentially with d unless the
     gradient decays faster.
 
-    mean_length: steps between cuts, on average, > k1; `math.inf` never cuts (full BPTT).
+    mean_length: steps between cuts, on average, > k1 and finite.
     """
 
     mean_length: Number
@@ -76,8 +76,6 @@ class HeavyTail:
         _check_mean(self.mean_length)
         if not 1 < self.alpha < math.inf:
             raise ValueError(f"alpha must be above 1, or the lengths have no mean; got alpha={self.alpha}")
-        if self.mean_length == math.inf:
-            raise ValueError("mean_length of HeavyTail must be finite; ConstantRate(math.inf) never cuts")
 
     def probability(self, since: Int[ArrayLike, ""], k1: int) -> Float[ArrayLike, ""]:
         """Returns c(since)."""
@@ -137,5 +135,8 @@ class LogUniformLengths:
 
 
 def _check_mean(mean_length: Number) -> None:
-    if not mean_length > 0:
-        raise ValueError(f"mean_length must be positive, in steps; got mean_length={mean_length}")
+    if not 0 < mean_length < math.inf:
+        raise ValueError(
+            f"mean_length must be positive and finite, in steps; got mean_length={mean_length}. What never cuts is "
+            "full_bptt(loss_fn)"
+        )

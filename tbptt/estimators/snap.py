@@ -9,6 +9,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from tbptt.estimators.fits import check_fits
 from tbptt.estimators.layout import Group, Layout, make_layout
 from tbptt.estimators.online import Step, check_forward, floats_of, name_of, opened
 from tbptt.estimators.reach import find_pattern, from_rows, rows
@@ -63,7 +64,8 @@ def snap(loss_fn: LossFn, n: int) -> Estimator:
       An `Estimator` for any T >= 1 a call; its memory is a `SnapMemory`, its info a `SnapInfo`.
 
     Raises:
-      TypeError, ValueError: n is no static int >= 1; at `init`: as `rtrl`, or the lanes are not independent.
+      TypeError, ValueError: n is no static int >= 1; at `init`: as `rtrl`, or the lanes are not independent, or what is
+        kept (or the pattern of what is reachable) does not fit into memory.
 
     References: Menick et al., *A practical sparse approximation for real time recurrent learning*, ICLR 2021,
     arXiv:2006.07232. Colouring: Curtis, Powell and Reid, *On the estimation of sparse Jacobian matrices*, 1974.
@@ -107,6 +109,9 @@ def _sparse(loss_fn: LossFn, n: int | None) -> Estimator:
         check_forward(loss, name, params, carry, batch)
         layout, B = layout_of(params, carry, batch), int(np.prod(step_shape(batch)[1:]))
         dtype = jnp.result_type(*floats_of(carry))
+        what = f"the influences of {name}, {layout.entries:,} numbers in each of {B:,} lanes, three times a step,"
+        remedy = "Use snap(loss_fn, n) with a smaller n, uoro(loss_fn) or truncated_bptt; or fewer lanes"
+        check_fits(what, 3 * B * layout.entries * dtype.itemsize, remedy)
         return SnapMemory(carry, tuple(jnp.zeros((B, *group.direct.shape), dtype) for group in layout.groups))
 
     def estimate(params: Params, memory: SnapMemory, batch: Batch, key: PRNGKey | None = None) -> Gradient:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from tbptt.types import Batch, Carry, Gradient, LossFn, Memory, Params
+from tbptt.types import Batch, Carry, Gradient, LossFn, Memory, Params, PRNGKey
 from tbptt.windows import length, mean, means, total_weight
 
 
@@ -96,3 +96,13 @@ def checked(loss_fn: LossFn) -> LossFn:
         return jnp.asarray(loss_sum), new
 
     return loss
+
+
+def needed(key: PRNGKey | None, name: str, what: str) -> PRNGKey:
+    """Returns the key; an error names the estimator that draws, and what, if there is none."""
+    if key is None:
+        raise ValueError(
+            f"{name} draws {what}, so estimate needs a key; got None. Pass estimate(..., key=jax.random.key(seed)), "
+            "or in training init_state(..., key=jax.random.key(seed))"
+        )
+    return key

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tbptt.estimators.online import check_forward, floats_of, like_floats, name_of, opened
-from tbptt.estimators.sums import checked, divided, one_after_another
+from tbptt.estimators.sums import checked, divided, needed, one_after_another
 from tbptt.norms import global_norm
 from tbptt.types import Batch, Carry, Estimator, Gradient, LossFn, Params, PRNGKey
 from tbptt.windows import cut
@@ -95,8 +95,7 @@ def uoro(loss_fn: LossFn) -> Estimator:
         return loss_sum, grads, (UOROMemory(carry, like_floats(carry, new_s), new_theta), key)
 
     def estimate(params: Params, memory: UOROMemory, batch: Batch, key: PRNGKey | None = None) -> Gradient:
-        if key is None:
-            raise ValueError("uoro draws random signs: estimate(params, memory, batch, key) needs a key; got None")
+        key = needed(key, "uoro", "random signs")
         (memory, _), sums = one_after_another(step, params, (memory, key), cut(batch, 1))
         out = divided(memory, sums)
         norms = global_norm(memory.s), global_norm(memory.theta)

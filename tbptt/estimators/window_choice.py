@@ -1,36 +1,17 @@
 """Which window is long enough: from gradient norms by lag, a bound on what a window leaves out, tail included."""
 
+import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Float
 
+from tbptt.estimators.choice import WindowChoice, explain_choice
 from tbptt.estimators.tail_fit import TailFit, fit_tail
 from tbptt.windows import check_window
-
-
-class WindowChoice(NamedTuple):
-    """What `choose_window` found, for m windows.
-
-    chosen:   scalar, which window
-    beta:     scalar, by how much phi shrinks from lag to lag in the tail; NaN where too few lags are left to fit
-    interval: `[2]`, the confidence interval of beta; (0, inf) where there is none
-    absolute: `[m]`, bound on what each window leaves out, in the unit of phi; inf if there is no bound
-    relative: `[m]`, bound on each window's relative bias; inf if there is no bound
-    decays:   scalar, whether what is left out has a finite sum: beta is surely below 1, or the last phi is 0
-    enough:   scalar, whether the chosen window's relative bias is below delta; else it is the largest there is
-    """
-
-    chosen: Int[Array, ""]
-    beta: Float[Array, ""]
-    interval: Float[Array, " 2"]
-    absolute: Float[Array, " m"]
-    relative: Float[Array, " m"]
-    decays: Bool[Array, ""]
-    enough: Bool[Array, ""]
 
 
 def choose_window(
@@ -72,7 +53,7 @@ def choose_window(
       scale: scalar; None = the sum of phi.
 
     Returns:
-      A `WindowChoice`. Works inside jit.
+      A `WindowChoice`. Works inside jit; outside, a choice that is not `enough` also warns in words (`explain_choice`).
 
     Raises:
       TypeError, ValueError: windows, delta, tau, k1 or level is not as above; phi is not one-dimensional.
@@ -90,7 +71,7 @@ def choose_window(
     relative = _relative(bounds, log_scale)
     good = fit.decays & (relative < delta)
     enough = jnp.any(good)
-    return WindowChoice(
+    choice = WindowChoice(
         chosen=jnp.where(enough, jnp.argmax(good), len(windows) - 1).astype(jnp.int32),
         beta=fit.beta,
         interval=fit.interval,
@@ -99,6 +80,9 @@ def choose_window(
         decays=fit.decays,
         enough=enough,
     )
+    if not isinstance(enough, Tracer) and not enough:
+        warnings.warn(explain_choice(choice, windows, delta).removeprefix("warning: "), stacklevel=2)
+    return choice
 
 
 def _log_bounds(phi: Array, windows: tuple[int, ...], k1: int, tau: int, fit: TailFit) -> Float[Array, " m"]:

@@ -1,0 +1,84 @@
+"""What benchmarks/streaming.py trains, and on what: files of a made-up signal, written by blocks, and one LSTM."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import tbptt
+from tbptt.data import LaneStream, forecast_batches, open_source
+
+NAMES = ("a", "b", "c", "d")
+BLOCK = 100_000  # rows made at once
+
+
+class Sizes(NamedTuple):
+    """steps of the recording, lanes, steps a chunk (k1 = k2), hidden units."""
+
+    steps: int
+    lanes: int
+    chunk: int
+    hidden: int
+
+
+def write_file(path: Path, steps: int) -> Path:
+    """Writes a recording of four noisy waves as .npy, .parquet or .csv, by its suffix, block by block."""
+    if path.suffix == ".npy":
+        array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(steps, len(NAMES)))
+        for start, block in _blocks(steps):
+            array[start : start + len(block)] = block
+        array.flush()
+        return path
+    import pyarrow as pa
+    from pyarrow import csv, parquet
+
+    schema = pa.schema([(name, pa.float32()) for name in NAMES])
+    open_writer: Any = parquet.ParquetWriter if path.suffix == ".parquet" else csv.CSVWriter
+    with open_writer(path, schema) as writer:
+        for _, block in _blocks(steps):
+            writer.write_table(pa.table(list(block.T.copy()), schema=schema))
+    return path
+
+
+def _blocks(steps: int) -> Iterator[tuple[int, np.ndarray]]:
+    for start in range(0, steps, BLOCK):
+        rng = np.random.default_rng(start)
+        t = np.arange(start, min(start + BLOCK, steps))[:, None]
+        waves = np.sin(t * [0.05, 0.11, 0.23, 0.017]) + 0.1 * rng.standard_normal((len(t), len(NAMES)))
+        yield start, waves.astype(np.float32)
+
+
+def open_stream(path: Path, sizes: Sizes) -> LaneStream:
+    """Opens a file as a stream of forecasts of its first column, one step ahead."""
+    source = open_source(path, dtype=jnp.result_type(float))
+    return LaneStream(source, sizes.lanes, sizes.chunk, forecast_batches(source.names[0], (1,)))
+
+
+def make_trainer(sizes: Sizes, example: Any) -> Callable[[Iterable[Any]], tuple[Any, Any]]:
+    """Makes `train(batches) -> (params, last loss)`, TBPTT from the same start each time, the step compiled once.
+
+    As in a run that looks at its losses, no more than two updates are under way: else dozens would wait with their batches.
+    """
+    cell, readout = tbptt.LSTM(len(NAMES), sizes.hidden), nn.Dense(1, param_dtype=jnp.result_type(float))
+    loss_fn = tbptt.sequence_loss(cell, readout, tbptt.squared_error)
+    estimator = tbptt.truncated_bptt(loss_fn, sizes.chunk, sizes.chunk)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
+    params = tbptt.init_params(jax.random.key(0), cell, readout)
+    step = tbptt.make_train_step(estimator, optimizer)
+
+    def train(batches: Iterable[Any]) -> tuple[Any, Any]:
+        state = tbptt.init_state(estimator, optimizer, params, cell.initial_carry((sizes.lanes,)), example)
+        loss = None
+        for batch in batches:
+            before = loss
+            state, metrics = step(state, batch)
+            loss = metrics.loss
+            jax.block_until_ready(before)
+        return jax.block_until_ready((state.params, loss))
+
+    return train

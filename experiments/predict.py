@@ -1,0 +1,115 @@
+"""Use what a run of experiments.train has learnt: predictions for a file, one row a step, in the data's own units.
+
+    python -m experiments.predict runs/train/2026-11-25_10-00-00 --data new.csv
+    python -m experiments.predict RUN --data new.parquet --out forecast.parquet --block 1       one step at a time
+
+The file is streamed: any length, in the memory of one block. Blocks of any length, 1 included, give the same predictions to
+rounding. Columns are found by their names. A prediction at a row uses that row and the ones before it, nothing later.
+
+    forecast   row, prediction: the target's value `horizon` rows after the row
+    classes    row, prediction, p_CLASS ...: the class of the recording, told after every row
+    text       row, prediction, p_prediction: the likeliest next symbol (bytes that are no printable ASCII are escaped)
+
+With --score the file must hold the target too: the truth is written beside each prediction, and the last line, JSON, has
+the metric.
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from experiments.support.console import console
+from experiments.support.json_file import read_config
+from experiments.support.predicting import Score, predict_blocks
+from experiments.support.prediction_file import PredictionFile
+from experiments.support.prediction_steps import open_for
+from experiments.support.progress_view import Pace, Status, make_view
+from experiments.support.run_model import Model, make_model
+from experiments.support.run_params import load_params
+from experiments.support.run_task import Task, from_json
+from tbptt.data import DataUnavailable, Source, SourceChanged
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Predict with the best checkpoint of a run."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """folder of a run of experiments.train"""
+    data: Path
+    """.csv, .parquet or .npy with the columns that the run was trained on, in any order; of a text run, a text file"""
+    out: Path | None = None
+    """.csv, .parquet, or .npy (predictions alone); default RUN/predictions-NAME.csv"""
+    block: int = 1024
+    """steps at a time; 1 for one step at a time"""
+    score: bool = False
+    """compare with the truth, which the file must then hold"""
+    seed: int | None = None
+    """of a run with --seeds: which of them, from 0; default the one that its summary names"""
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Loads the model, predicts the file, and returns what was done."""
+    settings = read_config(config.run)
+    task = from_json(settings.get("task", {}), f"{config.run / 'config.json'}")
+    model = make_model(task, settings["cell"], settings["hidden"], settings["layers"])
+    source = open_for(task, [config.data], config.score)
+    out = config.out or config.run / f"predictions-{config.data.stem}.csv"
+    params, loaded = load_params(config.run, model, settings.get("seeds", 1), config.seed)
+    with PredictionFile(out) as file:
+        done = predict_file(task, model, params, source, file, config.block, config.score)
+    return {
+        "run": str(config.run),
+        "checkpoint": str(loaded.path),
+        "step": loaded.step,
+        "data": str(config.data),
+        "predictions": str(out),
+        "block": config.block,
+        **done,
+    }
+
+
+def predict_file(
+    task: Task, model: Model, params: Any, source: Source, file: PredictionFile, block: int, score: bool
+) -> dict[str, Any]:
+    """Streams a source through the model into a file; returns rows, rows_per_second, and the metric if it was scored."""
+    total, scored, begin = sum(source.lengths), Score(task), time.perf_counter()
+    pace, view, rows = Pace(total, None), make_view(console, every=10.0), 0
+    try:
+        for columns, outputs, steps in predict_blocks(task, model, params, source, block, score=score):
+            file.write(columns)
+            scored.add(outputs, steps)
+            rows += len(outputs)
+            if time.monotonic() - pace.newest() > 0.5:
+                pace.mark(rows)
+                view.show(_status(rows, total, pace))
+    finally:
+        pace.mark(rows)
+        view.end(_status(rows, total, pace))
+    seconds = time.perf_counter() - begin
+    return {"rows": rows, "rows_per_second": round(rows / seconds, 1), **(scored.result() if score else {})}
+
+
+def _status(rows: int, total: int, pace: Pace) -> Status:
+    return Status(rows, total, rows / total, rate=pace.rate(), unit="rows", left=pace.left(rows, 0.0), what="row")
+
+
+if __name__ == "__main__":
+    try:
+        result = main(tyro.cli(Config, description=__doc__))
+    except (
+        DataUnavailable,
+        FileExistsError,
+        FileNotFoundError,
+        ImportError,
+        IsADirectoryError,
+        SourceChanged,
+        ValueError,
+    ) as error:
+        sys.exit(f"predict: {error}")
+    print(json.dumps(result), flush=True)

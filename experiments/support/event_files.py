@@ -1,0 +1,33 @@
+"""TensorBoard event files, for those who have it: the extra `tensorboard`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class EventFiles:
+    """Writes the numbers of a run as TensorBoard scalars; a resumed run hides what it will write again.
+
+    Raises:
+        ImportError: the extra is not installed; names it.
+    """
+
+    def __init__(self, folder: Path, start: int) -> None:
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as error:
+            raise ImportError(
+                "--tensorboard needs the package tensorboardX, which is not installed: pip install 'tbptt[tensorboard]'; "
+                "or leave the flag out: metrics.jsonl holds the same numbers"
+            ) from error
+        self._writer = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
+
+    def add(self, group: str, step: int, values: Mapping[str, Any]) -> None:
+        """Adds the numbers among the values as `group/name` at a step."""
+        for name, value in values.items():
+            if isinstance(value, int | float) and name not in ("step", "updates"):
+                self._writer.add_scalar(f"{group}/{name}", value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()

@@ -1,0 +1,90 @@
+"""Ridge regression from the last samples of ALL columns: what a network of several channels must beat."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import scipy.linalg
+from jaxtyping import Float, Float64
+
+BLOCK = 4096  # origins at a time: 600 features then take 20 MB
+
+
+class Forecast(NamedTuple):
+    """ridge: the penalty that was best on the validation part; valid, test: mean squared errors there, `[horizons, C]`."""
+
+    ridge: float
+    valid: Float64[np.ndarray, "K C"]
+    test: Float64[np.ndarray, "K C"]
+
+
+def even_lags(reach: int, most: int) -> list[int]:
+    """Spreads at most `most` lags over 0 .. reach - 1, as evenly as whole steps allow; all of them if reach <= most."""
+    if reach < 1 or most < 1:
+        raise ValueError(f"reach and most must be at least 1 step; got reach={reach}, most={most}")
+    return sorted({round(lag) for lag in np.linspace(0, reach - 1, min(reach, most))})
+
+
+def ridge_forecast(
+    values: Float[np.ndarray, "T C"],
+    lags: Sequence[int],
+    horizons: Sequence[int],
+    ridges: Sequence[float],
+    train_end: int,
+    valid: tuple[int, int],
+    test: tuple[int, int],
+) -> Forecast:
+    """Forecasts every column at every horizon from all columns at every lag, least squares with a ridge.
+
+        prediction[t, k, c] = b[k, c] + sum_{l in lags} sum_d w[l, d, k, c] values[t - l, d]
+        w, b minimise  sum_t (values[t + horizons[k], c] - prediction[t, k, c])^2 + ridge * N * |w|^2
+
+    over the N origins whose samples and targets all lie in 0 .. train_end - 1. The ridge is the one of `ridges` with the
+    least mean error on the validation part. An origin of a part (start, end) has start <= t and t + max(horizons) < end.
+
+    Raises:
+        ValueError: a part is shorter than the horizons, begins before the lags are known, or overlaps the training part.
+    """
+    reach, ahead = max(lags) + 1, max(horizons)
+    for name, (start, end) in {"train": (reach - 1, train_end), "valid": valid, "test": test}.items():
+        if not reach - 1 <= start < end - ahead or end > len(values):
+            raise ValueError(
+                f"the {name} part must lie in the {len(values)} steps of values, after the first {reach - 1}, and be "
+                f"longer than the horizon {ahead}; got {start} .. {end}"
+            )
+    if min(valid[0], test[0]) < train_end:
+        raise ValueError(f"valid and test must begin after the training part's {train_end} steps; got {valid}, {test}")
+    x, F = np.asarray(values, np.float64), len(lags) * values.shape[1] + 1
+    K = len(horizons) * values.shape[1]
+    gram, moment, n = np.zeros((F, F)), np.zeros((F, K)), train_end - ahead - (reach - 1)
+    for features, targets in _blocks(x, lags, horizons, reach - 1, train_end):
+        gram += features.T @ features
+        moment += features.T @ targets
+    best: Forecast | None = None
+    for ridge in ridges:
+        penalty = np.full(F, ridge * n)
+        penalty[-1] = 0.0  # the intercept is free
+        weights = scipy.linalg.solve(gram + np.diag(penalty), moment, assume_a="pos")
+        scores = [_score(x, lags, horizons, part, weights) for part in (valid, test)]
+        if best is None or scores[0].mean() < best.valid.mean():
+            best = Forecast(float(ridge), *scores)
+    if best is None:
+        raise ValueError("ridges must hold at least one penalty; got none")
+    return best
+
+
+def _score(x: np.ndarray, lags: Sequence[int], horizons: Sequence[int], part: tuple[int, int], weights: np.ndarray):
+    squares, n = np.zeros(weights.shape[1]), 0
+    for features, targets in _blocks(x, lags, horizons, *part):
+        squares += np.sum((targets - features @ weights) ** 2, axis=0)
+        n += len(targets)
+    return (squares / n).reshape(len(horizons), -1)
+
+
+def _blocks(x: np.ndarray, lags: Sequence[int], horizons: Sequence[int], start: int, end: int):
+    """Lays out the origins of a part, block by block: all samples that are looked at and a 1; all targets."""
+    last = end - max(horizons)
+    for first in range(start, last, BLOCK):
+        origins = np.arange(first, min(first + BLOCK, last))
+        past = [x[origins - lag] for lag in lags]
+        yield np.hstack([*past, np.ones((len(origins), 1))]), np.hstack([x[origins + h] for h in horizons])

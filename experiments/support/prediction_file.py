@@ -1,0 +1,143 @@
+"""Predictions as a file, written as they come: .csv, .parquet, or .npy of the predictions alone, by suffix."""
+
+import csv
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+
+SUFFIXES = (".csv", ".npy", ".parquet")
+GROUP = 1 << 16  # rows of a Parquet row group
+
+
+class Sink(Protocol):
+    """Takes columns of equal length, again and again, always the same ones."""
+
+    def write(self, columns: dict[str, np.ndarray]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class PredictionFile:
+    """A context manager with `write(columns)`; the file bears its name only when it is whole, with an error there is none.
+
+    Args:
+        path: its suffix says how it is written.
+
+    Raises:
+        FileExistsError: it is there already.
+        ValueError: no such suffix. ImportError: a .parquet file, and pyarrow is not installed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        sinks = {".csv": _Csv, ".npy": _Npy, ".parquet": _Parquet}
+        if path.suffix.lower() not in sinks:
+            raise ValueError(f"--out must end in one of {', '.join(SUFFIXES)}; got {path}")
+        if path.exists():
+            raise FileExistsError(f"--out {path} is there already; give another name or delete it")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path, self._aside = path, path.with_name(path.name + ".unfinished")
+        self._sink: Sink = sinks[path.suffix.lower()](self._aside)
+
+    def __enter__(self) -> "PredictionFile":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._sink.close()
+        if error is None:
+            self._aside.replace(self._path)
+        else:
+            self._aside.unlink()
+
+    def write(self, columns: dict[str, np.ndarray]) -> None:
+        """Appends rows."""
+        self._sink.write(columns)
+
+
+class _Csv:
+    """Numbers are written with as many digits as tell them apart; what is not known is empty."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w", encoding="utf-8", newline="")
+        self._csv: Any = csv.writer(self._file)
+        self._begun = False
+
+    def write(self, columns: dict[str, np.ndarray]) -> None:
+        if not self._begun:
+            self._csv.writerow(columns)
+            self._begun = True
+        lists = [_cells(values) for values in columns.values()]
+        self._csv.writerows(zip(*lists, strict=True))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Npy:
+    """The column `prediction` alone, float64 `[rows]`."""
+
+    def __init__(self, path: Path) -> None:
+        self._file, self._rows = path.open("wb"), 0
+        self._head()
+
+    def write(self, columns: dict[str, np.ndarray]) -> None:
+        values = columns["prediction"]
+        if values.dtype.kind not in "biuf":
+            raise ValueError(
+                "a .npy file holds numbers, and these predictions are symbols: let --out end in .csv or .parquet"
+            )
+        self._file.write(np.ascontiguousarray(values, np.float64).tobytes())
+        self._rows += len(values)
+
+    def close(self) -> None:
+        self._file.seek(0)
+        self._head()
+        self._file.close()
+
+    def _head(self) -> None:
+        """Writes the header; numpy leaves room in it for the number of rows to grow."""
+        np.lib.format.write_array_header_1_0(self._file, {"descr": "<f8", "fortran_order": False, "shape": (self._rows,)})
+
+
+class _Parquet:
+    """Rows are gathered until they make a row group; what is not known is null."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import pyarrow.parquet  # noqa: F401
+        except ImportError as error:
+            raise ImportError(
+                f"writing {path.stem} needs pyarrow, which is not installed: pip install 'tbptt[data]'"
+            ) from error
+        self._path, self._writer = path, None
+        self._waiting: list[dict[str, np.ndarray]] = []
+
+    def write(self, columns: dict[str, np.ndarray]) -> None:
+        self._waiting.append(columns)
+        if sum(len(next(iter(block.values()))) for block in self._waiting) >= GROUP:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _flush(self) -> None:
+        import pyarrow
+        import pyarrow.parquet
+
+        if not self._waiting:
+            return
+        whole = {name: np.concatenate([block[name] for block in self._waiting]) for name in self._waiting[0]}
+        self._waiting.clear()
+        table = pyarrow.table({name: pyarrow.array(values, from_pandas=True) for name, values in whole.items()})
+        if self._writer is None:
+            self._writer = pyarrow.parquet.ParquetWriter(str(self._path), table.schema)
+        self._writer.write_table(table)
+
+
+def _cells(values: np.ndarray) -> list[Any]:
+    if values.dtype.kind != "f":
+        return values.tolist()
+    return ["" if value != value else repr(value) for value in values.tolist()]

@@ -1,0 +1,278 @@
+"""Files read by rows are the arrays that were written; what is wrong with a file is said with its place."""
+
+import builtins
+import os
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tbptt.data import BadSample, DataUnavailable, SourceChanged, open_source, table_cache, table_csv, table_parquet
+
+ROWS = np.random.default_rng(0).normal(size=(1000, 3)).astype(np.float32)
+FORMATS = ["c.npy", "f.npy", "ints.npy", "x.csv", "x.parquet"]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TBPTT_DATA", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "tables"
+
+
+def write(path, rows=ROWS, names=("a", "b", "c")):
+    if path.name == "f.npy":
+        np.save(path, np.asfortranarray(rows))
+    elif path.name == "ints.npy":
+        np.save(path, (rows * 100).astype(np.int16))
+    elif path.suffix == ".npy":
+        np.save(path, rows)
+    elif path.suffix == ".csv":
+        lines = [", ".join(names), *(",".join(repr(float(value)) for value in row) for row in rows)]
+        path.write_text("\n".join(lines) + "\n")
+    else:
+        columns = {name: rows[:, i] for i, name in enumerate(names)}
+        pq.write_table(pa.table(columns), path, row_group_size=max(1, len(rows) // 7))
+    return path
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_rows_in_any_order_are_the_rows_that_were_written(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(table_parquet, "BATCH", 64)
+    monkeypatch.setattr(table_csv, "BLOCK", 2048)
+    wanted = (ROWS * 100).astype(np.int16).astype(np.float32) if name == "ints.npy" else ROWS
+    source = open_source(write(tmp_path / name))
+    names = ("a", "b", "c") if name.startswith("x") else ("0", "1", "2")
+    assert (source.names, source.lengths) == (names, (1000,))
+    chosen = open_source(tmp_path / name, (names[2], names[0]), dtype=np.float64)
+    rng = np.random.default_rng(1)
+    places = [(0, 0), (999, 1000), (0, 1000), *(sorted(rng.integers(0, 1001, 2)) for _ in range(40))]
+    places += [(at, at + 40) for at in range(0, 960, 30)]  # on and on, overlapping, as a forecast reads
+    for start, stop in places:
+        got = source.read(int(start), int(stop))
+        assert got.dtype == np.float32
+        np.testing.assert_array_equal(got, wanted[start:stop])
+        np.testing.assert_array_equal(chosen.read(int(start), int(stop)), wanted[start:stop][:, [2, 0]].astype(float))
+    for start, stop in [(-1, 3), (5, 1001), (4, 3)]:
+        with pytest.raises(IndexError, match="1000 rows"):
+            source.read(start, stop)
+
+
+def test_a_fresh_array_each_time(tmp_path):
+    for name in FORMATS:
+        source = open_source(write(tmp_path / name))
+        first = source.read(10, 20)
+        kept = first.copy()
+        first[:] = 7
+        np.testing.assert_array_equal(source.read(10, 20), kept)
+
+
+def test_one_column_needs_no_second_axis(tmp_path):
+    np.save(tmp_path / "x.npy", ROWS[:, 0])
+    np.testing.assert_array_equal(open_source(tmp_path / "x.npy").read(3, 9), ROWS[3:9, :1])
+
+
+def test_several_files_are_recordings_one_after_another(tmp_path):
+    paths = [write(tmp_path / f"{i}.csv", ROWS[a:b]) for i, (a, b) in enumerate([(0, 10), (10, 11), (11, 400)])]
+    paths.append(write(tmp_path / "3.parquet", ROWS[400:500]))
+    source = open_source(paths)
+    assert source.lengths == (10, 1, 389, 100)
+    for start, stop in [(0, 500), (8, 12), (10, 11), (395, 405), (500, 500)]:
+        np.testing.assert_array_equal(source.read(start, stop), ROWS[start:stop])
+    assert source.path_of(0) == f"{paths[0]}, row 2 (the header is row 1)"
+    assert source.path_of(10) == f"{paths[1]}, row 2 (the header is row 1)"
+    assert source.path_of(405) == f"{paths[3]}, row 5 (from 0)"
+    write(tmp_path / "other.csv", ROWS[:5], ("a", "c", "b"))
+    with pytest.raises(ValueError, match=r"other.csv has the columns a, c, b; .*0.csv has a, b, c. Name the ones"):
+        open_source([paths[0], tmp_path / "other.csv"])
+    np.testing.assert_array_equal(open_source([tmp_path / "other.csv"], ("b", "c")).read(0, 5), ROWS[:5][:, [2, 1]])
+
+
+def test_parquet_keeps_its_precision_and_its_nulls(tmp_path, cache):
+    big = 2**40 + np.arange(5)
+    columns = {"i": big, "b": [True, False, True, None, False], "f": np.arange(5, dtype=np.float32)}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    np.testing.assert_array_equal(open_source(tmp_path / "x.parquet", ("i",), dtype=np.float64).read(0, 5)[:, 0], big)
+    with pytest.raises(BadSample, match="row 3 .*column 'b' is missing or NaN"):
+        open_source(tmp_path / "x.parquet").read(0, 5)
+    np.testing.assert_array_equal(open_source(tmp_path / "x.parquet", ("f", "b")).read(0, 3), [[0, 1], [1, 0], [2, 1]])
+    assert {np.load(made).dtype.str for made in cache.iterdir()} == {"<f4", "<f8"}, "no larger than it must be"
+
+
+BAD = [
+    ("x.csv", lambda text: text.replace("\n4,5", "\n4,nan"), "row 3 .*column 'b' is missing or NaN", "read"),
+    ("x.csv", lambda text: text.replace("\n4,5", "\n4,"), "row 3 .*column 'b' is missing or NaN", "read"),
+    ("x.csv", lambda text: text.replace("\n4,5", "\n4,-inf"), "row 3 .*column 'b' is -inf, not a finite float32", "read"),
+    ("x.csv", lambda text: text.replace("\n4,5", "\n4,1e300"), "row 3 .*column 'b' is inf, not a finite float32", "read"),
+    ("x.csv", lambda text: text.replace("\n4,5", "\n4,five"), "row 3, column 'b' is no number: 'five'", "open"),
+    ("x.csv", lambda text: text.replace("\n4,5", "\n4"), "row 3 has 2 cells; the header has 3", "open"),
+    ("x.csv", lambda text: text.replace("\n4,5", "\n4,5,5"), "row 3 has 4 cells; the header has 3", "open"),
+    ("x.csv", lambda text: text.replace("\n4,5", "\n\n4,5"), "row 3 .*column 'a' is missing or NaN", "read"),
+    ("x.csv", lambda text: text[:-4], "row 4 has 2 cells and is the last one: the file ends in the middle", "open"),
+    ("x.csv", lambda text: text.split("\n")[0], "has a header and no rows", "open"),
+    ("x.csv", lambda text: text[6:], "row 1 must be a header", "open"),
+    ("x.csv", lambda text: "", "is empty", "open"),
+    ("x.csv", lambda text: "a,b\0\n1,2\n", "holds zero bytes", "open"),
+    ("x.txt", lambda text: text, "its suffix must be one of .npy, .csv, .parquet; got '.txt'", "open"),
+]
+
+
+@pytest.mark.parametrize(("name", "spoil", "message", "when"), BAD, ids=range(len(BAD)))
+def test_bad_csv(name, spoil, message, when, tmp_path, cache):
+    text = "a,b,c\n1,2,3\n4,5,6\n7,8,9\n"
+    (tmp_path / name).write_text(spoil(text))
+    wanted = BadSample if when == "read" else ValueError
+    with pytest.raises(wanted, match=message) as caught:
+        source = open_source(tmp_path / name)
+        assert when == "read", "the door let it in"
+        source.read(0, 3)
+    assert str(tmp_path / name) in str(caught.value)
+    assert when == "read" or not cache.exists() or not list(cache.iterdir()), "a failed conversion leaves nothing"
+
+
+def test_empty_lines_at_the_end_and_quotes_are_no_fault(tmp_path):
+    text = '\ufeff"a" , b,note\r\n"1",2,"x, ""y""\nz"\r\n 3 ,4,é\r\n\r\n \r\n'
+    (tmp_path / "x.csv").write_text(text, encoding="utf-8", newline="")
+    np.testing.assert_array_equal(open_source(tmp_path / "x.csv", ("a", "b")).read(0, 2), [[1, 2], [3, 4]])
+    with pytest.raises(ValueError, match="row 2, column 'note' is no number.*leave the column out"):
+        open_source(tmp_path / "x.csv")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["c.npy", "f.npy", "x.parquet"])
+def test_a_bad_value_is_refused_where_it_stands(name, value, tmp_path):
+    rows = ROWS.copy()
+    rows[777, 1] = value
+    first = write(tmp_path / ("first.npy" if name.endswith("npy") else "first.parquet"))
+    source = open_source([first, write(tmp_path / name, rows)])
+    source.read(1700, 1777)
+    with pytest.raises(BadSample, match=f"{name}, row 777 .*column '(1|b)' is .*masking_bad"):
+        source.read(1770, 1790)
+
+
+def test_files_cut_short_are_no_tables(tmp_path):
+    for name in ("c.npy", "x.parquet"):
+        path = write(tmp_path / name)
+        path.write_bytes(path.read_bytes()[:-100])
+        with pytest.raises(ValueError, match=f"cannot read .*{name} as a .*cut short"):
+            open_source(path)
+    np.save(tmp_path / "o.npy", np.array(["a"], object), allow_pickle=True)
+    for name, rows in [("t.npy", np.array(["a"])), ("e.npy", np.zeros((0, 2))), ("d.npy", np.zeros((2, 2, 2)))]:
+        np.save(tmp_path / name, rows)
+    for name, message in [("o", "Python objects"), ("t", "real numbers"), ("e", "non-empty"), ("d", "non-empty array")]:
+        with pytest.raises(ValueError, match=message):
+            open_source(tmp_path / f"{name}.npy")
+    pq.write_table(pa.table({"a": [1.0], "when": ["today"]}), tmp_path / "s.parquet")
+    with pytest.raises(ValueError, match="s.parquet, column 'when' holds string, not numbers. Leave it out"):
+        open_source(tmp_path / "s.parquet")
+    assert open_source(tmp_path / "s.parquet", ("a",)).names == ("a",)
+    with pytest.raises(ValueError, match="has no column 'b'; its columns are a, when"):
+        open_source(tmp_path / "s.parquet", ("b",))
+
+
+def gone(path):
+    path.unlink()
+
+
+def shrunk(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def grown(path):
+    with path.open("ab") as file:
+        file.write(b"1,2,3\n")
+
+
+def rewritten(path):
+    data = path.read_bytes()
+    path.write_bytes(data)
+    os.utime(path, ns=(1, 1))
+
+
+def replaced(path):
+    before, other = path.stat(), path.with_name("other")
+    other.write_bytes(path.read_bytes())
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.replace(other, path)
+
+
+@pytest.mark.parametrize("name", ["c.npy", "x.csv", "x.parquet"])
+@pytest.mark.parametrize("fault", [gone, shrunk, grown, rewritten, replaced])
+def test_a_file_that_changes_while_it_is_read(fault, name, tmp_path):
+    path = write(tmp_path / name)
+    source = open_source(path)
+    source.read(0, 900)
+    fault(path)
+    said = {gone: "cannot be found any more", shrunk: "shrank from", grown: "grew from"}.get(fault, "was replaced")
+    with pytest.raises(SourceChanged, match=f"{name} {said}"):
+        source.read(900, 1000)
+
+
+def test_csv_is_converted_once_and_again_when_it_changes(tmp_path, cache, monkeypatch):
+    path = write(tmp_path / "x.csv")
+    open_source(path)
+    (made,) = cache.iterdir()
+    monkeypatch.setattr(table_cache, "_convert", None)  # it must not be called
+    np.testing.assert_array_equal(open_source(path).read(0, 1000), ROWS)
+    monkeypatch.undo()
+    monkeypatch.setenv("TBPTT_DATA", str(cache.parent))
+    write(path, ROWS[:500])
+    assert open_source(path).lengths == (500,)
+    (fresh,) = cache.iterdir()  # the conversion of the file as it was before is gone
+    assert fresh != made
+    source = open_source(path, ("a",))
+    assert len(list(cache.iterdir())) == 2, "other columns, another conversion"
+    for made in cache.iterdir():
+        made.unlink()
+    with pytest.raises(SourceChanged, match="the converted form of .*x.csv, is gone. Resume the run"):
+        source.read(0, 10)
+
+
+def test_a_conversion_that_dies_leaves_no_table(tmp_path, cache, monkeypatch):
+    path, blocks = write(tmp_path / "x.csv"), table_csv._blocks
+
+    def dying(*args):
+        yield next(blocks(*args))
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(table_csv, "_blocks", dying)
+    with pytest.raises(DataUnavailable, match="x.csv could not be converted into .*No space left.*Make room.*TBPTT_DATA"):
+        open_source(path)
+    assert not list(cache.iterdir())
+    monkeypatch.setattr(table_csv, "_blocks", blocks)
+    np.testing.assert_array_equal(open_source(path).read(0, 1000), ROWS)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TBPTT_DATA", str(tmp_path / "file"))
+    with pytest.raises(DataUnavailable, match="set TBPTT_DATA"):
+        open_source(path)
+
+
+def test_without_pyarrow_arrays_are_read_and_tables_name_the_extra(tmp_path, monkeypatch):
+    paths = [write(tmp_path / name) for name in ("c.npy", "x.csv", "x.parquet")]
+    real = builtins.__import__
+
+    def no_pyarrow(name, *args, **options):
+        if name.partition(".")[0] == "pyarrow":
+            raise ImportError("no module named pyarrow")
+        return real(name, *args, **options)
+
+    monkeypatch.setattr(builtins, "__import__", no_pyarrow)
+    assert open_source(paths[0]).lengths == (1000,)
+    for path in paths[1:]:
+        with pytest.raises(ImportError, match=rf"{path.name} needs pyarrow.*tbptt\[data\]"):
+            open_source(path)
+
+
+def test_misuse_at_the_door(tmp_path):
+    path = write(tmp_path / "c.npy")
+    for call, error, message in [
+        (lambda: open_source([]), ValueError, "at least one file"),
+        (lambda: open_source(tmp_path / "no.npy"), FileNotFoundError, "no file .*no.npy"),
+        (lambda: open_source(path, "0"), TypeError, r"Write \('0',\)"),
+        (lambda: open_source(path, ()), ValueError, "none twice"),
+        (lambda: open_source(path, ("0", "0")), ValueError, "none twice"),
+        (lambda: open_source(path, ("9",)), ValueError, "no column '9'; its columns are 0, 1, 2"),
+        (lambda: open_source(path, dtype=np.int32), ValueError, "float32 or float64"),
+    ]:
+        with pytest.raises(error, match=message):
+            call()
