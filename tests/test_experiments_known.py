@@ -98,7 +98,9 @@ def test_the_table_takes_the_newest_full_run_and_keeps_it(tmp_path):
     assert json.loads((tmp_path / "results/adding/config.json").read_text())["updates"] == 3
 
     run(tmp_path / "runs", "adding", "2026-01-05", [0.2])  # newer than the one that is kept; afterwards runs/ may go
+    (tmp_path / "results/adding/of_an_older_version.png").touch()
     tabled(tmp_path)
+    assert [path.name for path in (tmp_path / "results/adding").glob("*.png")] == ["adding.png"]
     (tmp_path / "runs").rename(tmp_path / "elsewhere")
     made, again = tabled(tmp_path)
     assert made["rows"][0]["measured"] == {"MSE": [0.2]} and again == tabled(tmp_path)[1]
