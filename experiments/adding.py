@@ -79,7 +79,7 @@ def measure(config: Config) -> dict[str, Any]:
     """Trains both cells at T = 100 and the LSTM at T = 400 by window."""
     T, solved = LONG, 0.005
     if config.quick:
-        config = dataclasses.replace(config, updates=2500, long_updates=1000, long_seeds=2, windows=(5, SHORT), seeds=3)
+        config = dataclasses.replace(config, updates=2000, long_updates=900, long_seeds=2, windows=(5, SHORT), seeds=3)
         T, solved = SHORT, SOLVED
     cells = {"LSTM": tbptt.LSTM(2, HIDDEN), "Elman": tbptt.Elman(2, HIDDEN)}
     errors, curves = {}, {}

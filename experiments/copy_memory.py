@@ -158,7 +158,7 @@ def draw(data: dict[str, Any], folder: Path) -> None:
     delay = rows[0]["delay"]
     axes[1].set(xlabel="window k2 (steps)", ylabel="answers right (a dot a seed)", ylim=(0, 1.05))
     axes[1].set_title(f"TBPTT(k1, k2), {CHRONO}, delay {delay}, T = {delay + S}", fontsize=10)
-    axes[1].legend(fontsize=9, loc="center left")
+    axes[1].legend(fontsize=9, loc="lower right")
     style.save(figure, folder, "copy_memory")
 
 

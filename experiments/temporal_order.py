@@ -5,8 +5,8 @@
 
 Hochreiter and Schmidhuber's experiment 6a with T = 50: the first letter at steps 3 to 12, the second at 25 to 40, four
 classes. Four units, Adam 0.02, clip 1, batches of 32. Expected: the LSTM 100 % on every seed, its forget biases spread over
-T (chrono initialisation); the simple network at chance, 25 %. The LSTM with forget bias 1 is measured beside them: two of
-twenty seeds got stuck at two of the four classes, and none of the chrono ones did.
+T (chrono initialisation); the simple network at chance, 25 %. The LSTM with forget bias 1 is measured beside them: with
+--seeds 20, two of its seeds got stuck at three quarters, and none of the chrono ones did.
 """
 
 import dataclasses
@@ -67,7 +67,7 @@ def measure(config: Config) -> dict[str, Any]:
     """Trains all cells."""
     symbols = len(tasks.ORDER_SYMBOLS)
     cells = {
-        "LSTM": tbptt.LSTM(symbols, HIDDEN, longest_lag=T),
+        "LSTM, chrono": tbptt.LSTM(symbols, HIDDEN, longest_lag=T),
         "Elman": tbptt.Elman(symbols, HIDDEN),
         "LSTM, forget bias 1": tbptt.LSTM(symbols, HIDDEN),
     }
@@ -75,12 +75,12 @@ def measure(config: Config) -> dict[str, Any]:
         config = dataclasses.replace(config, updates=1500)
         del cells["LSTM, forget bias 1"]
     found = {name: train(name, cell, config) for name, cell in cells.items()}
-    lstm, elman = found["LSTM"][0], found["Elman"][0]
+    lstm, elman = found["LSTM, chrono"][0], found["Elman"][0]
     return {
         "curves": {name: curve for name, (_, curve) in found.items()},
         "known": [
             known.expect(
-                "LSTM: test accuracy", lstm, at_least=1.0, of=known.smallest, because="published: 100 % on 5 of 5"
+                "LSTM, chrono: test accuracy", lstm, at_least=1.0, of=known.smallest, because="published: 100 % on 5 of 5"
             ),
             known.expect("Elman: test accuracy", elman, at_least=0.2, at_most=0.3, because="chance is 0.25"),
         ],
@@ -97,7 +97,7 @@ def draw(data: dict[str, Any], folder: Path) -> None:
         axes[0].fill_between(curve["updates"], losses.min(0), losses.max(0), color=style.COLORS[index], alpha=0.15, lw=0)
         known.dots(axes[1], index, data["results"]["accuracy"][name], index)
     axes[0].axhline(np.log(CLASSES), color=style.GREY, lw=1, ls=":")
-    axes[0].text(0, np.log(CLASSES) + 0.01, "chance: log 4", fontsize=8, color=style.GREY)
+    axes[0].text(0, np.log(CLASSES) + 0.05, "chance: log 4", fontsize=8, color=style.GREY)
     axes[0].set(xlabel=f"updates ({LANES} new sequences each)", ylabel="cross-entropy (nats)", ylim=(0, 1.6))
     axes[0].set_title("median and range of the seeds", fontsize=10)
     axes[0].legend(fontsize=9)
@@ -107,7 +107,7 @@ def draw(data: dict[str, Any], folder: Path) -> None:
     axes[1].set(
         xlim=(-0.5, len(data["curves"]) - 0.5),
         ylim=(0, 1.05),
-        ylabel=f"test accuracy on {TEST} new sequences (a dot a seed)",
+        ylabel="test accuracy (a dot a seed)",
     )
     style.save(figure, folder, "temporal_order")
 
