@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import math
 
 import flax.linen as nn
 import jax
@@ -135,5 +134,6 @@ def test_an_experiment_in_small_ends_in_its_verdicts(module, tmp_path, monkeypat
     assert said["expected"].keys() == said["measured"].keys() and len(said["expected"]) >= 2
     assert said["reached"] == all(row["reached"] for row in said["targets"]) and not said["standard"]
     assert said["seeds"] == 2 and any(len(numbers) == 2 for numbers in said["measured"].values())
-    assert all(math.isfinite(n) for numbers in said["measured"].values() for n in numbers)
+    lost = {what for what, numbers in said["measured"].items() if None in numbers}
+    assert all("fails" in what for what in lost)  # no window solves the task in three updates: then there is no such window
     assert [(tmp_path / "run" / name).stat().st_size > 10_000 for name in summary["figures"]] == [True]
