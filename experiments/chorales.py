@@ -1,6 +1,6 @@
 """Bach's chorales: which of 46 notes sound in the next sixteenth, by an LSTM over pieces of different lengths.
 
-    python -m experiments.chorales            about MINUTES minutes on two cores
+    python -m experiments.chorales            about 2 minutes on two cores
     python -m experiments.chorales --quick    under 60 seconds
 
 365 pieces, packed end to end into lanes: a reset where a piece begins, a mask after the last one of a lane, the carry
