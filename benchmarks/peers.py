@@ -78,7 +78,7 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     say("starting a process for every system")
     # The textbook is always there: it is the reference of the losses.
     chosen = [name for name in SYSTEMS if not flags.systems or name in (*flags.systems, TEXTBOOK)]
-    workers = {name: Worker(name, SYSTEMS[name]) for name in chosen}
+    workers = {name: Worker(name) for name in chosen}
     rows: list[dict[str, Any]] = []
     case, stopped_at = None, None
     try:

@@ -61,9 +61,10 @@ def targets(summaries: dict[str, dict[str, Any]]) -> list[str]:
             any_form = f"{number(other['ratio'])} ({other['system']}, {other['form']})" if other else ""
             rows.append([
                 row["case"], row["against"], row["what"], f"{row['bound']} {row['wanted']:g}", number(row["measured"]),
-                "reached" if row["reached"] else "**NOT reached**", any_form,
+                "reached" if row["reached"] else "**NOT reached**", row.get("ours", ""),
+                number(row["on_one_device"]) if "on_one_device" in row else "", any_form,
             ])  # fmt: skip
-    head = ["case", "against", "measure", "wanted", "measured", "", "against the fastest of any form"]
+    head = ["case", "against", "measure", "wanted", "measured", "", "ours", "ours on one device", "the fastest of any form"]
     return grid(head, rows) if rows else []
 
 

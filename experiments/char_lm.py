@@ -55,8 +55,16 @@ class Config(program.Seeded):
 
 def smaller(config: Config) -> Config:
     """What --quick runs."""
-    few = {"seeds": 1, "hidden": 64, "passes": 0.2, "windows": (2, 32), "sweep_hidden": 64, "sweep_passes": 0.05}
-    return dataclasses.replace(config, **few, sample=200)
+    few = {
+        "seeds": 1,
+        "hidden": 64,
+        "passes": 0.2,
+        "windows": (2, 32),
+        "sweep_hidden": 64,
+        "sweep_passes": 0.05,
+        "sample": 200,
+    }
+    return dataclasses.replace(config, **few)
 
 
 def baselines(train: np.ndarray, text: np.ndarray, V: int) -> dict[str, float]:

@@ -33,6 +33,7 @@ from experiments.support.run_processes import is_first, join, log_place, wait_fo
 from experiments.support.stopping import Stop
 from tbptt.checkpoints import Checkpoints
 from tbptt.data import DataUnavailable
+from tbptt.parallel import split_cpu
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +174,7 @@ def run(parse: Any) -> int:
             config = run_config.settings(parse, Config)
             if config.devices > 1:  # of CPUs as many are made as are wanted; other devices are there or are not
                 with contextlib.suppress(RuntimeError):  # too late: whoever runs this as a function has started jax
-                    jax.config.update("jax_num_cpu_devices", -(-config.devices // (config.processes or 1)))
+                    split_cpu(-(-config.devices // (config.processes or 1)))
             join(config)
             summary = main(config, stop)
         except FAULTS as error:

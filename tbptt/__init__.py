@@ -67,6 +67,7 @@ from tbptt.parallel import over_lanes as over_lanes
 from tbptt.parallel import over_seeds as over_seeds
 from tbptt.parallel import own_lanes as own_lanes
 from tbptt.parallel import put_lanes as put_lanes
+from tbptt.parallel import split_cpu as split_cpu
 from tbptt.parallel import start_processes as start_processes
 from tbptt.parallel_scan import parallel_unroll as parallel_unroll
 from tbptt.stochastic import SeededTargets as SeededTargets
@@ -169,6 +170,7 @@ __all__ = [
     "snap",
     "sparse_rtrl",
     "squared_error",
+    "split_cpu",
     "start_processes",
     "stochastic_loss",
     "stop_at_non_finite",

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 
 import jax
 import numpy as np
@@ -56,6 +57,23 @@ def test_same_weights_give_the_same_losses_in_every_form(name, reference):
             np.testing.assert_allclose(got, reference[case.name], rtol=WITHIN.get(name, 1e-12), err_msg=f"{form} {case}")
 
 
+@pytest.mark.parametrize("name", [name for name, system in SYSTEMS.items() if system.cores])
+def test_on_all_cores_the_losses_are_those_of_one(name):
+    """In its own process, which sees a device a core: lanes are dealt out, or there is nothing to measure."""
+    worker, case = Worker(name), Case("floats", 4, 6, 4 * 3 * 5 * 7, 3, 5)  # a number of lanes that all go into
+    expected = losses(textbook.forms, case, dtype=np.float32)["per chunk"]
+    try:
+        assert worker.ready()
+        forms = worker.prepare(case._asdict(), 1)
+        assert forms.keys() == {"per chunk", "one program"}
+        for known in forms.values():
+            assert peer_rows.difference(known["losses"], expected[:8]) < 1e-5
+        cores = len(os.sched_getaffinity(0))
+        assert cores == 1 or worker.prepare(case._replace(B=1)._asdict(), 1) == {}
+    finally:
+        worker.close()
+
+
 def test_wrong_work_is_refused(reference):
     case = CASES[0]
     weights, data = draw_weights(case, np.float64), draw_data(case, np.float64)
@@ -107,7 +125,7 @@ def test_a_system_that_is_not_installed_is_an_answer(monkeypatch):
 
 def test_a_process_answers_fails_and_goes_on(monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)
-    worker = Worker(TEXTBOOK, SYSTEMS[TEXTBOOK])
+    worker = Worker(TEXTBOOK)
     try:
         assert worker.ready() and worker.missing is None
         with pytest.raises(WorkerError, match="textbook scan: KeyError"):

@@ -14,7 +14,7 @@ from benchmarks import __main__ as all_of_them
 from benchmarks import full_vs_truncated, gpu, memory_plan, peers, precision, streaming, table, windows_in_parallel
 from benchmarks.clock import measure
 from benchmarks.support import line, loops, peer_rows, program
-from benchmarks.systems.registry import OURS, TEXTBOOK, TORCH
+from benchmarks.systems.registry import ON_CORES, OURS, TEXTBOOK, TORCH
 from benchmarks.systems.work import Case
 
 
@@ -138,7 +138,12 @@ def test_a_peer_whose_losses_disagree_is_refused(capsys):
             assert self.losses[1] < 0.6, "a refused system must not be timed"
             return 0.1 if form == "one program" else 0.3
 
-    workers = {OURS: Fake([1.0, 0.5]), "nnx": Fake([1.0, 0.9]), TEXTBOOK: Fake([1.0, 0.5])}
+    class OnCores(Fake):
+        def epoch(self, form, warm):
+            return 0.05 if form == "one program" else 0.08
+
+    good = [1.0, 0.5]
+    workers = {OURS: Fake(good), "nnx": Fake([1.0, 0.9]), TEXTBOOK: Fake(good)}
     rows = peers.measure_case(Case("B=1 H=64", 2, 3, 1, 2, 5), workers, 3, 1)
     refused = [row for row in rows if "refused" in row]
     assert {row["system"] for row in refused} == {"nnx"} and len(refused) == 2 and "seconds" not in refused[0]
@@ -147,6 +152,17 @@ def test_a_peer_whose_losses_disagree_is_refused(capsys):
     assert targets[0]["against_any_form"]["ratio"] == pytest.approx(1.0)
     assert not targets[1]["reached"] and targets[1]["measured"] is None
     assert targets[2]["what"] == "times the compile time" and targets[2]["reached"]
+
+    cores = {f"{OURS} {ON_CORES}": OnCores(good), f"{TEXTBOOK} {ON_CORES}": OnCores(good)}
+    rows = peers.measure_case(Case("B=1 H=64", 2, 3, 1, 2, 5), workers | cores, 3, 1)
+    target = peer_rows.targets(rows)[0]  # ours at its fastest against theirs as documented; and all that is less flattering
+    assert target["measured"] == pytest.approx(6.0) and target["ours"] == f"{OURS} {ON_CORES}, one program"
+    assert target["on_one_device"] == pytest.approx(3.0) and target["against"].endswith(f"({TEXTBOOK})")
+    assert target["against_any_form"] == {
+        "system": f"{TEXTBOOK} {ON_CORES}",
+        "form": "one program",
+        "ratio": pytest.approx(1.0),
+    }
 
 
 def test_full_against_truncated(monkeypatch, tmp_path, capsys):

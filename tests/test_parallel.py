@@ -157,7 +157,7 @@ def test_lanes_are_found_by_structure():
 def test_errors_name_both_numbers_and_the_remedy():
     mesh = tbptt.lane_mesh(1)
     batch = tbptt.Batch(np.zeros((4, 3, 2)), np.zeros((4, 3, 1)))
-    with pytest.raises(ValueError, match=r"devices must be an int between 1 and 1.*got devices=3.*device_count=3"):
+    with pytest.raises(ValueError, match=r"devices must be an int between 1 and 1.*got devices=3.*split_cpu\(3\)"):
         tbptt.lane_mesh(3)
     with pytest.raises(ValueError, match=r"batch\.targets must be \[T, B, \.\.\.\].*got shape \(4,\)"):
         tbptt.put_lanes(batch._replace(targets=np.zeros(4)), mesh)
@@ -168,6 +168,19 @@ def test_errors_name_both_numbers_and_the_remedy():
     with pytest.raises(ValueError, match=r"index=2, number=2.*from 0"):
         tbptt.start_processes("127.0.0.1:1", 2, 2)
     assert list(tbptt.own_lanes(3, mesh)) == [0, 1, 2]
+
+
+def test_a_cpu_is_split_before_jax_starts_or_not_at_all():
+    with pytest.raises(RuntimeError, match="has started with 1, not 2: call split_cpu first of all"):
+        tbptt.split_cpu(2)
+    assert tbptt.split_cpu(1) == 1  # it is what it should be
+    for wrong in (0, True):
+        with pytest.raises(ValueError, match=f"int >= 1, or None for one a core; got devices={wrong}"):
+            tbptt.split_cpu(wrong)
+    program = "import tbptt, jax; print(tbptt.split_cpu(), jax.device_count())"
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    cores = str(len(os.sched_getaffinity(0)))
+    assert run.stdout.split() == [cores, cores], run.stderr
 
 
 def test_lanes_that_cannot_be_dealt_out_are_refused(one):

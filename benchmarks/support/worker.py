@@ -8,8 +8,6 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.systems.registry import System
-
 
 class WorkerError(RuntimeError):
     """A system could not do what it was asked; the message is its own."""
@@ -18,10 +16,10 @@ class WorkerError(RuntimeError):
 class Worker:
     """A child process that holds one system. `missing` is the answer's dict where a package is not installed, else None."""
 
-    def __init__(self, name: str, system: System):
+    def __init__(self, name: str):
         self.name = name
         # A cache of compiled programs would make every second compilation look free.
-        env = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"} | dict(system.env)
+        env = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
         command = [sys.executable, "-m", "benchmarks.systems.serve", name]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
         self.missing: dict[str, Any] | None = None

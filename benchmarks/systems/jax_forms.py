@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks.clock import prepare
-from benchmarks.systems.work import CLIP, EPSILON, LEARNING_RATE, Data, Form
+from benchmarks.systems.work import CLIP, EPSILON, LEARNING_RATE, Case, Data, Form
 
 PER_CHUNK, ONE_PROGRAM = "per chunk", "one program"
 
@@ -26,6 +26,13 @@ def mean_loss(outputs: Any, targets: Any) -> Any:
     if jnp.issubdtype(targets.dtype, jnp.integer):
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(outputs, targets))
     return jnp.mean(optax.squared_error(outputs, targets))
+
+
+def devices_for(case: Case) -> int | None:
+    """The most devices that the lanes go into evenly; None where several are there and the lanes need but one."""
+    there = jax.device_count()
+    most = max(n for n in range(1, there + 1) if case.B % n == 0)
+    return most if most > 1 or there == 1 else None
 
 
 def features(inputs: Any, case: Any, dtype: Any) -> Any:

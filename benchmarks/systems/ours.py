@@ -1,4 +1,7 @@
-"""Ours: `tbptt.make_train_epoch`, the epoch as one program, and `tbptt.make_train_step`, chunk by chunk."""
+"""Ours: `tbptt.make_train_epoch`, the epoch as one program, and `tbptt.make_train_step`, chunk by chunk.
+
+On all cores: the same with `tbptt.parallel`, lanes dealt out over a device a core.
+"""
 
 from typing import Any
 
@@ -10,6 +13,7 @@ import optax
 import tbptt
 from benchmarks.systems import jax_forms
 from benchmarks.systems.work import Case, Data, Form, Weights
+from tbptt import parallel
 from tbptt.cells.lstm import LSTMParams
 
 
@@ -25,24 +29,46 @@ class OneHot(nn.Module):
 
 
 def forms(case: Case, weights: Weights, data: Data) -> dict[str, Form]:
+    """Makes the forms on one device."""
+    return made(case, weights, data, None)
+
+
+def forms_on_cores(case: Case, weights: Weights, data: Data) -> dict[str, Form]:
+    """Makes the forms on as many devices as there are and lanes go into; none where that is one of several."""
+    devices = jax_forms.devices_for(case)
+    return made(case, weights, data, parallel.lane_mesh(devices)) if devices else {}
+
+
+def made(case: Case, weights: Weights, data: Data, mesh: Any) -> dict[str, Form]:
     """Makes the forms. The states are donated, so every epoch begins with a copy."""
     dtype = weights.w_x.dtype
     cell, readout = tbptt.LSTM(case.D, case.H, dtype=dtype), nn.Dense(case.outputs, param_dtype=dtype)
     loss = optax.softmax_cross_entropy_with_integer_labels if case.symbols else tbptt.squared_error
     embedding = OneHot(case.D, dtype) if case.symbols else None
     loss_fn = tbptt.sequence_loss(cell, readout, loss, embedding=embedding)
+    if mesh is not None:
+        loss_fn = parallel.over_lanes(loss_fn, cell.initial_carry, mesh)
     # One chunk is the whole sequence: full BPTT. Otherwise disjoint windows, an update after each.
     estimator = tbptt.full_bptt(loss_fn) if case.N == 1 else tbptt.truncated_bptt(loss_fn, case.k, case.k)
     optimizer, (chunks, whole) = jax_forms.optimizer(), jax_forms.chunks_of(data)
     batches = [tbptt.Batch(*chunk) for chunk in chunks]
     everything = tbptt.Batch(*(a.reshape(case.N * case.k, *a.shape[2:]) for a in whole))
-    params, carry = converted(weights), cell.initial_carry((case.B,))
-
-    def begin() -> Any:
-        return jax.block_until_ready(tbptt.init_state(estimator, optimizer, params, carry, batches[0]))
-
+    params = converted(weights)
     epoch: Any = tbptt.make_train_epoch(estimator, optimizer, chunk=case.k)
     step: Any = tbptt.make_train_step(estimator, optimizer)
+
+    def make_state(lanes: int) -> Any:
+        example = jax.tree.map(lambda a: jax.ShapeDtypeStruct((case.k, lanes, *a.shape[2:]), a.dtype), everything)
+        return tbptt.init_state(estimator, optimizer, params, cell.initial_carry((lanes,)), example)
+
+    def begin() -> Any:
+        state = make_state(case.B) if mesh is None else parallel.init_lanes(make_state, case.B, mesh)
+        return jax.block_until_ready(state)
+
+    if mesh is not None:
+        state = begin()
+        epoch, step = parallel.make_parallel_step(epoch, state), parallel.make_parallel_step(step, state)
+        batches, everything = [parallel.put_lanes(b, mesh) for b in batches], parallel.put_lanes(everything, mesh)
 
     def run_epoch(state: Any) -> tuple[Any, Any]:
         state, metrics = epoch(state, everything)

@@ -1,6 +1,5 @@
 """Which systems there are. A new one is a file that offers `forms(case, weights, data)`, and a line here."""
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 
@@ -10,20 +9,22 @@ class System(NamedTuple):
     path:   "module:function", the function a `work.MakeForms`; imported in the system's own process only
     needs:  packages to import, as Python names them; where one is not installed the system is reported missing
     jax:    whether it is one of the JAX peers
-    env:    variables of its process, for example XLA_FLAGS that split the CPU into devices
+    cores:  whether its process sees the CPU as a device a core, lanes dealt out over them
     """
 
     path: str
     needs: tuple[str, ...] = ()
     jax: bool = True
-    env: Mapping[str, str] = {}
+    cores: bool = False
 
 
 OURS, TEXTBOOK, TORCH = "tbptt", "textbook scan", "PyTorch"
+ON_CORES = "on all cores"  # added to the name of a system whose lanes are dealt out; PyTorch's threads are on all anyway
 
 # Ours first; every name that starts with `tbptt` is ours.
 SYSTEMS: dict[str, System] = {
     OURS: System("benchmarks.systems.ours:forms"),
+    f"{OURS} {ON_CORES}": System("benchmarks.systems.ours:forms_on_cores", cores=True),
     "linen OptimizedLSTMCell": System("benchmarks.systems.peer_linen:optimized"),
     "linen LSTMCell": System("benchmarks.systems.peer_linen:documented"),
     "nnx": System("benchmarks.systems.peer_nnx:forms"),
@@ -31,6 +32,7 @@ SYSTEMS: dict[str, System] = {
     "equinox": System("benchmarks.systems.peer_equinox:forms", ("equinox",)),
     "keras": System("benchmarks.systems.peer_keras:forms", ("keras",)),
     TEXTBOOK: System("benchmarks.systems.textbook:forms"),
+    f"{TEXTBOOK} {ON_CORES}": System("benchmarks.systems.textbook:forms_on_cores", cores=True),
     TORCH: System("benchmarks.systems.peer_torch:forms", ("torch",), jax=False),
 }
 

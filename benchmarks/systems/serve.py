@@ -21,6 +21,7 @@ from typing import Any
 from benchmarks.clock import once
 from benchmarks.systems.registry import SYSTEMS, System
 from benchmarks.systems.work import Case, Form, draw_data, draw_weights
+from tbptt.parallel import split_cpu
 
 CHECKED_LOSSES = 8
 REMEDY = "pip install tbptt[peers]"
@@ -64,6 +65,8 @@ def serve(system: System, lines: Iterable[str], answer: Callable[[dict[str, Any]
     """Answers commands until they end; an exception is an answer too, and the process goes on."""
     if name := missing(system):
         return answer({"missing": name, "remedy": REMEDY})
+    if system.cores:
+        split_cpu()
     module, _, function = system.path.partition(":")
     make_forms = getattr(importlib.import_module(module), function)
     answer({"ready": True})

@@ -1,6 +1,7 @@
 """Several devices, several machines, several seeds: where lanes lie, never what is computed.
 
     start_processes(coordinator, processes, process)               # several processes only; before all else of jax
+    split_cpu()                                                    # CPUs only, a device a core; before jax starts
     mesh = lane_mesh(devices)
     loss_fn = over_lanes(loss_fn, cell.initial_carry, mesh)        # then any estimator of it
     state = init_lanes(make_state, lanes, mesh)                    # make_state(lanes): see lane_shardings
@@ -21,6 +22,7 @@ from tbptt.parallel.lanes import own_lanes as own_lanes
 from tbptt.parallel.lanes import put_lanes as put_lanes
 from tbptt.parallel.loss import over_lanes as over_lanes
 from tbptt.parallel.mesh import lane_mesh as lane_mesh
+from tbptt.parallel.mesh import split_cpu as split_cpu
 from tbptt.parallel.processes import start_processes as start_processes
 from tbptt.parallel.seeds import init_seeds as init_seeds
 from tbptt.parallel.seeds import over_seeds as over_seeds

@@ -1,5 +1,6 @@
 """Devices in a row, and which axis of an array is dealt out to them."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,46 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 LANES = "lanes"  # the name of the only axis of the mesh
+
+
+def split_cpu(devices: int | None = None) -> int:
+    """Makes jax see the CPU as several devices, one a core, so that lanes are trained on all cores at once.
+
+        split_cpu()                                                 # first of all, before jax starts
+        mesh = lane_mesh()                                          # then as with any other devices
+
+    XLA runs the products of a recurrent step on one core while they are small, as those of a few dozen lanes are, and where
+    they are larger, cores wait for each other in every step. Lanes share nothing but the parameters, and
+    wait once an update.
+
+    Args:
+      devices: static int >= 1; None = as many as this process may use cores.
+
+    Returns:
+      The number of devices.
+
+    Raises:
+      ValueError: devices is no int >= 1.
+      RuntimeError: jax has already started, with another number of devices.
+    """
+    wanted = _usable_cores() if devices is None else devices
+    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
+        raise ValueError(f"devices must be an int >= 1, or None for one a core; got devices={devices!r}")
+    try:
+        jax.config.update("jax_num_cpu_devices", wanted)
+    except RuntimeError as error:
+        there = len(jax.local_devices(backend="cpu"))
+        if there != wanted:
+            raise RuntimeError(
+                f"the CPU must be split before jax starts its devices, and it has started with {there}, not {wanted}: call "
+                "split_cpu first of all, ahead of the first array and of jax.devices()"
+            ) from error
+    return wanted
+
+
+def _usable_cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)  # not on every system; a container may grant fewer than there are
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def lane_mesh(devices: int | None = None) -> Mesh:
@@ -27,8 +68,8 @@ def lane_mesh(devices: int | None = None) -> Mesh:
     if isinstance(wanted, bool) or not isinstance(wanted, int) or not 1 <= wanted <= there:
         raise ValueError(
             f"devices must be an int between 1 and {there}, the devices that jax sees ({jax.default_backend()}, processes: "
-            f"{processes}); got devices={devices!r}. On a CPU, more are made by setting "
-            f"XLA_FLAGS=--xla_force_host_platform_device_count={devices} before jax starts"
+            f"{processes}); got devices={devices!r}. On a CPU, more are made by "
+            f"tbptt.parallel.split_cpu({wanted}) before jax starts"
         )
     each, rest = divmod(wanted, processes)
     own = {i: [d for d in jax.devices() if d.process_index == i][:each] for i in range(processes)}
