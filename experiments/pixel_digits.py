@@ -44,7 +44,9 @@ class Config(program.Seeded):
     permuted_windows: tuple[int, ...] = (28, 196)
     """k2, pixels"""
     batch: int = 50
-    """digits an update"""
+    """digits an update, rows"""
+    pixel_batch: int = 20
+    """digits an update, pixels: so that full BPTT, which is slow there, makes a thousand updates and more in its seconds"""
 
 
 def nets(D: int, T: int, hidden: int) -> dict[str, tuple[Net, float]]:
@@ -66,13 +68,13 @@ def compare(
 ) -> Any:
     """Trains every cell by full BPTT and the LSTM through every window, all in turns; returns a row each."""
     T, _, D = task.train[0].shape
-    cells = nets(D, T, hidden)
+    cells, digits = nets(D, T, hidden), config.batch if T < 100 else config.pixel_batch
     plan = [(name, T) for name in cells] + [("LSTM", k2) for k2 in windows]
     runners, rates, rows = [], [], []
     for name, k2 in plan:
         net, lr = cells[name]
         label = f"{task.name}: {name}, " + ("full BPTT" if k2 == T else f"TBPTT({T}, {k2})")
-        recipe = Recipe(config.batch, lr, 1.0, 40 if T < 100 else 5)
+        recipe = Recipe(digits, lr, 1.0, 40 if T < 100 else 5)
         made, size = make_runners(label, net, task, k2, recipe, seeds)
         runners += made
         rates += [lr] * len(made)

@@ -4,10 +4,11 @@
     python -m experiments.pulse_65k --quick    under 60 seconds, too short to conclude from
 
 One lane, 8.5 minutes of the sensor at 128 Hz, forecast 32 steps ahead by an LSTM. First the cost of one full gradient:
-kept whole, and by memory plans that compute again what they did not keep. Then training: full BPTT, fitted into 4 MiB,
+kept whole, and by memory plans that compute again what they did not keep. Then training: full BPTT, fitted into 2 MiB,
 makes one update a pass over the sequence, TBPTT(k1, k2) one every k1 steps; all have the same seconds (of the processor),
 in turns. Expected: the planned gradient is the same to rounding, in a tenth of the bytes, in at most 1.5 times the
-seconds; and at equal seconds the best window, chosen on a validation part, leaves at most half of full BPTT's test error.
+seconds; and at equal seconds every run of the best window, chosen on a validation part, leaves less test error than every
+run of full BPTT.
 """
 
 import dataclasses
@@ -27,14 +28,14 @@ from experiments.support.stream_runs import make_runners
 from tbptt.data import ppg
 
 T, TEST_START, HORIZONS = 65_536, 200_000, (8, 16, 24, 32)
-BUDGET = 4 << 20  # bytes
+BUDGET = 2 << 20  # bytes
 PLANS = {
     "kept whole": None,
     "CarriesOnly()": tbptt.CarriesOnly(),
     "Segments()": tbptt.Segments(),
-    "MemoryBudget(4 MiB)": tbptt.MemoryBudget(BUDGET),
+    "MemoryBudget(2 MiB)": tbptt.MemoryBudget(BUDGET),
 }
-PLANNED = "MemoryBudget(4 MiB)"
+PLANNED = "MemoryBudget(2 MiB)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,18 +134,18 @@ def expectations(costs: list[dict[str, Any]], rows: list[dict[str, Any]], best: 
     by, full = {row["name"]: row for row in costs}, next(row for row in rows if row["full"])
     whole, planned = by["kept whole"], by[PLANNED]
     what, against = f"full gradient by {PLANNED}", "kept whole: 1"
-    half = known.median(full["test_mse"]) / 2
+    best_full = known.smallest(full["test_mse"])
     return [
         known.expect(f"{what}: temporary bytes", planned["bytes"] / whole["bytes"], at_most=0.1, because=against),
         known.expect(f"{what}: seconds", planned["seconds"] / whole["seconds"], at_most=1.5, because=against),
         known.expect(f"{what}: relative difference", planned["difference"], at_most=1e-3),
         known.expect(
-            "best window on validation: test MSE at equal seconds",
-            best["test_mse"],
-            at_most=half,
-            because="half of full BPTT's median",
-            otherwise=f"{best['name']} leaves {known.median(best['test_mse']):.3f}, full BPTT {2 * half:.3f} after "
-            f"{int(known.median(full['updates'])):,} updates: ahead, but by less than a factor of two.",
+            f"{best['name']} (chosen on validation): test MSE at equal seconds over that of full BPTT's best run",
+            [mse / best_full for mse in best["test_mse"]],
+            at_most=1.0,
+            of=known.largest,
+            because=f"full BPTT's best run has {best_full:.3f} after {int(known.median(full['updates'])):,} updates",
+            otherwise="Full BPTT, with its few updates, is as good as the best window here.",
         ),
     ]
 

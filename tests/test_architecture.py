@@ -119,10 +119,14 @@ def too_long(root: pathlib.Path) -> list[str]:
 
 
 def uses_of_jax_config(root: pathlib.Path) -> list[str]:
-    """A library that sets (or reads) the user's global configuration, spelt in any of its ways."""
+    """A library that sets (or reads) the user's global configuration, spelt in any of its ways, unless it is asked to."""
     bad = []
     for name, tree in modules(root).items():
+        asked = [n for n in tree.body if name == "tbptt.parallel.mesh" and getattr(n, "name", None) == "split_cpu"]
+        allowed = {id(node) for function in asked for node in ast.walk(function)}
         for node in ast.walk(tree) if name.startswith("tbptt.") else ():
+            if id(node) in allowed:
+                continue
             attribute = isinstance(node, ast.Attribute) and ast.unparse(node).startswith("jax.config")
             plain = isinstance(node, ast.Import) and any(a.name.startswith("jax.config") for a in node.names)
             direct = isinstance(node, ast.ImportFrom) and (

@@ -106,7 +106,7 @@ def test_a_system_that_is_not_installed_is_an_answer(monkeypatch):
     class Absent:
         missing = {"missing": "haiku", "remedy": "pip install tbptt[peers]"}
 
-        def __init__(self, name, system):
+        def __init__(self, name):
             self.name = name
 
         def ready(self):
