@@ -60,18 +60,18 @@ def _errors(axis: Any, results: dict[str, Any]) -> None:
         known.dots(axis, x, row["test_mse"], 1 if row["full"] else 0)
         text = f"{int(np.median(row['updates'])):,}\nupdates"
         axis.annotate(text, (x, max(row["test_mse"])), xytext=(0, 6), textcoords="offset points", fontsize=7.5, ha="center")
-    for index, (name, mse) in enumerate(results["baselines"].items()):
-        if name != "last value":
-            axis.axhline(mse, color=style.GREY, lw=1.2, ls=style.LINES[2 + index % 2], label=name)
+    linear = {name: mse for name, mse in results["baselines"].items() if name != "last value"}
+    for index, (name, mse) in enumerate(linear.items()):
+        axis.axhline(mse, color=style.GREY, lw=1.2, ls=style.LINES[2 + index % 2], label=name)
     axis.set_xticks(
         range(len(rows)),
         ["full" if row["full"] else f"{row['k1']},\n{row['k2']}" for row in rows],
         fontsize=9,
     )
     axis.set(xlabel="k1, k2 (steps)", ylabel="test MSE (standardised)")
-    axis.set_ylim(0, 1.2 * max(max(row["test_mse"]) for row in rows))
+    axis.set_ylim(0, 1.2 * max(*linear.values(), *(max(row["test_mse"]) for row in rows)))
     axis.set_title("Error at equal seconds (bar: median over seeds)")
-    axis.legend(fontsize=8, loc="upper left")
+    axis.legend(fontsize=8, loc="lower left")
 
 
 def _curves(axis: Any, curves: dict[str, Any]) -> None:
