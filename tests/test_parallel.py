@@ -183,6 +183,22 @@ def test_a_cpu_is_split_before_jax_starts_or_not_at_all():
     assert run.stdout.split() == [cores, cores], run.stderr
 
 
+def test_many_updates_under_way_do_not_lock_each_other():
+    """As many devices as cores, and nobody who looks at a number between 800 updates. Left to themselves they locked, 3 times
+    of 3; XLA ends such a process after 40 seconds."""
+    program = """
+import tbptt; tbptt.split_cpu(2)
+from benchmarks.systems import ours, work
+case = work.Case("", 100, 50, 32, 32, 128)
+form = ours.forms_on_cores(case, work.draw_weights(case), work.draw_data(case))["per chunk"]
+for _ in range(8):
+    form.block(form.epoch(form.begin()))
+print("done")
+"""
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    assert run.stdout == "done\n", run.stderr[-2000:]
+
+
 def test_lanes_that_cannot_be_dealt_out_are_refused(one):
     assert one["refused"] == [
         "B lanes must be a multiple of the devices; got B=12 lanes on 8 devices. Take B=8 or 16, or devices=6",

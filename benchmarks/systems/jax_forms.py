@@ -40,6 +40,17 @@ def features(inputs: Any, case: Any, dtype: Any) -> Any:
     return jax.nn.one_hot(inputs, case.D, dtype=dtype) if case.symbols else inputs
 
 
+def jit_and_wait(step: Step) -> Any:
+    """Jits a step whose devices are CPU cores, and ends each call when it is done: several under way can block all."""
+    jitted: Any = jax.jit(step)
+
+    def run(state: Any, chunk: Any) -> Any:
+        return jax.block_until_ready(jitted(state, chunk))
+
+    setattr(run, "lower", jitted.lower)  # noqa: B010, an attribute that a checker of types does not know
+    return run
+
+
 def compiling(jitted: Any, *args: Any) -> Callable[[], tuple[float, int]]:
     """Makes `Form.compile` of a jitted function for its arguments."""
 

@@ -50,7 +50,7 @@ def forms_on_cores(case: Case, weights: Weights, data: Data) -> dict[str, Form]:
         jax.device_put(carry, NamedSharding(mesh, lanes)),
     )
     dealt = jax.device_put(jax.tree.map(jnp.asarray, data), NamedSharding(mesh, PartitionSpec(None, None, "lanes")))
-    return jax_forms.both_forms(step, state, dealt)
+    return jax_forms.both_forms(step, state, dealt, jit=jax_forms.jit_and_wait)
 
 
 def begin(case: Case, weights: Weights) -> Any:

@@ -135,8 +135,18 @@ def make_parallel_step(step: Callable[[State, Batch], tuple[State, Any]], state:
         out_shardings=(shardings, everywhere),
         donate_argnums=0,
     )
-    if jax.process_count() == 1 or jax.default_backend() != "cpu":
+    if mesh.size == 1 or jax.default_backend() != "cpu":
         return run
-    # Collectives of CPU processes (gloo, jax 0.10.2) can wait for each other for ever when several updates are under way
-    # and there are few cores: seen with 2 processes of 2 devices on 2 cores. On a CPU waiting costs next to nothing.
-    return lambda state, batch: jax.block_until_ready(run(state, batch))
+    return _waiting(run)
+
+
+def _waiting(run: Any) -> Callable[..., Any]:
+    """Ends each call when its update has ended. CPU devices that wait for each other hold threads that the others need, and
+    with several updates under way they can wait for ever: seen with 2 devices on 2 cores, in one process and in two (jax
+    0.10.2). On a CPU this costs next to nothing."""
+
+    def step(state: Any, batch: Batch) -> Any:
+        return jax.block_until_ready(run(state, batch))
+
+    setattr(step, "lower", run.lower)  # noqa: B010, as of any jitted function: what it compiles to can be looked at
+    return step
