@@ -184,8 +184,8 @@ def test_a_cpu_is_split_before_jax_starts_or_not_at_all():
 
 
 def test_many_updates_under_way_do_not_lock_each_other():
-    """As many devices as cores, and nobody who looks at a number between 800 updates. Left to themselves they locked, 3 times
-    of 3; XLA ends such a process after 40 seconds."""
+    """As many devices as cores, and nobody who looks at a number between 800 updates. Left to themselves they locked, three
+    times of three; XLA ends such a process after 40 seconds."""
     program = """
 import tbptt; tbptt.split_cpu(2)
 from benchmarks.systems import ours, work

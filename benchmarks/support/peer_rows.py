@@ -74,7 +74,7 @@ def targets(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             made.append(_speed(name, all_ours, "the fastest JAX peer", jax_peers, to_jax))
             made.append(_speed(name, all_ours, TORCH, [row for row in here if row["system"] == TORCH], to_torch))
         if name == FULL_GRADIENT:
-            made.append(_speed(name, all_ours, TEXTBOOK, textbook, 1.8))
+            made.append(_speed(name, all_ours, TEXTBOOK, [r for r in jax_peers if r["system"].startswith(TEXTBOOK)], 1.8))
             made.append(_share(name, "times the temporary bytes", "temp_bytes", ours.get(BEST), textbook, 0.5))
         made.append(_share(name, "times the compile time", "compile_seconds", ours.get(PER_CHUNK), textbook, 1.5))
     return made
