@@ -258,6 +258,24 @@ def test_a_pipe_and_a_dull_terminal_get_lines_a_terminal_a_bar():
     os.close(master)
 
 
+def test_lines_written_together_share_the_time_that_they_took_together(tmp_path, monkeypatch):
+    """70 updates in 35 s, fetched at once: both lines that they end have the rate 2; scoring is nobody's time."""
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    with RunLog(tmp_path, every=50, steps_per_update=3, calm=1e9, console=silent()) as log:
+        now[0] = 35.0
+        log.update(metrics(0, 70))
+        log.flush()
+        now[0] = 1000.0  # a score is computed
+        log.valid(mse=0.5)
+        now[0] = 1012.0  # 60 updates in 12 s
+        log.update(metrics(70, N))
+    rows = [row for row in read_rows(tmp_path / "metrics.jsonl") if row["kind"] == "train"]
+    assert [(row["updates"], row["steps_per_second"]) for row in rows] == [
+        (50, pytest.approx(6)), (20, pytest.approx(6)), (30, pytest.approx(15)), (30, pytest.approx(15))
+    ]  # fmt: skip
+
+
 def test_plain_lines_come_at_a_calm_rate(monkeypatch):
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])

@@ -119,6 +119,7 @@ def _rescue(state: TrainState, position: int, log: RunLog, checkpoints: Checkpoi
 
 def _validated(plan: Plan, state: TrainState, log: RunLog) -> float | None:
     """Scores the state; returns what is to be small: the metric, or of an accuracy what is missing from 1."""
+    log.flush()  # ahead of the scoring, whose time is not that of the updates
     numbers = plan.score(state)
     log.valid(**numbers)
     return lower_is_better(numbers)

@@ -96,7 +96,8 @@ class RunLog:
         self._pending: list[tuple[Metrics, dict[str, Any]]] = []
         self._line, self._last, self._valid = MetricLine(), {}, None
         self._seen = health.seen_in(kept)
-        self._began = self._looked = self._lined = time.monotonic()
+        self._began = self._looked = time.monotonic()
+        self._line_seconds = 0.0
         self._pace = Pace(total, seconds)
         self._view = make_view(console, calm)
 
@@ -145,24 +146,26 @@ class RunLog:
     def _look(self) -> None:
         """Fetches what the device has computed, watches every update, and shows where the run is."""
         fetched, self._pending = jax.device_get(self._pending), []
-        for metrics, extra in fetched:
-            for update in updates_of(metrics, extra):
-                self._step += 1
-                self._line.add(update)
-                self._seen, finding = health.watch(self._seen, update.loss, update.grad_norm, update.non_finite)
-                if finding is not None:
-                    self.warn(finding.kind, finding.message, health.advice(finding.kind, self._settings))
-                if self._step % self._every == 0:
-                    self._write_line()
-        self._looked = time.monotonic()
+        known = [update for metrics, extra in fetched for update in updates_of(metrics, extra)]
+        # Only here is it known that they are computed: when each of them was, is not, so they share the time alike.
+        now = time.monotonic()
+        each, self._looked = (now - self._looked) / max(len(known), 1), now
+        for update in known:
+            self._step += 1
+            self._line.add(update)
+            self._line_seconds += each
+            self._seen, finding = health.watch(self._seen, update.loss, update.grad_norm, update.non_finite)
+            if finding is not None:
+                self.warn(finding.kind, finding.message, health.advice(finding.kind, self._settings))
+            if self._step % self._every == 0:
+                self._write_line()
         if fetched:
             self._pace.mark(self._step)
             self._view.show(self._status())
 
     def _write_line(self) -> None:
-        now = time.monotonic()
-        rate = self._line.updates / max(now - self._lined, 1e-9)
-        self._last, self._line, self._lined = self._line.numbers(), MetricLine(), now
+        rate = self._line.updates / max(self._line_seconds, 1e-9)
+        self._last, self._line, self._line_seconds = self._line.numbers(), MetricLine(), 0.0
         self._write("train", {**self._last, "steps_per_second": rate * (self._per_update or 1)})
 
     def _write(self, kind: str, values: Mapping[str, Any]) -> None:
