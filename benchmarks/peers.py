@@ -1,6 +1,7 @@
 """The same training work in every peer: how many times faster is ours?
 
-    python -m benchmarks.peers [--quick] [--out FILE]      about 40 minutes on two idle cores; --quick: 1.5 minutes
+    python -m benchmarks.peers [--quick] [--out FILE]      six of the eight cases take 11 minutes on two cores with
+                                                           --repeats 4 --compiles 1
     python -m benchmarks.peers --cases characters --systems tbptt PyTorch
 
 One LSTM layer and a linear readout, clip 1.0 and Adam after every chunk of k steps, carry handed on, float32; N chunks are

@@ -1,6 +1,6 @@
 """The lecture's own case: 65,536 steps of a pulse in ONE unbroken sequence, by full BPTT and by TBPTT.
 
-    python -m experiments.pulse_65k            about 6 minutes on two cores
+    python -m experiments.pulse_65k            about 4 minutes on two cores
     python -m experiments.pulse_65k --quick    under 60 seconds, too short to conclude from
 
 One lane, 8.5 minutes of the sensor at 128 Hz, forecast 32 steps ahead by an LSTM. First the cost of one full gradient:

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 import tbptt
+from experiments.support.dropout_readout import DropoutDense
 from tbptt.data import Alphabet
 
 STEP_LOSS = optax.softmax_cross_entropy_with_integer_labels
@@ -30,17 +31,6 @@ class Embedded(nn.Module):
         return nn.Dropout(self.rate, deterministic=False)(nn.Embed(self.symbols, self.size)(x))
 
 
-class Logits(nn.Module):
-    """Logits of the next symbol, from the highest layer's output with dropout."""
-
-    symbols: int
-    rate: float = 0.0
-
-    @nn.compact
-    def __call__(self, y: jax.Array) -> jax.Array:
-        return nn.Dense(self.symbols)(nn.Dropout(self.rate, deterministic=False)(y))
-
-
 class Model(NamedTuple):
     """A stack of LSTMs with flax modules around it; `rate` is the dropout's, in training alone."""
 
@@ -50,7 +40,7 @@ class Model(NamedTuple):
 
     def modules(self, rate: float) -> tuple[nn.Module, nn.Module]:
         """Returns embedding and readout; their parameters are the same for every rate."""
-        return Embedded(self.symbols, self.cell.input_dim, rate), Logits(self.symbols, rate)
+        return Embedded(self.symbols, self.cell.input_dim, rate), DropoutDense(self.symbols, rate)
 
 
 def make_model(symbols: int, layers: int, hidden: int, embedded: int, rate: float) -> Model:

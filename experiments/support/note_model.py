@@ -4,28 +4,17 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 import tbptt
+from experiments.support.dropout_readout import DropoutDense
 from experiments.support.note_baselines import previous
 from tbptt.data import pack
 
 LANES = 16
-
-
-class Notes(nn.Module):
-    """Logits of the P notes, from the cell's output with dropout."""
-
-    pitches: int
-    rate: float = 0.0
-
-    @nn.compact
-    def __call__(self, y: jax.Array) -> jax.Array:
-        return nn.Dense(self.pitches)(nn.Dropout(self.rate, deterministic=False)(y))
 
 
 class Trained(NamedTuple):
@@ -71,7 +60,7 @@ def train(
       keys: `[seeds]`, one run each; the order of the pieces is the same for all.
       report: called as (passes done, training nll, validation nll) after each.
     """
-    loss_fn = tbptt.stochastic_loss(cell, Notes(cell.input_dim, rate), step_nll)
+    loss_fn = tbptt.stochastic_loss(cell, DropoutDense(cell.input_dim, rate), step_nll)
     estimator = tbptt.truncated_bptt(loss_fn, k, k)
     example = packed(train_rolls, chunk)
     updates = passes * (example.inputs.shape[0] // chunk)
@@ -79,7 +68,7 @@ def train(
     carry, epoch = cell.initial_carry((LANES,)), tbptt.make_train_epoch(estimator, optimizer, chunk)
 
     def start(key: jax.Array) -> tbptt.TrainState:
-        params = tbptt.init_params(key, cell, Notes(cell.input_dim))
+        params = tbptt.init_params(key, cell, DropoutDense(cell.input_dim))
         return tbptt.init_state(estimator, optimizer, params, carry, tbptt.with_seeds(key, example))
 
     @functools.partial(jax.jit, donate_argnums=0)
@@ -117,7 +106,7 @@ def better(a: Any, a_nll: jax.Array, b: Any, b_nll: jax.Array) -> tuple[Any, jax
 
 def scorer(cell: tbptt.LSTM) -> Callable[[Any, tbptt.Batch], jax.Array]:
     """Makes `(params [seeds], packed pieces) -> nll [seeds]`, in nats a step."""
-    loss_fn = tbptt.sequence_loss(cell, Notes(cell.input_dim), step_nll)
+    loss_fn = tbptt.sequence_loss(cell, DropoutDense(cell.input_dim), step_nll)
 
     @jax.jit
     @functools.partial(jax.vmap, in_axes=(0, None))
@@ -136,7 +125,7 @@ def generate(cell: tbptt.LSTM, params: Any, T: int, key: jax.Array) -> np.ndarra
         def step(state: Any, key: jax.Array) -> tuple[Any, jax.Array]:
             carry, notes = state
             batch = tbptt.Batch(notes[None, None], None)
-            carry, logits = tbptt.predict(cell, Notes(cell.input_dim), params, carry, batch)
+            carry, logits = tbptt.predict(cell, DropoutDense(cell.input_dim), params, carry, batch)
             drawn = jax.random.bernoulli(key, jax.nn.sigmoid(logits[0, 0]))
             return (carry, drawn.astype(notes.dtype)), drawn
 

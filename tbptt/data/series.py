@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from tbptt.data.csv_table import read_csv
+from tbptt.data.files import check_file
 
 # What numpy raises at a .npy header that is truncated or foreign, besides refusing pickled objects.
 _UNREADABLE = (ValueError, EOFError, OSError, SyntaxError)
@@ -62,10 +63,7 @@ def load_series(path: str | os.PathLike[str], columns: Sequence[str] | None = No
             f"cannot tell what {path} is: its suffix must be one of {', '.join(readers)}; got {path.suffix!r}. Convert "
             "the file first"
         )
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; load_series wants one file in it")
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file {path} (looked in the folder {path.absolute().parent})")
+    check_file(path, "load_series wants one file")
     values, names = readers[path.suffix.lower()](path, columns)
     _check_finite(values, names, str(path))
     return Recording(values, names, 1.0, str(path))

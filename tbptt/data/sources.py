@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Num
 
 from tbptt.data.bad_samples import refuse_bad
+from tbptt.data.files import check_file
 from tbptt.data.table import Table
 from tbptt.data.table_csv import open_csv
 from tbptt.data.table_npy import open_npy
@@ -150,8 +151,5 @@ def _open(path: Path, columns: Sequence[str] | None) -> Table:
             f"cannot tell what {path} is: its suffix must be one of {', '.join(OPENERS)}; got {path.suffix!r}. Convert it "
             "first, or read text with open_text"
         )
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; open_source wants the files in it")
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file {path} (looked in the folder {path.absolute().parent})")
+    check_file(path, "open_source wants the files")
     return OPENERS[suffix](path, columns)

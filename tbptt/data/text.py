@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from tbptt.data.bad_samples import BadSample
+from tbptt.data.files import check_file
 from tbptt.data.sources import Files, Source
 from tbptt.data.table import Table
 from tbptt.data.watched import SourceChanged, watch
@@ -81,10 +82,7 @@ def count_symbols(source: Source, block: int = 1 << 20) -> Vocabulary:
 
 
 def _open(path: Path) -> Table:
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; open_text wants the files in it")
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file {path} (looked in the folder {path.absolute().parent})")
+    check_file(path, "open_text wants the files")
     watched = watch(path)
     if watched.size == 0:
         raise ValueError(f"{path} is empty; wanted text")
