@@ -1,36 +1,37 @@
 """Adaptive truncation on the copy task: a window too short stays on a plateau, a tolerance finds a window that is not.
 
-    python -m experiments.adaptive_copy            about 4 minutes on two cores
-    python -m experiments.adaptive_copy --quick    under 2 minutes: one seed, fewer rows and updates
+    python -m experiments.adaptive_copy            MINUTES
+    python -m experiments.adaptive_copy --quick    under 2 minutes: one seed, fewer rows
 
 Aicher, Foti and Fox (UAI 2019), copy with fixed lag 10: fixed windows TBPTT(K, 2K - 1), K = 5 stays near a test perplexity
-of 1.65, K >= 10 falls below 1.1; windows chosen by a tolerance delta of .9, .5, .1 end near 1.02 to 1.03. Theirs were 210
-epochs of 4,000 steps with a window K that sets the update period too; here all runs make 4,800 updates (at K = 10 a 17th
-of theirs), the period of the adaptive runs is fixed (k1 = 10), and k2 is chosen. Expected: the same order, both plateaus,
-and a chosen window that grows as the task is learnt. Not reached: the height of K = 5's plateau. Here it is 1.85, what a
-network has that remembers nothing (1.87), and it was 1.85 after 1,400 passes (one run). K = 20 ends at 1.19 with seed 0.
+of 1.65, K >= 10 falls below 1.1; windows chosen by a tolerance delta of .9, .5, .1 end near 1.02 to 1.03.
+
+Who knows the position and remembers nothing has a perplexity of 4^(9/20) = 1.87 on this task, so what does K = 5 remember?
+Nothing: the published program's streams end in repeated beginnings of periods (support/published_copy.py), where less is
+asked, and 1.64 to 1.71 is what such a network has on THEM. So all rows are trained and tested on streams drawn like that,
+to stand beside the published numbers, and tested once more on a stream without the repeats.
+
+Theirs were 210 epochs of 4,000 steps with a window K that sets the update period too; here all runs make 4,000 updates (at
+K = 10 a 20th of theirs), the period of the adaptive runs is fixed (k1 = 10), and k2 is chosen.
 """
 
 import dataclasses
+import functools
 import math
 import time
 from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 import tbptt
 from experiments.support import program
+from experiments.support.asked_window import make_look
 from experiments.support.console import console
 from experiments.support.copy_figure import draw as draw
-from tbptt.data import copy_stream
+from experiments.support.copy_training import LAG, LOOK, NOTHING, PASS, Task, make_trainer
+from experiments.support.jobs import on_all_devices
 
-LAG, PASS, TEST = 10, 480, 1000
-NOTHING = 4 ** ((LAG - 1) / (2 * LAG))  # the perplexity of a network that knows the position and remembers nothing
-LOOK = 4  # passes between two tests
 K1, WINDOWS, LAGS = 10, (10, 15, 20, 30, 50), 50
 
 
@@ -38,11 +39,13 @@ K1, WINDOWS, LAGS = 10, (10, 15, 20, 30, 50), 50
 class Config(program.Common):
     """Perplexity on the copy task for fixed windows and for windows chosen by a tolerance."""
 
+    quick: bool = False
+    """one seed, fewer rows, under 2 minutes; the summary says so"""
     fixed: tuple[int, ...] = (5, 10, 15, 20, 30)
     """K of TBPTT(K, 2K - 1), divisors of 480"""
     deltas: tuple[float, ...] = (0.9, 0.5, 0.1)
     """tolerances: relative bias"""
-    updates: int = 4800
+    updates: int = 4000
     """updates of every run, rounded up to whole passes of 480 steps (a multiple of 4)"""
     seeds: int = 1
     """runs of every row; the median is reported"""
@@ -50,57 +53,8 @@ class Config(program.Common):
     """sequences side by side"""
     hidden: int = 50
     """units in each of two LSTM layers"""
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """The model and its data."""
-
-    cell: Any
-    readout: nn.Module
-    loss_fn: tbptt.LossFn
-    train: tbptt.Batch
-    test: tbptt.Batch
-
-
-def make_task(config: Config, seed: int) -> Task:
-    """Draws a training stream and a test stream."""
-    cell = tbptt.Stack((tbptt.LSTM(6, config.hidden), tbptt.LSTM(config.hidden, config.hidden)))
-    readout = nn.Dense(6)
-    loss_fn = tbptt.sequence_loss(cell, readout, optax.softmax_cross_entropy_with_integer_labels)
-    key_train, key_test = jax.random.split(jax.random.key(1000 + seed))
-    train = copy_stream(key_train, 8 * PASS, config.lanes, LAG)
-    return Task(cell, readout, loss_fn, train, copy_stream(key_test, TEST, config.lanes, LAG))
-
-
-def perplexity(task: Task) -> Any:
-    """Makes the jitted test: exp of the mean loss over all steps of the test stream."""
-
-    def test(params: Any) -> jax.Array:
-        loss_sum, _ = task.loss_fn(params, task.cell.initial_carry(task.test.targets.shape[1:]), task.test)
-        return jnp.exp(loss_sum / task.test.targets.size)
-
-    return jax.jit(test)
-
-
-def train(task: Task, estimator: tbptt.Estimator, k1: int, count: int, seed: int) -> tuple[list[float], list[Any]]:
-    """Trains by SGD with rate sqrt(k1) and weight decay 1e-5, as published, and clip 1 (the published code: 1 / k1).
-
-    Returns perplexities every LOOK passes, and infos by pass."""
-    optimizer = optax.chain(optax.add_decayed_weights(1e-5), optax.clip_by_global_norm(1.0), optax.sgd(math.sqrt(k1)))
-    carry = task.cell.initial_carry(task.train.targets.shape[1:])
-    params = tbptt.init_params(jax.random.key(seed), task.cell, task.readout)
-    pieces = [jax.tree.map(lambda a, i=i: a[i * PASS : (i + 1) * PASS], task.train) for i in range(8)]
-    example = jax.tree.map(lambda a: a[:k1], pieces[0])
-    state = tbptt.init_state(estimator, optimizer, params, carry, example)
-    epoch, test = tbptt.make_train_epoch(estimator, optimizer, k1), perplexity(task)
-    seen, infos = [], []
-    for index in range(count):
-        state, metrics = epoch(state, pieces[index % len(pieces)])
-        if (index + 1) % LOOK == 0:
-            seen.append(float(test(state.params)))
-        infos.append(jax.tree.map(np.asarray, metrics.info))
-    return seen, infos
+    clip: float = 0.3
+    """largest norm of an update's gradient; the published program divides 1 by K, too slow for 4,000 updates"""
 
 
 def passes(config: Config, k1: int) -> int:
@@ -111,20 +65,36 @@ def passes(config: Config, k1: int) -> int:
 def one_row(config: Config, name: str, k1: int, make: Any, of: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Runs all seeds of one row: (row, what is drawn, of the first seed)."""
     begin = time.perf_counter()
-    finals, chosen, first = [], [], {}
+    task = Task(config.hidden, config.lanes)
+    train = make_trainer(task, make(task.loss_fn), k1, passes(config, k1), config.clip)
+    finals, chosen, nothing, first = [], [], [], {}
     for seed in range(config.seed, config.seed + config.seeds):
-        task = make_task(config, seed)
-        seen, infos = train(task, make(task.loss_fn), k1, passes(config, k1), seed)
+        stream, (test, known), clean = task.data(seed)
+        looks: list[Any] = []
+        look = looker(task, clean, config.deltas, looks) if k1 == K1 and "k" in of and not first else no_look
+        seen, infos = train(seed, stream, (test, clean), look)
         windows = [float(np.mean(info.k2)) for info in infos] if hasattr(infos[0], "k2") else None
         if windows:
             tell_of_choices(infos, of["delta"])
-        finals.append(float(np.median(seen[-5:])))
+        finals.append(np.median(seen[-5:], axis=0).tolist())
+        nothing.append(known)
         chosen.append(float(np.median(windows[-5:])) if windows else float(2 * k1 - 1))
-        first = first or {"name": name, "perplexity": seen, "windows": windows, "grown": growth(infos) if windows else None}
-    row = of | {"perplexity": float(np.median(finals)), "chosen_k": float(np.median(chosen)), "k1": k1}
-    row |= {"perplexities": finals, "passes": passes(config, k1), "seconds": round(time.perf_counter() - begin, 1)}
-    console.print(f"{name:12} perplexity {row['perplexity']:.3f}  k2 {row['chosen_k']:.0f}  {row['seconds']} s")
+        curve = {"perplexity": seen[:, 0].tolist(), "nothing": known}
+        first = first or {"name": name, **curve, "windows": windows, "asked": looks}
+    row = of | {"perplexity": median_of(finals, 0), "perplexity_without_repeats": median_of(finals, 1)}
+    row |= {"nothing": float(np.median(nothing)), "chosen_k": float(np.median(chosen)), "k1": k1}
+    row |= {"perplexities": [final[0] for final in finals], "chosen": chosen, "passes": passes(config, k1)}
+    row |= {"seconds": round(time.perf_counter() - begin, 1)}
+    console.print(
+        f"{name:12} perplexity {row['perplexity']:.3f} ({row['perplexity_without_repeats']:.3f} without repeats)  "
+        f"k2 {row['chosen_k']:.0f}  {row['seconds']} s"
+    )
     return row, first
+
+
+def median_of(finals: list[list[float]], test: int) -> float:
+    """The median over seeds, of one of the test streams."""
+    return float(np.median([final[test] for final in finals]))
 
 
 def tell_of_choices(infos: list[Any], delta: float) -> None:
@@ -135,61 +105,86 @@ def tell_of_choices(infos: list[Any], delta: float) -> None:
     console.print(f"{tbptt.explain_choice(last, WINDOWS, delta)}; {loose:.0%} of all updates had no bound below delta")
 
 
-def growth(infos: list[Any]) -> tuple[float, float]:
-    """The window of the first estimate, after a few updates, and the median of the last fifth of all passes."""
-    early = infos[0]
-    late = [float(np.mean(info.k2)) for info in infos[-max(1, len(infos) // 5) :]]
-    return float(early.next_k2[np.argmax(early.measured)]), float(np.median(late))
+def no_look(passes: int, params: Any) -> None:
+    """Looks at nothing."""
+
+
+def looker(task: Task, stream: tbptt.Batch, deltas: tuple[float, ...], looks: list[Any]):
+    """Makes a `look` that notes `[passes, [the window that each of deltas asks for]]`."""
+    windows_of = make_look(task.loss_fn, task.cell.initial_carry(stream.targets.shape[1:]), stream, K1, deltas)
+    return lambda passes, params: looks.append([passes, windows_of(params)])
 
 
 def measure(config: Config) -> dict[str, Any]:
-    """Trains all rows."""
+    """Trains all rows, a row a device at a time."""
     if config.quick:
-        config = dataclasses.replace(config, fixed=(5, 10), deltas=(0.5,), updates=min(config.updates, 3840), seeds=1)
-    rows, curves = [], []
-    for k in config.fixed:
-        row, curve = one_row(
-            config, f"K = {k}", k, lambda loss_fn, k=k: tbptt.truncated_bptt(loss_fn, k, 2 * k - 1), {"k": k}
-        )
-        rows.append(row)
-        curves.append(curve)
-    for delta in config.deltas:
+        config = dataclasses.replace(config, fixed=(5, 10), deltas=(0.5,), updates=min(config.updates, 2400), seeds=1)
 
-        def make(loss_fn: tbptt.LossFn, delta: float = delta) -> tbptt.Estimator:
-            return tbptt.adaptive_bptt(loss_fn, K1, WINDOWS, delta, lags=LAGS, losses=4, every=24)
+    def fixed(k: int) -> Any:
+        return one_row(config, f"K = {k}", k, lambda loss_fn: tbptt.truncated_bptt(loss_fn, k, 2 * k - 1), {"k": k})
 
-        row, curve = one_row(config, f"delta = {delta}", K1, make, {"delta": delta})
-        rows.append(row)
-        curves.append(curve)
-    by_k = {row["k"]: row["perplexity"] for row in rows if "k" in row}
-    longer = [p for k, p in by_k.items() if k >= LAG]
-    adaptive = [row["perplexity"] for row in rows if "delta" in row]
-    grown = {curve["name"]: curve["grown"] for curve in curves if curve["windows"]}
+    def chosen(delta: float) -> Any:
+        def make(loss_fn: tbptt.LossFn) -> tbptt.Estimator:
+            return tbptt.adaptive_bptt(loss_fn, K1, WINDOWS, delta, lags=LAGS, losses=8, every=12, smoothing=0.5)
+
+        return one_row(config, f"delta = {delta}", K1, make, {"delta": delta})
+
+    # The longest jobs first, so that no device is left with one of them at the end.
+    jobs = [functools.partial(chosen, delta) for delta in config.deltas]
+    jobs += [functools.partial(fixed, k) for k in sorted(config.fixed, reverse=True)]
+    found = on_all_devices(jobs)
+    rows, curves = ([pair[part] for pair in sorted(found, key=lambda pair: order(pair[0]))] for part in (0, 1))
     return {
-        "task": {"lag": LAG, "pass": PASS, "look": LOOK, "nothing": NOTHING},
+        "task": {"lag": LAG, "pass": PASS, "look": LOOK, "deltas": config.deltas},
         "curves": curves,
         "results": {"rows": rows},
-        "claims": [
-            program.claim(1, "K = 5: the plateau (published 1.65)", by_k[5], "1.4 to 1.8", 1.4 < by_k[5] < 1.8),
-            program.claim(2, "K >= 10: worst perplexity", max(longer), "below 1.1", max(longer) < 1.1),
-            program.claim(3, "delta: worst perplexity", max(adaptive), "below 1.1", max(adaptive) < 1.1),
-            program.claim(
-                4,
-                "k2 chosen by the first estimate, before anything is learnt, and at the end",
-                "; ".join(f"{name}: {a:.0f}, {b:.0f}" for name, (a, b) in grown.items()),
-                "it grows, with every delta",
-                all(b > a for a, b in grown.values()),
-            ),
-            program.claim(
-                5,
-                "K = 5 against the worst of all others (the order of the plateaus)",
-                f"{by_k[5]:.3f}; {max(longer + adaptive):.3f}",
-                "further from 1 by more than 5 times",
-                by_k[5] - 1 > 5 * (max(longer + adaptive) - 1),
-            ),
-        ],
+        "claims": claims(rows, curves, config.deltas),
     }
 
 
+def order(row: dict[str, Any]) -> tuple[bool, float]:
+    """Fixed windows from the shortest on, then tolerances from the largest on."""
+    return ("delta" in row, -row["delta"] if "delta" in row else row["k"])
+
+
+def claims(rows: list[dict[str, Any]], curves: list[dict[str, Any]], deltas: tuple[float, ...]) -> list[dict[str, Any]]:
+    """What was published, beside what came."""
+    by_k = {row["k"]: row["perplexity"] for row in rows if "k" in row}
+    longer = [p for k, p in by_k.items() if k >= LAG]
+    adaptive = [row["perplexity"] for row in rows if "delta" in row]
+    asked = dict(next(curve["asked"] for curve in curves if curve["asked"]))
+    grown = list(zip(deltas, asked[0], asked[1], asked[max(asked)], strict=True))
+    short = next(row for row in rows if row.get("k") == 5)
+    clean = short["perplexity_without_repeats"]
+    return [
+        program.claim(1, "K = 5: the plateau (published 1.65)", by_k[5], "1.4 to 1.8", 1.4 < by_k[5] < 1.8),
+        program.claim(2, "K >= 10: worst perplexity", max(longer), "below 1.1", max(longer) < 1.1),
+        program.claim(3, "delta: worst perplexity", max(adaptive), "below 1.1", max(adaptive) < 1.1),
+        program.claim(
+            4,
+            "k2 that a tolerance asks for, of the network of K = 10: untrained; after one pass, when it knows little more "
+            "than how frequent symbols are; at the end",
+            "; ".join(f"delta = {delta}: {before}, {early}, {late}" for delta, before, early, late in grown),
+            "it grows as the task is learnt, from the first pass on, with every delta",
+            all(late > early for _, _, early, late in grown),
+        ),
+        program.claim(
+            5,
+            "K = 5 against the worst of all others (the order of the plateaus)",
+            f"{by_k[5]:.3f}; {max(longer + adaptive):.3f}",
+            "further from 1 by more than 5 times",
+            by_k[5] - 1 > 5 * (max(longer + adaptive) - 1),
+        ),
+        program.claim(
+            6,
+            "K = 5 remembers nothing: its perplexity, and without the repeats of the published streams",
+            f"{by_k[5]:.3f}; {clean:.3f}",
+            f"{short['nothing']:.3f}; {NOTHING:.3f}, within 5 %",
+            abs(by_k[5] / short["nothing"] - 1) < 0.05 and abs(clean / NOTHING - 1) < 0.05,
+        ),
+    ]
+
+
 if __name__ == "__main__":
+    tbptt.split_cpu()
     program.run(__file__)

@@ -1,6 +1,7 @@
 """Races, linear forecasts, digits in time, memory plans: the parts of three experiments, each against what it must be."""
 
 import math
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -10,7 +11,7 @@ import pytest
 
 import tbptt
 from experiments import ecg, pixel_digits, pulse_65k
-from experiments.support import digit_job, linear_forecast
+from experiments.support import digit_job, ecg_data, linear_forecast
 from experiments.support import race as races
 from experiments.support.baselines import ridge_ar
 from experiments.support.forecasting import Model, make_job
@@ -40,6 +41,23 @@ def test_runners_take_turns_until_their_seconds_are_used(monkeypatch):
         [0.05 * (1 + math.cos(math.pi * i / 4)) for i in range(4)]
     )
     assert [t for n, _, t in rates if n == "quick"] == [0, 1, 2, 3]
+
+
+def test_what_a_runner_keeps_is_looked_for_while_the_clock_stands(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(races, "clock", lambda: now[0])
+
+    def advance(state, rate, turn):
+        now[0] += 1.0
+        return state + 1, jnp.asarray(0.0)
+
+    def keep(kept, state):
+        now[0] += 100.0
+        return [*(kept or []), state]
+
+    runners = [Runner("watched", 0, advance, 1, keep), Runner("not", 0, advance, 1)]
+    watched, free = race(runners, 3.0, [1.0, 1.0], lambda *said: None)
+    assert watched.kept == [1, 2, 3] and watched.seconds == 3.0 and free.kept is None and free.updates == 3
 
 
 def test_a_runner_that_diverges_is_named():
@@ -201,10 +219,66 @@ def test_memory_plans_give_the_same_gradient():
 
 def test_all_channels_at_all_horizons_are_the_targets():
     scaled = np.arange(59_040.0)[:, None] + np.array([0.0, 0.5])
-    batch = ecg.all_pairs(scaled, (8, 64))
+    base = np.tile(scaled, (1, 2)) * [1, 0, 0, 0]  # the first channel at the first horizon is forecast: it does not move
+    batch = ecg_data.all_pairs(scaled, scaled, base, (8, 64), 19)
     assert batch.inputs.shape == (2500, 16, 2) and batch.targets.shape == (2500, 16, 4)
-    np.testing.assert_array_equal(batch.targets - batch.inputs[..., :1], np.broadcast_to([8, 8.5, 64, 64.5], (2500, 16, 4)))
-    assert float(batch.weights.sum()) == 40_000 - 64 and float(batch.weights[-64:, -1].sum()) == 0
+    np.testing.assert_array_equal(batch.targets[..., 0], 8)
+    ahead = batch.targets[..., 1:] - batch.inputs[..., :1]
+    np.testing.assert_array_equal(ahead, np.broadcast_to([8.5, 64, 64.5], (2500, 16, 3)))
+    assert float(batch.weights.sum()) == 40_000 - 64 - 19 and float(batch.weights[-64:, -1].sum()) == 0
+    assert float(batch.weights[:19, 0].sum()) == 0
+
+
+def test_what_a_network_sees_are_the_sample_and_its_last_changes_in_their_own_units():
+    x = np.cumsum(np.random.default_rng(0).normal(size=(50_000, 2)), axis=0)
+    seen = ecg_data.recent(x, 3)
+    assert seen.shape == (50_000, 8)
+    np.testing.assert_allclose(seen[:40_000].mean(0), 0, atol=1e-10)
+    np.testing.assert_allclose(seen[:40_000].std(0), 1, rtol=1e-10)
+    change = x[97] - x[100]  # three steps back, the last two columns
+    every = x[np.maximum(np.arange(40_000) - 3, 0)] - x[:40_000]
+    np.testing.assert_allclose(seen[100, -2:], (change - every.mean(0)) / every.std(0), rtol=1e-10)
+    poisoned = x.copy()
+    poisoned[101:] = 0.0  # nothing that comes later is seen, but by the scale
+    later = ecg_data.recent(np.vstack([poisoned[:101], poisoned[:101]]), 3)
+    assert np.corrcoef(later[4:101, -1], seen[4:101, -1])[0, 1] > 1 - 1e-9
+
+
+def test_a_network_that_says_nothing_on_a_ridge_is_not_better():
+    best = {"name": "LSTM on ridge AR(20), TBPTT(20, 20)", "test_mse": [0.77, 0.76, 0.78]}
+    alone = {"name": "LSTM alone, TBPTT(50, 50)", "test_mse": [0.9]}
+    rival = {"reach": 20, "test_mse": 0.7}
+    for errors, reached in (([0.69, 0.6, 0.65], True), ([0.69, 0.6, 0.7], False), ([0.6, 0.6, 0.71], False)):
+        row = ecg.expectation(best | {"test_mse": errors}, alone, rival)
+        assert row["reached"] == reached and "LSTM alone, TBPTT(50, 50), has 0.9000" in row["expected"]
+
+
+def test_the_parameters_that_validate_best_are_kept(key):
+    scaled = np.random.default_rng(0).normal(size=(48_500, 2)) + 1.0
+    model, base = Model(tbptt.MinGRU(2, 3), nn.Dense(4)), np.full((48_500, 4), 0.5)
+    params = jax.tree.map(jnp.zeros_like, tbptt.init_params(key, model.cell, model.readout))
+    keep = ecg_data.make_keep(model, scaled, scaled, base, (8, 64))
+
+    def state(bias: float):
+        readout = {"params": {**params.readout["params"], "bias": jnp.full(4, bias)}}
+        return SimpleNamespace(params=params._replace(readout=readout))
+
+    kept = None
+    for bias in (0.1, 0.5, 0.9):  # 0.5 and the base make the mean, 1
+        kept = keep(kept, state(bias))
+    assert kept is not None and float(kept[1].readout["params"]["bias"][0]) == np.float32(0.5)
+    valid, _ = ecg_data.make_score(model, scaled, scaled, base, (8, 64))(kept[1])
+    assert kept[0] == pytest.approx(valid.mean(), rel=1e-3) == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_ridge_forecasts_with_the_weights_that_it_was_scored_with():
+    x = np.random.default_rng(1).normal(size=(3000, 2))
+    x[4:, 0] += 0.9 * x[:-4, 1]
+    lags, parts = (0, 3), (2000, (2000, 2400), (2400, 3000))
+    found = linear_forecast.ridge_forecast(x, lags, (4,), (1e-6,), *parts)
+    ahead = linear_forecast.predictions(x, lags, found.weights)
+    assert ahead.shape == (3000, 2) and not ahead[:3].any() and ahead[3:].all()
+    np.testing.assert_allclose(np.mean((x[2404:3000] - ahead[2400:2996]) ** 2, axis=0), found.test[0], rtol=1e-12)
 
 
 def test_network_and_ridge_are_scored_on_the_same_origins(key):
@@ -212,7 +286,7 @@ def test_network_and_ridge_are_scored_on_the_same_origins(key):
     model = Model(tbptt.MinGRU(2, 3), nn.Dense(4))
     params = tbptt.init_params(key, model.cell, model.readout)
     params = jax.tree.map(jnp.zeros_like, params)  # forecasts 0 for ever
-    valid, test = ecg.make_score(model, scaled, (8, 64))(params)
+    valid, test = ecg_data.make_score(model, scaled, scaled, np.zeros((48_500, 4)), (8, 64))(params)
     ridge = linear_forecast.ridge_forecast(scaled, (0,), (8, 64), (1e12,), 40_000, (40_000, 48_000), (48_000, 48_500))
     np.testing.assert_allclose(valid, ridge.valid, rtol=1e-3)
     np.testing.assert_allclose(test, ridge.test, rtol=2e-2)  # the ridge knows the mean

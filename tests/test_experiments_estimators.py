@@ -1,11 +1,14 @@
 """Experiments beyond the fixed window: their numbers in small, and pictures from a file of rows."""
 
+import functools
+import threading
+
 import jax
 import numpy as np
 import pytest
 
 from experiments import adaptive_copy, estimator_frontier, influence_balancing, staleness
-from experiments.support import frontier_figure, influence, theorem
+from experiments.support import frontier_figure, influence, jobs, published_copy, theorem
 
 
 @pytest.mark.parametrize(("theta", "said"), [
@@ -63,8 +66,58 @@ def test_the_frontier_is_drawn_from_rows(tmp_path):
 
 
 def test_a_pass_of_the_copy_task_trains(tmp_path):
-    config = adaptive_copy.Config(updates=48, lanes=2, hidden=3)
-    task = adaptive_copy.make_task(config, 0)
+    config = adaptive_copy.Config(updates=48, lanes=2, hidden=3, seeds=2)
     row, curve = adaptive_copy.one_row(config, "K = 40", 40, lambda f: adaptive_copy.tbptt.full_bptt(f), {"k": 40})
     assert len(curve["perplexity"]) == 1 and 1 < row["perplexity"] < 8 and row["chosen_k"] == 79
-    assert task.test.targets.shape == (adaptive_copy.TEST, 2)
+    assert row["perplexity"] == pytest.approx(np.mean(row["perplexities"])) and len(set(row["perplexities"])) == 2
+    assert row["perplexity"] != row["perplexity_without_repeats"] > 1 and 1.5 < row["nothing"] < 1.87
+
+
+def test_the_published_stream_is_its_program_step_by_step(key):
+    T, lanes, memory = 60, 5, 3
+    batch, nothing = published_copy.published_stream(key, T, lanes, memory)
+    seen, asked = np.argmax(np.asarray(batch.inputs), -1), np.asarray(batch.targets)
+    offsets = np.asarray(jax.random.randint(jax.random.split(key)[1], (lanes,), 0, 2 * memory))
+    rows = np.tile(np.arange(T + 2 * memory)[:, None], (1, lanes))
+    for b in range(lanes):
+        for column in range(b + 1):
+            moved = rows[offsets[b] : offsets[b] + T, column].copy()
+            rows[:T, column] = moved
+    position = rows[:T] % (2 * memory)
+    np.testing.assert_array_equal(seen == 1, position == 0)
+    np.testing.assert_array_equal(seen == 0, position >= memory)
+    np.testing.assert_array_equal(asked == 0, position < memory)
+    np.testing.assert_array_equal(asked == 1, position == memory)
+    steps, columns = np.nonzero((position > memory) & (np.arange(T)[:, None] >= memory))
+    inside = rows[steps - memory, columns] == rows[steps, columns] - memory  # no seam between a symbol and its answer
+    np.testing.assert_array_equal(seen[steps - memory, columns][inside], asked[steps, columns][inside])
+    assert 0 < (~inside).sum() + (np.diff(rows[:T], axis=0) != 1).sum()
+    assert nothing == pytest.approx(4 ** np.mean(position > memory))
+    with pytest.raises(ValueError, match=r"T must be a multiple of 2 memory = 6 steps, the period; got T=61"):
+        published_copy.published_stream(key, 61, lanes, memory)
+
+
+def test_who_remembers_nothing_has_the_published_plateau():
+    known = [published_copy.published_stream(jax.random.key(i), 1000, 64, 10)[1] for i in range(4)]
+    assert 1.63 < min(known) and max(known) < 1.73  # published for K = 5: 1.646
+
+
+def test_jobs_run_at_once_and_answer_in_order(monkeypatch):
+    device, used = jax.devices()[0], []
+    monkeypatch.setattr(jax, "local_devices", lambda: [device, device])
+    begun = threading.Barrier(2)
+
+    def job(i: int) -> int:
+        if i < 2:
+            begun.wait(timeout=60)  # passes only if both run at once
+        used.append(jax.config.jax_default_device)
+        return i
+
+    assert jobs.on_all_devices([functools.partial(job, i) for i in range(5)]) == list(range(5))
+    assert used == [device] * 5 and jax.config.jax_default_device is None
+
+    def fails() -> None:
+        raise ValueError("this one")
+
+    with pytest.raises(ValueError, match="this one"):
+        jobs.on_all_devices([fails, lambda: None])

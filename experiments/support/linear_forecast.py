@@ -11,11 +11,17 @@ BLOCK = 4096  # origins at a time: 600 features then take 20 MB
 
 
 class Forecast(NamedTuple):
-    """ridge: the penalty that was best on the validation part; valid, test: mean squared errors there, `[horizons, C]`."""
+    """The forecast whose penalty was best on the validation part.
+
+    ridge: that penalty
+    valid, test: mean squared errors there, `[horizons, C]`
+    weights: w, a row for every lag and column, in the order of the lags, and b; `[lags C + 1, K C]`
+    """
 
     ridge: float
     valid: Float64[np.ndarray, "K C"]
     test: Float64[np.ndarray, "K C"]
+    weights: Float64[np.ndarray, "F KC"]
 
 
 def even_lags(reach: int, most: int) -> list[int]:
@@ -67,10 +73,20 @@ def ridge_forecast(
         weights = scipy.linalg.solve(gram + np.diag(penalty), moment, assume_a="pos")
         scores = [_score(x, lags, horizons, part, weights) for part in (valid, test)]
         if best is None or scores[0].mean() < best.valid.mean():
-            best = Forecast(float(ridge), *scores)
+            best = Forecast(float(ridge), scores[0], scores[1], weights)
     if best is None:
         raise ValueError("ridges must hold at least one penalty; got none")
     return best
+
+
+def predictions(values: np.ndarray, lags: Sequence[int], weights: np.ndarray) -> np.ndarray:
+    """Forecasts from every step, `[T, K C]`; the first max(lags), before which too little is known, are 0."""
+    x, reach = np.asarray(values, np.float64), max(lags) + 1
+    found = np.zeros((len(x), weights.shape[1]))
+    for first in range(reach - 1, len(x), BLOCK):
+        origins = np.arange(first, min(first + BLOCK, len(x)))
+        found[origins] = _features(x, lags, origins) @ weights
+    return found
 
 
 def _score(x: np.ndarray, lags: Sequence[int], horizons: Sequence[int], part: tuple[int, int], weights: np.ndarray):
@@ -86,5 +102,8 @@ def _blocks(x: np.ndarray, lags: Sequence[int], horizons: Sequence[int], start: 
     last = end - max(horizons)
     for first in range(start, last, BLOCK):
         origins = np.arange(first, min(first + BLOCK, last))
-        past = [x[origins - lag] for lag in lags]
-        yield np.hstack([*past, np.ones((len(origins), 1))]), np.hstack([x[origins + h] for h in horizons])
+        yield _features(x, lags, origins), np.hstack([x[origins + h] for h in horizons])
+
+
+def _features(x: np.ndarray, lags: Sequence[int], origins: np.ndarray) -> np.ndarray:
+    return np.hstack([*(x[origins - lag] for lag in lags), np.ones((len(origins), 1))])

@@ -23,12 +23,15 @@ class Runner(NamedTuple):
     state:   where it starts
     advance: (state, learning rate, turn) -> (state, mean loss); compiled already; `updates` of them a turn
     updates: a turn
+    keep:    (what is kept so far, None at first; state) -> what is kept now; looks at the state after every turn, and its
+             seconds do not count
     """
 
     name: str
     state: Any
     advance: Callable[[Any, Any, Any], tuple[Any, Any]]
     updates: int
+    keep: Callable[[Any, Any], Any] | None = None
 
 
 def clock() -> float:
@@ -37,13 +40,15 @@ def clock() -> float:
 
 
 class Outcome(NamedTuple):
-    """What came of it: the last state, updates made, seconds used, and loss by seconds `[turns]` (a mean over seeds)."""
+    """What came of it: the last state, updates made, seconds used, loss by seconds `[turns]` (a mean over seeds), what was
+    kept."""
 
     name: str
     state: Any
     updates: int
     seconds: float
     curve: list[tuple[float, float]]
+    kept: Any = None
 
 
 def race(
@@ -53,6 +58,8 @@ def race(
 
         while somebody has time left:
             for runner in those: rate = lr / 2 (1 + cos(pi used / seconds)); state, loss = advance(state, rate, turn)
+                # the clock stands
+                kept = keep(kept, state)
 
     So every run ends annealed, whatever its speed. A turn that is begun is finished: choose turns short against `seconds`.
 
@@ -68,6 +75,7 @@ def race(
     """
     states, used = [runner.state for runner in runners], [0.0] * len(runners)
     curves: list[list[tuple[float, float]]] = [[] for _ in runners]
+    kept: list[Any] = [None] * len(runners)
     while any(spent < seconds for spent in used):
         for i, runner in enumerate(runners):
             if used[i] >= seconds:
@@ -79,12 +87,13 @@ def race(
             used[i] += clock() - begin
             mean = float(np.mean(np.asarray(loss)))
             curves[i].append((used[i], mean))
+            kept[i] = runner.keep(kept[i], states[i]) if runner.keep else None
             report(runner.name, used[i], mean)
             if not math.isfinite(mean):
                 raise FloatingPointError(f"{runner.name}: the loss became {mean} after {used[i]:.1f} s; lower its --lr")
     return [
-        Outcome(runner.name, state, runner.updates * len(curve), spent, curve)
-        for runner, state, spent, curve in zip(runners, states, used, curves, strict=True)
+        Outcome(runner.name, state, runner.updates * len(curve), spent, curve, best)
+        for runner, state, spent, curve, best in zip(runners, states, used, curves, kept, strict=True)
     ]
 
 

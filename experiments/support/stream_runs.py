@@ -1,6 +1,6 @@
 """Runners that pass over one recording in lanes, an update a chunk: what a race of windows is made of."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,13 +11,21 @@ from experiments.support.race import Runner
 
 
 def make_runners(
-    name: str, model: Model, batch: tbptt.Batch, estimator: tbptt.Estimator, chunk: int, seeds: Sequence[int], clip: float
+    name: str,
+    model: Model,
+    batch: tbptt.Batch,
+    estimator: tbptt.Estimator,
+    chunk: int,
+    seeds: Sequence[int],
+    clip: float,
+    keep: Callable[[Any, tbptt.TrainState], Any] | None = None,
 ) -> tuple[list[Runner], int]:
     """Compiles a pass over the recording once, for all seeds; a turn is a pass, from the initial carry.
 
     Args:
       batch: `[T, lanes, ...]`; chunk: steps an update, must divide T; T is full BPTT.
       seeds: each one's own parameters; they take turns, for one lane is too little work to gain from a `vmap`.
+      keep: as a `Runner` has it.
 
     Returns:
       a runner a seed, and the temporary bytes of one update.
@@ -39,4 +47,7 @@ def make_runners(
     example = jax.tree.map(lambda leaf: leaf[:chunk], batch)
     size = temp_bytes(tbptt.make_train_step, estimator, model, example)
     updates = batch.inputs.shape[0] // chunk
-    return [Runner(f"{name}, seed {seed}", state, turn, updates) for seed, state in zip(seeds, states, strict=True)], size
+    runners = [
+        Runner(f"{name}, seed {seed}", state, turn, updates, keep) for seed, state in zip(seeds, states, strict=True)
+    ]
+    return runners, size
