@@ -22,6 +22,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+VECTORS = {
+    "avx512f": "AVX-512",
+    "avx2": "AVX2",
+    "avx": "AVX",
+    "sse2": "SSE2",
+    "sve": "SVE",
+    "asimd": "NEON",
+}  # widest first
 PACKAGES = (
     "tbptt", "jax", "jaxlib", "flax", "optax", "numpy", "dm-haiku", "equinox", "keras", "torch", "matplotlib"
 )  # fmt: skip
@@ -151,7 +159,8 @@ def environment() -> dict[str, Any]:
     return {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "device": jax.devices()[0].device_kind,
-        "cpu": _cpu_model(),
+        "cpu": _cpu_info("model name") or platform.processor() or platform.machine(),
+        "vectors": _vectors(),
         "cores": os.cpu_count(),
         "cores_for_us": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "nice": os.nice(0) if hasattr(os, "nice") else None,
@@ -169,10 +178,15 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu_model() -> str:
+def _vectors() -> str | None:
+    """The widest vector instructions: processors of one name differ in them, and small products by a factor."""
+    flags = (_cpu_info("flags") or _cpu_info("Features") or "").split()
+    return next((name for flag, name in VECTORS.items() if flag in flags), None)
+
+
+def _cpu_info(field: str) -> str | None:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # not Linux
         lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == field), None)

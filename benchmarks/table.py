@@ -17,13 +17,15 @@ RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
 BEGIN = "<!-- benchmarks: begin; written by python -m benchmarks.table -->"
 END = "<!-- benchmarks: end -->"
-NAMES = ("peers", "full_vs_truncated", "windows_in_parallel", "memory_plan", "precision", "streaming")
+LARGE = "peers_large"  # cases that take long, in a file of their own: perhaps of another machine than the others
+COMMANDS = {LARGE: 'peers --cases "full BPTT T=2000" "B=64 H=512"'}
+NAMES = ("peers", LARGE, "full_vs_truncated", "windows_in_parallel", "memory_plan", "precision", "streaming")
 
 
 def newest(name: str, folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """The result to show of one benchmark, or None."""
     known = []
-    for path in folder.glob(f"{name}_*.json"):
+    for path in folder.glob(f"{name}_cpu_*.json"):
         summary = json.loads(path.read_text())
         if summary.get("environment", {}).get("device") == "cpu":
             known.append((not summary["quick"], summary["environment"]["date"], path, summary))
@@ -47,9 +49,10 @@ def origin(name: str, summary: dict[str, Any]) -> str:
     versions = ", ".join(
         f"{key} {value}" for key, value in machine["versions"].items() if key not in ("jaxlib", "matplotlib")
     )
-    where = f"{machine['date'][:10]}, {machine['cpu']}, {machine['cores']} cores, load {load:.1f} before"
+    cpu = " with ".join(filter(None, (machine["cpu"], machine.get("vectors"))))  # older results do not name the vectors
+    where = f"{machine['date'][:10]}, {cpu}, {machine['cores']} cores, load {load:.1f} before"
     note = f" {summary['note'][0].upper()}{summary['note'][1:]}." if summary.get("note") else ""
-    return f"`python -m benchmarks.{name}`: {where}; {versions}.{quick}{note}"
+    return f"`python -m benchmarks.{COMMANDS.get(name, name)}`: {where}; {versions}.{quick}{note}"
 
 
 def targets(summaries: dict[str, dict[str, Any]]) -> list[str]:
@@ -117,7 +120,7 @@ def markdown(folder: Path) -> tuple[str, list[Path]]:
     found = {name: result for name in NAMES if (result := newest(name, folder))}
     summaries = {name: summary for name, (_, summary) in found.items()}
     parts = [targets(summaries)]
-    makers = {"peers": peers, "full_vs_truncated": lengths, "precision": precision}
+    makers = {"peers": peers, LARGE: peers, "full_vs_truncated": lengths, "precision": precision}
     parts += [maker(summaries[name]) for name, maker in makers.items() if name in summaries]
     parts.append([f"- {origin(name, summary)}" for name, summary in summaries.items()])
     missing = [name for name in NAMES if name not in found]

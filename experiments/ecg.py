@@ -1,6 +1,6 @@
 """A heart's currents, nine channels at 2048 Hz, forecast several steps ahead: does an LSTM beat a linear forecast?
 
-    python -m experiments.ecg            about 4 minutes on two cores
+    python -m experiments.ecg            about 8 minutes on two cores
     python -m experiments.ecg --quick    under 60 seconds, too short to conclude from
 
 28.8 seconds: 40,000 steps to train on, 8,000 to choose by, 11,040 to test with. All nine channels are forecast 8, 16, 32

@@ -319,10 +319,10 @@ def test_results_are_named_by_machine_and_date(tmp_path):
     assert all_of_them.result_file(tmp_path, "gpu", "cpu", date, quick=True).name == "gpu_cpu_2026-11-23_quick.json"
 
 
-def result(folder, file, *, quick=False, date="2026-01-01", device="cpu", ratio=0.5):
+def result(folder, file, *, quick=False, date="2026-01-01", device="cpu", ratio=0.5, **more):
     case = {"name": "B=1 H=64"}
     versions = {"jax": "1.2"}
-    machine = {"device": device, "date": date, "cpu": "C", "cores": 2, "load_before": [0.1], "versions": versions}
+    machine = {"device": device, "date": date, "cpu": "C", "cores": 2, "load_before": [0.1], "versions": versions} | more
     row = {"case": case, "form": "per chunk", "system": "nnx", "ratio": ratio}
     best = row | {"system": "haiku", "ratio": 7.25}
     wanted = program.target("B=1 H=64", "times as fast", "nnx", 3.0, ratio)
@@ -335,16 +335,21 @@ def test_the_readme_table_hides_nothing(tmp_path):
     result(tmp_path, "peers_cpu_2026-02-02_quick.json", quick=True, date="2026-02-02", ratio=9.0)
     result(tmp_path, "peers_cpu_2026-01-02.json", date="2026-01-02")
     result(tmp_path, "peers_cpu_2026-01-01.json", ratio=8.0)
+    result(tmp_path, "peers_large_cpu_2026-02-03.json", date="2026-02-03", ratio=0.25, vectors="AVX2")
     result(tmp_path, "peers_h100_2026-03-03.json", date="2026-03-03", device="NVIDIA H100", ratio=6.0)
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
     for _ in range(2):  # writing it again changes nothing
-        assert table.write(readme, tmp_path) == [tmp_path / "peers_cpu_2026-01-02.json"]  # full before quick, then newest
+        # Full before quick, then newest; the long cases have a file of their own.
+        files = ["peers_cpu_2026-01-02.json", "peers_large_cpu_2026-02-03.json"]
+        assert table.write(readme, tmp_path) == [tmp_path / file for file in files]
         text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
     assert "| B=1 H=64 | nnx | times as fast | at least 3 | 0.5 | **NOT reached** |" in text
     assert "Smallest ratio 0.5 (B=1 H=64, nnx, per chunk), largest 7.25 (B=1 H=64, haiku, per chunk)." in text
     assert "Not compared: PyTorch: torch." in text and "No results yet of: full_vs_truncated" in text
+    assert "Smallest ratio 0.25 (B=1 H=64, nnx, per chunk)" in text and " with AVX2, " in text
+    assert '`python -m benchmarks.peers --cases "full BPTT T=2000" "B=64 H=512"`: 2026-02-03' in text
     readme.write_text("no markers")
     with pytest.raises(ValueError, match="must hold each of these two lines once"):
         table.write(readme, tmp_path)

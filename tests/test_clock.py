@@ -109,7 +109,21 @@ def test_the_environment_says_where_it_ran():
     seen = clock.environment()
     assert seen["cores"] >= seen["cores_for_us"] >= 1 and seen["cpu"] and seen["device"] == "cpu"
     assert seen["versions"]["jax"] == jax.__version__ and seen["date"][:2] == "20" and seen["python"].startswith("3.")
+    assert seen["vectors"] is None or seen["vectors"] in clock.VECTORS.values()
     assert "load_before" in seen and "torch" not in [k for k, v in seen["versions"].items() if v is None]
+
+
+def test_the_widest_vectors_are_named(tmp_path, monkeypatch):
+    cpuinfo = tmp_path / "cpuinfo"
+    monkeypatch.setattr(clock, "Path", lambda name: cpuinfo if name == "/proc/cpuinfo" else None)
+    for flags, said in (("sse2 avx2 avx avx512f", "AVX-512"), ("sse2 avx avx2", "AVX2"), ("fpu", None)):
+        cpuinfo.write_text(
+            f"model name\t: A cpu: of sorts\nvmx flags\t: avx512f\nflags\t\t: {flags}\n\nflags\t\t: avx512f\n"
+        )
+        seen = clock.environment()
+        assert seen["vectors"] == said and seen["cpu"] == "A cpu: of sorts"
+    cpuinfo.unlink()
+    assert clock.environment()["vectors"] is None and clock.environment()["cpu"]
 
 
 def form(hands, begin=1000, epoch=2, wait=3):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from experiments import adaptive_copy, estimator_frontier, influence_balancing, staleness
-from experiments.support import frontier_figure, influence, jobs, published_copy, theorem
+from experiments.support import asked_window, frontier_figure, influence, jobs, published_copy, theorem
+from tbptt import Batch
 
 
 @pytest.mark.parametrize(("theta", "said"), [
@@ -100,6 +101,25 @@ def test_the_published_stream_is_its_program_step_by_step(key):
 def test_who_remembers_nothing_has_the_published_plateau():
     known = [published_copy.published_stream(jax.random.key(i), 1000, 64, 10)[1] for i in range(4)]
     assert 1.63 < min(known) and max(known) < 1.73  # published for K = 5: 1.646
+
+
+def test_the_window_asked_for_is_that_of_the_closed_form():
+    def loss_fn(a, carry, batch):  # h' = a h + 1, loss h'^2 / 2: what lies k steps back weighs a^k
+        def step(h, x):
+            h = a * h + x[0]
+            return h, h**2 / 2
+
+        carry, losses = jax.lax.scan(step, carry, batch.inputs)
+        return losses.sum(), carry
+
+    steps = asked_window.BEFORE + asked_window.LAGS + asked_window.LOSSES
+    stream = Batch(jax.numpy.ones((steps, 1)), jax.numpy.zeros(steps))
+    for a, delta in ((0.9, 0.5), (0.9, 0.1), (0.8, 0.5)):
+        left_out = [np.mean([a**n / (1 - a) for n in range(k2 - 9, k2 + 1)]) for k2 in asked_window.WINDOWS]
+        whole = sum(a**k for k in range(asked_window.LAGS))
+        want = next(k2 for k2, B in zip(asked_window.WINDOWS, left_out, strict=True) if B / (whole - B) < delta)
+        look = asked_window.make_look(loss_fn, jax.numpy.asarray(1 / (1 - a)), stream, 10, delta)
+        assert look(jax.numpy.asarray(a)) == want
 
 
 def test_jobs_run_at_once_and_answer_in_order(monkeypatch):

@@ -1,6 +1,5 @@
 """Which window a tolerance asks for, of a network as it is now: the rule of `adaptive_bptt`, measured with many losses."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,8 +13,8 @@ LAGS, LOSSES, BEFORE = 80, 40, 100
 WINDOWS = tuple(range(10, LAGS + 1, 2))
 
 
-def make_look(loss_fn: tbptt.LossFn, carry: Any, stream: tbptt.Batch, k1: int, deltas: Sequence[float]):
-    """Makes the jitted `params -> k2s`, a window of WINDOWS for each of deltas; the largest where none is long enough.
+def make_look(loss_fn: tbptt.LossFn, carry: Any, stream: tbptt.Batch, k1: int, delta: float):
+    """Makes the jitted `params -> k2`, the window of WINDOWS that delta asks for; the largest where none is long enough.
 
     Args:
       carry: enters the first of stream's steps, of which BEFORE warm it up and LAGS + LOSSES - 1 are measured.
@@ -24,10 +23,10 @@ def make_look(loss_fn: tbptt.LossFn, carry: Any, stream: tbptt.Batch, k1: int, d
     steps = jax.tree.map(lambda a: a[BEFORE : BEFORE + LAGS + LOSSES - 1], stream)
 
     @jax.jit
-    def look(params: Any) -> list[jax.Array]:
+    def look(params: Any) -> jax.Array:
         _, entering = loss_fn(params, carry, head)
         past = Past(entering, steps, jnp.asarray(LAGS + LOSSES - 1))
         decay = remeasured(loss_fn, params, past, init_decay(params, entering, LAGS), LAGS, 0.0)
-        return [choose(decay, WINDOWS, delta, LAGS // 2, k1, 0.95).chosen for delta in deltas]
+        return choose(decay, WINDOWS, delta, LAGS // 2, k1, 0.95).chosen
 
-    return lambda params: [WINDOWS[int(chosen)] for chosen in look(params)]
+    return lambda params: WINDOWS[int(look(params))]

@@ -25,8 +25,8 @@ def draw(data: dict[str, Any], folder: Path) -> None:
             x = np.arange(1, len(curve["windows"]) + 1)
             axes[1].plot(x, curve["windows"], label=curve["name"], **look_of(index))
     axes[0].axhline(nothing, color=style.GREY, lw=0.8, ls=":", label=f"remembers nothing: {nothing:.2f} (on this stream)")
-    axes[0].set(xlabel=f"passes of {steps} steps", ylabel="test perplexity (1 is perfect)", ylim=(0.98, 2.5))
-    axes[0].legend(fontsize=8, ncols=3, loc="upper right")
+    axes[0].set(xlabel=f"passes of {steps} steps", ylabel="test perplexity (1 is perfect)", ylim=(0.98, 2.6))
+    axes[0].legend(fontsize=7, ncols=2, loc="upper right")
     axes[1].axhline(lag, color=style.GREY, lw=0.8, ls=":")
     axes[1].set(xlabel=f"passes of {steps} steps", ylabel="k2 chosen (mean over the pass, steps)", ylim=(0, None))
     axes[1].set_title("dotted: the lag of the task", fontsize=9)
@@ -36,13 +36,15 @@ def draw(data: dict[str, Any], folder: Path) -> None:
 
 
 def _asked(axis: Any, data: dict[str, Any], lag: int, steps: int) -> None:
-    curve = next(curve for curve in data["curves"] if curve["asked"])
-    passes, windows = [look[0] for look in curve["asked"]], np.array([look[1] for look in curve["asked"]])
-    for index, delta in enumerate(data["task"]["deltas"]):
-        axis.plot(passes, windows[:, index], label=f"delta = {delta}", marker=style.MARKERS[index], **style.line(index))
+    curves = [curve for curve in data["curves"] if curve["asked"]]
+    for index, curve in enumerate(curves):
+        places = np.arange(len(curve["asked"]))
+        axis.plot(
+            places, [k2 for _, k2 in curve["asked"]], label=curve["name"], marker=style.MARKERS[index], **style.line(index)
+        )
     axis.axhline(lag, color=style.GREY, lw=0.8, ls=":")
-    axis.set_xscale("symlog", base=2, linthresh=1)
-    axis.set_xticks(passes, [str(p) for p in passes])
+    passes = [str(look) for look, _ in curves[0]["asked"]]
+    axis.set_xticks(np.arange(len(passes)), passes)
     axis.set(xlabel=f"passes of {steps} steps (0: untrained)", ylabel="k2 asked for (steps)", ylim=(0, None))
-    axis.set_title(f"Measured with 40 losses, network of {curve['name']}", fontsize=9)
+    axis.set_title("measured with 40 losses, of each run's network", fontsize=9)
     axis.legend(fontsize=8)

@@ -23,7 +23,7 @@ def draw(data: dict[str, Any], folder: Path) -> None:
 
 
 def _chosen(results: dict[str, Any]) -> list[str]:
-    return list(dict.fromkeys((results["chosen"], results["chosen_alone"])))
+    return list(dict.fromkeys((results["chosen_alone"], results["chosen"])))
 
 
 def _reach(axis: Any, results: dict[str, Any]) -> None:
@@ -38,7 +38,7 @@ def _reach(axis: Any, results: dict[str, Any]) -> None:
     reach = [r["reach"] for r in ridge]
     axis.plot(reach, [r["test_mse"] for r in ridge], marker="s", label="ridge AR(k)", **style.line(2))
     axis.set(xscale="log", xlabel="k (steps; the longest is full BPTT over a lane)", ylabel="test MSE (standardised)")
-    axis.set_ylim(0, None)
+    axis.set_ylim(0, 1.05 * max(max(row["test_mse"]) for row in rows))
     axis.set_title("Mean over channels and horizons; circles: seeds")
     axis.legend(fontsize=8, loc="lower left")
 
