@@ -18,7 +18,7 @@ README = Path(__file__).parent.parent / "README.md"
 BEGIN = "<!-- benchmarks: begin; written by python -m benchmarks.table -->"
 END = "<!-- benchmarks: end -->"
 LARGE = "peers_large"  # cases that take long, in a file of their own: perhaps of another machine than the others
-COMMANDS = {LARGE: 'peers --cases "full BPTT T=2000" "B=64 H=512"'}
+COMMANDS = {LARGE: 'peers --cases "B=64 H=512"'}
 NAMES = ("peers", LARGE, "full_vs_truncated", "windows_in_parallel", "memory_plan", "precision", "streaming")
 
 

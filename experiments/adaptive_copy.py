@@ -30,8 +30,9 @@ import tbptt
 from experiments.support import program
 from experiments.support.asked_window import make_look
 from experiments.support.console import console
+from experiments.support.copy_claims import claims
 from experiments.support.copy_figure import draw as draw
-from experiments.support.copy_training import LAG, LOOK, NOTHING, PASS, Task, make_trainer
+from experiments.support.copy_training import LAG, LOOK, PASS, Task, make_trainer
 from experiments.support.jobs import on_all_devices
 
 K1 = 10
@@ -49,6 +50,12 @@ class Config(program.Common):
     """tolerances: relative bias"""
     windows: tuple[int, ...] = (10, 15, 20, 30, 50)
     """k2s to choose from; an estimate looks as far back as the largest"""
+    every: int = 12
+    """updates between estimates"""
+    losses: int = 8
+    """losses that an estimate follows"""
+    look_losses: int = 40
+    """losses by which the window that a tolerance asks for is measured"""
     updates: int = 4000
     """updates of every run, rounded up to whole passes of 480 steps (a multiple of 4)"""
     seeds: int = 1
@@ -75,7 +82,7 @@ def one_row(config: Config, name: str, k1: int, make: Any, of: dict[str, Any]) -
     for seed in range(config.seed, config.seed + config.seeds):
         stream, (test, known), clean = task.data(seed)
         looks: list[Any] = []
-        look = looker(task, clean, of["delta"], looks) if "delta" in of and not first else no_look
+        look = looker(task, clean, of["delta"], config.look_losses, looks) if "delta" in of and not first else no_look
         seen, infos = train(seed, stream, (test, clean), look)
         windows = [float(np.mean(info.k2)) for info in infos] if hasattr(infos[0], "k2") else None
         if windows:
@@ -113,17 +120,26 @@ def no_look(passes: int, params: Any) -> None:
     """Looks at nothing."""
 
 
-def looker(task: Task, stream: tbptt.Batch, delta: float, looks: list[Any]):
+def looker(task: Task, stream: tbptt.Batch, delta: float, losses: int, looks: list[Any]):
     """Makes a `look` that notes `[passes, the window that delta asks for]`."""
-    window_of = make_look(task.loss_fn, task.cell.initial_carry(stream.targets.shape[1:]), stream, K1, delta)
+    window_of = make_look(task.loss_fn, task.cell.initial_carry(stream.targets.shape[1:]), stream, K1, delta, losses)
     return lambda passes, params: looks.append([passes, window_of(params)])
 
 
 def measure(config: Config) -> dict[str, Any]:
     """Trains all rows, a row a device at a time."""
     if config.quick:
+        updates = min(config.updates, 3400)
         config = dataclasses.replace(
-            config, fixed=(5, 10), deltas=(0.5,), windows=(10, 20, 30), updates=min(config.updates, 3600), seeds=1
+            config,
+            fixed=(5, 10),
+            deltas=(0.5,),
+            windows=(10, 20, 30),
+            every=24,
+            losses=4,
+            look_losses=10,
+            updates=updates,
+            seeds=1,
         )
 
     def fixed(k: int) -> Any:
@@ -131,7 +147,9 @@ def measure(config: Config) -> dict[str, Any]:
 
     def chosen(delta: float) -> Any:
         def make(loss_fn: tbptt.LossFn) -> tbptt.Estimator:
-            return tbptt.adaptive_bptt(loss_fn, K1, config.windows, delta, losses=8, every=12, smoothing=0.5)
+            return tbptt.adaptive_bptt(
+                loss_fn, K1, config.windows, delta, losses=config.losses, every=config.every, smoothing=0.5
+            )
 
         return one_row(config, f"delta = {delta}", K1, make, {"delta": delta})
 
@@ -141,7 +159,7 @@ def measure(config: Config) -> dict[str, Any]:
     found = on_all_devices(jobs)
     rows, curves = ([pair[part] for pair in sorted(found, key=lambda pair: order(pair[0]))] for part in (0, 1))
     return {
-        "task": {"lag": LAG, "pass": PASS, "look": LOOK},
+        "task": {"lag": LAG, "pass": PASS, "look": LOOK, "losses": config.look_losses},
         "curves": curves,
         "results": {"rows": rows},
         "claims": claims(rows, curves),
@@ -151,44 +169,6 @@ def measure(config: Config) -> dict[str, Any]:
 def order(row: dict[str, Any]) -> tuple[bool, float]:
     """Fixed windows from the shortest on, then tolerances from the largest on."""
     return ("delta" in row, -row["delta"] if "delta" in row else row["k"])
-
-
-def claims(rows: list[dict[str, Any]], curves: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What was published, beside what came."""
-    by_k = {row["k"]: row["perplexity"] for row in rows if "k" in row}
-    longer = [p for k, p in by_k.items() if k >= LAG]
-    adaptive = [row["perplexity"] for row in rows if "delta" in row]
-    asked = {curve["name"]: dict(curve["asked"]) for curve in curves if curve["asked"]}
-    grown = {name: (of[0], of[1], of[max(of)]) for name, of in asked.items()}
-    short = next(row for row in rows if row.get("k") == 5)
-    clean = short["perplexity_without_repeats"]
-    return [
-        program.claim(1, "K = 5: the plateau (published 1.65)", by_k[5], "1.4 to 1.8", 1.4 < by_k[5] < 1.8),
-        program.claim(2, "K >= 10: worst perplexity", max(longer), "below 1.1", max(longer) < 1.1),
-        program.claim(3, "delta: worst perplexity", max(adaptive), "below 1.1", max(adaptive) < 1.1),
-        program.claim(
-            4,
-            "k2 that a tolerance asks for, of its own network: untrained; after one pass, when it knows little more than "
-            "how frequent symbols are; at the end",
-            "; ".join(f"{name}: {before}, {early}, {late}" for name, (before, early, late) in grown.items()),
-            "it grows as the task is learnt, from the first pass on, with every delta",
-            all(late > early for _, early, late in grown.values()),
-        ),
-        program.claim(
-            5,
-            "K = 5 against the worst of all others (the order of the plateaus)",
-            f"{by_k[5]:.3f}; {max(longer + adaptive):.3f}",
-            "further from 1 by more than 5 times",
-            by_k[5] - 1 > 5 * (max(longer + adaptive) - 1),
-        ),
-        program.claim(
-            6,
-            "K = 5 remembers nothing: its perplexity, and without the repeats of the published streams",
-            f"{by_k[5]:.3f}; {clean:.3f}",
-            f"{short['nothing']:.3f}; {NOTHING:.3f}, within 5 %",
-            abs(by_k[5] / short["nothing"] - 1) < 0.05 and abs(clean / NOTHING - 1) < 0.05,
-        ),
-    ]
 
 
 if __name__ == "__main__":

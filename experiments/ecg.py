@@ -132,7 +132,7 @@ def baselines(config: Config, scaled: np.ndarray) -> tuple[dict[str, Any], tuple
 def measure(config: Config) -> dict[str, Any]:
     """Scores the linear forecasts and trains the networks."""
     if config.quick:
-        config = dataclasses.replace(config, seconds=2.0, seeds=1, windows=(20, 250), hidden=32)
+        config = dataclasses.replace(config, seconds=1.5, seeds=1, windows=(20, 250), hidden=32)
     recording = ecg()
     scaled, _ = standardise(recording.values, TRAIN_END)
     base, forms = baselines(config, scaled)

@@ -349,7 +349,7 @@ def test_the_readme_table_hides_nothing(tmp_path):
     assert "Smallest ratio 0.5 (B=1 H=64, nnx, per chunk), largest 7.25 (B=1 H=64, haiku, per chunk)." in text
     assert "Not compared: PyTorch: torch." in text and "No results yet of: full_vs_truncated" in text
     assert "Smallest ratio 0.25 (B=1 H=64, nnx, per chunk)" in text and " with AVX2, " in text
-    assert '`python -m benchmarks.peers --cases "full BPTT T=2000" "B=64 H=512"`: 2026-02-03' in text
+    assert '`python -m benchmarks.peers --cases "B=64 H=512"`: 2026-02-03' in text
     readme.write_text("no markers")
     with pytest.raises(ValueError, match="must hold each of these two lines once"):
         table.write(readme, tmp_path)

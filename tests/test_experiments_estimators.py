@@ -112,13 +112,13 @@ def test_the_window_asked_for_is_that_of_the_closed_form():
         carry, losses = jax.lax.scan(step, carry, batch.inputs)
         return losses.sum(), carry
 
-    steps = asked_window.BEFORE + asked_window.LAGS + asked_window.LOSSES
+    steps = asked_window.BEFORE + asked_window.LAGS + 40
     stream = Batch(jax.numpy.ones((steps, 1)), jax.numpy.zeros(steps))
     for a, delta in ((0.9, 0.5), (0.9, 0.1), (0.8, 0.5)):
         left_out = [np.mean([a**n / (1 - a) for n in range(k2 - 9, k2 + 1)]) for k2 in asked_window.WINDOWS]
         whole = sum(a**k for k in range(asked_window.LAGS))
         want = next(k2 for k2, B in zip(asked_window.WINDOWS, left_out, strict=True) if B / (whole - B) < delta)
-        look = asked_window.make_look(loss_fn, jax.numpy.asarray(1 / (1 - a)), stream, 10, delta)
+        look = asked_window.make_look(loss_fn, jax.numpy.asarray(1 / (1 - a)), stream, 10, delta, 40)
         assert look(jax.numpy.asarray(a)) == want
 
 

@@ -9,23 +9,23 @@ import tbptt
 from tbptt.estimators.decay import choose, init_decay, remeasured
 from tbptt.estimators.overlapping import Past
 
-LAGS, LOSSES, BEFORE = 80, 40, 100
+LAGS, BEFORE = 80, 100
 WINDOWS = tuple(range(10, LAGS + 1, 2))
 
 
-def make_look(loss_fn: tbptt.LossFn, carry: Any, stream: tbptt.Batch, k1: int, delta: float):
+def make_look(loss_fn: tbptt.LossFn, carry: Any, stream: tbptt.Batch, k1: int, delta: float, losses: int):
     """Makes the jitted `params -> k2`, the window of WINDOWS that delta asks for; the largest where none is long enough.
 
     Args:
-      carry: enters the first of stream's steps, of which BEFORE warm it up and LAGS + LOSSES - 1 are measured.
+      carry: enters the first of stream's steps, of which BEFORE warm it up and LAGS + losses - 1 are measured.
     """
     head = jax.tree.map(lambda a: a[:BEFORE], stream)
-    steps = jax.tree.map(lambda a: a[BEFORE : BEFORE + LAGS + LOSSES - 1], stream)
+    steps = jax.tree.map(lambda a: a[BEFORE : BEFORE + LAGS + losses - 1], stream)
 
     @jax.jit
     def look(params: Any) -> jax.Array:
         _, entering = loss_fn(params, carry, head)
-        past = Past(entering, steps, jnp.asarray(LAGS + LOSSES - 1))
+        past = Past(entering, steps, jnp.asarray(LAGS + losses - 1))
         decay = remeasured(loss_fn, params, past, init_decay(params, entering, LAGS), LAGS, 0.0)
         return choose(decay, WINDOWS, delta, LAGS // 2, k1, 0.95).chosen
 

@@ -46,5 +46,5 @@ def _asked(axis: Any, data: dict[str, Any], lag: int, steps: int) -> None:
     passes = [str(look) for look, _ in curves[0]["asked"]]
     axis.set_xticks(np.arange(len(passes)), passes)
     axis.set(xlabel=f"passes of {steps} steps (0: untrained)", ylabel="k2 asked for (steps)", ylim=(0, None))
-    axis.set_title("measured with 40 losses, of each run's network", fontsize=9)
+    axis.set_title(f"measured with {data['task']['losses']} losses, of each run's network", fontsize=9)
     axis.legend(fontsize=8)
