@@ -17,23 +17,22 @@ beats, and a linear forecast is strong at such short horizons; "no better" is a 
 
 import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import numpy as np
 
 import tbptt
 from experiments.support import ecg_figure, known, program
-from experiments.support.console import console, human_bytes, table
-from experiments.support.ecg_data import TEST_START, TRAIN_END, all_pairs, make_keep, make_score, recent
+from experiments.support.console import human_bytes, table
+from experiments.support.ecg_baselines import Form, baselines
+from experiments.support.ecg_data import TRAIN_END, all_pairs, make_keep, make_score, recent
 from experiments.support.forecasting import Model
-from experiments.support.linear_forecast import Forecast, even_lags, predictions, ridge_forecast
 from experiments.support.race import shown_race
 from experiments.support.stream_runs import make_runners
 from tbptt.data import ecg, standardise
 
-LAGS, PAST = 64, 7
-RIDGES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+PAST = 7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,18 +53,6 @@ class Config(program.Seeded):
     """Adam's rate at the start, of a network alone; falls to 0 along half a cosine of the seconds used"""
     correction_lr: float = 1e-3
     """the same, of a network on a ridge"""
-
-
-class Form(NamedTuple):
-    """What a network is asked for: `base` is forecast without it, and it says what that leaves.
-
-    name: alone or on a ridge; base: `[T, K C]`; first: the first step that base forecasts from; lr: Adam's rate.
-    """
-
-    name: str
-    base: np.ndarray
-    first: int
-    lr: float
 
 
 def train_all(
@@ -101,41 +88,13 @@ def train_all(
     return rows, curves
 
 
-def baselines(config: Config, scaled: np.ndarray) -> tuple[dict[str, Any], tuple[Form, ...]]:
-    """Scores the last value, the mean, and the ridge regression of every reach; makes the networks' two forms."""
-    test = (TEST_START, len(scaled))
-    origins = np.arange(test[0], test[1] - max(config.horizons))
-    still = np.array([np.mean((scaled[origins + h] - scaled[origins]) ** 2, axis=0) for h in config.horizons])
-    mean = np.array([np.mean(scaled[origins + h] ** 2, axis=0) for h in config.horizons])
-    found: list[Forecast] = []
-    ridge, lags = [], []
-    for reach in config.windows:
-        lags.append(even_lags(reach, LAGS))
-        of = ridge_forecast(scaled, lags[-1], config.horizons, RIDGES, TRAIN_END, (TRAIN_END, TEST_START), test)
-        found.append(of)
-        row = {"reach": reach, "lags": len(lags[-1]), "ridge": of.ridge}
-        row |= {"valid_mse": float(of.valid.mean()), "test_mse": float(of.test.mean())}
-        row |= {"by_horizon": of.test.mean(1).tolist(), "by_channel": of.test.mean(0).tolist()}
-        console.print(f"ridge AR, reach {reach}: validation {row['valid_mse']:.4f}, penalty {of.ridge:g}")
-        ridge.append(row)
-    by = {"last value": still, "mean": mean}
-    plain = {name: {"test_mse": float(e.mean()), "by_horizon": e.mean(1).tolist()} for name, e in by.items()}
-    best = min(range(len(ridge)), key=lambda i: ridge[i]["valid_mse"])
-    base, first = predictions(scaled, lags[best], found[best].weights), max(lags[best])
-    forms = (
-        Form("LSTM alone", np.zeros_like(base), 0, config.lr),
-        Form(f"LSTM on ridge AR({ridge[best]['reach']})", base, first, config.correction_lr),
-    )
-    return {"ridge": ridge, "plain": plain}, forms
-
-
 def measure(config: Config) -> dict[str, Any]:
     """Scores the linear forecasts and trains the networks."""
     if config.quick:
         config = dataclasses.replace(config, seconds=1.5, seeds=1, windows=(20, 250), hidden=32)
     recording = ecg()
     scaled, _ = standardise(recording.values, TRAIN_END)
-    base, forms = baselines(config, scaled)
+    base, forms = baselines(scaled, config.windows, config.horizons, config.lr, config.correction_lr)
     readout = nn.Dense(len(config.horizons) * scaled.shape[1], kernel_init=nn.initializers.zeros)
     model = Model(tbptt.LSTM(scaled.shape[1] * (PAST + 1), config.hidden), readout)  # begins with the form's base
     rows, curves = train_all(config, model, scaled, forms)
