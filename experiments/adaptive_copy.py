@@ -82,7 +82,7 @@ def one_row(config: Config, name: str, k1: int, make: Any, of: dict[str, Any]) -
     for seed in range(config.seed, config.seed + config.seeds):
         stream, (test, known), clean = task.data(seed)
         looks: list[Any] = []
-        look = looker(task, clean, of["delta"], config.look_losses, looks) if "delta" in of and not first else no_look
+        look = looker(task, clean, of["delta"], config.look_losses, looks) if "delta" in of and not first else None
         seen, infos = train(seed, stream, (test, clean), look)
         windows = [float(np.mean(info.k2)) for info in infos] if hasattr(infos[0], "k2") else None
         if windows:
@@ -114,10 +114,6 @@ def tell_of_choices(infos: list[Any], windows: tuple[int, ...], delta: float) ->
     loose = float(np.mean([~info.choice.enough for info in of]))
     last = jax.tree.map(lambda a: a[-1], infos[-1].choice)
     console.print(f"{tbptt.explain_choice(last, windows, delta)}; {loose:.0%} of all updates had no bound below delta")
-
-
-def no_look(passes: int, params: Any) -> None:
-    """Looks at nothing."""
 
 
 def looker(task: Task, stream: tbptt.Batch, delta: float, losses: int, looks: list[Any]):

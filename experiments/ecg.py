@@ -66,6 +66,7 @@ def train_all(
     for form in forms:
         batch = all_pairs(seen, scaled, form.base, config.horizons, form.first)
         keep = make_keep(model, seen, scaled, form.base, config.horizons)
+        score = make_score(model, seen, scaled, form.base, config.horizons)
         T = batch.inputs.shape[0]
         for k in (*config.windows, T):
             estimator = tbptt.full_bptt(loss_fn) if k == T else tbptt.truncated_bptt(loss_fn, k, k)
@@ -74,7 +75,7 @@ def train_all(
             runners += made
             rates += [form.lr] * len(made)
             rows.append({"name": f"{form.name}, {window}", "form": form.name, "k": k, "temp_bytes": size})
-            scores.append(make_score(model, seen, scaled, form.base, config.horizons))
+            scores.append(score)
     outcomes = shown_race(f"nine channels: {len(runners)} runs", runners, config.seconds, rates)
     for i, (row, score) in enumerate(zip(rows, scores, strict=True)):
         mine = outcomes[i * config.seeds : (i + 1) * config.seeds]

@@ -53,7 +53,7 @@ def make_trainer(task: Task, estimator: tbptt.Estimator, k1: int, count: int, cl
         seed: int,
         stream: tbptt.Batch,
         tests: tuple[tbptt.Batch, ...],
-        look: Callable[[int, Any], None] = lambda passes, params: None,
+        look: Callable[[int, Any], None] | None = None,
     ) -> tuple[np.ndarray, list[Any]]:
         carry = task.cell.initial_carry(stream.targets.shape[1:])
         params = tbptt.init_params(jax.random.key(seed), task.cell, task.readout)
@@ -61,13 +61,14 @@ def make_trainer(task: Task, estimator: tbptt.Estimator, k1: int, count: int, cl
         example = jax.tree.map(lambda a: a[:k1], pieces[0])
         state = tbptt.init_state(estimator, optimizer, params, carry, example)
         seen, infos = [], []
-        look(0, state.params)
+        if look:
+            look(0, state.params)
         for index in range(count):
             state, metrics = epoch(state, pieces[index % len(pieces)])
             if (index + 1) % LOOK == 0:
                 seen.append([float(task.perplexity(state.params, test)) for test in tests])
             infos.append(jax.tree.map(np.asarray, metrics.info))
-            if (index + 1).bit_count() == 1 or index + 1 == count:  # a power of two
+            if look and ((index + 1).bit_count() == 1 or index + 1 == count):  # a power of two
                 look(index + 1, state.params)
         return np.asarray(seen), infos
 
