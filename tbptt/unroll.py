@@ -19,7 +19,8 @@ from tbptt.engine.plan import CarriesOnly as CarriesOnly
 from tbptt.engine.plan import Remat as Remat
 from tbptt.engine.plan import Segments as Segments
 from tbptt.engine.scan import Steps, plain_scan
-from tbptt.engine.sizes import block_steps, steps_kept
+from tbptt.engine.sizes import steps_kept
+from tbptt.native import loops_of
 from tbptt.types import Carry, Cell, LayeredCell, Params
 from tbptt.windows import in_pieces
 
@@ -136,18 +137,8 @@ def _run(cell: Cell, lean: bool, params: Params, carry: Carry, steps: Steps) -> 
     if T <= 1 or not floating or (isinstance(back, AnyBackprop) and not lean):
         return plain_scan(functools.partial(cell, params), initial(), carry, steps)
 
-    def blocks(carry: Carry, steps: Steps) -> tuple[Carry, Any]:
-        n = max(1, steps.xs.shape[0] // length)
-        return backprop_scan(back, initial, n, keep, params, carry, steps)
-
     keep = not lean and T < steps_kept(back, params, carry, steps.xs[0])
-    length = block_steps(back, params, steps.xs)
-    if T % length == 0:
-        return blocks(carry, steps)
-    even = T // length * length
-    carry, ys = blocks(carry, jax.tree.map(lambda a: a[:even], steps))
-    carry, tail = blocks(carry, jax.tree.map(lambda a: a[even:], steps))
-    return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ys, tail)
+    return backprop_scan(loops_of(back, carry), initial, keep, params, carry, steps)
 
 
 def _flipped(tree: Any) -> Any:

@@ -146,7 +146,7 @@ class ElmanBackprop:
         xs: Array,
         entering: ElmanCarry,
         leaving: ElmanCarry,
-        factors: Array,
+        factors: Array | None,
         emitted: Array,
     ) -> tuple[ElmanParams, Array]:
         w_x, w_h = outer(xs, emitted, self.compute), outer(entering.h, emitted, self.compute)

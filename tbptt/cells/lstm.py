@@ -159,12 +159,13 @@ class LSTMBackprop:
         h = 0.5 * (o + 1) * jnp.tanh(c)
         return LSTMCarry(h=h, c=c), h, t
 
+    def gates(self, weights: LSTMWeights, xs: Array, entering: LSTMCarry) -> Array:
+        return jnp.tanh(self.inputs(weights, xs) + product(entering.h, weights.w_h, self.compute))
+
     def linearize(
         self, weights: LSTMWeights, xs: Array, entering: LSTMCarry, leaving: LSTMCarry, saved: Array | None
     ) -> tuple[Array, LSTMFactors]:
-        t = saved
-        if t is None:
-            t = jnp.tanh(self.inputs(weights, xs) + product(entering.h, weights.w_h, self.compute))
+        t = self.gates(weights, xs, entering) if saved is None else saved
         i, f, g, o = jnp.split(t, 4, axis=-1)
         i, f, o, c = 0.5 * (i + 1), 0.5 * (f + 1), 0.5 * (o + 1), jnp.tanh(leaving.c)
         # d sigmoid(a) = (1 - t^2) / 4 da and d tanh(a) = (1 - t^2) da: one pass over the whole block of gates.
@@ -184,7 +185,7 @@ class LSTMBackprop:
         xs: Array,
         entering: LSTMCarry,
         leaving: LSTMCarry,
-        factors: LSTMFactors,
+        factors: LSTMFactors | None,
         emitted: Array,
     ) -> tuple[LSTMParams, Array]:
         w_x, w_h = outer(xs, emitted, self.compute), outer(entering.h, emitted, self.compute)

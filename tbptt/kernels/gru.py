@@ -7,22 +7,33 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from tbptt.cells.gru import GRUBackprop, GRUFactors, GRUWeights
+from tbptt.cells.gru import GRUBackprop, GRUFactors, GRUParams, GRUWeights
 from tbptt.cells.gru_base import GRUCarry
 from tbptt.kernels.grid import at, chosen, cleared, columns, dot, flag_column, over_lanes, piece, pieces_of, tiles
 
 
 @dataclasses.dataclass(frozen=True)
 class GRUKernels:
-    """Both loops of `GRUBackprop` over a block of steps, each as one kernel: a `Kernels`."""
+    """Both loops of `GRUBackprop` over a block of steps, each as one kernel: `Loops`, where start is 0."""
 
     back: GRUBackprop
     interpret: bool
 
+    def prepare(self, params: GRUParams) -> GRUWeights:
+        return self.back.prepare(params)
+
     def forward(
-        self, weights: GRUWeights, carry: GRUCarry, zs: Array, resets: Array | None, mask: Array | None, keep: bool
-    ) -> tuple[GRUCarry, tuple[Array, ...] | None]:
-        """Runs the steps: the carries that leave them, and if `keep` what `GRUBackprop.forward` saves: t, n, m."""
+        self,
+        weights: GRUWeights,
+        start: GRUCarry,
+        carry: GRUCarry,
+        xs: Array,
+        resets: Array | None,
+        mask: Array | None,
+        keep: bool,
+    ) -> tuple[GRUCarry, Array, tuple[Array, ...] | None]:
+        """Runs the steps: the carries that leave them, h once more, and if `keep` what `GRUBackprop.forward` saves."""
+        zs = self.back.inputs(weights, xs)
         (T, N, _), (h,) = zs.shape, carry
         H = h.shape[-1]
 
@@ -32,17 +43,28 @@ class GRUKernels:
         saved = (made(2 * H), made(H), made(H)) if keep else None
         shared = weights.w_h.astype(self.back.compute or h.dtype), weights.b_n.astype(h.dtype)[None]
         lanes = zs, carry, flag_column(resets), flag_column(mask)
-        return over_lanes(_forward, lanes, shared, (GRUCarry(made(H)), saved), H, self.interpret)
+        carries, saved = over_lanes(_forward, lanes, shared, (GRUCarry(made(H)), saved), H, self.interpret)
+        return carries, carries.h, saved
 
     def backward(
-        self, common: Array, factors: GRUFactors, d: GRUCarry, d_ys: Array, resets: Array | None, mask: Array | None
-    ) -> tuple[GRUCarry, Array]:
+        self,
+        weights: GRUWeights,
+        xs: Array,
+        entering: GRUCarry,
+        leaving: GRUCarry,
+        saved: Any,
+        d: GRUCarry,
+        d_ys: Array,
+        resets: Array | None,
+        mask: Array | None,
+    ) -> tuple[GRUCarry, Array, GRUFactors]:
         """Runs the steps back: the cotangent that leaves the first, and every h's, `[T, N, H]`."""
+        common, factors = self.back.linearize(weights, xs, entering, leaving, saved)
         out = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (d, d_ys))
         w = common.astype(self.back.compute or d.h.dtype)
         # What feeds x w_xn is needed after the loop only.
         lanes = factors.gates, factors.z, d, d_ys, flag_column(resets), flag_column(mask)
-        return over_lanes(_backward, lanes, w, out, d.h.shape[-1], self.interpret)
+        return *over_lanes(_backward, lanes, w, out, d.h.shape[-1], self.interpret), factors
 
 
 def _forward(lanes: Any, shared: Any, out: Any) -> None:

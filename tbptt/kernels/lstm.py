@@ -7,42 +7,58 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from tbptt.cells.lstm import LSTMBackprop, LSTMCarry, LSTMFactors, LSTMWeights
+from tbptt.cells.lstm import LSTMBackprop, LSTMCarry, LSTMFactors, LSTMParams, LSTMWeights
 from tbptt.kernels.grid import at, chosen, cleared, columns, dot, flag_column, over_lanes, piece, pieces_of, tiles
 
 
 @dataclasses.dataclass(frozen=True)
 class LSTMKernels:
-    """Both loops of `LSTMBackprop` over a block of steps, each as one kernel: see `tbptt.kernels.blocks.Kernels`."""
+    """Both loops of `LSTMBackprop` over a block of steps, each as one kernel: `Loops`, where start is 0."""
 
     back: LSTMBackprop
     interpret: bool
 
+    def prepare(self, params: LSTMParams) -> LSTMWeights:
+        return self.back.prepare(params)
+
     def forward(
-        self, weights: LSTMWeights, carry: LSTMCarry, zs: Array, resets: Array | None, mask: Array | None, keep: bool
-    ) -> tuple[LSTMCarry, Array | None]:
-        """Runs the steps: the carries that leave them `[T, N, H]`, and if `keep` the gates `[T, N, 4H]`."""
+        self,
+        weights: LSTMWeights,
+        start: LSTMCarry,
+        carry: LSTMCarry,
+        xs: Array,
+        resets: Array | None,
+        mask: Array | None,
+        keep: bool,
+    ) -> tuple[LSTMCarry, Array, Array | None]:
+        """Runs the steps: the carries that leave them, h `[T, N, H]` once more, and if `keep` the gates `[T, N, 4H]`."""
+        zs = self.back.inputs(weights, xs)
         T, h = zs.shape[0], carry.h
         carries = jax.tree.map(lambda a: jax.ShapeDtypeStruct((T, *a.shape), a.dtype), carry)
         out = carries, jax.ShapeDtypeStruct(zs.shape, h.dtype) if keep else None
         w = weights.w_h.astype(self.back.compute or h.dtype)
         lanes = zs, carry, flag_column(resets), flag_column(mask)
-        return over_lanes(_forward, lanes, w, out, h.shape[-1], self.interpret)
+        carries, saved = over_lanes(_forward, lanes, w, out, h.shape[-1], self.interpret)
+        return carries, carries.h, saved
 
     def backward(
         self,
-        common: Array,
-        factors: LSTMFactors,
+        weights: LSTMWeights,
+        xs: Array,
+        entering: LSTMCarry,
+        leaving: LSTMCarry,
+        saved: Any,
         d: LSTMCarry,
         d_ys: Array,
         resets: Array | None,
         mask: Array | None,
-    ) -> tuple[LSTMCarry, Array]:
+    ) -> tuple[LSTMCarry, Array, LSTMFactors]:
         """Runs the steps back: the cotangent that leaves the first, and the gates' `[T, N, 4H]`."""
+        common, factors = self.back.linearize(weights, xs, entering, leaving, saved)
         out = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (d, factors.gates))
         w = common.astype(self.back.compute or d.h.dtype)
         lanes = factors, d, d_ys, flag_column(resets), flag_column(mask)
-        return over_lanes(_backward, lanes, w, out, d.h.shape[-1], self.interpret)
+        return *over_lanes(_backward, lanes, w, out, d.h.shape[-1], self.interpret), factors
 
 
 def _forward(lanes: Any, w_ref: Any, out: Any) -> None:

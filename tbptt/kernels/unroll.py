@@ -12,8 +12,9 @@ from tbptt.cells.gru import GRU
 from tbptt.cells.lstm import LSTM
 from tbptt.cells.stack import Stack
 from tbptt.checks import check_sequence
+from tbptt.engine.backprop import backprop_scan
+from tbptt.engine.loops import Loops
 from tbptt.engine.scan import Steps
-from tbptt.kernels.blocks import Kernels, kernel_scan
 from tbptt.kernels.grid import LANES, LARGEST, padded, piece
 from tbptt.kernels.gru import GRUKernels
 from tbptt.kernels.lstm import LSTMKernels
@@ -111,11 +112,11 @@ def _run(layer: Layer, interpret: bool, params: Params, carry: Carry, steps: Ste
     params = params._replace(**made | {"w_h": _wider(made["w_h"], 0, wide)})
     start = jax.tree.map(lambda a: _wider(_wider(a, 0, lanes), 1, wide), carry)
     initial = functools.partial(jax.tree.map, jnp.zeros_like, start)
-    last, ys = kernel_scan(_kernels(layer, interpret), initial, params, start, steps)
+    last, ys = backprop_scan(_kernels(layer, interpret), initial, True, params, start, steps)
     return jax.tree.map(lambda a, like: a[: like.shape[0], :H], last, carry), ys[..., :H]
 
 
-def _kernels(layer: Layer, interpret: bool) -> Kernels:
+def _kernels(layer: Layer, interpret: bool) -> Loops:
     return LSTMKernels(layer.backprop, interpret) if isinstance(layer, LSTM) else GRUKernels(layer.backprop, interpret)
 
 

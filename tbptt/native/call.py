@@ -1,0 +1,109 @@
+"""A compiled loop where it serves, and the scan that it computes under vmap and in derivatives."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+from jaxtyping import Array, Bool
+
+from tbptt.engine.loops import ScanLoops
+from tbptt.native.frame import registered
+from tbptt.types import Backprop, Carry, Params
+
+Flags = Bool[Array, "T *batch"] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class NativeLoops:
+    """The loops of a cell as two operations: `Loops`. What they compute, and compute exactly, is `ScanLoops(back)`.
+
+    call_forward, call_backward: `Loops.forward` less its ys, and `Loops.backward`, by `call_loop`; both are given `back`
+    first, the forward one then `keep`, and the parameters themselves for weights: nothing is prepared.
+    factors: whether `back.collect` reads factors, and so whether `call_backward` returns them.
+    """
+
+    back: Backprop
+    call_forward: Callable[..., Any]
+    call_backward: Callable[..., Any]
+    factors: bool
+
+    def prepare(self, params: Params) -> Params:
+        return params
+
+    def forward(
+        self, weights: Params, start: Carry, carry: Carry, xs: Array, resets: Flags, mask: Flags, keep: bool
+    ) -> tuple[Carry, Array, Any]:
+        loops = ScanLoops(self.back)
+
+        def scan(params: Params, start: Carry, carry: Carry, xs: Array, resets: Flags, mask: Flags) -> Any:
+            carries, _, saved = loops.forward(loops.prepare(params), start, carry, xs, resets, mask, keep)
+            return carries, saved
+
+        run = _native(functools.partial(self.call_forward, self.back, keep), scan)
+        carries, saved = run(weights, start, carry, xs, resets, mask)
+        return carries, carries.h, saved
+
+    def backward(
+        self,
+        weights: Params,
+        xs: Array,
+        entering: Carry,
+        leaving: Carry,
+        saved: Any,
+        d: Carry,
+        d_ys: Any,
+        resets: Flags,
+        mask: Flags,
+    ) -> tuple[Carry, Any, Any]:
+        loops = ScanLoops(self.back)
+
+        def scan(params: Params, *args: Any) -> Any:
+            d, emitted, factors = loops.backward(loops.prepare(params), *args)
+            return d, emitted, factors if self.factors else None
+
+        run = _native(functools.partial(self.call_backward, self.back), scan)
+        return run(weights, xs, entering, leaving, saved, d, d_ys, resets, mask)
+
+
+def _native(call: Callable[..., Any], scan: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a function that is `call`; its derivative, and what `jax.vmap` makes of it, are those of `scan`.
+
+    A batch of calls would run one after another; the scan's products grow with the batch instead. And the gradient's
+    gradient, through a backward pass that is a call, goes through the scan.
+    """
+    single = custom_vmap(call)
+
+    @single.def_vmap
+    def _many(axis_size: int, batched: Any, *args: Any) -> tuple[Any, Any]:
+        axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, batched)
+        out = jax.vmap(scan, in_axes=tuple(axes), axis_size=axis_size)(*args)
+        return out, jax.tree.map(lambda _: True, out)
+
+    @jax.custom_jvp
+    def run(*args: Any) -> Any:
+        return single(*args)
+
+    run.defjvp(lambda primals, tangents: jax.jvp(scan, primals, tangents))
+    return run
+
+
+def call_loop(make: Callable[..., Any], arguments: Any, out: Any) -> Any:
+    """Calls an operation.
+
+    Args:
+      make: as `frame.registered` wants it.
+      arguments: a pytree of arrays, which the operation finds in this order: all of one dtype, flags boolean.
+      out: a pytree of shapes.
+    """
+    shapes, tree = jax.tree.flatten(out)
+    made = jax.ffi.ffi_call(registered(make, shapes[0].dtype), shapes)(*jax.tree.leaves(arguments))
+    return jax.tree.unflatten(tree, made)
+
+
+def given(flags: Flags) -> Array:
+    """Returns flags, empty if there are none."""
+    return jnp.zeros((0,), bool) if flags is None else flags

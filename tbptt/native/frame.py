@@ -1,0 +1,126 @@
+"""A loop in Python, compiled by numba, as an operation of XLA's on the CPU: numba's side of `jax.ffi`.
+
+XLA calls an operation with one pointer, to a `XLA_FFI_CallFrame` (`xla/ffi/api/c_api.h` in `jax.ffi.include_dir()`). What
+is read of it are words of 64 bits at places which that interface keeps stable:
+
+    frame:  [1] an extension, or 0    [7] how many arguments, [9] their buffers    [12] how many results, [14] their buffers
+    buffer: [3] the data, [4] the rank, [5] the sizes
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numba
+import numpy as np
+from jax.typing import DTypeLike
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+# XLA asks every operation for the version it was written for, and refuses versions it no longer serves.
+MAJOR, MINOR = 0, 1
+METADATA = 1  # the type of the extension by which it asks
+# Sums may be reordered to fill vectors, products and sums fused; NaN, inf and the sign of zero stay what they are.
+RELAXED = {"reassoc", "contract"}
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compiles a function when it is first called, or loads what an earlier process compiled."""
+    # Unwrapped: a checker of types (jaxtyping's hook in tests) wraps functions into what numba cannot read.
+    return numba.njit(inspect.unwrap(function), fastmath=RELAXED, error_model="numpy", cache=True)
+
+
+@functools.cache
+def registered(make: Callable[[Any], Callable[[int], int]], dtype: DTypeLike) -> str:
+    """Registers an operation; returns the name by which `jax.ffi.ffi_call` finds it.
+
+    Args (static):
+      make: a module's own function `kind -> operation`, which wraps nothing but `kind`, numba's type of its numbers (else
+        numba finds nothing again of what it compiled in an earlier process). `operation(address)` reads `buffers(address)`,
+        does its work if there are any, and returns 0.
+      dtype: float32 or float64.
+    """
+    name = np.dtype(dtype).name
+    operation = inspect.unwrap(make(getattr(numba.types, name)))
+    made = numba.cfunc(numba.types.intp(numba.types.intp), cache=True)(operation)
+    _KEPT.append(made)
+    target = f"{operation.__module__}.{operation.__name__}.{name}"
+    jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(made.ctypes), platform="cpu")
+    return target
+
+
+_KEPT: list[Any] = []  # XLA holds bare pointers into them
+
+
+@intrinsic
+def _pointer(typing_context, address):  # type: ignore[no-untyped-def]
+    """Makes a pointer of an address."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], cgutils.voidptr_t)
+
+    return numba.types.voidptr(numba.types.intp), build
+
+
+@compiled
+def _array(address, shape, kind):  # type: ignore[no-untyped-def]
+    return numba.carray(_pointer(address), shape, kind)  # type: ignore[reportCallIssue,reportPrivateImportUsage]
+
+
+@compiled
+def _words(address, size):  # type: ignore[no-untyped-def]
+    return _array(address, size, np.int64)
+
+
+@compiled
+def buffers(address):  # type: ignore[no-untyped-def]
+    """Returns the addresses of arguments and of results; none where XLA only asks for the version."""
+    frame = _words(address, 15)
+    if frame[1] != 0:
+        _answer(frame[1])
+        return frame[:0], frame[:0]
+    return _words(frame[9], frame[7]), _words(frame[14], frame[12])
+
+
+@compiled
+def _answer(extension_address):  # type: ignore[no-untyped-def]
+    """Tells XLA, when it registers an operation, for which version it was written."""
+    extension = _words(extension_address, 4)
+    if extension[1] & 0xFFFFFFFF == METADATA:
+        version = _words(extension[3], 4)  # [3]: two integers of 32 bits, the major one first
+        version[3] = MAJOR | MINOR << 32
+
+
+@compiled
+def cube(buffer_address, dtype):  # type: ignore[no-untyped-def]
+    """Reads a buffer `[T, *batch, X]` as `[T, N, X]`."""
+    buffer = _words(buffer_address, 6)
+    rank, sizes = buffer[4], _words(buffer[5], buffer[4])
+    N = 1
+    for axis in range(1, rank - 1):
+        N *= sizes[axis]
+    return _array(buffer[3], (sizes[0], N, sizes[rank - 1]), dtype)
+
+
+@compiled
+def matrix(buffer_address, dtype):  # type: ignore[no-untyped-def]
+    """Reads a buffer `[*batch, X]` as `[N, X]`."""
+    buffer = _words(buffer_address, 6)
+    rank, sizes = buffer[4], _words(buffer[5], buffer[4])
+    N = 1
+    for axis in range(rank - 1):
+        N *= sizes[axis]
+    return _array(buffer[3], (N, sizes[rank - 1]), dtype)
+
+
+@compiled
+def flags(buffer_address):  # type: ignore[no-untyped-def]
+    """Reads a buffer `[T, *batch]` of booleans as `[T, N]`; T is 0 if there are none."""
+    buffer = _words(buffer_address, 6)
+    rank, sizes = buffer[4], _words(buffer[5], buffer[4])
+    N = 1
+    for axis in range(1, rank):
+        N *= sizes[axis]
+    return _array(buffer[3], (sizes[0], N), np.bool_)

@@ -1,0 +1,147 @@
+"""The GRU's steps as two loops, forward and back, compiled for the CPU."""
+
+from typing import Any
+
+import jax
+from jaxtyping import Array
+
+from tbptt.cells.gru import GRUBackprop, GRUFactors, GRUParams
+from tbptt.cells.gru_base import GRUCarry
+from tbptt.cells.products import product
+from tbptt.native.arithmetic import add_product, add_product_back, clear, enter, hold, tanh
+from tbptt.native.call import Flags, call_loop, given
+from tbptt.native.frame import buffers, compiled, cube, flags, matrix
+
+
+@compiled
+def forward(zs, w, b_n, h_in, h_start, resets, mask, hs, gates, ns, ms, a):  # type: ignore[no-untyped-def]
+    """Runs `GRUBackprop.forward` over steps.
+
+    zs: `[T, N, G]`; w: `[H, G]`; b_n: `[1, H]`; h_in, h_start: `[N, H]`, what enters the first step and what a reset one;
+    filled in: hs: `[T, N, H]`, what leaves each; gates: `[T, N, 2H]`, ns, ms: `[T, N, H]`, or `[1, ...]` where they are not
+    kept; a: `[N, G]`, for work.
+    """
+    (T, N, G), half, zero = zs.shape, zs.dtype.type(0.5), zs.dtype.type(0)
+    H = G // 3
+    for t in range(T):
+        s = min(t, gates.shape[0] - 1)
+        h, saved, before = hs[t], gates[s], h_in if t == 0 else hs[t - 1]
+        enter(h, before, h_start, resets, t)
+        for n in range(N):
+            for j in range(G):
+                a[n, j] = zero
+        add_product(a, h, w)
+        for n in range(N):
+            for j in range(2 * H):
+                saved[n, j] = tanh(half * (zs[t, n, j] + a[n, j]))
+            for j in range(H):
+                m = a[n, 2 * H + j] + b_n[0, j]
+                new = tanh(zs[t, n, 2 * H + j] + half * (saved[n, j] * m + m))
+                ms[s, n, j], ns[s, n, j] = m, new
+                away = h[n, j] - new
+                h[n, j] = new + half * (saved[n, H + j] * away + away)
+        hold(h, before, mask, t)
+
+
+@compiled
+def backward(w, gates, zs, d_h, d_ys, resets, mask, h, emitted, a):  # type: ignore[no-untyped-def]
+    """Runs `GRUBackprop.backward` from the last step to the first.
+
+    w: `[H, G]`; gates: `[T, N, G]` and zs: `[T, N, H]`, of its factors; d_ys: `[T, N, H]`; d_h: `[N, H]`, the cotangent of
+    what left the last step; filled in: h: `[N, H]`, that of what entered the first; emitted: `[T, N, H]`; a: `[N, G]`, for
+    work.
+    """
+    T, N, G = gates.shape
+    H = G // 3
+    for n in range(N):
+        for j in range(H):
+            h[n, j] = d_h[n, j]
+    for t in range(T - 1, -1, -1):
+        out = emitted[t]
+        for n in range(N):
+            if mask.size > 0 and not mask[t, n]:
+                for j in range(H):
+                    out[n, j] = 0
+                for j in range(G):
+                    a[n, j] = 0
+                continue
+            for j in range(H):
+                to_h = h[n, j] + d_ys[t, n, j]
+                out[n, j] = to_h
+                a[n, j] = to_h * gates[t, n, j]
+                a[n, H + j] = to_h * gates[t, n, H + j]
+                a[n, 2 * H + j] = to_h * gates[t, n, 2 * H + j]
+                h[n, j] = to_h * zs[t, n, j]
+        add_product_back(h, a, w)
+        clear(h, resets, mask, t)
+
+
+def _forward(kind):  # type: ignore[no-untyped-def]
+    def gru_forward(address):  # type: ignore[no-untyped-def]
+        ins, outs = buffers(address)
+        if ins.size > 0:
+            weights = cube(ins[0], kind), matrix(ins[1], kind), matrix(ins[2], kind)
+            carries = matrix(ins[3], kind), matrix(ins[4], kind)
+            out = cube(outs[0], kind), cube(outs[1], kind), cube(outs[2], kind), cube(outs[3], kind)
+            forward(*weights, *carries, flags(ins[5]), flags(ins[6]), *out, matrix(outs[4], kind))
+        return 0
+
+    return gru_forward
+
+
+def _backward(kind):  # type: ignore[no-untyped-def]
+    def gru_backward(address):  # type: ignore[no-untyped-def]
+        ins, outs = buffers(address)
+        if ins.size > 0:
+            factors = cube(ins[1], kind), cube(ins[2], kind)
+            d = matrix(ins[3], kind), cube(ins[4], kind)
+            out = matrix(outs[0], kind), cube(outs[1], kind), matrix(outs[2], kind)
+            backward(matrix(ins[0], kind), *factors, *d, flags(ins[5]), flags(ins[6]), *out)
+        return 0
+
+    return gru_backward
+
+
+def call_forward(
+    back: GRUBackprop,
+    keep: bool,
+    params: GRUParams,
+    start: GRUCarry,
+    carry: GRUCarry,
+    xs: Array,
+    resets: Flags,
+    mask: Flags,
+) -> tuple[GRUCarry, tuple[Array, ...] | None]:
+    """Calls `forward`; returns (carries, saved)."""
+    zs = product(xs, params.w_x, back.compute) + params.b
+    (T, *batch, G), H = zs.shape, carry.h.shape[-1]
+
+    def shape(*sizes: int) -> Any:
+        return jax.ShapeDtypeStruct(sizes, zs.dtype)
+
+    kept = T if keep else 1
+    saved = shape(kept, *batch, 2 * H), shape(kept, *batch, H), shape(kept, *batch, H)
+    arguments = zs, params.w_h, params.b_n, carry, start, given(resets), given(mask)
+    carries, saved, _ = call_loop(_forward, arguments, (GRUCarry(shape(T, *batch, H)), saved, shape(*batch, G)))
+    return carries, saved if keep else None
+
+
+def call_backward(
+    back: GRUBackprop,
+    params: GRUParams,
+    xs: Array,
+    entering: GRUCarry,
+    leaving: GRUCarry,
+    saved: tuple[Array, ...] | None,
+    d: GRUCarry,
+    d_ys: Array,
+    resets: Flags,
+    mask: Flags,
+) -> tuple[GRUCarry, Array, GRUFactors]:
+    """Calls `backward`; returns (d_entering, emitted, factors)."""
+    _, factors = back.linearize(back.prepare(params), xs, entering, leaving, saved)
+    work = jax.ShapeDtypeStruct(factors.gates.shape[1:], d_ys.dtype)
+    out = *jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (d, d_ys)), work
+    arguments = params.w_h, factors.gates, factors.z, d, d_ys, given(resets), given(mask)
+    d, emitted, _ = call_loop(_backward, arguments, out)
+    return d, emitted, factors

@@ -1,0 +1,145 @@
+"""The LSTM's steps as two loops, forward and back, compiled for the CPU."""
+
+import jax
+from jaxtyping import Array
+
+from tbptt.cells.lstm import LSTMBackprop, LSTMCarry, LSTMParams
+from tbptt.cells.products import product
+from tbptt.native.arithmetic import add_product, add_product_back, clear, enter, hold, tanh
+from tbptt.native.call import Flags, call_loop, given
+from tbptt.native.frame import buffers, compiled, cube, flags, matrix
+
+
+@compiled
+def forward(zs, w, h_in, c_in, h_start, c_start, resets, mask, hs, cs, gates):  # type: ignore[no-untyped-def]
+    """Runs `LSTMBackprop.forward` over steps.
+
+    zs: `[T, N, G]`; w: `[H, G]`; h_in, c_in, h_start, c_start: `[N, H]`, what enters the first step and what a reset one;
+    filled in: hs, cs: `[T, N, H]`, what leaves each; gates: `[T, N, G]`, or `[1, N, G]` where they are not kept.
+    """
+    (T, N, G), half = zs.shape, zs.dtype.type(0.5)
+    H = G // 4
+    for t in range(T):
+        h, c, a = hs[t], cs[t], gates[min(t, gates.shape[0] - 1)]
+        before_h, before_c = (h_in, c_in) if t == 0 else (hs[t - 1], cs[t - 1])
+        enter(h, before_h, h_start, resets, t)
+        enter(c, before_c, c_start, resets, t)
+        for n in range(N):
+            for j in range(G):
+                a[n, j] = zs[t, n, j]
+        add_product(a, h, w)
+        for n in range(N):
+            for j in range(G):
+                # As sigmoid(a) = (1 + tanh(a / 2)) / 2, one tanh serves all gates.
+                a[n, j] = tanh(a[n, j] if 2 * H <= j < 3 * H else half * a[n, j])
+            for j in range(H):
+                i, f, g, o = a[n, j], a[n, H + j], a[n, 2 * H + j], a[n, 3 * H + j]
+                new = half * ((f * c[n, j] + c[n, j]) + (i * g + g))
+                leaving = tanh(new)
+                c[n, j] = new
+                h[n, j] = half * (o * leaving + leaving)
+        hold(h, before_h, mask, t)
+        hold(c, before_c, mask, t)
+
+
+@compiled
+def backward(w, gates, c_in, c_out, d_h, d_c, d_ys, resets, mask, h, c, emitted):  # type: ignore[no-untyped-def]
+    """Runs `LSTMBackprop.linearize` and `LSTMBackprop.backward` from the last step to the first.
+
+    w: `[H, G]`; gates: `[T, N, G]`, saved; c_in, c_out, d_ys: `[T, N, H]`, what entered and left each step; d_h, d_c:
+    `[N, H]`, the cotangents of what left the last one; filled in: h, c: `[N, H]`, those of what entered the first;
+    emitted: `[T, N, G]`.
+    """
+    (T, N, G), one, half = gates.shape, gates.dtype.type(1), gates.dtype.type(0.5)
+    H = G // 4
+    for n in range(N):
+        for j in range(H):
+            h[n, j], c[n, j] = d_h[n, j], d_c[n, j]
+    for t in range(T - 1, -1, -1):
+        a, saved = emitted[t], gates[t]
+        for n in range(N):
+            if mask.size > 0 and not mask[t, n]:
+                for j in range(G):
+                    a[n, j] = 0
+                continue
+            for j in range(H):
+                i, f, g, o = saved[n, j], saved[n, H + j], saved[n, 2 * H + j], saved[n, 3 * H + j]
+                out = tanh(c_out[t, n, j])
+                to_h = h[n, j] + d_ys[t, n, j]
+                to_c = c[n, j] + to_h * (half * (o + one) * (one - out * out))
+                # d sigmoid(a) = (1 - t^2) / 4 da for the t that is saved.
+                quarter_c, quarter_h = half * half * to_c, half * half * to_h
+                a[n, j] = quarter_c * g * (one - i * i)
+                a[n, H + j] = quarter_c * c_in[t, n, j] * (one - f * f)
+                a[n, 2 * H + j] = to_c * half * (i + one) * (one - g * g)
+                a[n, 3 * H + j] = quarter_h * out * (one - o * o)
+                c[n, j] = to_c * half * (f + one)
+                h[n, j] = 0
+        add_product_back(h, a, w)
+        clear(h, resets, mask, t)
+        clear(c, resets, mask, t)
+
+
+def _forward(kind):  # type: ignore[no-untyped-def]
+    def lstm_forward(address):  # type: ignore[no-untyped-def]
+        ins, outs = buffers(address)
+        if ins.size > 0:
+            weights = cube(ins[0], kind), matrix(ins[1], kind)
+            carry = matrix(ins[2], kind), matrix(ins[3], kind)
+            start = matrix(ins[4], kind), matrix(ins[5], kind)
+            out = cube(outs[0], kind), cube(outs[1], kind), cube(outs[2], kind)
+            forward(*weights, *carry, *start, flags(ins[6]), flags(ins[7]), *out)
+        return 0
+
+    return lstm_forward
+
+
+def _backward(kind):  # type: ignore[no-untyped-def]
+    def lstm_backward(address):  # type: ignore[no-untyped-def]
+        ins, outs = buffers(address)
+        if ins.size > 0:
+            kept = cube(ins[1], kind), cube(ins[2], kind), cube(ins[3], kind)
+            d = matrix(ins[4], kind), matrix(ins[5], kind), cube(ins[6], kind)
+            out = matrix(outs[0], kind), matrix(outs[1], kind), cube(outs[2], kind)
+            backward(matrix(ins[0], kind), *kept, *d, flags(ins[7]), flags(ins[8]), *out)
+        return 0
+
+    return lstm_backward
+
+
+def call_forward(
+    back: LSTMBackprop,
+    keep: bool,
+    params: LSTMParams,
+    start: LSTMCarry,
+    carry: LSTMCarry,
+    xs: Array,
+    resets: Flags,
+    mask: Flags,
+) -> tuple[LSTMCarry, Array | None]:
+    """Calls `forward`; returns (carries, saved)."""
+    zs = product(xs, params.w_x, back.compute) + params.b
+    carries = jax.tree.map(lambda a: jax.ShapeDtypeStruct((zs.shape[0], *a.shape), a.dtype), carry)
+    gates = jax.ShapeDtypeStruct(zs.shape if keep else (1, *zs.shape[1:]), zs.dtype)
+    arguments = zs, params.w_h, carry, start, given(resets), given(mask)
+    carries, saved = call_loop(_forward, arguments, (carries, gates))
+    return carries, saved if keep else None
+
+
+def call_backward(
+    back: LSTMBackprop,
+    params: LSTMParams,
+    xs: Array,
+    entering: LSTMCarry,
+    leaving: LSTMCarry,
+    saved: Array | None,
+    d: LSTMCarry,
+    d_ys: Array,
+    resets: Flags,
+    mask: Flags,
+) -> tuple[LSTMCarry, Array, None]:
+    """Calls `backward`; returns (d_entering, emitted, None), as `LSTMBackprop.collect` reads no factors."""
+    gates = back.gates(back.prepare(params), xs, entering) if saved is None else saved
+    out = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (d, gates))
+    arguments = params.w_h, gates, entering.c, leaving.c, d, d_ys, given(resets), given(mask)
+    return *call_loop(_backward, arguments, out), None

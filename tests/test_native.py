@@ -1,0 +1,183 @@
+"""The compiled loops are `plain_unroll`: in float64 to rounding, in every use that `unroll` has."""
+
+import functools
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tbptt.cells import GRU, LSTM, Elman, Stack
+from tbptt.engine import sizes
+from tbptt.engine.loops import ScanLoops
+from tbptt.native import choice
+from tbptt.native.arithmetic import add_product, add_product_back, tanh
+from tbptt.native.call import NativeLoops
+from tbptt.native.frame import compiled
+from tbptt.unroll import CarriesOnly, Segments, plain_unroll, unroll
+from tests.test_unroll import assert_same, everything, problem
+
+D, H, B, T = 3, 6, 2, 5
+each_cell = pytest.mark.parametrize("cell", [Elman(D, H), GRU(D, H), LSTM(D, H)], ids=lambda cell: type(cell).__name__)
+
+
+@pytest.fixture
+def compiled_loops(monkeypatch):
+    """In float64 too, and sees to it that they ran."""
+    monkeypatch.setattr(choice, "DTYPES", (jnp.float32, jnp.float64))
+    ran = []
+    made = choice.native_loops
+    monkeypatch.setattr(choice, "native_loops", lambda back: ran.append(back) or made(back))
+    yield
+    assert ran
+
+
+def both(cell, batch_shape=(B,), steps=T, use="resets mask", **options):
+    """Values and gradients of unroll and plain_unroll on the same problem."""
+    params, carry, xs, given = problem(cell, batch_shape, steps)
+    given = {name: given[name] for name in use.split()}
+    reverse = {"reverse": options["reverse"]} if "reverse" in options else {}
+    ours = everything(lambda *a: unroll(cell, *a, **given, **options), params, carry, xs)
+    return ours, everything(lambda *a: plain_unroll(cell, *a, **given, **reverse), params, carry, xs)
+
+
+@each_cell
+@pytest.mark.parametrize(("use", "reverse"), [("", False), ("resets", True), ("mask", False), ("resets mask", True)])
+def test_is_the_plain_scan(cell, use, reverse, compiled_loops):
+    got, want = both(cell, use=use, reverse=reverse)
+    assert_same(got, want)
+    assert min(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(want[1][0])) > 1e-3  # the gradient is alive
+
+
+@pytest.mark.parametrize("batch_shape", [(), (1,), (3,), (2, 2), (5,)], ids=str)
+@pytest.mark.parametrize("cell", [Elman(D, 7), GRU(D, 1), LSTM(D, 9)], ids=lambda cell: type(cell).__name__)
+def test_lanes_and_units_of_any_number(cell, batch_shape, compiled_loops):
+    assert_same(*both(cell, batch_shape))
+
+
+@each_cell
+def test_blocks_of_steps_and_a_rest(cell, compiled_loops, monkeypatch):
+    monkeypatch.setattr(sizes, "CPU_BLOCK", 1)
+    monkeypatch.setattr(sizes, "FEWEST", 3)
+    assert_same(*both(cell, steps=7))  # 2 + 2 + 2 + 1
+
+
+@each_cell
+@pytest.mark.parametrize("remat", [CarriesOnly(), Segments(2)], ids=str)
+def test_what_is_not_kept_is_computed_again(cell, remat, compiled_loops):
+    assert_same(*both(cell, remat=remat))
+
+
+def test_a_stack_runs_layer_after_layer(compiled_loops):
+    assert_same(*both(Stack((LSTM(D, 5), GRU(5, 4), Elman(4, H))), reverse=True))
+
+
+@each_cell
+def test_nan_padding_and_a_reset_after_divergence(cell, compiled_loops):
+    params, carry, xs, given = problem(cell, steps=T)
+    holes = jnp.where(given["mask"][..., None], xs, jnp.nan)
+    got = everything(lambda *a: unroll(cell, *a, **given), params, carry, holes)
+    assert_same(got, everything(lambda *a: plain_unroll(cell, *a, **given), params, carry, xs))
+    resets = jnp.zeros((T, B), bool).at[2].set(True)
+    carry = jax.tree.map(lambda a: a.at[0].set(jnp.nan).at[1].set(jnp.inf), carry)
+    got, want = (run(cell, params, carry, xs, resets=resets) for run in (unroll, plain_unroll))
+    assert_same(got, want)
+    assert bool(jnp.all(jnp.isfinite(got[1][2:]))) and not bool(jnp.all(jnp.isfinite(got[1][:2])))
+
+
+@each_cell
+def test_under_vmap_it_is_the_scan(cell, compiled_loops):
+    params, carry, xs, given = problem(cell, (2, B), T)
+    many = jax.tree.map(lambda a: jnp.stack([a, 1.5 * a]), params)
+
+    def run(unroll, params, carry, xs):
+        one = lambda p, c, x, r, m: unroll(cell, p, c, x, resets=r, mask=m)  # noqa: E731
+        return jax.vmap(one, (0, 0, 1, 1, 1), (0, 1))(params, carry, xs, given["resets"], given["mask"])
+
+    assert_same(*(everything(functools.partial(run, u), many, carry, xs) for u in (unroll, plain_unroll)))
+    grad = jax.grad(lambda *a: jnp.sum(run(unroll, *a)[1]))
+    assert "native" not in jax.jit(grad).lower(many, carry, xs).as_text()
+    alone = jax.grad(lambda *a: jnp.sum(unroll(cell, *a)[1]))
+    assert "native" in jax.jit(alone).lower(params, jax.tree.map(lambda a: a[0], carry), xs[:, 0]).as_text()
+
+
+@each_cell
+def test_the_gradient_has_a_gradient(cell, compiled_loops):
+    params, carry, xs, given = problem(cell, (B,), T)
+
+    def steepness(run, params):
+        grad = jax.grad(lambda p: jnp.sum(jnp.sin(run(cell, p, carry, xs, **given)[1])))(params)
+        return sum(jnp.sum(jnp.cos(leaf)) for leaf in jax.tree.leaves(grad))
+
+    got, want = (jax.grad(functools.partial(steepness, run))(params) for run in (unroll, plain_unroll))
+    assert_same(got, want)
+    assert min(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(want)) > 1e-4
+
+
+@pytest.mark.parametrize("make", [Elman, GRU, LSTM])
+def test_float32(make):
+    """Within 1e-5 of float64, which the scan is too: float32 has 6e-8."""
+    params, carry, xs, given = problem(make(D, H), steps=12)
+    want = everything(lambda *a: plain_unroll(make(D, H), *a, **given), params, carry, xs)
+    single, cell = jax.tree.map(lambda a: a.astype(jnp.float32), (params, carry, xs)), make(D, H, dtype=jnp.float32)
+    assert isinstance(choice.loops_of(cell.backprop, single[1]), NativeLoops)
+    got = everything(lambda *a: unroll(cell, *a, **given), *single)
+    assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {jnp.dtype(jnp.float32)}
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert float(jnp.max(jnp.abs(a - b))) <= 1e-5 * float(jnp.max(jnp.abs(b)))
+
+
+@compiled
+def _tanh_of(xs, ys):
+    for n in range(xs.size):
+        ys[n] = tanh(xs[n])
+
+
+def test_tanh_in_float32():
+    """Its relative error is at most 4e-7, some three units in the last place, from 1e-30 to where it is 1."""
+    xs = np.concatenate([np.geomspace(1e-30, 1, 20_000), np.linspace(0, 12, 200_001)]).astype(np.float32)
+    xs = np.concatenate([xs, -xs])
+    ys = np.empty_like(xs)
+    _tanh_of(xs, ys)
+    want = np.tanh(xs.astype(np.float64))
+    assert np.max(np.abs(ys - want) / np.maximum(np.abs(want), 1e-300)) < 4e-7
+    assert np.max(np.abs(ys)) <= 1
+    special, out = np.asarray([np.inf, -np.inf, np.nan, -0.0], np.float32), np.empty(4, np.float32)
+    _tanh_of(special, out)
+    assert np.allclose(out[:2], [1, -1], atol=3e-7) and np.isnan(out[2]) and out[3] == 0 and np.signbit(out[3])
+
+
+@pytest.mark.parametrize(("lanes", "rows", "columns"), [(1, 4, 8), (2, 5, 3), (3, 7, 16), (4, 1, 1)])
+def test_products(lanes, rows, columns):
+    draw = np.random.default_rng(0).normal
+    a, h, w = draw(size=(lanes, columns)), draw(size=(lanes, rows)), draw(size=(rows, columns))
+    there, back = a.copy(), h.copy()
+    add_product(there, h, w)
+    add_product_back(back, a, w)
+    np.testing.assert_allclose(there, a + h @ w, rtol=1e-14, atol=1e-14)
+    np.testing.assert_allclose(back, h + a @ w.T, rtol=1e-14, atol=1e-14)
+
+
+def test_which_loops_run(monkeypatch):
+    def kind(cell, lanes=1):
+        return type(choice.loops_of(cell.backprop, jax.eval_shape(lambda: cell.initial_carry((lanes,)))))
+
+    class Other(type(LSTM(1, 1).backprop)):
+        """A backward pass that may compute anything."""
+
+    single = functools.partial(LSTM, D, dtype=jnp.float32)
+    assert kind(single(choice.MOST)) is NativeLoops
+    assert kind(single(choice.MOST // 4), lanes=4) is NativeLoops
+    assert kind(single(choice.MOST // 4), lanes=5) is ScanLoops
+    assert kind(LSTM(D, H)) is ScanLoops  # float64
+    assert kind(single(H, compute_dtype=jnp.bfloat16)) is ScanLoops
+    assert kind(Elman(D, H, activation=jnp.sin, dtype=jnp.float32)) is ScanLoops
+    assert kind(Elman(D, H, dtype=jnp.float32)) is NativeLoops
+    carry = jax.eval_shape(single(H).initial_carry)
+    assert type(choice.loops_of(Other(None), carry)) is ScanLoops
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert kind(single(H)) is ScanLoops
+    monkeypatch.undo()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert kind(single(H)) is ScanLoops
