@@ -31,7 +31,7 @@ VECTORS = {
     "asimd": "NEON",
 }  # widest first
 PACKAGES = (
-    "tbptt", "jax", "jaxlib", "flax", "optax", "numpy", "dm-haiku", "equinox", "keras", "torch", "matplotlib"
+    "tbptt", "jax", "jaxlib", "flax", "optax", "numpy", "dm-haiku", "equinox", "keras", "torch", "matplotlib", "numba"
 )  # fmt: skip
 
 

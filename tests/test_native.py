@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -163,10 +164,9 @@ def test_which_loops_run(monkeypatch):
     def kind(cell, lanes=1):
         return type(choice.loops_of(cell.backprop, jax.eval_shape(lambda: cell.initial_carry((lanes,)))))
 
-    class Other(type(LSTM(1, 1).backprop)):
-        """A backward pass that may compute anything."""
-
+    Other = type("Other", (type(LSTM(1, 1).backprop),), {})  # it may compute anything
     single = functools.partial(LSTM, D, dtype=jnp.float32)
+
     assert kind(single(choice.MOST)) is NativeLoops
     assert kind(single(choice.MOST // 4), lanes=4) is NativeLoops
     assert kind(single(choice.MOST // 4), lanes=5) is ScanLoops
@@ -179,5 +179,22 @@ def test_which_loops_run(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert kind(single(H)) is ScanLoops
     monkeypatch.undo()
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(choice, "_numba_is_here", lambda: False)
     assert kind(single(H)) is ScanLoops
+
+
+def test_numba_is_not_needed(monkeypatch):
+    ask = inspect.unwrap(choice._numba_is_here)
+    assert ask()
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.util, "find_spec", lambda name: None)
+        assert not ask()
+
+    def refuse(name):
+        raise ImportError("Numba needs NumPy 2.9 or less")
+
+    monkeypatch.setattr(importlib, "import_module", refuse)
+    with pytest.warns(
+        UserWarning, match=r"cannot be imported \(Numba needs NumPy 2.9 or less\).*pip install -U 'tbptt\[cpu\]'"
+    ):
+        assert not ask()

@@ -1,7 +1,10 @@
 """Which loops run: compiled ones where they are faster, scans everywhere else."""
 
+import functools
+import importlib
 import importlib.util
 import math
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +27,9 @@ def loops_of(back: Backprop, carry: Carry) -> Loops:
     """Returns the loops for a backward pass and the carry (or its shapes) that enters it."""
     h = jax.tree.leaves(carry)[0]
     small = math.prod(h.shape) <= MOST and h.dtype in DTYPES
-    here = jax.default_backend() == "cpu" and importlib.util.find_spec("numba") is not None
-    return native_loops(back) if _has_loops(back) and small and here else ScanLoops(back)
+    if _has_loops(back) and small and jax.default_backend() == "cpu" and _numba_is_here():
+        return native_loops(back)
+    return ScanLoops(back)
 
 
 def _has_loops(back: Backprop) -> bool:
@@ -33,6 +37,23 @@ def _has_loops(back: Backprop) -> bool:
     if type(back) is ElmanBackprop:
         return back.activation is jnp.tanh and back.compute is None
     return (type(back) is GRUBackprop or type(back) is LSTMBackprop) and back.compute is None
+
+
+@functools.cache
+def _numba_is_here() -> bool:
+    """Asks once. Numba that is installed and refuses its surroundings, as it does a newer numpy, is no reason to stop."""
+    if importlib.util.find_spec("numba") is None:
+        return False
+    try:
+        importlib.import_module("numba")
+    except ImportError as error:
+        warnings.warn(
+            f"numba is installed and cannot be imported ({error}); small layers run by XLA's loop, slower. Install a numba "
+            "that fits (pip install -U 'tbptt[cpu]'), or none",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def native_loops(back: Backprop) -> Loops:
