@@ -316,3 +316,19 @@ def test_a_budget_is_a_positive_int(size):
 def test_nested_segments_are_longest_first():
     with pytest.raises(ValueError, match=r"Segments.length as a tuple holds steps, the longest first; got \(4, 9\)"):
         Segments((4, 9))
+
+
+def test_blocks_leave_nothing_over_where_a_divisor_is_near():
+    """A rest is the whole program once more; 35 steps of an LSTM with B, H = 20, 256 were 2 x 17 + 1."""
+    assert [sizes.share(T, most) for T, most in ((7, 16), (35, 26), (1000, 32), (100, 16), (10_000, 128))] == [
+        7,
+        35,
+        40,
+        20,
+        125,
+    ]
+    assert sizes.share(97, 16) == 13  # prime: 7 blocks of 13 and a rest of 6
+    for T, most in itertools.product(range(1, 300), (16, 26, 50)):
+        near = [d for d in range(1, T + 1) if T % d == 0 and most <= 2 * d <= 3 * most]
+        steps = sizes.share(T, most)
+        assert 1 <= steps <= max(3 * most // 2, 1) and (T % steps == 0 or not near)

@@ -19,7 +19,7 @@ from tbptt.native.frame import compiled
 from tbptt.unroll import CarriesOnly, Segments, plain_unroll, unroll
 from tests.test_unroll import assert_same, everything, problem
 
-D, H, B, T = 3, 6, 2, 5
+D, H, B, T = 3, 6, 2, 12
 each_cell = pytest.mark.parametrize("cell", [Elman(D, H), GRU(D, H), LSTM(D, H)], ids=lambda cell: type(cell).__name__)
 
 
@@ -46,6 +46,8 @@ def both(cell, batch_shape=(B,), steps=T, use="resets mask", **options):
 @each_cell
 @pytest.mark.parametrize(("use", "reverse"), [("", False), ("resets", True), ("mask", False), ("resets mask", True)])
 def test_is_the_plain_scan(cell, use, reverse, compiled_loops):
+    given = problem(cell, (B,), T)[3]
+    assert bool(jnp.any(given["resets"] & ~given["mask"]))  # a step that is reset and does not exist is among them
     got, want = both(cell, use=use, reverse=reverse)
     assert_same(got, want)
     assert min(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(want[1][0])) > 1e-3  # the gradient is alive

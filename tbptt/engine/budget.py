@@ -9,7 +9,7 @@ import jax
 
 from tbptt.engine.any_cell import AnyBackprop, backprop_of
 from tbptt.engine.plan import CarriesOnly, Remat, Segments
-from tbptt.engine.sizes import block_of, bytes_of, steps_kept
+from tbptt.engine.sizes import block_of, bytes_of, share, steps_kept
 from tbptt.types import Cell, LayeredCell, Params
 
 
@@ -39,7 +39,7 @@ class StepBytes(NamedTuple):
     block: what the backward pass makes of it, for one block of steps at a time
     outer: what its surroundings hold: the output and its cotangent, a readout's results
     fixed: not of a step, but once: the weights' gradient and copies of the weights
-    steps: steps of a block
+    steps: about the steps of a block, see `sizes.share`
     lean:  from so many steps on, nothing but carries is kept without being asked, see `sizes.steps_kept`
     """
 
@@ -105,7 +105,7 @@ def predicted_bytes(remat: Remat | None, sizes: StepBytes, T: int) -> int:
         for inner in remat.lengths(T):
             carries, length = carries + math.ceil(length / inner), min(inner, length)
     each = sizes.carry if isinstance(remat, CarriesOnly) or length >= sizes.lean else sizes.kept
-    block = min(sizes.steps, length) * sizes.block
+    block = share(length, sizes.steps) * sizes.block
     return carries * sizes.carry + length * (each + sizes.outer) + block + sizes.fixed
 
 

@@ -22,17 +22,24 @@ CPU_SAVED, WIDEST = 12 << 20, 256
 
 
 def block_of(step: int) -> int:
-    """Returns the most steps of a block, given the bytes of one step's input side."""
+    """Returns about how many steps a block should have, given the bytes of one step's input side."""
     target = CPU_BLOCK if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK
     return max(FEWEST, target // max(step, 1))
 
 
 def block_steps(back: Backprop, params: Params, xs: Array) -> int:
-    """Returns the steps of a block: T if it is small, else an even share of it."""
-    T = xs.shape[0]
+    """Returns the steps of a block of xs."""
     z = jax.eval_shape(lambda p, x: back.inputs(back.prepare(p), x), params, xs[0])
-    most = block_of(bytes_of(z))
-    return T if most >= T else T // math.ceil(T / most)
+    return share(xs.shape[0], block_of(bytes_of(z)))
+
+
+def share(T: int, most: int) -> int:
+    """Returns the steps of a block: T if that is not many more than `most`, else a divisor of T near it, else an even share.
+
+    What is left over of an even share is a block of another length: the whole program once more, to compile and to run.
+    """
+    divisor = max(steps for steps in range(1, min(T, most * 3 // 2) + 1) if T % steps == 0)
+    return divisor if 2 * divisor >= most or divisor == T else T // math.ceil(T / most)
 
 
 def steps_kept(back: Backprop, params: Params, carry: Carry, x: Any) -> float:
