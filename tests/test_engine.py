@@ -1,6 +1,7 @@
 """The engine against the plain scan, which it must equal to rounding: blocks, rests, plans, any cell, any batch shape."""
 
 import dataclasses
+import itertools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -320,7 +321,7 @@ def test_nested_segments_are_longest_first():
 
 def test_blocks_leave_nothing_over_where_a_divisor_is_near():
     """A rest is the whole program once more; 35 steps of an LSTM with B, H = 20, 256 were 2 x 17 + 1."""
-    assert [sizes.share(T, most) for T, most in ((7, 16), (35, 26), (1000, 32), (100, 16), (10_000, 128))] == [
+    assert [sizes.share(steps, most) for steps, most in ((7, 16), (35, 26), (1000, 32), (100, 16), (10_000, 128))] == [
         7,
         35,
         40,
@@ -328,7 +329,7 @@ def test_blocks_leave_nothing_over_where_a_divisor_is_near():
         125,
     ]
     assert sizes.share(97, 16) == 13  # prime: 7 blocks of 13 and a rest of 6
-    for T, most in itertools.product(range(1, 300), (16, 26, 50)):
-        near = [d for d in range(1, T + 1) if T % d == 0 and most <= 2 * d <= 3 * most]
-        steps = sizes.share(T, most)
-        assert 1 <= steps <= max(3 * most // 2, 1) and (T % steps == 0 or not near)
+    for steps, most in itertools.product(range(1, 300), (16, 26, 50)):
+        near = [d for d in range(1, steps + 1) if steps % d == 0 and most <= 2 * d <= 3 * most]
+        block = sizes.share(steps, most)
+        assert 1 <= block <= 3 * most // 2 and (steps % block == 0 or not near)
