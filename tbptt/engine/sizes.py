@@ -34,12 +34,15 @@ def block_steps(back: Backprop, params: Params, xs: Array) -> int:
 
 
 def share(T: int, most: int) -> int:
-    """Returns the steps of a block: T if that is not many more than `most`, else a divisor of T near it, else an even share.
+    """Returns the steps of a block: T if there is room, else its largest divisor of about that size, else an even share.
 
     What is left over of an even share is a block of another length: the whole program once more, to compile and to run.
     """
-    divisor = max(steps for steps in range(1, min(T, most * 3 // 2) + 1) if T % steps == 0)
-    return divisor if 2 * divisor >= most or divisor == T else T // math.ceil(T / most)
+    for limit in (most, most * 3 // 2):  # blocks that are a little smaller are as fast, larger ones are not
+        divisor = max(steps for steps in range(1, min(T, limit) + 1) if T % steps == 0)
+        if 2 * divisor >= most or divisor == T:
+            return divisor
+    return T // math.ceil(T / most)
 
 
 def steps_kept(back: Backprop, params: Params, carry: Carry, x: Any) -> float:
