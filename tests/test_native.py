@@ -3,6 +3,8 @@
 import functools
 import importlib.util
 import inspect
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ from tbptt.engine.loops import ScanLoops
 from tbptt.native import choice
 from tbptt.native.arithmetic import add_product, add_product_back, tanh
 from tbptt.native.call import NativeLoops
-from tbptt.native.frame import compiled
+from tbptt.native.frame import compiled, registered
 from tbptt.unroll import CarriesOnly, Segments, plain_unroll, unroll
 from tests.test_unroll import assert_same, everything, problem
 
@@ -200,3 +202,18 @@ def test_numba_is_not_needed(monkeypatch):
         UserWarning, match=r"cannot be imported \(Numba needs NumPy 2.9 or less\).*pip install -U 'tbptt\[cpu\]'"
     ):
         assert not ask()
+
+
+def _nothing(kind, sources):
+    def does_nothing(address):
+        return 0 * sources
+
+    return does_nothing
+
+
+def test_threads_register_an_operation_once(monkeypatch):
+    names = []
+    monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda name, *_, **__: time.sleep(0.05) or names.append(name))
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(lambda _: registered(_nothing, jnp.float32), range(8)))
+    assert found == set(names) == {"tests.test_native.does_nothing.float32"} and len(names) == 1

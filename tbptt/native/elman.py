@@ -54,26 +54,26 @@ def backward(w, hs, d_h, d_ys, resets, mask, h, emitted):  # type: ignore[no-unt
         clear(h, resets, mask, t)
 
 
-def _forward(kind):  # type: ignore[no-untyped-def]
+def _forward(kind, sources):  # type: ignore[no-untyped-def]
     def elman_forward(address):  # type: ignore[no-untyped-def]
         ins, outs = buffers(address)
         if ins.size > 0:
             weights = cube(ins[0], kind), matrix(ins[1], kind)
             carries = matrix(ins[2], kind), matrix(ins[3], kind)
             forward(*weights, *carries, flags(ins[4]), flags(ins[5]), cube(outs[0], kind), matrix(outs[1], kind))
-        return 0
+        return 0 * sources
 
     return elman_forward
 
 
-def _backward(kind):  # type: ignore[no-untyped-def]
+def _backward(kind, sources):  # type: ignore[no-untyped-def]
     def elman_backward(address):  # type: ignore[no-untyped-def]
         ins, outs = buffers(address)
         if ins.size > 0:
             kept = matrix(ins[0], kind), cube(ins[1], kind)
             d = matrix(ins[2], kind), cube(ins[3], kind)
             backward(*kept, *d, flags(ins[4]), flags(ins[5]), matrix(outs[0], kind), cube(outs[1], kind))
-        return 0
+        return 0 * sources
 
     return elman_backward
 

@@ -9,7 +9,10 @@ is read of it are words of 64 bits at places which that interface keeps stable:
 
 import functools
 import inspect
+import threading
+import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,28 +30,42 @@ RELAXED = {"reassoc", "contract"}
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """Compiles a function when it is first called, or loads what an earlier process compiled."""
+    """Lets numba compile a function where it is used. Not kept on disk by itself: `registered` says why."""
     # Unwrapped: a checker of types (jaxtyping's hook in tests) wraps functions into what numba cannot read.
-    return numba.njit(inspect.unwrap(function), fastmath=RELAXED, error_model="numpy", cache=True)
+    return numba.njit(inspect.unwrap(function), fastmath=RELAXED, error_model="numpy")
+
+
+_ONE_AT_A_TIME = threading.Lock()
+
+
+def registered(make: Callable[[Any, int], Callable[[int], int]], dtype: DTypeLike) -> str:
+    """Registers an operation, compiled now or by an earlier process; returns the name by which `jax.ffi.ffi_call` finds it.
+
+    Numba takes what it has on disk unless the function's own file changed, or what the function wraps; it does not see that
+    another one changed, which the function calls. So the operation is kept whole, and wraps a number of all our sources.
+
+    Args (static):
+      make: a module's own function `(kind, sources) -> operation`, which wraps only these: numba's type of its numbers, and
+        that number, times 0 what it returns. `operation(address)` reads `buffers(address)`, and works if there are any.
+      dtype: float32 or float64.
+    """
+    with _ONE_AT_A_TIME:  # threads may trace at once, and XLA takes a name only once
+        return _registered(make, np.dtype(dtype).name)
 
 
 @functools.cache
-def registered(make: Callable[[Any], Callable[[int], int]], dtype: DTypeLike) -> str:
-    """Registers an operation; returns the name by which `jax.ffi.ffi_call` finds it.
-
-    Args (static):
-      make: a module's own function `kind -> operation`, which wraps nothing but `kind`, numba's type of its numbers (else
-        numba finds nothing again of what it compiled in an earlier process). `operation(address)` reads `buffers(address)`,
-        does its work if there are any, and returns 0.
-      dtype: float32 or float64.
-    """
-    name = np.dtype(dtype).name
-    operation = inspect.unwrap(make(getattr(numba.types, name)))
+def _registered(make: Callable[[Any, int], Callable[[int], int]], name: str) -> str:
+    operation = inspect.unwrap(make(getattr(numba.types, name), sources()))
     made = numba.cfunc(numba.types.intp(numba.types.intp), cache=True)(operation)
     _KEPT.append(made)
     target = f"{operation.__module__}.{operation.__name__}.{name}"
     jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(made.ctypes), platform="cpu")
     return target
+
+
+def sources() -> int:
+    """Returns a number that depends on all that is written in this folder."""
+    return zlib.crc32(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))))
 
 
 _KEPT: list[Any] = []  # XLA holds bare pointers into them

@@ -76,7 +76,7 @@ def backward(w, gates, zs, d_h, d_ys, resets, mask, h, emitted, a):  # type: ign
         clear(h, resets, mask, t)
 
 
-def _forward(kind):  # type: ignore[no-untyped-def]
+def _forward(kind, sources):  # type: ignore[no-untyped-def]
     def gru_forward(address):  # type: ignore[no-untyped-def]
         ins, outs = buffers(address)
         if ins.size > 0:
@@ -84,12 +84,12 @@ def _forward(kind):  # type: ignore[no-untyped-def]
             carries = matrix(ins[3], kind), matrix(ins[4], kind)
             out = cube(outs[0], kind), cube(outs[1], kind), cube(outs[2], kind), cube(outs[3], kind)
             forward(*weights, *carries, flags(ins[5]), flags(ins[6]), *out, matrix(outs[4], kind))
-        return 0
+        return 0 * sources
 
     return gru_forward
 
 
-def _backward(kind):  # type: ignore[no-untyped-def]
+def _backward(kind, sources):  # type: ignore[no-untyped-def]
     def gru_backward(address):  # type: ignore[no-untyped-def]
         ins, outs = buffers(address)
         if ins.size > 0:
@@ -97,7 +97,7 @@ def _backward(kind):  # type: ignore[no-untyped-def]
             d = matrix(ins[3], kind), cube(ins[4], kind)
             out = matrix(outs[0], kind), cube(outs[1], kind), matrix(outs[2], kind)
             backward(matrix(ins[0], kind), *factors, *d, flags(ins[5]), flags(ins[6]), *out)
-        return 0
+        return 0 * sources
 
     return gru_backward
 

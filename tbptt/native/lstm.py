@@ -80,7 +80,7 @@ def backward(w, gates, c_in, c_out, d_h, d_c, d_ys, resets, mask, h, c, emitted)
         clear(c, resets, mask, t)
 
 
-def _forward(kind):  # type: ignore[no-untyped-def]
+def _forward(kind, sources):  # type: ignore[no-untyped-def]
     def lstm_forward(address):  # type: ignore[no-untyped-def]
         ins, outs = buffers(address)
         if ins.size > 0:
@@ -89,12 +89,12 @@ def _forward(kind):  # type: ignore[no-untyped-def]
             start = matrix(ins[4], kind), matrix(ins[5], kind)
             out = cube(outs[0], kind), cube(outs[1], kind), cube(outs[2], kind)
             forward(*weights, *carry, *start, flags(ins[6]), flags(ins[7]), *out)
-        return 0
+        return 0 * sources
 
     return lstm_forward
 
 
-def _backward(kind):  # type: ignore[no-untyped-def]
+def _backward(kind, sources):  # type: ignore[no-untyped-def]
     def lstm_backward(address):  # type: ignore[no-untyped-def]
         ins, outs = buffers(address)
         if ins.size > 0:
@@ -102,7 +102,7 @@ def _backward(kind):  # type: ignore[no-untyped-def]
             d = matrix(ins[4], kind), matrix(ins[5], kind), cube(ins[6], kind)
             out = matrix(outs[0], kind), matrix(outs[1], kind), cube(outs[2], kind)
             backward(matrix(ins[0], kind), *kept, *d, flags(ins[7]), flags(ins[8]), *out)
-        return 0
+        return 0 * sources
 
     return lstm_backward
 
