@@ -38,15 +38,7 @@ def global_norm(tree: Any) -> Float[Array, ""]:
       The norm: 0 at 0 (with gradient 0), inf or NaN exactly if an entry is inf or NaN, and the dtype's largest number
       if the true norm is above it. XLA reads subnormal float32 (below 1.2e-38) as zero on most devices; so does this.
     """
-    dtype = norm_dtype(tree)
-    leaves = [jnp.asarray(leaf).astype(dtype) for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
-    total = sum((jnp.sum(jnp.square(leaf)) for leaf in leaves), jnp.zeros((), dtype))
-    # Nearly always this is the norm, and the optimizer's clipping has computed it too. Where a square overflowed, or all
-    # that may have underflowed is not below rounding, the careful way is taken.
-    limits = jnp.finfo(dtype)
-    least = sum(leaf.size for leaf in leaves) * float(limits.tiny) / float(limits.eps)
-    usual = jnp.isfinite(total) & (total > least)
-    return jax.lax.cond(usual, lambda _: jnp.sqrt(jnp.where(usual, total, 1)), lambda tree: measure(tree).norm, tree)
+    return measure(tree).norm
 
 
 def measure(tree: Any, batch_dims: int = 0) -> Measure:

@@ -34,11 +34,11 @@ def _tanh(x):  # type: ignore[no-untyped-def]
 
 @no_type_check
 def _tanh_float32(x):  # type: ignore[no-untyped-def]
-    x = END if x > END else x  # NaN stays NaN
-    x = -END if x < -END else x
     y = x * x
     p = P0 + y * (P1 + y * (P2 + y * (P3 + y * (P4 + y * P5))))
-    return x * p / (Q0 + y * (Q1 + y * (Q2 + y * Q3)))
+    t = x * p / (Q0 + y * (Q1 + y * (Q2 + y * Q3)))
+    t = P0 if x > END else t  # NaN stays NaN; exactly 1, so that no gradient reaches a gate that is held open
+    return -P0 if x < -END else t
 
 
 @compiled
