@@ -14,6 +14,7 @@ import pytest
 from tbptt.cells import GRU, LSTM, Elman, Stack
 from tbptt.engine import sizes
 from tbptt.engine.loops import ScanLoops
+from tbptt.engine.scan import Steps
 from tbptt.native import choice
 from tbptt.native.arithmetic import add_product, add_product_back, tanh
 from tbptt.native.call import NativeLoops
@@ -131,6 +132,18 @@ def test_float32(make):
     assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {jnp.dtype(jnp.float32)}
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         assert float(jnp.max(jnp.abs(a - b))) <= 1e-5 * float(jnp.max(jnp.abs(b)))
+
+
+def test_numbers_of_another_kind_are_refused(compiled_loops):
+    """Read as float32, float64 would be any number."""
+    cell = LSTM(D, H, dtype=jnp.float32)
+    params = cell.init(jax.random.key(0))
+    with pytest.raises(ValueError, match="dtype"):  # at the door
+        unroll(cell, params, cell.initial_carry((B,)), jnp.ones((T, B, D)))
+    loops = choice.native_loops(cell.backprop)
+    carry = cell.initial_carry((B,))
+    with pytest.raises(TypeError, match="params, carry and xs must be of one dtype; got float32, float64: convert them"):
+        loops.forward(params, carry, carry, Steps(jnp.ones((T, B, D))), True)
 
 
 @compiled

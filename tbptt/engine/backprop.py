@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tbptt.engine.loops import Loops
+from tbptt.engine.loops import Loops, Ran
 from tbptt.engine.scan import Steps, entering_carry, where
 from tbptt.engine.sizes import block_steps
 from tbptt.types import Carry, Params
@@ -64,7 +64,7 @@ def _forward(loops: Loops, initial: Any, n: int, keep: bool, params: Params, car
     which: list[int | None] = []  # the leaf of the carries that the outputs are: it is kept once
 
     def block(carry: Carry, now: Steps) -> tuple[Carry, Any]:
-        carries, ys, saved = loops.forward(weights, start, carry, now.xs, now.resets, now.mask, keep)
+        carries, ys, saved = loops.forward(weights, start, carry, now, keep)
         which[:] = [next((i for i, leaf in enumerate(jax.tree.leaves(carries)) if leaf is ys), None)]
         last = jax.tree.map(lambda a: a[-1], carries)
         return last, (carry, carries, ys if which[0] is None else None, saved)
@@ -88,7 +88,7 @@ def _backward(loops: Loops, initial: Callable[[], Carry], n: int, residuals: Any
         block_start, leaving, kept, steps, d_ys = now
         before = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b[:-1]]), block_start, leaving)
         entering = entering_carry(before, start, steps.resets)
-        d, emitted, factors = loops.backward(weights, steps.xs, entering, leaving, kept, d, d_ys, steps.resets, steps.mask)
+        d, emitted, factors = loops.backward(weights, Ran(steps, entering, leaving, kept), d, d_ys)
         return d, back.collect(params, steps.xs, entering, leaving, factors, emitted)
 
     def add(state: Any, now: Any) -> tuple[Any, Any]:

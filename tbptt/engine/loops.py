@@ -2,14 +2,23 @@
 
 import dataclasses
 import functools
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
 
 from tbptt.engine.scan import Steps, entering_carry, where
 from tbptt.types import Backprop, Carry, Params
+
+
+class Ran(NamedTuple):
+    """What is known of a block of steps once it has run: what it ran over, what entered and left each step, what was saved
+    (None if it was not kept)."""
+
+    steps: Steps
+    entering: Carry
+    leaving: Carry
+    saved: Any
 
 
 @runtime_checkable
@@ -23,9 +32,7 @@ class Loops(Protocol):
         """Computes what the loops need of the parameters."""
         ...
 
-    def forward(
-        self, weights: Any, start: Carry, carry: Carry, xs: Array, resets: Array | None, mask: Array | None, keep: bool
-    ) -> tuple[Carry, Any, Any]:
+    def forward(self, weights: Any, start: Carry, carry: Carry, steps: Steps, keep: bool) -> tuple[Carry, Any, Any]:
         """Runs `back.inputs`, then `back.forward` step after step from `carry`, from `start` where a step is reset.
 
         Returns `(carries, ys, saved)`: what leaves each step, the outputs (the very leaf of the carries, where they are
@@ -33,18 +40,7 @@ class Loops(Protocol):
         """
         ...
 
-    def backward(
-        self,
-        weights: Any,
-        xs: Array,
-        entering: Carry,
-        leaving: Carry,
-        saved: Any,
-        d: Carry,
-        d_ys: Any,
-        resets: Array | None,
-        mask: Array | None,
-    ) -> tuple[Carry, Any, Any]:
+    def backward(self, weights: Any, ran: Ran, d: Carry, d_ys: Any) -> tuple[Carry, Any, Any]:
         """Runs `back.linearize`, then `back.backward` from the last step to the first.
 
         Returns `(d_entering, emitted, factors)`; factors, of `linearize`, are None if `back.collect` reads none of them.
@@ -61,10 +57,8 @@ class ScanLoops:
     def prepare(self, params: Params) -> Any:
         return self.back.prepare(params)
 
-    def forward(
-        self, weights: Any, start: Carry, carry: Carry, xs: Array, resets: Array | None, mask: Array | None, keep: bool
-    ) -> tuple[Carry, Any, Any]:
-        zs = self.back.inputs(weights, xs)
+    def forward(self, weights: Any, start: Carry, carry: Carry, steps: Steps, keep: bool) -> tuple[Carry, Any, Any]:
+        zs = self.back.inputs(weights, steps.xs)
         which: list[int | None] = []  # found while the body is traced
 
         def body(carry: Carry, now: Steps) -> tuple[Carry, Any]:
@@ -74,27 +68,17 @@ class ScanLoops:
             carry = leaving if now.mask is None else where(now.mask, leaving, carry)
             return carry, (carry, y if which[0] is None else None, saved if keep else None)
 
-        _, (carries, ys, saved) = jax.lax.scan(body, carry, Steps(zs, resets, mask))
+        _, (carries, ys, saved) = jax.lax.scan(body, carry, steps._replace(xs=zs))
         return carries, ys if which[0] is None else jax.tree.leaves(carries)[which[0]], saved
 
-    def backward(
-        self,
-        weights: Any,
-        xs: Array,
-        entering: Carry,
-        leaving: Carry,
-        saved: Any,
-        d: Carry,
-        d_ys: Any,
-        resets: Array | None,
-        mask: Array | None,
-    ) -> tuple[Carry, Any, Any]:
-        common, factors = self.back.linearize(weights, xs, entering, leaving, saved)
+    def backward(self, weights: Any, ran: Ran, d: Carry, d_ys: Any) -> tuple[Carry, Any, Any]:
+        steps, entering, leaving, saved = ran
+        common, factors = self.back.linearize(weights, steps.xs, entering, leaving, saved)
 
         def body(d: Carry, now: Any) -> tuple[Carry, Any]:
             return _step_back(functools.partial(self.back.backward, common), d, *now)
 
-        d, emitted = jax.lax.scan(body, d, (factors, d_ys, resets, mask), reverse=True)
+        d, emitted = jax.lax.scan(body, d, (factors, d_ys, steps.resets, steps.mask), reverse=True)
         return d, emitted, factors
 
 

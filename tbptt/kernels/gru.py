@@ -9,6 +9,8 @@ from jaxtyping import Array
 
 from tbptt.cells.gru import GRUBackprop, GRUFactors, GRUParams, GRUWeights
 from tbptt.cells.gru_base import GRUCarry
+from tbptt.engine.loops import Ran
+from tbptt.engine.scan import Steps
 from tbptt.kernels.grid import at, chosen, cleared, columns, dot, flag_column, over_lanes, piece, pieces_of, tiles
 
 
@@ -23,17 +25,10 @@ class GRUKernels:
         return self.back.prepare(params)
 
     def forward(
-        self,
-        weights: GRUWeights,
-        start: GRUCarry,
-        carry: GRUCarry,
-        xs: Array,
-        resets: Array | None,
-        mask: Array | None,
-        keep: bool,
+        self, weights: GRUWeights, start: GRUCarry, carry: GRUCarry, steps: Steps, keep: bool
     ) -> tuple[GRUCarry, Array, tuple[Array, ...] | None]:
         """Runs the steps: the carries that leave them, h once more, and if `keep` what `GRUBackprop.forward` saves."""
-        zs = self.back.inputs(weights, xs)
+        zs = self.back.inputs(weights, steps.xs)
         (T, N, _), (h,) = zs.shape, carry
         H = h.shape[-1]
 
@@ -42,28 +37,17 @@ class GRUKernels:
 
         saved = (made(2 * H), made(H), made(H)) if keep else None
         shared = weights.w_h.astype(self.back.compute or h.dtype), weights.b_n.astype(h.dtype)[None]
-        lanes = zs, carry, flag_column(resets), flag_column(mask)
+        lanes = zs, carry, flag_column(steps.resets), flag_column(steps.mask)
         carries, saved = over_lanes(_forward, lanes, shared, (GRUCarry(made(H)), saved), H, self.interpret)
         return carries, carries.h, saved
 
-    def backward(
-        self,
-        weights: GRUWeights,
-        xs: Array,
-        entering: GRUCarry,
-        leaving: GRUCarry,
-        saved: Any,
-        d: GRUCarry,
-        d_ys: Array,
-        resets: Array | None,
-        mask: Array | None,
-    ) -> tuple[GRUCarry, Array, GRUFactors]:
+    def backward(self, weights: GRUWeights, ran: Ran, d: GRUCarry, d_ys: Array) -> tuple[GRUCarry, Array, GRUFactors]:
         """Runs the steps back: the cotangent that leaves the first, and every h's, `[T, N, H]`."""
-        common, factors = self.back.linearize(weights, xs, entering, leaving, saved)
+        common, factors = self.back.linearize(weights, ran.steps.xs, ran.entering, ran.leaving, ran.saved)
         out = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (d, d_ys))
         w = common.astype(self.back.compute or d.h.dtype)
         # What feeds x w_xn is needed after the loop only.
-        lanes = factors.gates, factors.z, d, d_ys, flag_column(resets), flag_column(mask)
+        lanes = factors.gates, factors.z, d, d_ys, flag_column(ran.steps.resets), flag_column(ran.steps.mask)
         return *over_lanes(_backward, lanes, w, out, d.h.shape[-1], self.interpret), factors
 
 

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from tbptt.cells.lstm import LSTMBackprop, LSTMCarry, LSTMFactors, LSTMParams, LSTMWeights
+from tbptt.engine.loops import Ran
+from tbptt.engine.scan import Steps
 from tbptt.kernels.grid import at, chosen, cleared, columns, dot, flag_column, over_lanes, piece, pieces_of, tiles
 
 
@@ -22,42 +24,24 @@ class LSTMKernels:
         return self.back.prepare(params)
 
     def forward(
-        self,
-        weights: LSTMWeights,
-        start: LSTMCarry,
-        carry: LSTMCarry,
-        xs: Array,
-        resets: Array | None,
-        mask: Array | None,
-        keep: bool,
+        self, weights: LSTMWeights, start: LSTMCarry, carry: LSTMCarry, steps: Steps, keep: bool
     ) -> tuple[LSTMCarry, Array, Array | None]:
         """Runs the steps: the carries that leave them, h `[T, N, H]` once more, and if `keep` the gates `[T, N, 4H]`."""
-        zs = self.back.inputs(weights, xs)
+        zs = self.back.inputs(weights, steps.xs)
         T, h = zs.shape[0], carry.h
         carries = jax.tree.map(lambda a: jax.ShapeDtypeStruct((T, *a.shape), a.dtype), carry)
         out = carries, jax.ShapeDtypeStruct(zs.shape, h.dtype) if keep else None
         w = weights.w_h.astype(self.back.compute or h.dtype)
-        lanes = zs, carry, flag_column(resets), flag_column(mask)
+        lanes = zs, carry, flag_column(steps.resets), flag_column(steps.mask)
         carries, saved = over_lanes(_forward, lanes, w, out, h.shape[-1], self.interpret)
         return carries, carries.h, saved
 
-    def backward(
-        self,
-        weights: LSTMWeights,
-        xs: Array,
-        entering: LSTMCarry,
-        leaving: LSTMCarry,
-        saved: Any,
-        d: LSTMCarry,
-        d_ys: Array,
-        resets: Array | None,
-        mask: Array | None,
-    ) -> tuple[LSTMCarry, Array, LSTMFactors]:
+    def backward(self, weights: LSTMWeights, ran: Ran, d: LSTMCarry, d_ys: Array) -> tuple[LSTMCarry, Array, LSTMFactors]:
         """Runs the steps back: the cotangent that leaves the first, and the gates' `[T, N, 4H]`."""
-        common, factors = self.back.linearize(weights, xs, entering, leaving, saved)
+        common, factors = self.back.linearize(weights, ran.steps.xs, ran.entering, ran.leaving, ran.saved)
         out = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (d, factors.gates))
         w = common.astype(self.back.compute or d.h.dtype)
-        lanes = factors, d, d_ys, flag_column(resets), flag_column(mask)
+        lanes = factors, d, d_ys, flag_column(ran.steps.resets), flag_column(ran.steps.mask)
         return *over_lanes(_backward, lanes, w, out, d.h.shape[-1], self.interpret), factors
 
 

@@ -10,11 +10,10 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool
 
-from tbptt.engine.loops import ScanLoops
+from tbptt.engine.loops import Ran, ScanLoops
+from tbptt.engine.scan import Steps
 from tbptt.native.frame import registered
 from tbptt.types import Backprop, Carry, Params
-
-Flags = Bool[Array, "T *batch"] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,39 +33,25 @@ class NativeLoops:
     def prepare(self, params: Params) -> Params:
         return params
 
-    def forward(
-        self, weights: Params, start: Carry, carry: Carry, xs: Array, resets: Flags, mask: Flags, keep: bool
-    ) -> tuple[Carry, Array, Any]:
+    def forward(self, weights: Params, start: Carry, carry: Carry, steps: Steps, keep: bool) -> tuple[Carry, Array, Any]:
         loops = ScanLoops(self.back)
 
-        def scan(params: Params, start: Carry, carry: Carry, xs: Array, resets: Flags, mask: Flags) -> Any:
-            carries, _, saved = loops.forward(loops.prepare(params), start, carry, xs, resets, mask, keep)
+        def scan(params: Params, start: Carry, carry: Carry, steps: Steps) -> Any:
+            carries, _, saved = loops.forward(loops.prepare(params), start, carry, steps, keep)
             return carries, saved
 
         run = _native(functools.partial(self.call_forward, self.back, keep), scan)
-        carries, saved = run(weights, start, carry, xs, resets, mask)
+        carries, saved = run(weights, start, carry, steps)
         return carries, carries.h, saved
 
-    def backward(
-        self,
-        weights: Params,
-        xs: Array,
-        entering: Carry,
-        leaving: Carry,
-        saved: Any,
-        d: Carry,
-        d_ys: Any,
-        resets: Flags,
-        mask: Flags,
-    ) -> tuple[Carry, Any, Any]:
+    def backward(self, weights: Params, ran: Ran, d: Carry, d_ys: Any) -> tuple[Carry, Any, Any]:
         loops = ScanLoops(self.back)
 
-        def scan(params: Params, *args: Any) -> Any:
-            d, emitted, factors = loops.backward(loops.prepare(params), *args)
+        def scan(params: Params, ran: Ran, d: Carry, d_ys: Any) -> Any:
+            d, emitted, factors = loops.backward(loops.prepare(params), ran, d, d_ys)
             return d, emitted, factors if self.factors else None
 
-        run = _native(functools.partial(self.call_backward, self.back), scan)
-        return run(weights, xs, entering, leaving, saved, d, d_ys, resets, mask)
+        return _native(functools.partial(self.call_backward, self.back), scan)(weights, ran, d, d_ys)
 
 
 def _native(call: Callable[..., Any], scan: Callable[..., Any]) -> Callable[..., Any]:
@@ -99,11 +84,17 @@ def call_loop(make: Callable[..., Any], arguments: Any, out: Any) -> Any:
       arguments: a pytree of arrays, which the operation finds in this order: all of one dtype, flags boolean.
       out: a pytree of shapes.
     """
+    leaves = jax.tree.leaves(arguments)
     shapes, tree = jax.tree.flatten(out)
-    made = jax.ffi.ffi_call(registered(make, shapes[0].dtype), shapes)(*jax.tree.leaves(arguments))
+    dtypes = {a.dtype for a in (*leaves, *shapes) if a.dtype != bool}
+    if len(dtypes) > 1:  # a loop would read numbers of one kind as those of another
+        raise TypeError(
+            f"params, carry and xs must be of one dtype; got {', '.join(sorted(map(str, dtypes)))}: convert them"
+        )
+    made = jax.ffi.ffi_call(registered(make, shapes[0].dtype), shapes)(*leaves)
     return jax.tree.unflatten(tree, made)
 
 
-def given(flags: Flags) -> Array:
+def given(flags: Bool[Array, "T *batch"] | None) -> Array:
     """Returns flags, empty if there are none."""
     return jnp.zeros((0,), bool) if flags is None else flags

@@ -5,8 +5,10 @@ from jaxtyping import Array
 
 from tbptt.cells.elman import ElmanBackprop, ElmanCarry, ElmanParams
 from tbptt.cells.products import product
+from tbptt.engine.loops import Ran
+from tbptt.engine.scan import Steps
 from tbptt.native.arithmetic import add_product, add_product_back, clear, enter, hold, tanh
-from tbptt.native.call import Flags, call_loop, given
+from tbptt.native.call import call_loop, given
 from tbptt.native.frame import buffers, compiled, cube, flags, matrix
 
 
@@ -79,36 +81,22 @@ def _backward(kind, sources):  # type: ignore[no-untyped-def]
 
 
 def call_forward(
-    back: ElmanBackprop,
-    keep: bool,
-    params: ElmanParams,
-    start: ElmanCarry,
-    carry: ElmanCarry,
-    xs: Array,
-    resets: Flags,
-    mask: Flags,
+    back: ElmanBackprop, keep: bool, params: ElmanParams, start: ElmanCarry, carry: ElmanCarry, steps: Steps
 ) -> tuple[ElmanCarry, tuple[()] | None]:
     """Calls `forward`; returns (carries, saved): of tanh nothing need be saved."""
-    zs = product(xs, params.w_x, back.compute) + params.b
+    zs = product(steps.xs, params.w_x, back.compute) + params.b
     carries = ElmanCarry(jax.ShapeDtypeStruct(zs.shape, zs.dtype))  # type: ignore[arg-type]
-    arguments = zs, params.w_h, carry, start, given(resets), given(mask)
+    arguments = zs, params.w_h, carry, start, given(steps.resets), given(steps.mask)
     carries, _ = call_loop(_forward, arguments, (carries, jax.ShapeDtypeStruct(zs.shape[1:], zs.dtype)))
     return carries, () if keep else None
 
 
 def call_backward(
-    back: ElmanBackprop,
-    params: ElmanParams,
-    xs: Array,
-    entering: ElmanCarry,
-    leaving: ElmanCarry,
-    saved: tuple[()] | None,
-    d: ElmanCarry,
-    d_ys: Array,
-    resets: Flags,
-    mask: Flags,
+    back: ElmanBackprop, params: ElmanParams, ran: Ran, d: ElmanCarry, d_ys: Array
 ) -> tuple[ElmanCarry, Array, None]:
     """Calls `backward`; returns (d_entering, emitted, None), as `ElmanBackprop.collect` reads no factors."""
-    del back, xs, entering, saved
+    del back
     out = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (d, d_ys))
-    return *call_loop(_backward, (params.w_h, leaving, d, d_ys, given(resets), given(mask)), out), None
+    return *call_loop(
+        _backward, (params.w_h, ran.leaving, d, d_ys, given(ran.steps.resets), given(ran.steps.mask)), out
+    ), None

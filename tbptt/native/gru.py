@@ -8,8 +8,10 @@ from jaxtyping import Array
 from tbptt.cells.gru import GRUBackprop, GRUFactors, GRUParams
 from tbptt.cells.gru_base import GRUCarry
 from tbptt.cells.products import product
+from tbptt.engine.loops import Ran
+from tbptt.engine.scan import Steps
 from tbptt.native.arithmetic import add_product, add_product_back, clear, enter, hold, tanh
-from tbptt.native.call import Flags, call_loop, given
+from tbptt.native.call import call_loop, given
 from tbptt.native.frame import buffers, compiled, cube, flags, matrix
 
 
@@ -103,17 +105,10 @@ def _backward(kind, sources):  # type: ignore[no-untyped-def]
 
 
 def call_forward(
-    back: GRUBackprop,
-    keep: bool,
-    params: GRUParams,
-    start: GRUCarry,
-    carry: GRUCarry,
-    xs: Array,
-    resets: Flags,
-    mask: Flags,
+    back: GRUBackprop, keep: bool, params: GRUParams, start: GRUCarry, carry: GRUCarry, steps: Steps
 ) -> tuple[GRUCarry, tuple[Array, ...] | None]:
     """Calls `forward`; returns (carries, saved)."""
-    zs = product(xs, params.w_x, back.compute) + params.b
+    zs = product(steps.xs, params.w_x, back.compute) + params.b
     (T, *batch, G), H = zs.shape, carry.h.shape[-1]
 
     def shape(*sizes: int) -> Any:
@@ -121,27 +116,18 @@ def call_forward(
 
     kept = T if keep else 1
     saved = shape(kept, *batch, 2 * H), shape(kept, *batch, H), shape(kept, *batch, H)
-    arguments = zs, params.w_h, params.b_n, carry, start, given(resets), given(mask)
+    arguments = zs, params.w_h, params.b_n, carry, start, given(steps.resets), given(steps.mask)
     carries, saved, _ = call_loop(_forward, arguments, (GRUCarry(shape(T, *batch, H)), saved, shape(*batch, G)))
     return carries, saved if keep else None
 
 
 def call_backward(
-    back: GRUBackprop,
-    params: GRUParams,
-    xs: Array,
-    entering: GRUCarry,
-    leaving: GRUCarry,
-    saved: tuple[Array, ...] | None,
-    d: GRUCarry,
-    d_ys: Array,
-    resets: Flags,
-    mask: Flags,
+    back: GRUBackprop, params: GRUParams, ran: Ran, d: GRUCarry, d_ys: Array
 ) -> tuple[GRUCarry, Array, GRUFactors]:
     """Calls `backward`; returns (d_entering, emitted, factors)."""
-    _, factors = back.linearize(back.prepare(params), xs, entering, leaving, saved)
+    _, factors = back.linearize(back.prepare(params), ran.steps.xs, ran.entering, ran.leaving, ran.saved)
     work = jax.ShapeDtypeStruct(factors.gates.shape[1:], d_ys.dtype)
     out = *jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (d, d_ys)), work
-    arguments = params.w_h, factors.gates, factors.z, d, d_ys, given(resets), given(mask)
+    arguments = params.w_h, factors.gates, factors.z, d, d_ys, given(ran.steps.resets), given(ran.steps.mask)
     d, emitted, _ = call_loop(_backward, arguments, out)
     return d, emitted, factors

@@ -5,8 +5,10 @@ from jaxtyping import Array
 
 from tbptt.cells.lstm import LSTMBackprop, LSTMCarry, LSTMParams
 from tbptt.cells.products import product
+from tbptt.engine.loops import Ran
+from tbptt.engine.scan import Steps
 from tbptt.native.arithmetic import add_product, add_product_back, clear, enter, hold, tanh
-from tbptt.native.call import Flags, call_loop, given
+from tbptt.native.call import call_loop, given
 from tbptt.native.frame import buffers, compiled, cube, flags, matrix
 
 
@@ -108,38 +110,22 @@ def _backward(kind, sources):  # type: ignore[no-untyped-def]
 
 
 def call_forward(
-    back: LSTMBackprop,
-    keep: bool,
-    params: LSTMParams,
-    start: LSTMCarry,
-    carry: LSTMCarry,
-    xs: Array,
-    resets: Flags,
-    mask: Flags,
+    back: LSTMBackprop, keep: bool, params: LSTMParams, start: LSTMCarry, carry: LSTMCarry, steps: Steps
 ) -> tuple[LSTMCarry, Array | None]:
     """Calls `forward`; returns (carries, saved)."""
-    zs = product(xs, params.w_x, back.compute) + params.b
+    zs = product(steps.xs, params.w_x, back.compute) + params.b
     carries = jax.tree.map(lambda a: jax.ShapeDtypeStruct((zs.shape[0], *a.shape), a.dtype), carry)
     gates = jax.ShapeDtypeStruct(zs.shape if keep else (1, *zs.shape[1:]), zs.dtype)
-    arguments = zs, params.w_h, carry, start, given(resets), given(mask)
+    arguments = zs, params.w_h, carry, start, given(steps.resets), given(steps.mask)
     carries, saved = call_loop(_forward, arguments, (carries, gates))
     return carries, saved if keep else None
 
 
 def call_backward(
-    back: LSTMBackprop,
-    params: LSTMParams,
-    xs: Array,
-    entering: LSTMCarry,
-    leaving: LSTMCarry,
-    saved: Array | None,
-    d: LSTMCarry,
-    d_ys: Array,
-    resets: Flags,
-    mask: Flags,
+    back: LSTMBackprop, params: LSTMParams, ran: Ran, d: LSTMCarry, d_ys: Array
 ) -> tuple[LSTMCarry, Array, None]:
     """Calls `backward`; returns (d_entering, emitted, None), as `LSTMBackprop.collect` reads no factors."""
-    gates = back.gates(back.prepare(params), xs, entering) if saved is None else saved
+    gates = back.gates(back.prepare(params), ran.steps.xs, ran.entering) if ran.saved is None else ran.saved
     out = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (d, gates))
-    arguments = params.w_h, gates, entering.c, leaving.c, d, d_ys, given(resets), given(mask)
+    arguments = params.w_h, gates, ran.entering.c, ran.leaving.c, d, d_ys, given(ran.steps.resets), given(ran.steps.mask)
     return *call_loop(_backward, arguments, out), None
