@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import adaptive_copy, estimator_frontier, influence_balancing, staleness
-from experiments.support import asked_window, frontier_figure, influence, jobs, published_copy, theorem
+from experiments.support import asked_window, copy_training, frontier_figure, influence, jobs, published_copy, theorem
 from tbptt import Batch
 
 
@@ -96,6 +96,14 @@ def test_the_published_stream_is_its_program_step_by_step(key):
     assert nothing == pytest.approx(4 ** np.mean(position > memory))
     with pytest.raises(ValueError, match=r"T must be a multiple of 2 memory = 6 steps, the period; got T=61"):
         published_copy.published_stream(key, 61, lanes, memory)
+
+
+def test_fewer_lanes_are_some_of_the_published_ones_and_tests_keep_theirs():
+    few, all_lanes = (copy_training.Task(3, lanes).data(0) for lanes in (16, 64))
+    np.testing.assert_array_equal(few[0].targets, all_lanes[0].targets[:, ::4])
+    np.testing.assert_array_equal(few[0].inputs, all_lanes[0].inputs[:, ::4])
+    np.testing.assert_array_equal(few[1][0].targets, all_lanes[1][0].targets)
+    assert few[1][1] == all_lanes[1][1]
 
 
 def test_who_remembers_nothing_has_the_published_plateau():

@@ -15,7 +15,8 @@ from experiments.support.published_copy import published_stream
 from tbptt.data import copy_stream
 from tbptt.types import PRNGKey
 
-LAG, PASS, TEST = 10, 480, 1000
+LAG, PASS = 10, 480
+TEST, LANES = 1000, 64  # steps and lanes of published test streams: how much of a stream is repeats depends on both
 NOTHING = 4 ** ((LAG - 1) / (2 * LAG))  # the perplexity of a network that knows the position and remembers nothing
 LOOK = 4  # passes between two tests
 
@@ -33,8 +34,11 @@ class Task:
     def data(self, seed: int) -> tuple[tbptt.Batch, tuple[tbptt.Batch, float], tbptt.Batch]:
         """Draws (a stream to train on, (a test stream, who remembers nothing has on it), a test stream without repeats)."""
         keys = jax.random.split(jax.random.key(1000 + seed), 3)
-        train, _ = published_stream(keys[0], 8 * PASS, self.lanes, LAG)
-        return train, published_stream(keys[1], TEST, self.lanes, LAG), copy_stream(keys[2], TEST, self.lanes, LAG)
+        drawn = max(self.lanes, LANES)
+        train, _ = published_stream(keys[0], 8 * PASS, drawn, LAG)
+        spread = np.arange(self.lanes) * drawn // self.lanes  # a later lane has fewer repeats: some of all
+        train = jax.tree.map(lambda a: a[:, spread], train)
+        return train, published_stream(keys[1], TEST, LANES, LAG), copy_stream(keys[2], TEST, LANES, LAG)
 
     def init(self, seed: int) -> tbptt.SequenceParams:
         """Draws matrices as published: U(-r, r), r = sqrt(3 / longest side); biases are 0, those of forget gates 1.
