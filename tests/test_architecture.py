@@ -9,7 +9,7 @@ import tbptt
 
 ROOT = pathlib.Path(__file__).parents[1]
 LEVELS = {
-    0: {"types", "windows", "norms", "checks", "affine_scan", "halves"},
+    0: {"types", "windows", "norms", "checks", "affine_scan", "halves", "cores"},
     0.5: {"engine"},  # beneath unroll and kernels, its doors
     1: {
         "cells",

@@ -11,14 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tbptt import cores
 from tbptt.cells import GRU, LSTM, Elman, Stack
 from tbptt.engine import sizes
 from tbptt.engine.loops import ScanLoops
 from tbptt.engine.scan import Steps
 from tbptt.native import choice
-from tbptt.native.arithmetic import add_product, add_product_back, tanh
+from tbptt.native.arithmetic import tanh
 from tbptt.native.call import NativeLoops
 from tbptt.native.frame import compiled, registered
+from tbptt.native.rows import product_back_by_rows, product_by_rows
+from tbptt.native.tiles import COLUMNS, pack, product_by_tiles
 from tbptt.unroll import CarriesOnly, Segments, plain_unroll, unroll
 from tests.test_unroll import assert_same, everything, problem
 
@@ -26,13 +29,13 @@ D, H, B, T = 3, 6, 2, 12
 each_cell = pytest.mark.parametrize("cell", [Elman(D, H), GRU(D, H), LSTM(D, H)], ids=lambda cell: type(cell).__name__)
 
 
-@pytest.fixture
-def compiled_loops(monkeypatch):
-    """In float64 too, and sees to it that they ran."""
+@pytest.fixture(params=["rows", "tiles"])
+def compiled_loops(monkeypatch, request):
+    """With either kind of product, in float64 too, and sees to it that they ran."""
     monkeypatch.setattr(choice, "DTYPES", (jnp.float32, jnp.float64))
     ran = []
-    made = choice.native_loops
-    monkeypatch.setattr(choice, "native_loops", lambda back: ran.append(back) or made(back))
+    made, tiled = choice.native_loops, request.param == "tiles"
+    monkeypatch.setattr(choice, "native_loops", lambda back, **_: ran.append(back) or made(back, tiled))
     yield
     assert ran
 
@@ -140,10 +143,11 @@ def test_numbers_of_another_kind_are_refused(compiled_loops):
     params = cell.init(jax.random.key(0))
     with pytest.raises(ValueError, match="dtype"):  # at the door
         unroll(cell, params, cell.initial_carry((B,)), jnp.ones((T, B, D)))
-    loops = choice.native_loops(cell.backprop)
+    loops = choice.native_loops(cell.backprop, tiled=False)
     carry = cell.initial_carry((B,))
+    weights = loops.prepare(params)
     with pytest.raises(TypeError, match="params, carry and xs must be of one dtype; got float32, float64: convert them"):
-        loops.forward(params, carry, carry, Steps(jnp.ones((T, B, D))), True)
+        loops.forward(weights, carry, carry, Steps(jnp.ones((T, B, D))), True)
 
 
 @compiled
@@ -166,15 +170,31 @@ def test_tanh_in_float32():
     assert np.allclose(out[:2], [1, -1], atol=3e-7) and np.isnan(out[2]) and out[3] == 0 and np.signbit(out[3])
 
 
-@pytest.mark.parametrize(("lanes", "rows", "columns"), [(1, 4, 8), (2, 5, 3), (3, 7, 16), (4, 1, 1)])
-def test_products(lanes, rows, columns):
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("lanes", "rows", "columns"), [(1, 4, 8), (2, 5, 3), (3, 7, 16), (4, 1, 1), (21, 9, 77)])
+def test_products(lanes, rows, columns, dtype):
     draw = np.random.default_rng(0).normal
-    a, h, w = draw(size=(lanes, columns)), draw(size=(lanes, rows)), draw(size=(rows, columns))
-    there, back = a.copy(), h.copy()
-    add_product(there, h, w)
-    add_product_back(back, a, w)
-    np.testing.assert_allclose(there, a + h @ w, rtol=1e-14, atol=1e-14)
-    np.testing.assert_allclose(back, h + a @ w.T, rtol=1e-14, atol=1e-14)
+    a, h, w = (draw(size=s).astype(dtype) for s in ((lanes, columns), (lanes, rows), (rows, columns)))
+    there, back = np.full_like(a, np.nan), np.full_like(h, np.nan)
+    product_by_rows(there, h, w)
+    product_back_by_rows(back, a, w)
+    close = functools.partial(np.testing.assert_allclose, rtol=100 * np.finfo(dtype).eps, atol=100 * np.finfo(dtype).eps)
+    close(there, h @ w)
+    close(back, a @ w.T)
+    there, back = (np.full((lanes, size + -size % COLUMNS), np.nan, dtype) for size in (columns, rows))
+    product_by_tiles(there, h, np.asarray(pack(jnp.asarray(w))))
+    product_by_tiles(back, a, np.asarray(pack(jnp.asarray(w.T))))
+    close(there[:, :columns], h @ w)
+    close(back[:, :rows], a @ w.T)
+    assert not there[:, columns:].any() and not back[:, rows:].any()
+
+
+@pytest.mark.parametrize("lanes", range(1, 19))
+def test_tiles_of_any_number_of_lanes(lanes):
+    draw = np.random.default_rng(0).normal
+    h, w, out = draw(size=(lanes, 3)), draw(size=(3, COLUMNS)), np.full((lanes, COLUMNS), np.nan)
+    product_by_tiles(out, h, np.asarray(pack(jnp.asarray(w))))
+    np.testing.assert_allclose(out, h @ w, rtol=1e-13, atol=1e-13)
 
 
 def test_which_loops_run(monkeypatch):
@@ -184,6 +204,9 @@ def test_which_loops_run(monkeypatch):
     Other = type("Other", (type(LSTM(1, 1).backprop),), {})  # it may compute anything
     single = functools.partial(LSTM, D, dtype=jnp.float32)
 
+    monkeypatch.setattr(choice, "cores_of_a_device", lambda: 1)
+    assert kind(single(choice.MOST), lanes=5) is NativeLoops
+    monkeypatch.setattr(choice, "cores_of_a_device", lambda: 2)
     assert kind(single(choice.MOST)) is NativeLoops
     assert kind(single(choice.MOST // 4), lanes=4) is NativeLoops
     assert kind(single(choice.MOST // 4), lanes=5) is ScanLoops
@@ -195,9 +218,24 @@ def test_which_loops_run(monkeypatch):
     assert type(choice.loops_of(Other(None), carry)) is ScanLoops
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert kind(single(H)) is ScanLoops
-    monkeypatch.undo()
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     monkeypatch.setattr(choice, "_numba_is_here", lambda: False)
     assert kind(single(H)) is ScanLoops
+
+
+def test_tiles_are_for_several_lanes():
+    cell = LSTM(D, H, dtype=jnp.float32)
+    tiled = [
+        choice.loops_of(cell.backprop, jax.eval_shape(lambda b=b: cell.initial_carry(b))).tiled for b in ((), (1,), (2,))
+    ]
+    assert tiled == [False, False, True]
+
+
+def test_cores_of_a_device(monkeypatch):
+    for there, devices, of_each in ((8, 2, 4), (2, 2, 1), (3, 2, 1), (1, 4, 1)):
+        monkeypatch.setattr(cores, "usable_cores", lambda there=there: there)
+        monkeypatch.setattr(jax, "local_device_count", lambda devices=devices: devices)
+        assert cores.cores_of_a_device() == of_each
 
 
 def test_numba_is_not_needed(monkeypatch):

@@ -3,17 +3,33 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from tbptt.engine.loops import Ran, ScanLoops
 from tbptt.engine.scan import Steps
 from tbptt.native.frame import registered
+from tbptt.native.tiles import pack
 from tbptt.types import Backprop, Carry, Params
+
+
+class Weights(NamedTuple):
+    """A cell's parameters, and its `w_h` as the products of loops read it: for `rows` as it is, for `tiles` packed."""
+
+    params: Params
+    ahead: Float[Array, "H G"] | Float[Array, "J H C"]
+    behind: Float[Array, "H G"] | Float[Array, "J G C"]
+
+
+class Operation(NamedTuple):
+    """A loop, as `frame.registered` wants it, with each kind of product."""
+
+    by_rows: Callable[..., Any]
+    by_tiles: Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,34 +37,37 @@ class NativeLoops:
     """The loops of a cell as two operations: `Loops`. What they compute, and compute exactly, is `ScanLoops(back)`.
 
     call_forward, call_backward: `Loops.forward` less its ys, and `Loops.backward`, by `call_loop`; both are given `back`
-    first, the forward one then `keep`, and the parameters themselves for weights: nothing is prepared.
+    first, the forward one then `keep`, and `Weights`.
+    tiled: whether products are those of `tiles`, whose weights are laid out once for all steps, or those of `rows`.
     factors: whether `back.collect` reads factors, and so whether `call_backward` returns them.
     """
 
     back: Backprop
     call_forward: Callable[..., Any]
     call_backward: Callable[..., Any]
+    tiled: bool
     factors: bool
 
-    def prepare(self, params: Params) -> Params:
-        return params
+    def prepare(self, params: Params) -> Weights:
+        w: Any = params.w_h
+        return Weights(params, pack(w), pack(w.T)) if self.tiled else Weights(params, w, w)
 
-    def forward(self, weights: Params, start: Carry, carry: Carry, steps: Steps, keep: bool) -> tuple[Carry, Array, Any]:
+    def forward(self, weights: Weights, start: Carry, carry: Carry, steps: Steps, keep: bool) -> tuple[Carry, Array, Any]:
         loops = ScanLoops(self.back)
 
-        def scan(params: Params, start: Carry, carry: Carry, steps: Steps) -> Any:
-            carries, _, saved = loops.forward(loops.prepare(params), start, carry, steps, keep)
+        def scan(weights: Weights, start: Carry, carry: Carry, steps: Steps) -> Any:
+            carries, _, saved = loops.forward(loops.prepare(weights.params), start, carry, steps, keep)
             return carries, saved
 
         run = _native(functools.partial(self.call_forward, self.back, keep), scan)
         carries, saved = run(weights, start, carry, steps)
         return carries, carries.h, saved
 
-    def backward(self, weights: Params, ran: Ran, d: Carry, d_ys: Any) -> tuple[Carry, Any, Any]:
+    def backward(self, weights: Weights, ran: Ran, d: Carry, d_ys: Any) -> tuple[Carry, Any, Any]:
         loops = ScanLoops(self.back)
 
-        def scan(params: Params, ran: Ran, d: Carry, d_ys: Any) -> Any:
-            d, emitted, factors = loops.backward(loops.prepare(params), ran, d, d_ys)
+        def scan(weights: Weights, ran: Ran, d: Carry, d_ys: Any) -> Any:
+            d, emitted, factors = loops.backward(loops.prepare(weights.params), ran, d, d_ys)
             return d, emitted, factors if self.factors else None
 
         return _native(functools.partial(self.call_backward, self.back), scan)(weights, ran, d, d_ys)
@@ -76,13 +95,15 @@ def _native(call: Callable[..., Any], scan: Callable[..., Any]) -> Callable[...,
     return run
 
 
-def call_loop(make: Callable[..., Any], arguments: Any, out: Any) -> Any:
-    """Calls an operation.
+def call_loop(loop: Operation, w: Array, arguments: Any, out: Any, product: tuple[int, ...]) -> Any:
+    """Calls a loop.
 
     Args:
-      make: as `frame.registered` wants it.
+      loop: the operation.
+      w: of `Weights`; tells which products are meant.
       arguments: a pytree of arrays, which the operation finds in this order: all of one dtype, flags boolean.
       out: a pytree of shapes.
+      product: the shape of a step's product; room for it comes after `out`, as wide as whole tiles are.
     """
     leaves = jax.tree.leaves(arguments)
     shapes, tree = jax.tree.flatten(out)
@@ -91,7 +112,11 @@ def call_loop(make: Callable[..., Any], arguments: Any, out: Any) -> Any:
         raise TypeError(
             f"params, carry and xs must be of one dtype; got {', '.join(sorted(map(str, dtypes)))}: convert them"
         )
-    made = jax.ffi.ffi_call(registered(make, shapes[0].dtype), shapes)(*leaves)
+    tiled = w.ndim == len("JKC")
+    width = w.shape[0] * w.shape[2] if tiled else product[-1]
+    work = jax.ShapeDtypeStruct((*product[:-1], width), shapes[0].dtype)
+    name = registered(loop.by_tiles if tiled else loop.by_rows, shapes[0].dtype)
+    *made, _ = jax.ffi.ffi_call(name, (*shapes, work))(*leaves)
     return jax.tree.unflatten(tree, made)
 
 

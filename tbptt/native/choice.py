@@ -12,23 +12,26 @@ import jax.numpy as jnp
 from tbptt.cells.elman import ElmanBackprop
 from tbptt.cells.gru import GRUBackprop
 from tbptt.cells.lstm import LSTMBackprop
+from tbptt.cores import cores_of_a_device
 from tbptt.engine.loops import Loops, ScanLoops
 from tbptt.types import Backprop, Carry
 
-# Lanes times units up to which compiled loops are used. A gradient on two CPU cores with AVX-512, time of the scan over
-# theirs at lanes x units = 1 x 16, 4 x 16, 16 x 16, 1 x 64, 4 x 64, 1 x 128, 2 x 128, 1 x 256: LSTM 3.2, 2.9, 1.5, 1.8,
-# 1.3, 1.3, 0.9 to 1.1, 1.2; GRU 2.3, 1.6, 1.7, 1.3, 1.2, 1.2, 1.2, 1.1; Elman 1.2, 2.2, 1.8, 1.1, 1.2, 1.0, 0.8, 1.0.
-# Beyond, XLA's products over all lanes are better: 0.7 to 1.1 at 8 x 128 and 8 x 256.
+# Compiled loops run on one core. So they run at every size where a device has but one (`split_cpu`): a gradient on one core
+# with AVX-512, time of the scan over theirs at lanes x units from 2 x 64 to 256 x 256: LSTM 1.01 to 1.31, GRU 1.02 to 1.21,
+# Elman 1.05 to 1.32 (2026-11-26). Where it has several, XLA's larger products use them all, and loops run up to this many
+# lanes times units; on two cores: 1 x 64, 2 x 64, 4 x 64, 1 x 128, 2 x 128: LSTM 1.2, 1.1, 1.1, 1.3, 1.2; beyond, 8 x 128
+# to 64 x 512: 1.0 to 0.8.
 MOST = 256
+TILED = 2  # lanes from which products are those of tiles; for one, laying out the weights costs what tiles save
 DTYPES = (jnp.float32,)  # float64's tanh is the system's, one number at a time; the loops compute it, for tests
 
 
 def loops_of(back: Backprop, carry: Carry) -> Loops:
     """Returns the loops for a backward pass and the carry (or its shapes) that enters it."""
     h = jax.tree.leaves(carry)[0]
-    small = math.prod(h.shape) <= MOST and h.dtype in DTYPES
-    if _has_loops(back) and small and jax.default_backend() == "cpu" and _numba_is_here():
-        return native_loops(back)
+    fits = h.dtype in DTYPES and (math.prod(h.shape) <= MOST or cores_of_a_device() == 1)
+    if _has_loops(back) and fits and jax.default_backend() == "cpu" and _numba_is_here():
+        return native_loops(back, tiled=math.prod(h.shape[:-1]) >= TILED)
     return ScanLoops(back)
 
 
@@ -56,11 +59,11 @@ def _numba_is_here() -> bool:
     return True
 
 
-def native_loops(back: Backprop) -> Loops:
-    """Returns compiled loops for a backward pass that has them."""
+def native_loops(back: Backprop, tiled: bool) -> Loops:
+    """Returns compiled loops for a backward pass that has them; tiled: see `NativeLoops`."""
     # Only here: without numba everything else works.
     from tbptt.native import elman, gru, lstm
     from tbptt.native.call import NativeLoops
 
     module = {ElmanBackprop: elman, GRUBackprop: gru, LSTMBackprop: lstm}[type(back)]
-    return NativeLoops(back, module.call_forward, module.call_backward, factors=module is gru)
+    return NativeLoops(back, module.call_forward, module.call_backward, tiled, factors=module is gru)

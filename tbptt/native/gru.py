@@ -5,39 +5,37 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from tbptt.cells.gru import GRUBackprop, GRUFactors, GRUParams
+from tbptt.cells.gru import GRUBackprop, GRUFactors
 from tbptt.cells.gru_base import GRUCarry
 from tbptt.cells.products import product
 from tbptt.engine.loops import Ran
 from tbptt.engine.scan import Steps
-from tbptt.native.arithmetic import add_product, add_product_back, clear, enter, hold, tanh
-from tbptt.native.call import call_loop, given
+from tbptt.native.arithmetic import clear, enter, hold, tanh
+from tbptt.native.call import Operation, Weights, call_loop, given
 from tbptt.native.frame import buffers, compiled, cube, flags, matrix
+from tbptt.native.products import multiply, multiply_back
 
 
 @compiled
-def forward(zs, w, b_n, h_in, h_start, resets, mask, hs, gates, ns, ms, a):  # type: ignore[no-untyped-def]
+def forward(zs, w, b_n, h_in, h_start, resets, mask, hs, gates, ns, ms, work):  # type: ignore[no-untyped-def]
     """Runs `GRUBackprop.forward` over steps.
 
-    zs: `[T, N, G]`; w: `[H, G]`; b_n: `[1, H]`; h_in, h_start: `[N, H]`, what enters the first step and what a reset one;
-    filled in: hs: `[T, N, H]`, what leaves each; gates: `[T, N, 2H]`, ns, ms: `[T, N, H]`, or `[1, ...]` where they are not
-    kept; a: `[N, G]`, for work.
+    zs: `[T, N, G]`; w: `Weights.ahead`; b_n: `[1, H]`; h_in, h_start: `[N, H]`,
+    what enters the first step and what a reset one; filled in: hs: `[T, N, H]`, what leaves each; gates: `[T, N, 2H]`, ns,
+    ms: `[T, N, H]`, or `[1, ...]` where they are not kept; work: `[N, at least G]`.
     """
-    (T, N, G), half, zero = zs.shape, zs.dtype.type(0.5), zs.dtype.type(0)
+    (T, N, G), half = zs.shape, zs.dtype.type(0.5)
     H = G // 3
     for t in range(T):
         s = min(t, gates.shape[0] - 1)
         h, saved, before = hs[t], gates[s], h_in if t == 0 else hs[t - 1]
         enter(h, before, h_start, resets, t)
-        for n in range(N):
-            for j in range(G):
-                a[n, j] = zero
-        add_product(a, h, w)
+        multiply(work, h, w)
         for n in range(N):
             for j in range(2 * H):
-                saved[n, j] = tanh(half * (zs[t, n, j] + a[n, j]))
+                saved[n, j] = tanh(half * (zs[t, n, j] + work[n, j]))
             for j in range(H):
-                m = a[n, 2 * H + j] + b_n[0, j]
+                m = work[n, 2 * H + j] + b_n[0, j]
                 new = tanh(zs[t, n, 2 * H + j] + half * (saved[n, j] * m + m))
                 ms[s, n, j], ns[s, n, j] = m, new
                 away = h[n, j] - new
@@ -46,12 +44,12 @@ def forward(zs, w, b_n, h_in, h_start, resets, mask, hs, gates, ns, ms, a):  # t
 
 
 @compiled
-def backward(w, gates, zs, d_h, d_ys, resets, mask, h, emitted, a):  # type: ignore[no-untyped-def]
+def backward(w, gates, zs, d_h, d_ys, resets, mask, h, emitted, a, work):  # type: ignore[no-untyped-def]
     """Runs `GRUBackprop.backward` from the last step to the first.
 
-    w: `[H, G]`; gates: `[T, N, G]` and zs: `[T, N, H]`, of its factors; d_ys: `[T, N, H]`; d_h: `[N, H]`, the cotangent of
-    what left the last step; filled in: h: `[N, H]`, that of what entered the first; emitted: `[T, N, H]`; a: `[N, G]`, for
-    work.
+    w: `Weights.behind`; gates: `[T, N, G]` and zs: `[T, N, H]`, of its
+    factors; d_ys: `[T, N, H]`; d_h: `[N, H]`, the cotangent of what left the last step; filled in: h: `[N, H]`, that of
+    what entered the first; emitted: `[T, N, H]`; a: `[N, G]` and work: `[N, at least H]`, for work.
     """
     T, N, G = gates.shape
     H = G // 3
@@ -74,60 +72,96 @@ def backward(w, gates, zs, d_h, d_ys, resets, mask, h, emitted, a):  # type: ign
                 a[n, H + j] = to_h * gates[t, n, H + j]
                 a[n, 2 * H + j] = to_h * gates[t, n, 2 * H + j]
                 h[n, j] = to_h * zs[t, n, j]
-        add_product_back(h, a, w)
+        multiply_back(work, a, w)
+        for n in range(N):
+            for j in range(H):
+                h[n, j] += work[n, j]
         clear(h, resets, mask, t)
 
 
-def _forward(kind, sources):  # type: ignore[no-untyped-def]
-    def gru_forward(address):  # type: ignore[no-untyped-def]
+@compiled
+def _run_forward(w, ins, outs, kind):  # type: ignore[no-untyped-def]
+    weights = cube(ins[0], kind), w, matrix(ins[2], kind)
+    carries = matrix(ins[3], kind), matrix(ins[4], kind)
+    out = cube(outs[0], kind), cube(outs[1], kind), cube(outs[2], kind), cube(outs[3], kind)
+    forward(*weights, *carries, flags(ins[5]), flags(ins[6]), *out, matrix(outs[4], kind))
+
+
+@compiled
+def _run_backward(w, ins, outs, kind):  # type: ignore[no-untyped-def]
+    factors = cube(ins[1], kind), cube(ins[2], kind)
+    d = matrix(ins[3], kind), cube(ins[4], kind)
+    out = matrix(outs[0], kind), cube(outs[1], kind), matrix(outs[2], kind), matrix(outs[3], kind)
+    backward(w, *factors, *d, flags(ins[5]), flags(ins[6]), *out)
+
+
+def _forward_by_rows(kind, sources):  # type: ignore[no-untyped-def]
+    def gru_forward_by_rows(address):  # type: ignore[no-untyped-def]
         ins, outs = buffers(address)
         if ins.size > 0:
-            weights = cube(ins[0], kind), matrix(ins[1], kind), matrix(ins[2], kind)
-            carries = matrix(ins[3], kind), matrix(ins[4], kind)
-            out = cube(outs[0], kind), cube(outs[1], kind), cube(outs[2], kind), cube(outs[3], kind)
-            forward(*weights, *carries, flags(ins[5]), flags(ins[6]), *out, matrix(outs[4], kind))
+            _run_forward(matrix(ins[1], kind), ins, outs, kind)
         return 0 * sources
 
-    return gru_forward
+    return gru_forward_by_rows
 
 
-def _backward(kind, sources):  # type: ignore[no-untyped-def]
-    def gru_backward(address):  # type: ignore[no-untyped-def]
+def _forward_by_tiles(kind, sources):  # type: ignore[no-untyped-def]
+    def gru_forward_by_tiles(address):  # type: ignore[no-untyped-def]
         ins, outs = buffers(address)
         if ins.size > 0:
-            factors = cube(ins[1], kind), cube(ins[2], kind)
-            d = matrix(ins[3], kind), cube(ins[4], kind)
-            out = matrix(outs[0], kind), cube(outs[1], kind), matrix(outs[2], kind)
-            backward(matrix(ins[0], kind), *factors, *d, flags(ins[5]), flags(ins[6]), *out)
+            _run_forward(cube(ins[1], kind), ins, outs, kind)
         return 0 * sources
 
-    return gru_backward
+    return gru_forward_by_tiles
+
+
+def _backward_by_rows(kind, sources):  # type: ignore[no-untyped-def]
+    def gru_backward_by_rows(address):  # type: ignore[no-untyped-def]
+        ins, outs = buffers(address)
+        if ins.size > 0:
+            _run_backward(matrix(ins[0], kind), ins, outs, kind)
+        return 0 * sources
+
+    return gru_backward_by_rows
+
+
+def _backward_by_tiles(kind, sources):  # type: ignore[no-untyped-def]
+    def gru_backward_by_tiles(address):  # type: ignore[no-untyped-def]
+        ins, outs = buffers(address)
+        if ins.size > 0:
+            _run_backward(cube(ins[0], kind), ins, outs, kind)
+        return 0 * sources
+
+    return gru_backward_by_tiles
+
+
+FORWARD, BACKWARD = Operation(_forward_by_rows, _forward_by_tiles), Operation(_backward_by_rows, _backward_by_tiles)
 
 
 def call_forward(
-    back: GRUBackprop, keep: bool, params: GRUParams, start: GRUCarry, carry: GRUCarry, steps: Steps
+    back: GRUBackprop, keep: bool, weights: Weights, start: GRUCarry, carry: GRUCarry, steps: Steps
 ) -> tuple[GRUCarry, tuple[Array, ...] | None]:
     """Calls `forward`; returns (carries, saved)."""
-    zs = product(steps.xs, params.w_x, back.compute) + params.b
-    (T, *batch, G), H = zs.shape, carry.h.shape[-1]
+    zs = product(steps.xs, weights.params.w_x, back.compute) + weights.params.b
+    (T, *batch, _), H = zs.shape, carry.h.shape[-1]
 
     def shape(*sizes: int) -> Any:
         return jax.ShapeDtypeStruct(sizes, zs.dtype)
 
     kept = T if keep else 1
     saved = shape(kept, *batch, 2 * H), shape(kept, *batch, H), shape(kept, *batch, H)
-    arguments = zs, params.w_h, params.b_n, carry, start, given(steps.resets), given(steps.mask)
-    carries, saved, _ = call_loop(_forward, arguments, (GRUCarry(shape(T, *batch, H)), saved, shape(*batch, G)))
+    arguments = zs, weights.ahead, weights.params.b_n, carry, start, given(steps.resets), given(steps.mask)
+    carries, saved = call_loop(FORWARD, weights.ahead, arguments, (GRUCarry(shape(T, *batch, H)), saved), zs.shape[1:])
     return carries, saved if keep else None
 
 
 def call_backward(
-    back: GRUBackprop, params: GRUParams, ran: Ran, d: GRUCarry, d_ys: Array
+    back: GRUBackprop, weights: Weights, ran: Ran, d: GRUCarry, d_ys: Array
 ) -> tuple[GRUCarry, Array, GRUFactors]:
     """Calls `backward`; returns (d_entering, emitted, factors)."""
-    _, factors = back.linearize(back.prepare(params), ran.steps.xs, ran.entering, ran.leaving, ran.saved)
-    work = jax.ShapeDtypeStruct(factors.gates.shape[1:], d_ys.dtype)
-    out = *jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (d, d_ys)), work
-    arguments = params.w_h, factors.gates, factors.z, d, d_ys, given(ran.steps.resets), given(ran.steps.mask)
-    d, emitted, _ = call_loop(_backward, arguments, out)
+    _, factors = back.linearize(back.prepare(weights.params), ran.steps.xs, ran.entering, ran.leaving, ran.saved)
+    together = jax.ShapeDtypeStruct(factors.gates.shape[1:], d_ys.dtype)
+    out = *jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (d, d_ys)), together
+    arguments = weights.behind, factors.gates, factors.z, d, d_ys, given(ran.steps.resets), given(ran.steps.mask)
+    d, emitted, _ = call_loop(BACKWARD, weights.behind, arguments, out, d.h.shape)
     return d, emitted, factors

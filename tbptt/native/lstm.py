@@ -3,37 +3,36 @@
 import jax
 from jaxtyping import Array
 
-from tbptt.cells.lstm import LSTMBackprop, LSTMCarry, LSTMParams
+from tbptt.cells.lstm import LSTMBackprop, LSTMCarry
 from tbptt.cells.products import product
 from tbptt.engine.loops import Ran
 from tbptt.engine.scan import Steps
-from tbptt.native.arithmetic import add_product, add_product_back, clear, enter, hold, tanh
-from tbptt.native.call import call_loop, given
+from tbptt.native.arithmetic import clear, enter, hold, tanh
+from tbptt.native.call import Operation, Weights, call_loop, given
 from tbptt.native.frame import buffers, compiled, cube, flags, matrix
+from tbptt.native.products import multiply, multiply_back
 
 
 @compiled
-def forward(zs, w, h_in, c_in, h_start, c_start, resets, mask, hs, cs, gates):  # type: ignore[no-untyped-def]
+def forward(zs, w, h_in, c_in, h_start, c_start, resets, mask, hs, cs, gates, work):  # type: ignore[no-untyped-def]
     """Runs `LSTMBackprop.forward` over steps.
 
-    zs: `[T, N, G]`; w: `[H, G]`; h_in, c_in, h_start, c_start: `[N, H]`, what enters the first step and what a reset one;
-    filled in: hs, cs: `[T, N, H]`, what leaves each; gates: `[T, N, G]`, or `[1, N, G]` where they are not kept.
+    zs: `[T, N, G]`; w: `Weights.ahead`; h_in, c_in, h_start, c_start: `[N, H]`,
+    what enters the first step and what a reset one; filled in: hs, cs: `[T, N, H]`, what leaves each; gates: `[T, N, G]`,
+    or `[1, N, G]` where they are not kept; work: `[N, at least G]`.
     """
-    (T, N, G), half = zs.shape, zs.dtype.type(0.5)
+    (T, N, G), one, half = zs.shape, zs.dtype.type(1), zs.dtype.type(0.5)
     H = G // 4
     for t in range(T):
         h, c, a = hs[t], cs[t], gates[min(t, gates.shape[0] - 1)]
         before_h, before_c = (h_in, c_in) if t == 0 else (hs[t - 1], cs[t - 1])
         enter(h, before_h, h_start, resets, t)
         enter(c, before_c, c_start, resets, t)
-        for n in range(N):
-            for j in range(G):
-                a[n, j] = zs[t, n, j]
-        add_product(a, h, w)
+        multiply(work, h, w)
         for n in range(N):
             for j in range(G):
                 # As sigmoid(a) = (1 + tanh(a / 2)) / 2, one tanh serves all gates.
-                a[n, j] = tanh(a[n, j] if 2 * H <= j < 3 * H else half * a[n, j])
+                a[n, j] = tanh((zs[t, n, j] + work[n, j]) * (one if 2 * H <= j < 3 * H else half))
             for j in range(H):
                 i, f, g, o = a[n, j], a[n, H + j], a[n, 2 * H + j], a[n, 3 * H + j]
                 new = half * ((f * c[n, j] + c[n, j]) + (i * g + g))
@@ -45,12 +44,12 @@ def forward(zs, w, h_in, c_in, h_start, c_start, resets, mask, hs, cs, gates):  
 
 
 @compiled
-def backward(w, gates, c_in, c_out, d_h, d_c, d_ys, resets, mask, h, c, emitted):  # type: ignore[no-untyped-def]
+def backward(w, gates, c_in, c_out, d_h, d_c, d_ys, resets, mask, h, c, emitted, work):  # type: ignore[no-untyped-def]
     """Runs `LSTMBackprop.linearize` and `LSTMBackprop.backward` from the last step to the first.
 
-    w: `[H, G]`; gates: `[T, N, G]`, saved; c_in, c_out, d_ys: `[T, N, H]`, what entered and left each step; d_h, d_c:
-    `[N, H]`, the cotangents of what left the last one; filled in: h, c: `[N, H]`, those of what entered the first;
-    emitted: `[T, N, G]`.
+    w: `Weights.behind`; gates: `[T, N, G]`, saved; c_in, c_out, d_ys:
+    `[T, N, H]`, what entered and left each step; d_h, d_c: `[N, H]`, the cotangents of what left the last one; filled in:
+    h, c: `[N, H]`, those of what entered the first; emitted: `[T, N, G]`; work: `[N, at least H]`.
     """
     (T, N, G), one, half = gates.shape, gates.dtype.type(1), gates.dtype.type(0.5)
     H = G // 4
@@ -77,55 +76,100 @@ def backward(w, gates, c_in, c_out, d_h, d_c, d_ys, resets, mask, h, c, emitted)
                 a[n, 3 * H + j] = quarter_h * out * (one - o * o)
                 c[n, j] = to_c * half * (f + one)
                 h[n, j] = 0
-        add_product_back(h, a, w)
+        multiply_back(work, a, w)
+        for n in range(N):
+            for j in range(H):
+                h[n, j] += work[n, j]
         clear(h, resets, mask, t)
         clear(c, resets, mask, t)
 
 
-def _forward(kind, sources):  # type: ignore[no-untyped-def]
-    def lstm_forward(address):  # type: ignore[no-untyped-def]
+@compiled
+def _run_forward(w, ins, outs, kind):  # type: ignore[no-untyped-def]
+    weights = cube(ins[0], kind), w
+    carry = matrix(ins[2], kind), matrix(ins[3], kind)
+    start = matrix(ins[4], kind), matrix(ins[5], kind)
+    out = cube(outs[0], kind), cube(outs[1], kind), cube(outs[2], kind), matrix(outs[3], kind)
+    forward(*weights, *carry, *start, flags(ins[6]), flags(ins[7]), *out)
+
+
+@compiled
+def _run_backward(w, ins, outs, kind):  # type: ignore[no-untyped-def]
+    kept = w, cube(ins[1], kind), cube(ins[2], kind), cube(ins[3], kind)
+    d = matrix(ins[4], kind), matrix(ins[5], kind), cube(ins[6], kind)
+    out = matrix(outs[0], kind), matrix(outs[1], kind), cube(outs[2], kind), matrix(outs[3], kind)
+    backward(*kept, *d, flags(ins[7]), flags(ins[8]), *out)
+
+
+def _forward_by_rows(kind, sources):  # type: ignore[no-untyped-def]
+    def lstm_forward_by_rows(address):  # type: ignore[no-untyped-def]
         ins, outs = buffers(address)
         if ins.size > 0:
-            weights = cube(ins[0], kind), matrix(ins[1], kind)
-            carry = matrix(ins[2], kind), matrix(ins[3], kind)
-            start = matrix(ins[4], kind), matrix(ins[5], kind)
-            out = cube(outs[0], kind), cube(outs[1], kind), cube(outs[2], kind)
-            forward(*weights, *carry, *start, flags(ins[6]), flags(ins[7]), *out)
+            _run_forward(matrix(ins[1], kind), ins, outs, kind)
         return 0 * sources
 
-    return lstm_forward
+    return lstm_forward_by_rows
 
 
-def _backward(kind, sources):  # type: ignore[no-untyped-def]
-    def lstm_backward(address):  # type: ignore[no-untyped-def]
+def _forward_by_tiles(kind, sources):  # type: ignore[no-untyped-def]
+    def lstm_forward_by_tiles(address):  # type: ignore[no-untyped-def]
         ins, outs = buffers(address)
         if ins.size > 0:
-            kept = cube(ins[1], kind), cube(ins[2], kind), cube(ins[3], kind)
-            d = matrix(ins[4], kind), matrix(ins[5], kind), cube(ins[6], kind)
-            out = matrix(outs[0], kind), matrix(outs[1], kind), cube(outs[2], kind)
-            backward(matrix(ins[0], kind), *kept, *d, flags(ins[7]), flags(ins[8]), *out)
+            _run_forward(cube(ins[1], kind), ins, outs, kind)
         return 0 * sources
 
-    return lstm_backward
+    return lstm_forward_by_tiles
+
+
+def _backward_by_rows(kind, sources):  # type: ignore[no-untyped-def]
+    def lstm_backward_by_rows(address):  # type: ignore[no-untyped-def]
+        ins, outs = buffers(address)
+        if ins.size > 0:
+            _run_backward(matrix(ins[0], kind), ins, outs, kind)
+        return 0 * sources
+
+    return lstm_backward_by_rows
+
+
+def _backward_by_tiles(kind, sources):  # type: ignore[no-untyped-def]
+    def lstm_backward_by_tiles(address):  # type: ignore[no-untyped-def]
+        ins, outs = buffers(address)
+        if ins.size > 0:
+            _run_backward(cube(ins[0], kind), ins, outs, kind)
+        return 0 * sources
+
+    return lstm_backward_by_tiles
+
+
+FORWARD, BACKWARD = Operation(_forward_by_rows, _forward_by_tiles), Operation(_backward_by_rows, _backward_by_tiles)
 
 
 def call_forward(
-    back: LSTMBackprop, keep: bool, params: LSTMParams, start: LSTMCarry, carry: LSTMCarry, steps: Steps
+    back: LSTMBackprop, keep: bool, weights: Weights, start: LSTMCarry, carry: LSTMCarry, steps: Steps
 ) -> tuple[LSTMCarry, Array | None]:
     """Calls `forward`; returns (carries, saved)."""
-    zs = product(steps.xs, params.w_x, back.compute) + params.b
+    zs = product(steps.xs, weights.params.w_x, back.compute) + weights.params.b
     carries = jax.tree.map(lambda a: jax.ShapeDtypeStruct((zs.shape[0], *a.shape), a.dtype), carry)
     gates = jax.ShapeDtypeStruct(zs.shape if keep else (1, *zs.shape[1:]), zs.dtype)
-    arguments = zs, params.w_h, carry, start, given(steps.resets), given(steps.mask)
-    carries, saved = call_loop(_forward, arguments, (carries, gates))
+    arguments = zs, weights.ahead, carry, start, given(steps.resets), given(steps.mask)
+    carries, saved = call_loop(FORWARD, weights.ahead, arguments, (carries, gates), zs.shape[1:])
     return carries, saved if keep else None
 
 
 def call_backward(
-    back: LSTMBackprop, params: LSTMParams, ran: Ran, d: LSTMCarry, d_ys: Array
+    back: LSTMBackprop, weights: Weights, ran: Ran, d: LSTMCarry, d_ys: Array
 ) -> tuple[LSTMCarry, Array, None]:
     """Calls `backward`; returns (d_entering, emitted, None), as `LSTMBackprop.collect` reads no factors."""
-    gates = back.gates(back.prepare(params), ran.steps.xs, ran.entering) if ran.saved is None else ran.saved
+    gates = back.gates(back.prepare(weights.params), ran.steps.xs, ran.entering) if ran.saved is None else ran.saved
     out = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (d, gates))
-    arguments = params.w_h, gates, ran.entering.c, ran.leaving.c, d, d_ys, given(ran.steps.resets), given(ran.steps.mask)
-    return *call_loop(_backward, arguments, out), None
+    arguments = (
+        weights.behind,
+        gates,
+        ran.entering.c,
+        ran.leaving.c,
+        d,
+        d_ys,
+        given(ran.steps.resets),
+        given(ran.steps.mask),
+    )
+    return *call_loop(BACKWARD, weights.behind, arguments, out, d.h.shape), None

@@ -1,12 +1,13 @@
 """Devices in a row, and which axis of an array is dealt out to them."""
 
-import os
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
+
+from tbptt.cores import usable_cores
 
 LANES = "lanes"  # the name of the only axis of the mesh
 
@@ -31,7 +32,7 @@ def split_cpu(devices: int | None = None) -> int:
       ValueError: devices is no int >= 1.
       RuntimeError: jax has already started, with another number of devices.
     """
-    wanted = _usable_cores() if devices is None else devices
+    wanted = usable_cores() if devices is None else devices
     if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
         raise ValueError(f"devices must be an int >= 1, or None for one a core; got devices={devices!r}")
     try:
@@ -44,11 +45,6 @@ def split_cpu(devices: int | None = None) -> int:
                 "split_cpu first of all, ahead of the first array and of jax.devices()"
             ) from error
     return wanted
-
-
-def _usable_cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)  # not on every system; a container may grant fewer than there are
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def lane_mesh(devices: int | None = None) -> Mesh:
