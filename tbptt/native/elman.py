@@ -17,8 +17,8 @@ from tbptt.native.products import multiply, multiply_back
 def forward(zs, w, h_in, h_start, resets, mask, hs, work):  # type: ignore[no-untyped-def]
     """Runs `ElmanBackprop.forward` over steps.
 
-    zs: `[T, N, H]`; w: `Weights.ahead`; h_in, h_start: `[N, H]`, what enters the
-    first step and what a reset one; filled in: hs: `[T, N, H]`, what leaves each; work: `[N, at least H]`.
+    zs: `[T, N, H]`; w: `Weights.ahead`; h_in, h_start: `[N, H]`, what enters the first step and what a reset one; filled
+    in: hs: `[T, N, H]`, what leaves each; work: `[N, at least H]`.
     """
     T, N, H = zs.shape
     for t in range(T):
@@ -35,9 +35,9 @@ def forward(zs, w, h_in, h_start, resets, mask, hs, work):  # type: ignore[no-un
 def backward(w, hs, d_h, d_ys, resets, mask, h, emitted, work):  # type: ignore[no-untyped-def]
     """Runs `ElmanBackprop.linearize` and `ElmanBackprop.backward` from the last step to the first.
 
-    w: `Weights.behind`; hs, d_ys: `[T, N, H]`, what left each step and
-    its output's cotangent; d_h: `[N, H]`, the cotangent of what left the last one; filled in: h: `[N, H]`, that of what
-    entered the first; emitted: `[T, N, H]`; work: `[N, at least H]`.
+    w: `Weights.behind`; hs, d_ys: `[T, N, H]`, what left each step and its output's cotangent; d_h: `[N, H]`, the cotangent
+    of what left the last one; filled in: h: `[N, H]`, that of what entered the first; emitted: `[T, N, H]`; work: `[N, at
+    least H]`.
     """
     (T, N, H), one = hs.shape, hs.dtype.type(1)
     for n in range(N):

@@ -20,9 +20,9 @@ from tbptt.native.products import multiply, multiply_back
 def forward(zs, w, b_n, h_in, h_start, resets, mask, hs, gates, ns, ms, work):  # type: ignore[no-untyped-def]
     """Runs `GRUBackprop.forward` over steps.
 
-    zs: `[T, N, G]`; w: `Weights.ahead`; b_n: `[1, H]`; h_in, h_start: `[N, H]`,
-    what enters the first step and what a reset one; filled in: hs: `[T, N, H]`, what leaves each; gates: `[T, N, 2H]`, ns,
-    ms: `[T, N, H]`, or `[1, ...]` where they are not kept; work: `[N, at least G]`.
+    zs: `[T, N, G]`; w: `Weights.ahead`; b_n: `[1, H]`; h_in, h_start: `[N, H]`, what enters the first step and what a reset
+    one; filled in: hs: `[T, N, H]`, what leaves each; gates: `[T, N, 2H]`, ns, ms: `[T, N, H]`, or `[1, ...]` where they
+    are not kept; work: `[N, at least G]`.
     """
     (T, N, G), half = zs.shape, zs.dtype.type(0.5)
     H = G // 3
@@ -47,9 +47,9 @@ def forward(zs, w, b_n, h_in, h_start, resets, mask, hs, gates, ns, ms, work):  
 def backward(w, gates, zs, d_h, d_ys, resets, mask, h, emitted, a, work):  # type: ignore[no-untyped-def]
     """Runs `GRUBackprop.backward` from the last step to the first.
 
-    w: `Weights.behind`; gates: `[T, N, G]` and zs: `[T, N, H]`, of its
-    factors; d_ys: `[T, N, H]`; d_h: `[N, H]`, the cotangent of what left the last step; filled in: h: `[N, H]`, that of
-    what entered the first; emitted: `[T, N, H]`; a: `[N, G]` and work: `[N, at least H]`, for work.
+    w: `Weights.behind`; gates: `[T, N, G]` and zs: `[T, N, H]`, of its factors; d_ys: `[T, N, H]`; d_h: `[N, H]`, the
+    cotangent of what left the last step; filled in: h: `[N, H]`, that of what entered the first; emitted: `[T, N, H]`; a:
+    `[N, G]` and work: `[N, at least H]`, for work.
     """
     T, N, G = gates.shape
     H = G // 3

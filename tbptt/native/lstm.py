@@ -17,9 +17,9 @@ from tbptt.native.products import multiply, multiply_back
 def forward(zs, w, h_in, c_in, h_start, c_start, resets, mask, hs, cs, gates, work):  # type: ignore[no-untyped-def]
     """Runs `LSTMBackprop.forward` over steps.
 
-    zs: `[T, N, G]`; w: `Weights.ahead`; h_in, c_in, h_start, c_start: `[N, H]`,
-    what enters the first step and what a reset one; filled in: hs, cs: `[T, N, H]`, what leaves each; gates: `[T, N, G]`,
-    or `[1, N, G]` where they are not kept; work: `[N, at least G]`.
+    zs: `[T, N, G]`; w: `Weights.ahead`; h_in, c_in, h_start, c_start: `[N, H]`, what enters the first step and what a reset
+    one; filled in: hs, cs: `[T, N, H]`, what leaves each; gates: `[T, N, G]`, or `[1, N, G]` where they are not kept; work:
+    `[N, at least G]`.
     """
     (T, N, G), one, half = zs.shape, zs.dtype.type(1), zs.dtype.type(0.5)
     H = G // 4
@@ -47,9 +47,9 @@ def forward(zs, w, h_in, c_in, h_start, c_start, resets, mask, hs, cs, gates, wo
 def backward(w, gates, c_in, c_out, d_h, d_c, d_ys, resets, mask, h, c, emitted, work):  # type: ignore[no-untyped-def]
     """Runs `LSTMBackprop.linearize` and `LSTMBackprop.backward` from the last step to the first.
 
-    w: `Weights.behind`; gates: `[T, N, G]`, saved; c_in, c_out, d_ys:
-    `[T, N, H]`, what entered and left each step; d_h, d_c: `[N, H]`, the cotangents of what left the last one; filled in:
-    h, c: `[N, H]`, those of what entered the first; emitted: `[T, N, G]`; work: `[N, at least H]`.
+    w: `Weights.behind`; gates: `[T, N, G]`, saved; c_in, c_out, d_ys: `[T, N, H]`, what entered and left each step; d_h,
+    d_c: `[N, H]`, the cotangents of what left the last one; filled in: h, c: `[N, H]`, those of what entered the first;
+    emitted: `[T, N, G]`; work: `[N, at least H]`.
     """
     (T, N, G), one, half = gates.shape, gates.dtype.type(1), gates.dtype.type(0.5)
     H = G // 4

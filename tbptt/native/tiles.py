@@ -42,7 +42,7 @@ def product_by_tiles(out, h, w):  # type: ignore[no-untyped-def]
     for j in range(w.shape[0]):
         n = 0
         for pieces in range((N + ROWS - 1) // ROWS, 0, -1):  # of equal size, as few rows do not fill the pipelines
-            rows = (N - n + pieces - 1) // pieces
+            rows = (N - n) // pieces
             _tile(out, h, w, n, j, rows)  # type: ignore[reportCallIssue]
             n += rows
 
