@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import signal
 import time
 
 import jax
@@ -104,6 +106,18 @@ def test_peers_that_are_stopped_keep_the_cases_before(monkeypatch):
     summary = peers.measure(flags)
     assert [row["case"]["name"] for row in summary["rows"]] == ["first"] and summary["stopped_at"] == "second"
     assert Idle.closed == len(peers.SYSTEMS)
+
+
+def test_peers_are_stopped_by_the_first_of_two_signals():
+    before = signal.signal(signal.SIGTERM, peers.stop_once)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_peers_from_processes_to_json(monkeypatch, capsys, tmp_path):

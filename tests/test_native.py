@@ -255,7 +255,7 @@ def test_numba_is_not_needed(monkeypatch):
         assert not ask()
 
 
-def _nothing(kind, sources):
+def _nothing(kind, tiled, sources):
     def does_nothing(address):
         return 0 * sources
 
@@ -266,5 +266,5 @@ def test_threads_register_an_operation_once(monkeypatch):
     names = []
     monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda name, *_, **__: time.sleep(0.05) or names.append(name))
     with ThreadPoolExecutor(8) as pool:
-        found = set(pool.map(lambda _: registered(_nothing, jnp.float32), range(8)))
-    assert found == set(names) == {"tests.test_native.does_nothing.float32"} and len(names) == 1
+        found = set(pool.map(lambda _: registered(_nothing, jnp.float32, False), range(8)))
+    assert found == set(names) == {"tests.test_native.does_nothing.float32.rows"} and len(names) == 1

@@ -25,13 +25,6 @@ class Weights(NamedTuple):
     behind: Float[Array, "H G"] | Float[Array, "J G C"]
 
 
-class Operation(NamedTuple):
-    """A loop, as `frame.registered` wants it, with each kind of product."""
-
-    by_rows: Callable[..., Any]
-    by_tiles: Callable[..., Any]
-
-
 @dataclasses.dataclass(frozen=True)
 class NativeLoops:
     """The loops of a cell as two operations: `Loops`. What they compute, and compute exactly, is `ScanLoops(back)`.
@@ -95,11 +88,11 @@ def _native(call: Callable[..., Any], scan: Callable[..., Any]) -> Callable[...,
     return run
 
 
-def call_loop(loop: Operation, w: Array, arguments: Any, out: Any, product: tuple[int, ...]) -> Any:
-    """Calls a loop.
+def call_loop(make: Callable[..., Any], w: Array, arguments: Any, out: Any, product: tuple[int, ...]) -> Any:
+    """Calls a loop as an operation.
 
     Args:
-      loop: the operation.
+      make: as `frame.registered` wants it.
       w: of `Weights`; tells which products are meant.
       arguments: a pytree of arrays, which the operation finds in this order: all of one dtype, flags boolean.
       out: a pytree of shapes.
@@ -115,8 +108,7 @@ def call_loop(loop: Operation, w: Array, arguments: Any, out: Any, product: tupl
     tiled = w.ndim == len("JKC")
     width = w.shape[0] * w.shape[2] if tiled else product[-1]
     work = jax.ShapeDtypeStruct((*product[:-1], width), shapes[0].dtype)
-    name = registered(loop.by_tiles if tiled else loop.by_rows, shapes[0].dtype)
-    *made, _ = jax.ffi.ffi_call(name, (*shapes, work))(*leaves)
+    *made, _ = jax.ffi.ffi_call(registered(make, shapes[0].dtype, tiled), (*shapes, work))(*leaves)
     return jax.tree.unflatten(tree, made)
 
 

@@ -18,11 +18,12 @@ from tbptt.types import Backprop, Carry
 
 # Compiled loops run on one core. So they run at every size where a device has but one (`split_cpu`): a gradient on one core
 # with AVX-512, time of the scan over theirs at lanes x units from 2 x 64 to 256 x 256: LSTM 1.01 to 1.31, GRU 1.02 to 1.21,
-# Elman 1.05 to 1.32 (2026-11-26). Where it has several, XLA's larger products use them all, and loops run up to this many
-# lanes times units; on two cores: 1 x 64, 2 x 64, 4 x 64, 1 x 128, 2 x 128: LSTM 1.2, 1.1, 1.1, 1.3, 1.2; beyond, 8 x 128
-# to 64 x 512: 1.0 to 0.8.
+# Elman 1.05 to 1.32; of one lane at 512 and 1,024 units: LSTM 2.7, 1.9 (2026-11-26). Where a device has several, larger
+# products of XLA's use them all, and loops run up to this many lanes times units. On two cores, at 4 x 16, 16 x 16, 2 x 64,
+# 4 x 64, 2 x 128: GRU 1.6, 1.5, 1.2, 1.2, 1.1; Elman 1.5, 1.4, 1.3, 1.4, 1.1; LSTM from 2 x 64 on 1.1, 1.1, 1.2, of 1 lane
+# at 64 and 128 units 1.2, 1.3, but from 8 x 128 to 64 x 512 1.0 to 0.8.
 MOST = 256
-TILED = 2  # lanes from which products are those of tiles; for one, laying out the weights costs what tiles save
+TILED = 2  # lanes from which products are those of tiles; for one, laying out the weights costs more than tiles save
 DTYPES = (jnp.float32,)  # float64's tanh is the system's, one number at a time; the loops compute it, for tests
 
 

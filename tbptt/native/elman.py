@@ -8,7 +8,7 @@ from tbptt.cells.products import product
 from tbptt.engine.loops import Ran
 from tbptt.engine.scan import Steps
 from tbptt.native.arithmetic import clear, enter, hold, tanh
-from tbptt.native.call import Operation, Weights, call_loop, given
+from tbptt.native.call import Weights, call_loop, given
 from tbptt.native.frame import buffers, compiled, cube, flags, matrix
 from tbptt.native.products import multiply, multiply_back
 
@@ -73,47 +73,30 @@ def _run_backward(w, ins, outs, kind):  # type: ignore[no-untyped-def]
     backward(*kept, *d, flags(ins[4]), flags(ins[5]), *out)
 
 
-def _forward_by_rows(kind, sources):  # type: ignore[no-untyped-def]
-    def elman_forward_by_rows(address):  # type: ignore[no-untyped-def]
+def _forward(kind, tiled, sources):  # type: ignore[no-untyped-def]
+    def elman_forward(address):  # type: ignore[no-untyped-def]
         ins, outs = buffers(address)
         if ins.size > 0:
-            _run_forward(matrix(ins[1], kind), ins, outs, kind)
+            if tiled:
+                _run_forward(cube(ins[1], kind), ins, outs, kind)
+            else:
+                _run_forward(matrix(ins[1], kind), ins, outs, kind)
         return 0 * sources
 
-    return elman_forward_by_rows
+    return elman_forward
 
 
-def _forward_by_tiles(kind, sources):  # type: ignore[no-untyped-def]
-    def elman_forward_by_tiles(address):  # type: ignore[no-untyped-def]
+def _backward(kind, tiled, sources):  # type: ignore[no-untyped-def]
+    def elman_backward(address):  # type: ignore[no-untyped-def]
         ins, outs = buffers(address)
         if ins.size > 0:
-            _run_forward(cube(ins[1], kind), ins, outs, kind)
+            if tiled:
+                _run_backward(cube(ins[0], kind), ins, outs, kind)
+            else:
+                _run_backward(matrix(ins[0], kind), ins, outs, kind)
         return 0 * sources
 
-    return elman_forward_by_tiles
-
-
-def _backward_by_rows(kind, sources):  # type: ignore[no-untyped-def]
-    def elman_backward_by_rows(address):  # type: ignore[no-untyped-def]
-        ins, outs = buffers(address)
-        if ins.size > 0:
-            _run_backward(matrix(ins[0], kind), ins, outs, kind)
-        return 0 * sources
-
-    return elman_backward_by_rows
-
-
-def _backward_by_tiles(kind, sources):  # type: ignore[no-untyped-def]
-    def elman_backward_by_tiles(address):  # type: ignore[no-untyped-def]
-        ins, outs = buffers(address)
-        if ins.size > 0:
-            _run_backward(cube(ins[0], kind), ins, outs, kind)
-        return 0 * sources
-
-    return elman_backward_by_tiles
-
-
-FORWARD, BACKWARD = Operation(_forward_by_rows, _forward_by_tiles), Operation(_backward_by_rows, _backward_by_tiles)
+    return elman_backward
 
 
 def call_forward(
@@ -123,7 +106,7 @@ def call_forward(
     zs = product(steps.xs, weights.params.w_x, back.compute) + weights.params.b
     carries = ElmanCarry(jax.ShapeDtypeStruct(zs.shape, zs.dtype))  # type: ignore[arg-type]
     arguments = zs, weights.ahead, carry, start, given(steps.resets), given(steps.mask)
-    carries = call_loop(FORWARD, weights.ahead, arguments, carries, zs.shape[1:])
+    carries = call_loop(_forward, weights.ahead, arguments, carries, zs.shape[1:])
     return carries, () if keep else None
 
 
@@ -134,4 +117,4 @@ def call_backward(
     del back
     out = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (d, d_ys))
     arguments = weights.behind, ran.leaving, d, d_ys, given(ran.steps.resets), given(ran.steps.mask)
-    return *call_loop(BACKWARD, weights.behind, arguments, out, d.h.shape), None
+    return *call_loop(_backward, weights.behind, arguments, out, d.h.shape), None

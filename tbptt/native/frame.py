@@ -38,27 +38,29 @@ def compiled(function: Callable[..., Any]) -> Any:
 _ONE_AT_A_TIME = threading.Lock()
 
 
-def registered(make: Callable[[Any, int], Callable[[int], int]], dtype: DTypeLike) -> str:
+def registered(make: Callable[[Any, bool, int], Callable[[int], int]], dtype: DTypeLike, tiled: bool) -> str:
     """Registers an operation, compiled now or by an earlier process; returns the name by which `jax.ffi.ffi_call` finds it.
 
     Numba takes what it has on disk unless the function's own file changed, or what the function wraps; it does not see that
     another one changed, which the function calls. So the operation is kept whole, and wraps a number of all our sources.
 
     Args (static):
-      make: a module's own function `(kind, sources) -> operation`, which wraps only these: numba's type of its numbers, and
-        that number, times 0 what it returns. `operation(address)` reads `buffers(address)`, and works if there are any.
+      make: a module's own function `(kind, tiled, sources) -> operation`, which wraps only these: numba's type of its
+        numbers, `tiled`, and that number, times 0 what it returns. `operation(address)` reads `buffers(address)`, and works
+        if there are any.
       dtype: float32 or float64.
+      tiled: whether it is to read packed weights.
     """
     with _ONE_AT_A_TIME:  # threads may trace at once, and XLA takes a name only once
-        return _registered(make, np.dtype(dtype).name)
+        return _registered(make, np.dtype(dtype).name, tiled)
 
 
 @functools.cache
-def _registered(make: Callable[[Any, int], Callable[[int], int]], name: str) -> str:
-    operation = inspect.unwrap(make(getattr(numba.types, name), sources()))
+def _registered(make: Callable[[Any, bool, int], Callable[[int], int]], name: str, tiled: bool) -> str:
+    operation = inspect.unwrap(make(getattr(numba.types, name), tiled, sources()))
     made = numba.cfunc(numba.types.intp(numba.types.intp), cache=True)(operation)
     _KEPT.append(made)
-    target = f"{operation.__module__}.{operation.__name__}.{name}"
+    target = f"{operation.__module__}.{operation.__name__}.{name}.{'tiles' if tiled else 'rows'}"
     jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(made.ctypes), platform="cpu")
     return target
 

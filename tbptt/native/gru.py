@@ -11,7 +11,7 @@ from tbptt.cells.products import product
 from tbptt.engine.loops import Ran
 from tbptt.engine.scan import Steps
 from tbptt.native.arithmetic import clear, enter, hold, tanh
-from tbptt.native.call import Operation, Weights, call_loop, given
+from tbptt.native.call import Weights, call_loop, given
 from tbptt.native.frame import buffers, compiled, cube, flags, matrix
 from tbptt.native.products import multiply, multiply_back
 
@@ -95,47 +95,30 @@ def _run_backward(w, ins, outs, kind):  # type: ignore[no-untyped-def]
     backward(w, *factors, *d, flags(ins[5]), flags(ins[6]), *out)
 
 
-def _forward_by_rows(kind, sources):  # type: ignore[no-untyped-def]
-    def gru_forward_by_rows(address):  # type: ignore[no-untyped-def]
+def _forward(kind, tiled, sources):  # type: ignore[no-untyped-def]
+    def gru_forward(address):  # type: ignore[no-untyped-def]
         ins, outs = buffers(address)
         if ins.size > 0:
-            _run_forward(matrix(ins[1], kind), ins, outs, kind)
+            if tiled:
+                _run_forward(cube(ins[1], kind), ins, outs, kind)
+            else:
+                _run_forward(matrix(ins[1], kind), ins, outs, kind)
         return 0 * sources
 
-    return gru_forward_by_rows
+    return gru_forward
 
 
-def _forward_by_tiles(kind, sources):  # type: ignore[no-untyped-def]
-    def gru_forward_by_tiles(address):  # type: ignore[no-untyped-def]
+def _backward(kind, tiled, sources):  # type: ignore[no-untyped-def]
+    def gru_backward(address):  # type: ignore[no-untyped-def]
         ins, outs = buffers(address)
         if ins.size > 0:
-            _run_forward(cube(ins[1], kind), ins, outs, kind)
+            if tiled:
+                _run_backward(cube(ins[0], kind), ins, outs, kind)
+            else:
+                _run_backward(matrix(ins[0], kind), ins, outs, kind)
         return 0 * sources
 
-    return gru_forward_by_tiles
-
-
-def _backward_by_rows(kind, sources):  # type: ignore[no-untyped-def]
-    def gru_backward_by_rows(address):  # type: ignore[no-untyped-def]
-        ins, outs = buffers(address)
-        if ins.size > 0:
-            _run_backward(matrix(ins[0], kind), ins, outs, kind)
-        return 0 * sources
-
-    return gru_backward_by_rows
-
-
-def _backward_by_tiles(kind, sources):  # type: ignore[no-untyped-def]
-    def gru_backward_by_tiles(address):  # type: ignore[no-untyped-def]
-        ins, outs = buffers(address)
-        if ins.size > 0:
-            _run_backward(cube(ins[0], kind), ins, outs, kind)
-        return 0 * sources
-
-    return gru_backward_by_tiles
-
-
-FORWARD, BACKWARD = Operation(_forward_by_rows, _forward_by_tiles), Operation(_backward_by_rows, _backward_by_tiles)
+    return gru_backward
 
 
 def call_forward(
@@ -151,7 +134,7 @@ def call_forward(
     kept = T if keep else 1
     saved = shape(kept, *batch, 2 * H), shape(kept, *batch, H), shape(kept, *batch, H)
     arguments = zs, weights.ahead, weights.params.b_n, carry, start, given(steps.resets), given(steps.mask)
-    carries, saved = call_loop(FORWARD, weights.ahead, arguments, (GRUCarry(shape(T, *batch, H)), saved), zs.shape[1:])
+    carries, saved = call_loop(_forward, weights.ahead, arguments, (GRUCarry(shape(T, *batch, H)), saved), zs.shape[1:])
     return carries, saved if keep else None
 
 
@@ -163,5 +146,5 @@ def call_backward(
     together = jax.ShapeDtypeStruct(factors.gates.shape[1:], d_ys.dtype)
     out = *jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (d, d_ys)), together
     arguments = weights.behind, factors.gates, factors.z, d, d_ys, given(ran.steps.resets), given(ran.steps.mask)
-    d, emitted, _ = call_loop(BACKWARD, weights.behind, arguments, out, d.h.shape)
+    d, emitted, _ = call_loop(_backward, weights.behind, arguments, out, d.h.shape)
     return d, emitted, factors

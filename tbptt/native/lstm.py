@@ -8,7 +8,7 @@ from tbptt.cells.products import product
 from tbptt.engine.loops import Ran
 from tbptt.engine.scan import Steps
 from tbptt.native.arithmetic import clear, enter, hold, tanh
-from tbptt.native.call import Operation, Weights, call_loop, given
+from tbptt.native.call import Weights, call_loop, given
 from tbptt.native.frame import buffers, compiled, cube, flags, matrix
 from tbptt.native.products import multiply, multiply_back
 
@@ -101,47 +101,30 @@ def _run_backward(w, ins, outs, kind):  # type: ignore[no-untyped-def]
     backward(*kept, *d, flags(ins[7]), flags(ins[8]), *out)
 
 
-def _forward_by_rows(kind, sources):  # type: ignore[no-untyped-def]
-    def lstm_forward_by_rows(address):  # type: ignore[no-untyped-def]
+def _forward(kind, tiled, sources):  # type: ignore[no-untyped-def]
+    def lstm_forward(address):  # type: ignore[no-untyped-def]
         ins, outs = buffers(address)
         if ins.size > 0:
-            _run_forward(matrix(ins[1], kind), ins, outs, kind)
+            if tiled:
+                _run_forward(cube(ins[1], kind), ins, outs, kind)
+            else:
+                _run_forward(matrix(ins[1], kind), ins, outs, kind)
         return 0 * sources
 
-    return lstm_forward_by_rows
+    return lstm_forward
 
 
-def _forward_by_tiles(kind, sources):  # type: ignore[no-untyped-def]
-    def lstm_forward_by_tiles(address):  # type: ignore[no-untyped-def]
+def _backward(kind, tiled, sources):  # type: ignore[no-untyped-def]
+    def lstm_backward(address):  # type: ignore[no-untyped-def]
         ins, outs = buffers(address)
         if ins.size > 0:
-            _run_forward(cube(ins[1], kind), ins, outs, kind)
+            if tiled:
+                _run_backward(cube(ins[0], kind), ins, outs, kind)
+            else:
+                _run_backward(matrix(ins[0], kind), ins, outs, kind)
         return 0 * sources
 
-    return lstm_forward_by_tiles
-
-
-def _backward_by_rows(kind, sources):  # type: ignore[no-untyped-def]
-    def lstm_backward_by_rows(address):  # type: ignore[no-untyped-def]
-        ins, outs = buffers(address)
-        if ins.size > 0:
-            _run_backward(matrix(ins[0], kind), ins, outs, kind)
-        return 0 * sources
-
-    return lstm_backward_by_rows
-
-
-def _backward_by_tiles(kind, sources):  # type: ignore[no-untyped-def]
-    def lstm_backward_by_tiles(address):  # type: ignore[no-untyped-def]
-        ins, outs = buffers(address)
-        if ins.size > 0:
-            _run_backward(cube(ins[0], kind), ins, outs, kind)
-        return 0 * sources
-
-    return lstm_backward_by_tiles
-
-
-FORWARD, BACKWARD = Operation(_forward_by_rows, _forward_by_tiles), Operation(_backward_by_rows, _backward_by_tiles)
+    return lstm_backward
 
 
 def call_forward(
@@ -152,7 +135,7 @@ def call_forward(
     carries = jax.tree.map(lambda a: jax.ShapeDtypeStruct((zs.shape[0], *a.shape), a.dtype), carry)
     gates = jax.ShapeDtypeStruct(zs.shape if keep else (1, *zs.shape[1:]), zs.dtype)
     arguments = zs, weights.ahead, carry, start, given(steps.resets), given(steps.mask)
-    carries, saved = call_loop(FORWARD, weights.ahead, arguments, (carries, gates), zs.shape[1:])
+    carries, saved = call_loop(_forward, weights.ahead, arguments, (carries, gates), zs.shape[1:])
     return carries, saved if keep else None
 
 
@@ -172,4 +155,4 @@ def call_backward(
         given(ran.steps.resets),
         given(ran.steps.mask),
     )
-    return *call_loop(BACKWARD, weights.behind, arguments, out, d.h.shape), None
+    return *call_loop(_backward, weights.behind, arguments, out, d.h.shape), None
