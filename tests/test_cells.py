@@ -12,6 +12,7 @@ import pytest
 
 from tbptt.cells import GRU, LSTM, DiagonalLinear, Elman, GRUResetBefore, MinGRU, MinLSTM, Stack, initializers
 from tbptt.cells.linear import DiagonalLinearCarry, DiagonalLinearParams
+from tbptt.cells.products import FEW, outer_and_sum, product
 from tbptt.types import Cell, SplitCell
 from tbptt.unroll import unroll
 
@@ -198,3 +199,24 @@ def test_longest_lag_needs_room():
     with pytest.raises(ValueError, match=r"LSTM.longest_lag must be at least 3 steps.*got 2"):
         LSTM(D, H, longest_lag=2)
     LSTM(D, H, longest_lag=3)
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (4, 3)])
+@pytest.mark.parametrize("M", [1, 2, FEW, FEW + 1, 9])
+def test_products_with_few_columns_and_many(M, shape, key):
+    a, w = jax.random.normal(key, (*shape, M)), jax.random.normal(key, (M, 7))
+    np.testing.assert_allclose(product(a, w, None), a @ w, **close)
+    # What XLA cannot fuse is there only where it pays.
+    assert ("dot_general" in str(jax.make_jaxpr(product, static_argnums=2)(a, w, None))) == (M > FEW)
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (4, 3)])
+def test_a_bias_is_summed_with_the_weights(shape, key):
+    a, d = jax.random.normal(key, (*shape, 6)), jax.random.normal(jax.random.split(key)[0], (*shape, 7))
+    rows = np.asarray(a).reshape(-1, 6), np.asarray(d).reshape(-1, 7)
+    weights, bias = outer_and_sum(a, d, None)
+    np.testing.assert_allclose(weights, rows[0].T @ rows[1], **close)
+    np.testing.assert_allclose(bias, rows[1].sum(0), **close)
+    weights, bias = outer_and_sum(a, d, jnp.bfloat16)
+    np.testing.assert_allclose(weights, rows[0].T @ rows[1], rtol=0.1, atol=0.1)
+    np.testing.assert_allclose(bias, rows[1].sum(0), **close)  # not rounded

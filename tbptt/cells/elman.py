@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from tbptt.cells import initializers
-from tbptt.cells.products import outer, product, rows
+from tbptt.cells.products import outer_and_sum, product
 from tbptt.types import PRNGKey
 
 
@@ -149,5 +149,6 @@ class ElmanBackprop:
         factors: Array | None,
         emitted: Array,
     ) -> tuple[ElmanParams, Array]:
-        w_x, w_h = outer(xs, emitted, self.compute), outer(entering.h, emitted, self.compute)
-        return ElmanParams(w_h, w_x, rows(emitted).sum(0)), product(emitted, params.w_x.T, self.compute)
+        w, b = outer_and_sum(jnp.concatenate([xs, entering.h], axis=-1), emitted, self.compute)
+        w_x, w_h = w[: xs.shape[-1]], w[xs.shape[-1] :]
+        return ElmanParams(w_h, w_x, b), product(emitted, params.w_x.T, self.compute)

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from tbptt.cells.gru_base import GRUBase, GRUCarry
-from tbptt.cells.products import outer, product, rows
+from tbptt.cells.products import outer_and_sum, product
 from tbptt.types import PRNGKey
 
 
@@ -132,6 +132,6 @@ class GRUBackprop:
         H = emitted.shape[-1]
         at_h = jnp.concatenate([emitted, emitted, emitted], axis=-1) * factors.gates
         at_x = jnp.concatenate([at_h[..., : 2 * H], emitted * factors.n], axis=-1)
-        w_x, w_h = outer(xs, at_x, self.compute), outer(entering.h, at_h, self.compute)
-        b_n = rows(at_h[..., 2 * H :]).sum(0)
-        return GRUParams(w_x, w_h, rows(at_x).sum(0), b_n), product(at_x, params.w_x.T, self.compute)
+        w_x, b = outer_and_sum(xs, at_x, self.compute)
+        w_h, at_h_sum = outer_and_sum(entering.h, at_h, self.compute)
+        return GRUParams(w_x, w_h, b, at_h_sum[2 * H :]), product(at_x, params.w_x.T, self.compute)

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from tbptt.cells import initializers
-from tbptt.cells.products import outer, product, rows
+from tbptt.cells.products import outer_and_sum, product
 from tbptt.types import PRNGKey
 
 
@@ -188,5 +188,6 @@ class LSTMBackprop:
         factors: LSTMFactors | None,
         emitted: Array,
     ) -> tuple[LSTMParams, Array]:
-        w_x, w_h = outer(xs, emitted, self.compute), outer(entering.h, emitted, self.compute)
-        return LSTMParams(w_x, w_h, rows(emitted).sum(0)), product(emitted, params.w_x.T, self.compute)
+        w, b = outer_and_sum(jnp.concatenate([xs, entering.h], axis=-1), emitted, self.compute)
+        w_x, w_h = w[: xs.shape[-1]], w[xs.shape[-1] :]
+        return LSTMParams(w_x, w_h, b), product(emitted, params.w_x.T, self.compute)

@@ -10,7 +10,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from tbptt.norms import expand, is_floating, measure, norm_dtype
+from tbptt.norms import expand, is_floating, measure, norm_dtype, usual_measure
 
 
 class ClipState(NamedTuple):
@@ -78,7 +78,7 @@ def clip_by_global_norm(max_norm: ArrayLike) -> optax.GradientTransformation:
 
 def clip_tree(tree: Any, max_norm: ArrayLike, batch_dims: int = 0) -> tuple[Any, Array, Array]:
     """Clips each batch element's part of a tree; returns (tree, norms before, whether clipped), the last two `[*batch]`."""
-    size, _, down, norm = measure(tree, batch_dims)
+    size, _, down, norm = measure(tree, batch_dims) if batch_dims else usual_measure(tree)
     clipped = jnp.isfinite(norm) & (norm > max_norm)
     factor = jnp.asarray(max_norm, norm.dtype) / jnp.where(clipped, size, 1)
 
