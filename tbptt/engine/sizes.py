@@ -11,7 +11,9 @@ from tbptt.types import Backprop, Carry, Params
 
 # Bytes of the input side of one block. Of 0.5 to 8 MiB and no blocks, 2 MiB was fastest or within 3 % of it on two CPU
 # cores, at T, B, D, H = (1000, 32, 32, 128), (2000, 8, 8, 128), (64, 32, 82, 256) and (200, 64, 512, 512); without blocks
-# it was 1.02 to 1.4 times slower. The accelerators' size was not measured: it wants large products, and few loops.
+# it was 1.02 to 1.4 times slower. What fills two blocks is one: two of them move copies, and 64 steps of 16 lanes and 256
+# units took 1.05 times as long by compiled loops. The accelerators' size was not measured: it wants large products, and few
+# loops.
 CPU_BLOCK, ACCELERATOR_BLOCK = 2 << 20, 256 << 20
 FEWEST = 16  # steps; fewer leave products too small
 # From this many bytes on, what a cell saves beside its carries is computed again instead: it has left the cache, and one
@@ -34,13 +36,15 @@ def block_steps(back: Backprop, params: Params, xs: Array) -> int:
 
 
 def share(T: int, most: int) -> int:
-    """Returns the steps of a block: T if there is room, else its largest divisor of about that size, else an even share.
+    """Returns the steps of a block: T up to twice the room, else a divisor of about that size, the largest, or an even share.
 
     What is left over of an even share is a block of another length: the whole program once more, to compile and to run.
     """
+    if T <= 2 * most:
+        return T
     for limit in (most, most * 3 // 2):  # blocks that are a little smaller are as fast, larger ones are not
         divisor = max(steps for steps in range(1, min(T, limit) + 1) if T % steps == 0)
-        if 2 * divisor >= most or divisor == T:
+        if 2 * divisor >= most:
             return divisor
     return T // math.ceil(T / most)
 

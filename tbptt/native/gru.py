@@ -65,13 +65,15 @@ def backward(w, gates, zs, d_h, d_ys, resets, mask, h, emitted, a, work):  # typ
                 for j in range(G):
                     a[n, j] = 0
                 continue
+            # A loop for every gate: for several rows LLVM makes no vectors of a loop that writes into two parts of them.
             for j in range(H):
-                to_h = h[n, j] + d_ys[t, n, j]
-                out[n, j] = to_h
-                a[n, j] = to_h * gates[t, n, j]
-                a[n, H + j] = to_h * gates[t, n, H + j]
-                a[n, 2 * H + j] = to_h * gates[t, n, 2 * H + j]
-                h[n, j] = to_h * zs[t, n, j]
+                out[n, j] = h[n, j] + d_ys[t, n, j]
+                a[n, j] = out[n, j] * gates[t, n, j]
+                h[n, j] = out[n, j] * zs[t, n, j]
+            for j in range(H):
+                a[n, H + j] = out[n, j] * gates[t, n, H + j]
+            for j in range(H):
+                a[n, 2 * H + j] = out[n, j] * gates[t, n, 2 * H + j]
         multiply_back(work, a, w)
         for n in range(N):
             for j in range(H):

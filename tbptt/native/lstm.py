@@ -51,7 +51,7 @@ def backward(w, gates, c_in, c_out, d_h, d_c, d_ys, resets, mask, h, c, emitted,
     d_c: `[N, H]`, the cotangents of what left the last one; filled in: h, c: `[N, H]`, those of what entered the first;
     emitted: `[T, N, G]`; work: `[N, at least H]`.
     """
-    (T, N, G), one, half = gates.shape, gates.dtype.type(1), gates.dtype.type(0.5)
+    (T, N, G), one, half, quarter = gates.shape, gates.dtype.type(1), gates.dtype.type(0.5), gates.dtype.type(0.25)
     H = G // 4
     for n in range(N):
         for j in range(H):
@@ -63,19 +63,23 @@ def backward(w, gates, c_in, c_out, d_h, d_c, d_ys, resets, mask, h, c, emitted,
                 for j in range(G):
                     a[n, j] = 0
                 continue
+            # A loop for every gate: for several rows LLVM makes no vectors of a loop that writes into two parts of them.
+            # d sigmoid(a) = (1 - t^2) / 4 da for the t that is saved.
             for j in range(H):
-                i, f, g, o = saved[n, j], saved[n, H + j], saved[n, 2 * H + j], saved[n, 3 * H + j]
-                out = tanh(c_out[t, n, j])
-                to_h = h[n, j] + d_ys[t, n, j]
-                to_c = c[n, j] + to_h * (half * (o + one) * (one - out * out))
-                # d sigmoid(a) = (1 - t^2) / 4 da for the t that is saved.
-                quarter_c, quarter_h = half * half * to_c, half * half * to_h
-                a[n, j] = quarter_c * g * (one - i * i)
-                a[n, H + j] = quarter_c * c_in[t, n, j] * (one - f * f)
-                a[n, 2 * H + j] = to_c * half * (i + one) * (one - g * g)
-                a[n, 3 * H + j] = quarter_h * out * (one - o * o)
-                c[n, j] = to_c * half * (f + one)
+                o, out, to_h = saved[n, 3 * H + j], tanh(c_out[t, n, j]), h[n, j] + d_ys[t, n, j]
+                a[n, 3 * H + j] = quarter * to_h * out * (one - o * o)
+                c[n, j] += to_h * (half * (o + one) * (one - out * out))
                 h[n, j] = 0
+            for j in range(H):
+                i, g = saved[n, j], saved[n, 2 * H + j]
+                a[n, j] = quarter * c[n, j] * g * (one - i * i)
+            for j in range(H):
+                f = saved[n, H + j]
+                a[n, H + j] = quarter * c[n, j] * c_in[t, n, j] * (one - f * f)
+            for j in range(H):
+                i, f, g = saved[n, j], saved[n, H + j], saved[n, 2 * H + j]
+                a[n, 2 * H + j] = half * c[n, j] * (i + one) * (one - g * g)
+                c[n, j] *= half * (f + one)
         multiply_back(work, a, w)
         for n in range(N):
             for j in range(H):
