@@ -36,7 +36,7 @@ def block_steps(back: Backprop, params: Params, xs: Array) -> int:
 
 
 def share(T: int, most: int) -> int:
-    """Returns the steps of a block: T up to twice the room, else a divisor of about that size, the largest, or an even share.
+    """Returns the steps of a block: T up to twice the room, else the largest divisor of about that size, or an even share.
 
     What is left over of an even share is a block of another length: the whole program once more, to compile and to run.
     """
