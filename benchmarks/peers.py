@@ -6,8 +6,8 @@
 
 One LSTM layer and a linear readout, clip 1.0 and Adam after every chunk of k steps, carry handed on, float32; N chunks are
 an epoch. Every system starts from the same weights and data and lives in a process of its own; the processes take turns,
-one epoch each, and only one works at a time. A system whose first losses differ from the textbook's is refused, not timed.
-JAX peers are measured in two forms: `per chunk`, the jitted step called as documented, and `one program`, the step scanned
+one epoch each (warmed up if it is short), and only one works at a time. A system whose first losses differ from the
+textbook's is refused, not timed. JAX peers are measured in two forms: `per chunk`, the jitted step called as documented, and `one program`, the step scanned
 over the chunks. Each library's documented form: `benchmarks/systems/`, one file each.
 
 `ratio` of a row: how many times faster ours (`tbptt`, one program) is, medians of interleaved epochs. Expected: `targets`.
@@ -37,8 +37,9 @@ CASES = (
 )
 QUICK_CASES = (CASES[0]._replace(N=200),)
 SETTLE = 0.02  # seconds between turns: OpenMP's threads spin a little before they sleep
-# Epochs shorter than this start with an untimed one, as the caches hold the data of the process before.
-SHORT_EPOCH = 1.0
+# Before an epoch shorter than this, untimed ones fill WARM seconds: the process has slept, and the caches hold the data of
+# the process before. And where all are as short, each is timed MORE times as often.
+SHORT_EPOCH, WARM, MORE = 1.0, 0.5, 3
 
 
 def measure_case(case: Case, workers: dict[str, Worker], repeats: int, compiles: int) -> list[dict[str, Any]]:
@@ -61,9 +62,10 @@ def measure_case(case: Case, workers: dict[str, Worker], repeats: int, compiles:
     agreeing = [key for key, seen in prepared.items() if seen["loss_difference"] <= peer_rows.TOLERANCE]
     names = {f"{name}, {form}": (name, form) for name, form in agreeing}
     runs = {
-        label: lambda key=key: workers[key[0]].epoch(key[1], warm=warm_seconds[key] < SHORT_EPOCH)
+        label: lambda key=key: workers[key[0]].epoch(key[1], warm=WARM if warm_seconds[key] < SHORT_EPOCH else 0)
         for label, key in names.items()
     }
+    repeats *= MORE if max(warm_seconds.values()) < SHORT_EPOCH else 1
     seconds = take_turns(runs, repeats, settle=SETTLE)
     rows = peer_rows.make_rows(case, prepared, {names[label]: times for label, times in seconds.items()})
     for row in rows:
@@ -104,7 +106,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that choose a part of the table."""
     parser.add_argument("--cases", nargs="+", choices=[case.name for case in CASES], help="default: all")
     parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), help="default: all; the textbook scan always")
-    parser.add_argument("--repeats", type=int, help="timed epochs of each; default 7, quick 3")
+    parser.add_argument(
+        "--repeats", type=int, help="timed epochs of each, of short ones thrice as many; default: 7, quick 3"
+    )
     parser.add_argument("--compiles", type=int, help="compilations of each, of which the median counts; default 3, quick 1")
 
 

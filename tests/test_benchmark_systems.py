@@ -129,13 +129,13 @@ def test_a_process_answers_fails_and_goes_on(monkeypatch):
     try:
         assert worker.ready() and worker.missing is None
         with pytest.raises(WorkerError, match="textbook scan: KeyError"):
-            worker.epoch("per chunk", warm=False)  # nothing is prepared yet
+            worker.epoch("per chunk", warm=0)  # nothing is prepared yet
         case = CASES[1]
         prepared = worker.prepare(case._asdict(), compiles=1)
         assert set(prepared) == {"per chunk", "one program"} and json.dumps(prepared)
         assert prepared["per chunk"]["compile_seconds"] > 0 and len(prepared["per chunk"]["losses"]) == 8
-        assert worker.epoch("one program", warm=True) > 0
+        assert worker.epoch("one program", warm=0.01) > 0
     finally:
         worker.close()
     with pytest.raises((WorkerError, ValueError)):
-        worker.epoch("per chunk", warm=False)
+        worker.epoch("per chunk", warm=0)

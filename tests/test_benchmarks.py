@@ -131,7 +131,7 @@ def test_peers_from_processes_to_json(monkeypatch, capsys, tmp_path):
     }
     ours = next(row for row in summary["rows"] if row["system"] == OURS and row["form"] == "one program")
     for row in summary["rows"]:
-        assert row.keys() >= KEYS and row["loss_difference"] < 1e-5 and row["repeats"] == 2
+        assert row.keys() >= KEYS and row["loss_difference"] < 1e-5 and row["repeats"] == 2 * peers.MORE
         assert row["ratio"] == pytest.approx(row["seconds"] / ours["seconds"])
         assert row["steps_per_second"] == pytest.approx(12 / row["seconds"])
     reached = {row["against"].split(" as ")[0]: row["measured"] for row in summary["targets"]}
@@ -159,6 +159,7 @@ def test_a_peer_whose_losses_disagree_is_refused(capsys):
     good = [1.0, 0.5]
     workers = {OURS: Fake(good), "nnx": Fake([1.0, 0.9]), TEXTBOOK: Fake(good)}
     rows = peers.measure_case(Case("B=1 H=64", 2, 3, 1, 2, 5), workers, 3, 1)
+    assert {row["repeats"] for row in rows if "refused" not in row} == {3 * peers.MORE}  # as all are short
     refused = [row for row in rows if "refused" in row]
     assert {row["system"] for row in refused} == {"nnx"} and len(refused) == 2 and "seconds" not in refused[0]
     targets = peer_rows.targets(rows)

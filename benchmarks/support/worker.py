@@ -34,7 +34,7 @@ class Worker:
         """Compiles every form of a case so many times, and warms it up; see `serve`."""
         return self._ask({"do": "prepare", "case": dict(case), "compiles": compiles})["forms"]
 
-    def epoch(self, form: str, *, warm: bool) -> float:
+    def epoch(self, form: str, *, warm: float) -> float:
         """Runs one epoch; returns its seconds, by the system's own clock."""
         return self._ask({"do": "epoch", "form": form, "warm": warm})["seconds"]
 

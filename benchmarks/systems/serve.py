@@ -3,7 +3,7 @@
     python -m benchmarks.systems.serve "haiku"
 
     {"do": "prepare", "case": {...}, "compiles": n} -> {"forms": {name: {compile_seconds, temp_bytes, losses, seconds}}}
-    {"do": "epoch", "form": ..., "warm": bool}      -> {"seconds": of one epoch from a fresh start}
+    {"do": "epoch", "form": ..., "warm": seconds}   -> {"seconds": of one epoch from a fresh start}
 
 `losses` are of the first updates and show that the work is the same; `seconds` is of one epoch, roughly. A first
 line says whether the system could be imported. Between commands the process waits in `read` and uses no processor.
@@ -53,12 +53,13 @@ def _warm_up(form: Form) -> dict[str, Any]:
     return {"losses": losses[:CHECKED_LOSSES], "seconds": once(form.epoch, form.begin(), block=form.block)}
 
 
-def epoch(form: Form, *, warm: bool) -> float:
-    """Times one epoch from a fresh start. With `warm` one runs untimed before it: the caches held another system's data."""
-    if warm:
-        form.block(form.epoch(form.begin()))
-    state = form.begin()
-    return once(form.epoch, state, block=form.block)
+def epoch(form: Form, *, warm: float) -> float:
+    """Times one epoch from a fresh start, after as many untimed ones as take `warm` seconds: the process has slept, and the
+    caches held another system's data."""
+    spent = 0.0
+    while spent < warm:
+        spent += once(form.epoch, form.begin(), block=form.block)
+    return once(form.epoch, form.begin(), block=form.block)
 
 
 def serve(system: System, lines: Iterable[str], answer: Callable[[dict[str, Any]], None]) -> None:
