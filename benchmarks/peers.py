@@ -1,14 +1,14 @@
 """The same training work in every peer: how many times faster is ours?
 
-    python -m benchmarks.peers [--quick] [--out FILE]      six of the eight cases take 11 minutes on two cores with
-                                                           --repeats 4 --compiles 1
+    python -m benchmarks.peers [--quick] [--out FILE]      all cases but the last take 22 minutes on two cores with
+                                                           --repeats 3 --compiles 2
     python -m benchmarks.peers --cases characters --systems tbptt PyTorch
 
 One LSTM layer and a linear readout, clip 1.0 and Adam after every chunk of k steps, carry handed on, float32; N chunks are
 an epoch. Every system starts from the same weights and data and lives in a process of its own; the processes take turns,
 one epoch each (warmed up if it is short), and only one works at a time. A system whose first losses differ from the
-textbook's is refused, not timed. JAX peers are measured in two forms: `per chunk`, the jitted step called as documented, and `one program`, the step scanned
-over the chunks. Each library's documented form: `benchmarks/systems/`, one file each.
+textbook's is refused, not timed. JAX peers are measured in two forms: `per chunk`, the jitted step called as documented,
+and `one program`, the step scanned over the chunks. Each library's documented form: `benchmarks/systems/`, one file each.
 
 `ratio` of a row: how many times faster ours (`tbptt`, one program) is, medians of interleaved epochs. Expected: `targets`.
 Peers are in an extra: pip install tbptt[peers] (PyTorch's CPU build as its site says). The last line of stdout is JSON.
