@@ -74,7 +74,8 @@ def usual_measure(tree: Any) -> Measure:
     """
     if jax.default_backend() != "cpu":
         return measure(tree)  # there a branch waits for the host, and a second pass over the leaves costs less
-    return _usual_measure([jnp.asarray(leaf) for leaf in jax.tree.leaves(tree) if is_floating(leaf)])
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
+    return _usual_measure([jnp.abs(leaf) if jnp.iscomplexobj(leaf) else leaf for leaf in leaves])
 
 
 @jax.jit  # outside of jit a branch would be compiled again at every call

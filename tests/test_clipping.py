@@ -169,6 +169,8 @@ def test_global_norm_of_anything():
         np.testing.assert_allclose(jax.jit(global_norm)(jnp.full(9, value, jnp.float32)), 3 * value, rtol=1e-6)
     for value in (1e-300, 1e300):
         np.testing.assert_allclose(global_norm(jnp.full(9, value)), 3 * value, rtol=1e-14)
+    complex_leaf = jnp.array([3 + 4j, 12j], jnp.complex64)
+    assert float(global_norm(complex_leaf)) == float(measure(complex_leaf).norm) == 13
     assert float(global_norm({})) == float(global_norm(jnp.zeros(3))) == float(global_norm(jnp.zeros((0, 2)))) == 0
     assert np.isinf(global_norm((jnp.array([1.0, -jnp.inf]), jnp.full(2, 1e30))))
     assert np.isnan(global_norm((jnp.array([1.0, jnp.inf]), jnp.array(jnp.nan))))
