@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from tbptt.estimators.online import check_forward, floats_of, like_floats, name_of, opened
 from tbptt.estimators.sums import checked, divided, needed, one_after_another
-from tbptt.norms import global_norm
+from tbptt.norms import measure
 from tbptt.types import Batch, Carry, Estimator, Gradient, LossFn, Params, PRNGKey
 from tbptt.windows import cut
 
@@ -98,7 +98,7 @@ def uoro(loss_fn: LossFn) -> Estimator:
         key = needed(key, "uoro", "random signs")
         (memory, _), sums = one_after_another(step, params, (memory, key), cut(batch, 1))
         out = divided(memory, sums)
-        norms = global_norm(memory.s), global_norm(memory.theta)
+        norms = measure(memory.s).norm, measure(memory.theta).norm  # lanes stay on their devices
         return out._replace(info=UOROInfo(out.info.losses, out.info.weights, *norms))
 
     return Estimator(init, estimate)
@@ -111,4 +111,4 @@ def _signs(key: PRNGKey, like: list[Array]) -> list[Array]:
 
 def _balance(params_side: Params, carry_side: list[Array]) -> Float[Array, ""]:
     """The factor that makes both sides of a product equally long: what minimises the sum of their squares."""
-    return jnp.sqrt((global_norm(params_side) + EPSILON) / (global_norm(carry_side) + EPSILON))
+    return jnp.sqrt((measure(params_side).norm + EPSILON) / (measure(carry_side).norm + EPSILON))

@@ -65,7 +65,7 @@ def backward(w, gates, zs, d_h, d_ys, resets, mask, h, emitted, a, work):  # typ
                 for j in range(G):
                     a[n, j] = 0
                 continue
-            # A loop for every gate: for several rows LLVM makes no vectors of a loop that writes into two parts of them.
+            # A loop for every gate: LLVM asks once for all rows whether parts overlap, and those of one loop would.
             for j in range(H):
                 out[n, j] = h[n, j] + d_ys[t, n, j]
                 a[n, j] = out[n, j] * gates[t, n, j]

@@ -63,7 +63,7 @@ def backward(w, gates, c_in, c_out, d_h, d_c, d_ys, resets, mask, h, c, emitted,
                 for j in range(G):
                     a[n, j] = 0
                 continue
-            # A loop for every gate: for several rows LLVM makes no vectors of a loop that writes into two parts of them.
+            # A loop for every gate: LLVM asks once for all rows whether parts overlap, and those of one loop would.
             # d sigmoid(a) = (1 - t^2) / 4 da for the t that is saved.
             for j in range(H):
                 o, out, to_h = saved[n, 3 * H + j], tanh(c_out[t, n, j]), h[n, j] + d_ys[t, n, j]
