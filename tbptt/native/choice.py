@@ -16,12 +16,13 @@ from tbptt.cores import cores_of_a_device
 from tbptt.engine.loops import Loops, ScanLoops
 from tbptt.types import Backprop, Carry
 
-# Compiled loops run on one core. So they run at every size where a device has but one (`split_cpu`): a gradient on one core
-# with AVX-512, time of the scan over theirs at lanes x units from 2 x 64 to 256 x 256: LSTM 1.01 to 1.31, GRU 1.02 to 1.21,
-# Elman 1.05 to 1.32; of one lane at 512 and 1,024 units: LSTM 2.7, 1.9 (2026-11-26). Where a device has several, larger
-# products of XLA's use them all, and loops run up to this many lanes times units. On two cores, at 4 x 16, 16 x 16, 2 x 64,
-# 4 x 64, 2 x 128: GRU 1.6, 1.5, 1.2, 1.2, 1.1; Elman 1.5, 1.4, 1.3, 1.4, 1.1; LSTM from 2 x 64 on 1.1, 1.1, 1.2, of 1 lane
-# at 64 and 128 units 1.2, 1.3, but from 8 x 128 to 64 x 512 1.0 to 0.8.
+# Compiled loops run on one core. So they run at every size where a device has but one (`split_cpu`): a gradient on one
+# core with AVX-512, time of the scan over theirs at lanes x units from 2 x 64 to 256 x 256: LSTM 1.01 to 1.31, GRU 1.02
+# to 1.21, Elman 1.05 to 1.32; of one lane at 512 and 1,024 units: LSTM 2.7, 1.9 (2026-11-26). Where a device has several,
+# larger products of XLA's use them all, and loops run up to this many lanes times units. On two cores, at 4 x 16, 16 x
+# 16, 2 x 64, 4 x 64, 2 x 128: GRU 1.6, 1.5, 1.2, 1.2, 1.1; Elman 1.5, 1.4, 1.3, 1.4, 1.1; LSTM from 2 x 64 on 1.1, 1.1,
+# 1.2, of 1 lane at 64 and 128 units 1.2, 1.3, but from 8 x 128 to 64 x 512 1.0 to 0.8. One lane at 192, 256, 384, 512
+# units: LSTM 1.1, 1.3, 0.8, 0.7; GRU 1.1, 1.1, 1.1, 0.8. All before backward loops of several lanes filled vectors.
 MOST = 256
 TILED = 2  # lanes from which products are those of tiles; for one, laying out the weights costs more than tiles save
 DTYPES = (jnp.float32,)  # float64's tanh is the system's, one number at a time; the loops compute it, for tests
