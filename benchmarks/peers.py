@@ -1,7 +1,7 @@
 """The same training work in every peer: how many times faster is ours?
 
-    python -m benchmarks.peers [--quick] [--out FILE]      all cases but the last take 22 minutes on two cores with
-                                                           --repeats 3 --compiles 2
+    python -m benchmarks.peers [--quick] [--out FILE]      the first two cases take 8 minutes on two cores with
+                                                           --repeats 4 --compiles 1
     python -m benchmarks.peers --cases characters --systems tbptt PyTorch
 
 One LSTM layer and a linear readout, clip 1.0 and Adam after every chunk of k steps, carry handed on, float32; N chunks are

@@ -12,7 +12,7 @@ import pytest
 
 from tbptt.cells import GRU, LSTM, DiagonalLinear, Elman, GRUResetBefore, MinGRU, MinLSTM, Stack, initializers
 from tbptt.cells.linear import DiagonalLinearCarry, DiagonalLinearParams
-from tbptt.cells.products import FEW, outer_and_sum, product
+from tbptt.cells.products import FEW, input_side, outer_and_sum
 from tbptt.types import Cell, SplitCell
 from tbptt.unroll import unroll
 
@@ -202,12 +202,13 @@ def test_longest_lag_needs_room():
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (4, 3)])
-@pytest.mark.parametrize("M", [1, 2, FEW, FEW + 1, 9])
-def test_products_with_few_columns_and_many(M, shape, key):
-    a, w = jax.random.normal(key, (*shape, M)), jax.random.normal(key, (M, 7))
-    np.testing.assert_allclose(product(a, w, None), a @ w, **close)
+@pytest.mark.parametrize("D", [1, 2, FEW, FEW + 1, 9])
+def test_the_input_side_of_few_inputs_and_of_many(D, shape, key):
+    keys = jax.random.split(key, 3)
+    xs, w_x, b = (jax.random.normal(k, size) for k, size in zip(keys, ((*shape, D), (D, 7), (7,)), strict=True))
+    np.testing.assert_allclose(input_side(xs, w_x, b, None), np.asarray(xs) @ np.asarray(w_x) + b, **close)
     # What XLA cannot fuse is there only where it pays.
-    assert ("dot_general" in str(jax.make_jaxpr(product, static_argnums=2)(a, w, None))) == (M > FEW)
+    assert ("dot_general" in str(jax.make_jaxpr(input_side, static_argnums=3)(xs, w_x, b, None))) == (D > FEW)
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (4, 3)])

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from tbptt.cells import initializers
-from tbptt.cells.products import outer_and_sum, product
+from tbptt.cells.products import input_side, outer_and_sum, product
 from tbptt.types import PRNGKey
 
 
@@ -75,7 +75,7 @@ class Elman:
 
     def inputs(self, params: ElmanParams, xs: Float[Array, "*time_batch D"]) -> Float[Array, "*time_batch H"]:
         """Computes x w_x + b for any number of steps."""
-        return product(xs, params.w_x, self.compute_dtype) + params.b
+        return input_side(xs, params.w_x, params.b, self.compute_dtype)
 
     def recur(
         self, params: ElmanParams, carry: ElmanCarry, z: Float[Array, "*batch H"]
@@ -118,7 +118,7 @@ class ElmanBackprop:
         return ElmanWeights(params, params.w_h.T)
 
     def inputs(self, weights: ElmanWeights, xs: Array) -> Array:
-        return product(xs, weights.params.w_x, self.compute) + weights.params.b
+        return input_side(xs, weights.params.w_x, weights.params.b, self.compute)
 
     def forward(self, weights: ElmanWeights, carry: ElmanCarry, z: Array) -> tuple[ElmanCarry, Array, Any]:
         a = product(carry.h, weights.params.w_h, self.compute) + z

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from tbptt.cells.gru_base import GRUBase, GRUCarry
-from tbptt.cells.products import outer_and_sum, product
+from tbptt.cells.products import input_side, outer_and_sum, product
 from tbptt.types import PRNGKey
 
 
@@ -95,7 +95,7 @@ class GRUBackprop:
         return GRUWeights(params.w_x * half, params.w_h * half, params.b * half, params.b_n, params.w_h.T)
 
     def inputs(self, weights: GRUWeights, xs: Array) -> Array:
-        return product(xs, weights.w_x, self.compute) + weights.b
+        return input_side(xs, weights.w_x, weights.b, self.compute)
 
     def forward(self, weights: GRUWeights, carry: GRUCarry, z: Array) -> tuple[GRUCarry, Array, tuple[Array, ...]]:
         H = carry.h.shape[-1]

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from tbptt.cells import initializers
-from tbptt.cells.products import product
+from tbptt.cells.products import input_side
 from tbptt.types import PRNGKey
 
 
@@ -37,7 +37,7 @@ class GRUBase:
 
     def inputs(self, params: Any, xs: Float[Array, "*time_batch D"]) -> Float[Array, "*time_batch G"]:
         """Computes x w_x + b for any number of steps."""
-        return product(xs, params.w_x, self.compute_dtype) + params.b
+        return input_side(xs, params.w_x, params.b, self.compute_dtype)
 
     def __call__(
         self, params: Any, carry: GRUCarry, x: Float[Array, "*batch D"]

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from tbptt.cells import initializers
-from tbptt.cells.products import outer_and_sum, product
+from tbptt.cells.products import input_side, outer_and_sum, product
 from tbptt.types import PRNGKey
 
 
@@ -90,7 +90,7 @@ class LSTM:
 
     def inputs(self, params: LSTMParams, xs: Float[Array, "*time_batch D"]) -> Float[Array, "*time_batch G"]:
         """Computes x w_x + b for any number of steps."""
-        return product(xs, params.w_x, self.compute_dtype) + params.b
+        return input_side(xs, params.w_x, params.b, self.compute_dtype)
 
     def recur(
         self, params: LSTMParams, carry: LSTMCarry, z: Float[Array, "*batch G"]
@@ -150,7 +150,7 @@ class LSTMBackprop:
         return LSTMWeights(params.w_x * half, params.w_h * half, params.b * half, params.w_h.T)
 
     def inputs(self, weights: LSTMWeights, xs: Array) -> Array:
-        return product(xs, weights.w_x, self.compute) + weights.b
+        return input_side(xs, weights.w_x, weights.b, self.compute)
 
     def forward(self, weights: LSTMWeights, carry: LSTMCarry, z: Array) -> tuple[LSTMCarry, Array, Array]:
         t = jnp.tanh(z + product(carry.h, weights.w_h, self.compute))

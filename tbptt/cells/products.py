@@ -6,19 +6,26 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-# A sum of so few outer products XLA computes in one loop with what is added to it; a matrix product is a call of its own,
-# and a slow one if it is so small.
+# A sum of so few outer products XLA computes in one loop with the bias; a matrix product is a call of its own, slow if so
+# small.
 FEW = 4
 
 
 def product(a: Float[Array, "*rows M"], w: Float[Array, "M N"], compute: DTypeLike | None) -> Float[Array, "*rows N"]:
     """Computes a w. With a compute dtype both operands are rounded to it, and the sum runs in a's own dtype."""
-    M = w.shape[0]
-    if compute is None and 1 <= M <= FEW:
-        return sum((a[..., m, None] * w[m] for m in range(1, M)), a[..., 0, None] * w[0])
     if compute is None:
         return a @ w
     return jnp.matmul(a.astype(compute), w.astype(compute), preferred_element_type=a.dtype)
+
+
+def input_side(
+    xs: Float[Array, "*rows D"], w_x: Float[Array, "D N"], b: Float[Array, " N"], compute: DTypeLike | None
+) -> Float[Array, "*rows N"]:
+    """Computes z = x w_x + b, for any number of steps and lanes at once."""
+    D = w_x.shape[0]
+    if compute is None and D <= FEW:
+        return sum((xs[..., i, None] * w_x[i] for i in range(D)), b)
+    return product(xs, w_x, compute) + b
 
 
 def outer(a: Float[Array, "*rows M"], d: Float[Array, "*rows N"], compute: DTypeLike | None) -> Float[Array, "M N"]:

@@ -4,7 +4,7 @@ import jax
 from jaxtyping import Array
 
 from tbptt.cells.elman import ElmanBackprop, ElmanCarry
-from tbptt.cells.products import product
+from tbptt.cells.products import input_side
 from tbptt.engine.loops import Ran
 from tbptt.engine.scan import Steps
 from tbptt.native.arithmetic import clear, enter, hold, tanh
@@ -103,7 +103,7 @@ def call_forward(
     back: ElmanBackprop, keep: bool, weights: Weights, start: ElmanCarry, carry: ElmanCarry, steps: Steps
 ) -> tuple[ElmanCarry, tuple[()] | None]:
     """Calls `forward`; returns (carries, saved): of tanh nothing need be saved."""
-    zs = product(steps.xs, weights.params.w_x, back.compute) + weights.params.b
+    zs = input_side(steps.xs, weights.params.w_x, weights.params.b, back.compute)
     carries = ElmanCarry(jax.ShapeDtypeStruct(zs.shape, zs.dtype))  # type: ignore[arg-type]
     arguments = zs, weights.ahead, carry, start, given(steps.resets), given(steps.mask)
     carries = call_loop(_forward, weights.ahead, arguments, carries, zs.shape[1:])

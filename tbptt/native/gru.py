@@ -7,7 +7,7 @@ from jaxtyping import Array
 
 from tbptt.cells.gru import GRUBackprop, GRUFactors
 from tbptt.cells.gru_base import GRUCarry
-from tbptt.cells.products import product
+from tbptt.cells.products import input_side
 from tbptt.engine.loops import Ran
 from tbptt.engine.scan import Steps
 from tbptt.native.arithmetic import clear, enter, hold, tanh
@@ -127,7 +127,7 @@ def call_forward(
     back: GRUBackprop, keep: bool, weights: Weights, start: GRUCarry, carry: GRUCarry, steps: Steps
 ) -> tuple[GRUCarry, tuple[Array, ...] | None]:
     """Calls `forward`; returns (carries, saved)."""
-    zs = product(steps.xs, weights.params.w_x, back.compute) + weights.params.b
+    zs = input_side(steps.xs, weights.params.w_x, weights.params.b, back.compute)
     (T, *batch, _), H = zs.shape, carry.h.shape[-1]
 
     def shape(*sizes: int) -> Any:

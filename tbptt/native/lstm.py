@@ -4,7 +4,7 @@ import jax
 from jaxtyping import Array
 
 from tbptt.cells.lstm import LSTMBackprop, LSTMCarry
-from tbptt.cells.products import product
+from tbptt.cells.products import input_side
 from tbptt.engine.loops import Ran
 from tbptt.engine.scan import Steps
 from tbptt.native.arithmetic import clear, enter, hold, tanh
@@ -135,7 +135,7 @@ def call_forward(
     back: LSTMBackprop, keep: bool, weights: Weights, start: LSTMCarry, carry: LSTMCarry, steps: Steps
 ) -> tuple[LSTMCarry, Array | None]:
     """Calls `forward`; returns (carries, saved)."""
-    zs = product(steps.xs, weights.params.w_x, back.compute) + weights.params.b
+    zs = input_side(steps.xs, weights.params.w_x, weights.params.b, back.compute)
     carries = jax.tree.map(lambda a: jax.ShapeDtypeStruct((zs.shape[0], *a.shape), a.dtype), carry)
     gates = jax.ShapeDtypeStruct(zs.shape if keep else (1, *zs.shape[1:]), zs.dtype)
     arguments = zs, weights.ahead, carry, start, given(steps.resets), given(steps.mask)
