@@ -48,7 +48,9 @@ def monitored(estimator: Estimator, probes: Mapping[str, Probe]) -> Estimator:
 
     def estimate(params: Params, memory: Memory, batch: Batch, key: PRNGKey | None = None) -> Gradient:
         gradient = estimator.estimate(params, memory, batch, key)
-        seen = {name: _scalars(name, probe(params, memory, batch, gradient)) for name, probe in probes.items()}
+        # Probes' sums over the gradient stay their own: shared with the update's, they would be split and rounded otherwise.
+        watched = jax.lax.optimization_barrier(gradient)
+        seen = {name: _scalars(name, probe(params, memory, batch, watched)) for name, probe in probes.items()}
         return gradient._replace(info=MonitoredInfo(gradient.info, seen))
 
     return Estimator(estimator.init, estimate)
