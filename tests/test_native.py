@@ -17,6 +17,7 @@ from tbptt.engine import sizes
 from tbptt.engine.loops import ScanLoops
 from tbptt.engine.scan import Steps
 from tbptt.native import choice
+from tbptt.native import sizes as native_sizes
 from tbptt.native.arithmetic import tanh
 from tbptt.native.call import NativeLoops
 from tbptt.native.frame import compiled, registered
@@ -204,12 +205,12 @@ def test_which_loops_run(monkeypatch):
     Other = type("Other", (type(LSTM(1, 1).backprop),), {})  # it may compute anything
     single = functools.partial(LSTM, D, dtype=jnp.float32)
 
-    monkeypatch.setattr(choice, "cores_of_a_device", lambda: 1)
-    assert kind(single(choice.MOST), lanes=5) is NativeLoops
-    monkeypatch.setattr(choice, "cores_of_a_device", lambda: 2)
-    assert kind(single(choice.MOST)) is NativeLoops
-    assert kind(single(choice.MOST // 4), lanes=4) is NativeLoops
-    assert kind(single(choice.MOST // 4), lanes=5) is ScanLoops
+    monkeypatch.setattr(native_sizes, "cores_of_a_device", lambda: 1)
+    assert kind(single(native_sizes.NARROW + 1)) is NativeLoops
+    monkeypatch.setattr(native_sizes, "cores_of_a_device", lambda: 3)
+    assert kind(single(native_sizes.NARROW)) is NativeLoops
+    assert kind(single(native_sizes.NARROW + 1), lanes=11) is ScanLoops
+    assert kind(single(native_sizes.NARROW + 1), lanes=12) is NativeLoops
     assert kind(LSTM(D, H)) is ScanLoops  # float64
     assert kind(single(H, compute_dtype=jnp.bfloat16)) is ScanLoops
     assert kind(Elman(D, H, activation=jnp.sin, dtype=jnp.float32)) is ScanLoops

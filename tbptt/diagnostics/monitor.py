@@ -48,7 +48,7 @@ def monitored(estimator: Estimator, probes: Mapping[str, Probe]) -> Estimator:
 
     def estimate(params: Params, memory: Memory, batch: Batch, key: PRNGKey | None = None) -> Gradient:
         gradient = estimator.estimate(params, memory, batch, key)
-        # Probes' sums over the gradient stay their own: shared with the update's, they would be split and rounded otherwise.
+        # Probes' sums over the gradient stay their own: shared with the update's, those would be rounded otherwise.
         watched = jax.lax.optimization_barrier(gradient)
         seen = {name: _scalars(name, probe(params, memory, batch, watched)) for name, probe in probes.items()}
         return gradient._replace(info=MonitoredInfo(gradient.info, seen))

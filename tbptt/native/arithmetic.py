@@ -1,4 +1,4 @@
-"""What the loops are made of beside products: tanh, resets, masks."""
+"""What the loops are made of beside products: tanh, resets, masks. lanes: which, from the first to before the last."""
 
 import math
 from typing import Any, no_type_check
@@ -42,27 +42,27 @@ def _tanh_float32(x):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def enter(h, before, start, resets, t):  # type: ignore[no-untyped-def]
+def enter(h, before, start, resets, t, lanes):  # type: ignore[no-untyped-def]
     """Fills h with what enters step t: the carry before it, the start where it is reset. All `[N, H]`."""
-    for n in range(h.shape[0]):
+    for n in range(lanes[0], lanes[1]):
         fresh = resets.size > 0 and resets[t, n]
         for j in range(h.shape[1]):
             h[n, j] = start[n, j] if fresh else before[n, j]
 
 
 @compiled
-def hold(h, before, mask, t):  # type: ignore[no-untyped-def]
+def hold(h, before, mask, t, lanes):  # type: ignore[no-untyped-def]
     """Puts the carry before step t back where the step does not exist."""
-    for n in range(h.shape[0]):
+    for n in range(lanes[0], lanes[1]):
         if mask.size > 0 and not mask[t, n]:
             for j in range(h.shape[1]):
                 h[n, j] = before[n, j]
 
 
 @compiled
-def clear(d, resets, mask, t):  # type: ignore[no-untyped-def]
+def clear(d, resets, mask, t, lanes):  # type: ignore[no-untyped-def]
     """Lets no cotangent through a reset of a step that exists. d: `[N, H]`."""
-    for n in range(d.shape[0]):
+    for n in range(lanes[0], lanes[1]):
         exists = mask.size == 0 or mask[t, n]
         if exists and resets.size > 0 and resets[t, n]:
             for j in range(d.shape[1]):

@@ -2,17 +2,20 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float
 
 from tbptt.engine.loops import Ran, ScanLoops
 from tbptt.engine.scan import Steps
 from tbptt.native.frame import registered
+from tbptt.native.sizes import parts_of
 from tbptt.native.tiles import pack
 from tbptt.types import Backprop, Carry, Params
 
@@ -88,7 +91,7 @@ def _native(call: Callable[..., Any], scan: Callable[..., Any]) -> Callable[...,
     return run
 
 
-def call_loop(make: Callable[..., Any], w: Array, arguments: Any, out: Any, product: tuple[int, ...]) -> Any:
+def call_loop(make: Callable[..., Any], w: Array, arguments: Any, out: Any, steps: int, product: tuple[int, ...]) -> Any:
     """Calls a loop as an operation.
 
     Args:
@@ -96,6 +99,7 @@ def call_loop(make: Callable[..., Any], w: Array, arguments: Any, out: Any, prod
       w: of `Weights`; tells which products are meant.
       arguments: a pytree of arrays, which the operation finds in this order: all of one dtype, flags boolean.
       out: a pytree of shapes.
+      steps: how many.
       product: the shape of a step's product; room for it comes after `out`, as wide as whole tiles are.
     """
     leaves = jax.tree.leaves(arguments)
@@ -108,7 +112,9 @@ def call_loop(make: Callable[..., Any], w: Array, arguments: Any, out: Any, prod
     tiled = w.ndim == len("JKC")
     width = w.shape[0] * w.shape[2] if tiled else product[-1]
     work = jax.ShapeDtypeStruct((*product[:-1], width), shapes[0].dtype)
-    *made, _ = jax.ffi.ffi_call(registered(make, shapes[0].dtype, tiled), (*shapes, work))(*leaves)
+    operation = jax.ffi.ffi_call(registered(make, shapes[0].dtype, tiled), (*shapes, work))
+    parts = {"parts": np.int64(parts_of(math.prod(product[:-1]), steps * w.size))} if tiled else {}
+    *made, _ = operation(*leaves, **parts)
     return jax.tree.unflatten(tree, made)
 
 

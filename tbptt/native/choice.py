@@ -12,28 +12,20 @@ import jax.numpy as jnp
 from tbptt.cells.elman import ElmanBackprop
 from tbptt.cells.gru import GRUBackprop
 from tbptt.cells.lstm import LSTMBackprop
-from tbptt.cores import cores_of_a_device
 from tbptt.engine.loops import Loops, ScanLoops
+from tbptt.native.sizes import TILED, loops_fit
 from tbptt.types import Backprop, Carry
 
-# Compiled loops run on one core. So they run at every size where a device has but one (`split_cpu`): a gradient on one
-# core with AVX-512, time of the scan over theirs at lanes x units from 2 x 64 to 256 x 256: LSTM 1.01 to 1.31, GRU 1.02
-# to 1.21, Elman 1.05 to 1.32; of one lane at 512 and 1,024 units: LSTM 2.7, 1.9 (2026-11-26). Where a device has several,
-# larger products of XLA's use them all, and loops run up to this many lanes times units. On two cores, at 4 x 16, 16 x
-# 16, 2 x 64, 4 x 64, 2 x 128: GRU 1.6, 1.5, 1.2, 1.2, 1.1; Elman 1.5, 1.4, 1.3, 1.4, 1.1; LSTM from 2 x 64 on 1.1, 1.1,
-# 1.2, of 1 lane at 64 and 128 units 1.2, 1.3, but from 8 x 128 to 64 x 512 1.0 to 0.8. One lane at 192, 256, 384, 512
-# units: LSTM 1.1, 1.3, 0.8, 0.7; GRU 1.1, 1.1, 1.1, 0.8. All before backward loops of several lanes filled vectors.
-MOST = 256
-TILED = 2  # lanes from which products are those of tiles; for one, laying out the weights costs more than tiles save
 DTYPES = (jnp.float32,)  # float64's tanh is the system's, one number at a time; the loops compute it, for tests
 
 
 def loops_of(back: Backprop, carry: Carry) -> Loops:
     """Returns the loops for a backward pass and the carry (or its shapes) that enters it."""
     h = jax.tree.leaves(carry)[0]
-    fits = h.dtype in DTYPES and (math.prod(h.shape) <= MOST or cores_of_a_device() == 1)
+    lanes, units = math.prod(h.shape[:-1]), h.shape[-1]
+    fits = h.dtype in DTYPES and loops_fit(lanes, units)
     if _has_loops(back) and fits and jax.default_backend() == "cpu" and _numba_is_here():
-        return native_loops(back, tiled=math.prod(h.shape[:-1]) >= TILED)
+        return native_loops(back, tiled=lanes >= TILED)
     return ScanLoops(back)
 
 

@@ -10,67 +10,75 @@ from tbptt.engine.scan import Steps
 from tbptt.native.arithmetic import clear, enter, hold, tanh
 from tbptt.native.call import Weights, call_loop, given
 from tbptt.native.frame import buffers, compiled, cube, flags, matrix
+from tbptt.native.parts import in_parts, lanes_of
 from tbptt.native.products import multiply, multiply_back
 
 
 @compiled
-def forward(zs, w, h_in, h_start, resets, mask, hs, work):  # type: ignore[no-untyped-def]
+def forward(zs, w, h_in, h_start, resets, mask, hs, work, lanes):  # type: ignore[no-untyped-def]
     """Runs `ElmanBackprop.forward` over steps.
 
     zs: `[T, N, H]`; w: `Weights.ahead`; h_in, h_start: `[N, H]`, what enters the first step and what a reset one; filled
-    in: hs: `[T, N, H]`, what leaves each; work: `[N, at least H]`.
+    in: hs: `[T, N, H]`, what leaves each; work: `[N, at least H]`; lanes: from the first to before the last.
     """
-    T, N, H = zs.shape
+    T, _, H = zs.shape
     for t in range(T):
         h, before = hs[t], h_in if t == 0 else hs[t - 1]
-        enter(h, before, h_start, resets, t)
-        multiply(work, h, w)
-        for n in range(N):
+        enter(h, before, h_start, resets, t, lanes)
+        multiply(work, h, w, lanes)
+        for n in range(lanes[0], lanes[1]):
             for j in range(H):
                 h[n, j] = tanh(zs[t, n, j] + work[n, j])
-        hold(h, before, mask, t)
+        hold(h, before, mask, t, lanes)
 
 
 @compiled
-def backward(w, hs, d_h, d_ys, resets, mask, h, emitted, work):  # type: ignore[no-untyped-def]
+def backward(w, hs, d_h, d_ys, resets, mask, h, emitted, work, lanes):  # type: ignore[no-untyped-def]
     """Runs `ElmanBackprop.linearize` and `ElmanBackprop.backward` from the last step to the first.
 
     w: `Weights.behind`; hs, d_ys: `[T, N, H]`, what left each step and its output's cotangent; d_h: `[N, H]`, the cotangent
     of what left the last one; filled in: h: `[N, H]`, that of what entered the first; emitted: `[T, N, H]`; work: `[N, at
-    least H]`.
+    least H]`; lanes: as above.
     """
-    (T, N, H), one = hs.shape, hs.dtype.type(1)
-    for n in range(N):
+    (T, _, H), one = hs.shape, hs.dtype.type(1)
+    for n in range(lanes[0], lanes[1]):
         for j in range(H):
             h[n, j] = d_h[n, j]
     for t in range(T - 1, -1, -1):
         a = emitted[t]
-        for n in range(N):
+        for n in range(lanes[0], lanes[1]):
             exists = mask.size == 0 or mask[t, n]
             for j in range(H):
                 slope = one - hs[t, n, j] * hs[t, n, j]
                 a[n, j] = (h[n, j] + d_ys[t, n, j]) * slope if exists else 0
                 h[n, j] = 0 if exists else h[n, j]
-        multiply_back(work, a, w)
-        for n in range(N):
+        multiply_back(work, a, w, lanes)
+        for n in range(lanes[0], lanes[1]):
             for j in range(H):
                 h[n, j] += work[n, j]
-        clear(h, resets, mask, t)
+        clear(h, resets, mask, t, lanes)
 
 
 @compiled
-def _run_forward(w, ins, outs, kind):  # type: ignore[no-untyped-def]
+def _run_forward(w, ins, outs, kind, part, parts):  # type: ignore[no-untyped-def]
     weights = cube(ins[0], kind), w
     carries = matrix(ins[2], kind), matrix(ins[3], kind)
-    forward(*weights, *carries, flags(ins[4]), flags(ins[5]), cube(outs[0], kind), matrix(outs[1], kind))
+    out = cube(outs[0], kind), matrix(outs[1], kind)
+    forward(*weights, *carries, flags(ins[4]), flags(ins[5]), *out, lanes_of(part, parts, out[1]))
+
+
+_forward_in_parts = in_parts(_run_forward, 1)
 
 
 @compiled
-def _run_backward(w, ins, outs, kind):  # type: ignore[no-untyped-def]
+def _run_backward(w, ins, outs, kind, part, parts):  # type: ignore[no-untyped-def]
     kept = w, cube(ins[1], kind)
     d = matrix(ins[2], kind), cube(ins[3], kind)
     out = matrix(outs[0], kind), cube(outs[1], kind), matrix(outs[2], kind)
-    backward(*kept, *d, flags(ins[4]), flags(ins[5]), *out)
+    backward(*kept, *d, flags(ins[4]), flags(ins[5]), *out, lanes_of(part, parts, out[2]))
+
+
+_backward_in_parts = in_parts(_run_backward, 0)
 
 
 def _forward(kind, tiled, sources):  # type: ignore[no-untyped-def]
@@ -78,9 +86,9 @@ def _forward(kind, tiled, sources):  # type: ignore[no-untyped-def]
         ins, outs = buffers(address)
         if ins.size > 0:
             if tiled:
-                _run_forward(cube(ins[1], kind), ins, outs, kind)
+                _forward_in_parts(address, kind)
             else:
-                _run_forward(matrix(ins[1], kind), ins, outs, kind)
+                _run_forward(matrix(ins[1], kind), ins, outs, kind, 0, 1)
         return 0 * sources
 
     return elman_forward
@@ -91,9 +99,9 @@ def _backward(kind, tiled, sources):  # type: ignore[no-untyped-def]
         ins, outs = buffers(address)
         if ins.size > 0:
             if tiled:
-                _run_backward(cube(ins[0], kind), ins, outs, kind)
+                _backward_in_parts(address, kind)
             else:
-                _run_backward(matrix(ins[0], kind), ins, outs, kind)
+                _run_backward(matrix(ins[0], kind), ins, outs, kind, 0, 1)
         return 0 * sources
 
     return elman_backward
@@ -106,7 +114,7 @@ def call_forward(
     zs = input_side(steps.xs, weights.params.w_x, weights.params.b, back.compute)
     carries = ElmanCarry(jax.ShapeDtypeStruct(zs.shape, zs.dtype))  # type: ignore[arg-type]
     arguments = zs, weights.ahead, carry, start, given(steps.resets), given(steps.mask)
-    carries = call_loop(_forward, weights.ahead, arguments, carries, zs.shape[1:])
+    carries = call_loop(_forward, weights.ahead, arguments, carries, zs.shape[0], zs.shape[1:])
     return carries, () if keep else None
 
 
@@ -117,4 +125,4 @@ def call_backward(
     del back
     out = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (d, d_ys))
     arguments = weights.behind, ran.leaving, d, d_ys, given(ran.steps.resets), given(ran.steps.mask)
-    return *call_loop(_backward, weights.behind, arguments, out, d.h.shape), None
+    return *call_loop(_backward, weights.behind, arguments, out, d_ys.shape[0], d.h.shape), None

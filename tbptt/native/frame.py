@@ -4,6 +4,7 @@ XLA calls an operation with one pointer, to a `XLA_FFI_CallFrame` (`xla/ffi/api/
 is read of it are words of 64 bits at places which that interface keeps stable:
 
     frame:  [1] an extension, or 0    [7] how many arguments, [9] their buffers    [12] how many results, [14] their buffers
+            [20] attributes, in the order of their names; each: [1] its value
     buffer: [3] the data, [4] the rank, [5] the sizes
 """
 
@@ -89,34 +90,42 @@ def _array(address, shape, kind):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _words(address, size):  # type: ignore[no-untyped-def]
+def words(address, size):  # type: ignore[no-untyped-def]
+    """Reads `size` words from an address on."""
     return _array(address, size, np.int64)
 
 
 @compiled
 def buffers(address):  # type: ignore[no-untyped-def]
     """Returns the addresses of arguments and of results; none where XLA only asks for the version."""
-    frame = _words(address, 15)
+    frame = words(address, 15)
     if frame[1] != 0:
         _answer(frame[1])
         return frame[:0], frame[:0]
-    return _words(frame[9], frame[7]), _words(frame[14], frame[12])
+    return words(frame[9], frame[7]), words(frame[14], frame[12])
 
 
 @compiled
 def _answer(extension_address):  # type: ignore[no-untyped-def]
     """Tells XLA, when it registers an operation, for which version it was written."""
-    extension = _words(extension_address, 4)
+    extension = words(extension_address, 4)
     if extension[1] & 0xFFFFFFFF == METADATA:
-        version = _words(extension[3], 4)  # [3]: two integers of 32 bits, the major one first
+        version = words(extension[3], 4)  # [3]: two integers of 32 bits, the major one first
         version[3] = MAJOR | MINOR << 32
+
+
+@compiled
+def attribute(address):  # type: ignore[no-untyped-def]
+    """Returns the only attribute, a whole number."""
+    frame = words(address, 21)
+    return words(words(words(frame[20], 1)[0], 2)[1], 1)[0]
 
 
 @compiled
 def cube(buffer_address, dtype):  # type: ignore[no-untyped-def]
     """Reads a buffer `[T, *batch, X]` as `[T, N, X]`."""
-    buffer = _words(buffer_address, 6)
-    rank, sizes = buffer[4], _words(buffer[5], buffer[4])
+    buffer = words(buffer_address, 6)
+    rank, sizes = buffer[4], words(buffer[5], buffer[4])
     N = 1
     for axis in range(1, rank - 1):
         N *= sizes[axis]
@@ -126,8 +135,8 @@ def cube(buffer_address, dtype):  # type: ignore[no-untyped-def]
 @compiled
 def matrix(buffer_address, dtype):  # type: ignore[no-untyped-def]
     """Reads a buffer `[*batch, X]` as `[N, X]`."""
-    buffer = _words(buffer_address, 6)
-    rank, sizes = buffer[4], _words(buffer[5], buffer[4])
+    buffer = words(buffer_address, 6)
+    rank, sizes = buffer[4], words(buffer[5], buffer[4])
     N = 1
     for axis in range(rank - 1):
         N *= sizes[axis]
@@ -137,8 +146,8 @@ def matrix(buffer_address, dtype):  # type: ignore[no-untyped-def]
 @compiled
 def flags(buffer_address):  # type: ignore[no-untyped-def]
     """Reads a buffer `[T, *batch]` of booleans as `[T, N]`; T is 0 if there are none."""
-    buffer = _words(buffer_address, 6)
-    rank, sizes = buffer[4], _words(buffer[5], buffer[4])
+    buffer = words(buffer_address, 6)
+    rank, sizes = buffer[4], words(buffer[5], buffer[4])
     N = 1
     for axis in range(1, rank):
         N *= sizes[axis]
