@@ -13,7 +13,7 @@ from tbptt.cells import GRU, LSTM, Elman
 from tbptt.cores import usable_cores
 from tbptt.native import choice, parts, sizes
 from tbptt.native.frame import buffers, compiled, registered, words
-from tbptt.native.system import add, sched_yield
+from tbptt.native.system import add, give_way
 from tbptt.unroll import plain_unroll, unroll
 from tests.test_unroll import assert_same, everything, problem
 
@@ -78,7 +78,7 @@ def _meet(w, ins, outs, kind, part, parts):
     add(begun, 1)
     waited = 0
     while add(begun, 0) < parts and waited < 2_000_000:
-        sched_yield()
+        give_way()
         waited += 1
     out[part] = add(begun, 0) if waited < 2_000_000 else -1
 

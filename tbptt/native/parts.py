@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tbptt.native.frame import attribute, buffers, compiled, cube, words
-from tbptt.native.system import add, address_in_c, call, free, malloc, sched_yield
+from tbptt.native.system import add, address_in_c, call, free, give_way, malloc
 
 NEXT, DONE, OWNERS, PARTS, FRAME, SIZE = range(6)
 WORD = 8  # bytes
@@ -59,7 +59,7 @@ def in_parts(run: Callable[..., None], which: int) -> Any:
             _schedule(frame_address, helper, address)
         call(helper, address)  # by its address too: compiled into this function as well, it would take twice as long
         while add(address + DONE * WORD, 0) < parts:
-            sched_yield()
+            give_way()
         _drop(address)
 
     helper_of = address_in_c(_named_for(run, help_out))

@@ -4,6 +4,7 @@ All of it is part of an operation's own object code, or found by its name when t
 would be of no use in what is kept on disk for the next one.
 """
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,8 @@ def _of_the_system(name: str, takes: int) -> Any:
     return intrinsic(lambda typing_context, word: (WORD(WORD), build))
 
 
-malloc, free, sched_yield = _of_the_system("malloc", 1), _of_the_system("free", 1), _of_the_system("sched_yield", 0)
+malloc, free = _of_the_system("malloc", 1), _of_the_system("free", 1)
+give_way = _of_the_system("SwitchToThread" if sys.platform == "win32" else "sched_yield", 0)
 
 
 def _add(typing_context: Any, address: Any, value: Any) -> Any:

@@ -19,8 +19,9 @@ def split_cpu(devices: int | None = None) -> int:
         mesh = lane_mesh()                                          # then as with any other devices
 
     XLA runs the products of a recurrent step on one core while they are small, as those of a few dozen lanes are, and where
-    they are larger, cores wait for each other in every step. Lanes share nothing but the parameters, and
-    wait once an update.
+    they are larger, cores wait for each other in every step. Lanes share only the parameters, and wait once an update.
+    The compiled loops of `Elman`, `GRU` and `LSTM` (extra `cpu`) share their lanes out by themselves; there only what lies
+    around the loops can gain.
 
     Args:
       devices: static int >= 1; None = as many as this process may use cores.
