@@ -4,7 +4,7 @@ XLA calls an operation with one pointer, to a `XLA_FFI_CallFrame` (`xla/ffi/api/
 is read of it are words of 64 bits at places which that interface keeps stable:
 
     frame:  [1] an extension, or 0    [7] how many arguments, [9] their buffers    [12] how many results, [14] their buffers
-            [20] attributes, in the order of their names; each: [1] its value
+            [20] attributes, in the order of their names; each: [1] its value    [2], [3]: see `parts`
     buffer: [3] the data, [4] the rank, [5] the sizes
 """
 

@@ -21,7 +21,7 @@ from tbptt.native.frame import attribute, buffers, compiled, cube, words
 from tbptt.native.system import add, address_in_c, call, free, give_way, malloc
 
 NEXT, DONE, OWNERS, PARTS, FRAME, SIZE = range(6)
-WORD = 8  # bytes
+BYTES = 8  # of a word
 API, CONTEXT = 2, 3  # words of a frame
 ERROR_DESTROY, SCHEDULE = 8, 17  # words of the table of functions that XLA gives every operation; tests read its header
 
@@ -43,22 +43,22 @@ def in_parts(run: Callable[..., None], which: int) -> Any:
     def help_out(address, kind):  # type: ignore[no-untyped-def]
         shared = words(address, SIZE)
         parts = shared[PARTS]
-        part = add(address + NEXT * WORD, 1)
+        part = add(address + NEXT * BYTES, 1)
         while part < parts:
             ins, outs = buffers(shared[FRAME])  # only here: when no part is left, the frame may be gone
             run(cube(ins[which], kind), ins, outs, kind, part, parts)
-            add(address + DONE * WORD, 1)
-            part = add(address + NEXT * WORD, 1)
+            add(address + DONE * BYTES, 1)
+            part = add(address + NEXT * BYTES, 1)
         _drop(address)
 
     def all_parts(frame_address, kind):  # type: ignore[no-untyped-def]
-        address, helper, parts = malloc(SIZE * WORD), helper_of(kind), attribute(frame_address)
+        address, helper, parts = malloc(SIZE * BYTES), helper_of(kind), attribute(frame_address)
         shared = words(address, SIZE)
         shared[NEXT], shared[DONE], shared[OWNERS], shared[PARTS], shared[FRAME] = 0, 0, 2, parts, frame_address
         for _ in range(parts - 1):
             _schedule(frame_address, helper, address)
         call(helper, address)  # by its address too: compiled into this function as well, it would take twice as long
-        while add(address + DONE * WORD, 0) < parts:
+        while add(address + DONE * BYTES, 0) < parts:
             give_way()
         _drop(address)
 
@@ -75,7 +75,7 @@ def _named_for(run: Any, function: Any) -> Any:
 
 @compiled
 def _drop(address):  # type: ignore[no-untyped-def]
-    if add(address + OWNERS * WORD, -1) == 1:
+    if add(address + OWNERS * BYTES, -1) == 1:
         free(address)
 
 
@@ -83,17 +83,17 @@ def _drop(address):  # type: ignore[no-untyped-def]
 def _schedule(frame_address, helper, address):  # type: ignore[no-untyped-def]
     """Asks XLA to call a helper with an address on one of its threads; where it has none, no helper comes."""
     frame = words(frame_address, CONTEXT + 1)
-    size = words(frame[API], 1)[0] // WORD  # the table begins with its size; an older one may end before
+    size = words(frame[API], 1)[0] // BYTES  # the table begins with its size; an older one may end before
     if size <= SCHEDULE:
         return
     table = words(frame[API], size)
-    add(address + OWNERS * WORD, 1)
-    place = malloc(5 * WORD)
+    add(address + OWNERS * BYTES, 1)
+    place = malloc(5 * BYTES)
     arguments = words(place, 5)
-    arguments[0], arguments[1], arguments[2], arguments[3], arguments[4] = 5 * WORD, 0, frame[CONTEXT], helper, address
+    arguments[0], arguments[1], arguments[2], arguments[3], arguments[4] = 5 * BYTES, 0, frame[CONTEXT], helper, address
     error = call(table[SCHEDULE], place)
     if error != 0:
-        add(address + OWNERS * WORD, -1)
-        arguments[0], arguments[2] = 3 * WORD, error
+        add(address + OWNERS * BYTES, -1)
+        arguments[0], arguments[2] = 3 * BYTES, error
         call(table[ERROR_DESTROY], place)
     free(place)
