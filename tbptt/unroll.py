@@ -47,10 +47,10 @@ def unroll(
 
     For a cell with a backward pass of its own (`Elman`, `GRU`, `LSTM`), and for any cell under `CarriesOnly()`, the input
     side and the weights' gradient of many steps are one matrix product each, outside the loops over time. A `Stack` runs
-    layer after layer. On a CPU with numba installed float32 layers run as loops compiled for it, but for wide ones of few
-    lanes (`tbptt.native.sizes`); such a program cannot be serialised by `jax.export`, one of `plain_unroll` can. One step,
-    T = 1, is a plain scan and can be differentiated forwards too. Values and gradients are those of `plain_unroll`, to
-    rounding.
+    layer after layer. On a CPU with numba installed float32 layers run as loops compiled for it, but for wide ones of a
+    few lanes (`tbptt.native.sizes`); such a program cannot be serialised by `jax.export`, one of `plain_unroll` can. One
+    step, T = 1, is a plain scan and can be differentiated forwards too. Values and gradients are those of `plain_unroll`,
+    to rounding.
 
     Args:
       cell: static.

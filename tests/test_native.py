@@ -16,7 +16,7 @@ from tbptt.cells import GRU, LSTM, Elman, Stack
 from tbptt.engine import sizes
 from tbptt.engine.loops import ScanLoops
 from tbptt.engine.scan import Steps
-from tbptt.native import choice
+from tbptt.native import call, choice
 from tbptt.native import sizes as native_sizes
 from tbptt.native.arithmetic import tanh
 from tbptt.native.call import NativeLoops
@@ -97,7 +97,7 @@ def test_nan_padding_and_a_reset_after_divergence(cell, compiled_loops):
 
 
 @each_cell
-def test_under_vmap_it_is_the_scan(cell, compiled_loops):
+def test_under_vmap_over_weights_it_is_the_scan(cell, compiled_loops):
     params, carry, xs, given = problem(cell, (2, B), T)
     many = jax.tree.map(lambda a: jnp.stack([a, 1.5 * a]), params)
 
@@ -110,6 +110,31 @@ def test_under_vmap_it_is_the_scan(cell, compiled_loops):
     assert "native" not in jax.jit(grad).lower(many, carry, xs).as_text()
     alone = jax.grad(lambda *a: jnp.sum(unroll(cell, *a)[1]))
     assert "native" in jax.jit(alone).lower(params, jax.tree.map(lambda a: a[0], carry), xs[:, 0]).as_text()
+
+
+@each_cell
+def test_vmap_over_all_but_the_weights_adds_lanes(cell, compiled_loops, monkeypatch):
+    params, carry, xs, given = problem(cell, (5, 3, B), T)  # of five, three and B lanes
+
+    def one(run, params, carry, xs, resets):  # the mask is no example's own
+        return run(cell, params, carry, xs, resets=resets, mask=given["mask"][:, 0, 0])[1]
+
+    def outputs(run, params, carry, xs):
+        inner = jax.vmap(functools.partial(one, run), (None, 0, 1, 1), 1)
+        return jax.vmap(inner, (None, None, 1, 1), 2)(params, jax.tree.map(lambda a: a[0], carry), xs, given["resets"])
+
+    def gradients(run, params, carry, xs):
+        entering = jax.tree.map(lambda a: a[0, 0], carry)
+        grad = jax.grad(lambda p, x: jnp.sum(jnp.sin(run(cell, p, entering, x)[1])))
+        return jax.vmap(grad, (None, 1))(params, xs[:, :, 0])
+
+    assert_same(*(everything(functools.partial(outputs, u), params, carry, xs) for u in (unroll, plain_unroll)))
+    assert_same(*(gradients(u, params, carry, xs) for u in (unroll, plain_unroll)))
+    program = jax.jit(functools.partial(gradients, unroll)).lower(params, carry, xs)
+    assert program.as_text().count("stablehlo.custom_call @tbptt.native") == 2  # forward and back
+    assert f"tensor<{T}x5x{B}x{H}x" in program.as_text()
+    monkeypatch.setattr(call, "loops_fit", lambda lanes, units: False)
+    assert "native" not in jax.jit(functools.partial(gradients, unroll)).lower(params, carry, xs).as_text()
 
 
 @each_cell

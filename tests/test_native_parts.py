@@ -72,8 +72,9 @@ def test_how_many_parts(monkeypatch):
 
 
 @compiled
-def _meet(w, ins, outs, kind, part, parts):
+def _meet(w, ins, outs, kind, place):
     """Waits, not for ever, until all parts have begun; says in its place of the output whether they have."""
+    part, parts, _ = place
     begun, out = words(ins[1], 6)[3], words(words(outs[0], 6)[3], parts)
     add(begun, 1)
     waited = 0
@@ -109,7 +110,7 @@ def test_the_table_of_functions_is_as_xla_declares_it():
     table = re.search(r"struct XLA_FFI_Api \{(.*?)\n\};", header, re.DOTALL).group(1)
     fields = re.findall(r"_XLA_FFI_API_STRUCT_FIELD\((\w+)\)", table)
     before = 6  # its size, an extension, a version of three words, what is XLA's own
-    assert fields.index("XLA_FFI_ThreadPool_Schedule") + before == parts.SCHEDULE
-    assert fields.index("XLA_FFI_Error_Destroy") + before == parts.ERROR_DESTROY
+    assert fields.index("XLA_FFI_ThreadPool_Schedule") + before == helpers.SCHEDULE
+    assert fields.index("XLA_FFI_Error_Destroy") + before == helpers.ERROR_DESTROY
     frame = re.search(r"struct XLA_FFI_CallFrame \{(.*?)\n\};", header, re.DOTALL).group(1)
     assert re.findall(r"^  [\w* ]+?\b(\w+);", frame, re.MULTILINE)[:4] == ["struct_size", "extension_start", "api", "ctx"]

@@ -1,5 +1,6 @@
 """Windows at fixed parameters, differentiated side by side: known carries at the seams make them independent."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +14,9 @@ from tbptt.types import Batch, Carry, LossFn, Params
 from tbptt.windows import in_pieces, length, split, step_shape, total_weight
 
 # Rows (lanes times windows) of the products of one batch of windows, on an accelerator, whose steps cost their launches
-# and not their work; the number was not measured. On two CPU cores windows side by side were slower than one after another
-# at B = 1, 4 and 32 and in every group (k = 100, H = 128): the engine fills a core with few rows.
+# and not their work; the number was not measured. On two CPU cores (2026-11-27, k = 100) one lane's windows by 16 took 0.85
+# to 1.0 of the time of one after another at 64 and 128 units, 1.1 at 256 and 32; two lanes' 1.3 and more, 4 and 32 more
+# too: the engine fills a core with few rows.
 ROWS = 256
 
 
@@ -82,14 +84,11 @@ def overlapping_side_by_side(
 
 
 def _batched(one: Callable[..., Any], params: Params, carries: Carry, windows: Batch) -> tuple[Array, Params]:
-    """Differentiates the sum over windows: so the weights' gradient is one product over all of them."""
-
-    def loss(params: Params) -> tuple[Array, Array]:
-        losses = jax.vmap(one, in_axes=(None, 0, 0))(params, carries, windows)
-        return jnp.sum(losses), losses
-
-    (_, losses), grads = jax.value_and_grad(loss, has_aux=True)(params)
-    return losses, grads
+    """Differentiates every window by itself, and sums: as a product with ones, since XLA's sum over the first axis took a
+    third of all the time of 16 windows on a CPU."""
+    losses, grads = jax.vmap(jax.value_and_grad(one), in_axes=(None, 0, 0))(params, carries, windows)
+    ones = functools.partial(jnp.ones, losses.shape)
+    return losses, jax.tree.map(lambda g: jnp.tensordot(ones(g.dtype), g, 1, precision=jax.lax.Precision.HIGHEST), grads)
 
 
 def _grouped(run: Callable[..., Any], group: int, params: Params, carry: Carry, windows: Any) -> tuple[Carry, Sums]:

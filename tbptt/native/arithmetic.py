@@ -1,4 +1,4 @@
-"""What the loops are made of beside products: tanh, resets, masks. lanes: which, from the first to before the last."""
+"""What the loops are made of beside products: tanh, resets, masks. lanes, units: from the first to before the last."""
 
 import math
 from typing import Any, no_type_check
@@ -42,28 +42,57 @@ def _tanh_float32(x):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def enter(h, before, start, resets, t, lanes):  # type: ignore[no-untyped-def]
+def own(a, n, units, gate):  # type: ignore[no-untyped-def]
+    """Returns the units' part of row n of a, from where a gate begins: by itself, as a loop over a part does not fill
+    vectors, for numba asks of every index whether it is negative."""
+    return a[n, gate + units[0] : gate + units[1]]
+
+
+@compiled
+def enter(h, before, start, resets, t, lanes, units):  # type: ignore[no-untyped-def]
     """Fills h with what enters step t: the carry before it, the start where it is reset. All `[N, H]`."""
     for n in range(lanes[0], lanes[1]):
         fresh = resets.size > 0 and resets[t, n]
-        for j in range(h.shape[1]):
-            h[n, j] = start[n, j] if fresh else before[n, j]
+        entering, fill = own(start if fresh else before, n, units, 0), own(h, n, units, 0)
+        for j in range(fill.size):
+            fill[j] = entering[j]
 
 
 @compiled
-def hold(h, before, mask, t, lanes):  # type: ignore[no-untyped-def]
+def begin(d, d_last, lanes, place):  # type: ignore[no-untyped-def]
+    """Fills d with the cotangent of what left the last step; for all units, so not where a thread comes later."""
+    who, _, address = place
+    if who == 0 or address == 0:
+        for n in range(lanes[0], lanes[1]):
+            for j in range(d.shape[1]):
+                d[n, j] = d_last[n, j]
+
+
+@compiled
+def hold(h, before, mask, t, lanes, units):  # type: ignore[no-untyped-def]
     """Puts the carry before step t back where the step does not exist."""
     for n in range(lanes[0], lanes[1]):
         if mask.size > 0 and not mask[t, n]:
-            for j in range(h.shape[1]):
-                h[n, j] = before[n, j]
+            put_back, fill = own(before, n, units, 0), own(h, n, units, 0)
+            for j in range(fill.size):
+                fill[j] = put_back[j]
 
 
 @compiled
-def clear(d, resets, mask, t, lanes):  # type: ignore[no-untyped-def]
+def clear(d, resets, mask, t, lanes, units):  # type: ignore[no-untyped-def]
     """Lets no cotangent through a reset of a step that exists. d: `[N, H]`."""
     for n in range(lanes[0], lanes[1]):
         exists = mask.size == 0 or mask[t, n]
         if exists and resets.size > 0 and resets[t, n]:
-            for j in range(d.shape[1]):
-                d[n, j] = 0
+            fill = own(d, n, units, 0)
+            for j in range(fill.size):
+                fill[j] = 0
+
+
+@compiled
+def increase(d, by, lanes, units):  # type: ignore[no-untyped-def]
+    """Adds to d. d: `[N, H]`; by: `[N, at least H]`."""
+    for n in range(lanes[0], lanes[1]):
+        total, more = own(d, n, units, 0), own(by, n, units, 0)
+        for j in range(total.size):
+            total[j] += more[j]

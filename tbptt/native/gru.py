@@ -10,109 +10,116 @@ from tbptt.cells.gru_base import GRUCarry
 from tbptt.cells.products import input_side
 from tbptt.engine.loops import Ran
 from tbptt.engine.scan import Steps
-from tbptt.native.arithmetic import clear, enter, hold, tanh
+from tbptt.native.arithmetic import begin, clear, enter, hold, increase, own, tanh
 from tbptt.native.call import Weights, call_loop, given
 from tbptt.native.frame import buffers, compiled, cube, flags, matrix
+from tbptt.native.pairs import first_turn, in_a_pair, units_of
 from tbptt.native.parts import in_parts, lanes_of
 from tbptt.native.products import multiply, multiply_back
 
 
 @compiled
-def forward(zs, w, b_n, h_in, h_start, resets, mask, hs, gates, ns, ms, work, lanes):  # type: ignore[no-untyped-def]
+def forward(zs, w, b_n, h_in, h_start, resets, mask, hs, gates, ns, ms, work, place):  # type: ignore[no-untyped-def]
     """Runs `GRUBackprop.forward` over steps.
 
     zs: `[T, N, G]`; w: `Weights.ahead`; b_n: `[1, H]`; h_in, h_start: `[N, H]`, what enters the first step and what a reset
     one; filled in: hs: `[T, N, H]`, what leaves each; gates: `[T, N, 2H]`, ns, ms: `[T, N, H]`, or `[1, ...]` where they
-    are not kept; work: `[N, at least G]`; lanes: from the first to before the last.
+    are not kept; work: see `call_loop`; place: which lanes, or units, are to be run.
     """
-    (T, _, G), half = zs.shape, zs.dtype.type(0.5)
+    (T, _, G), half, lanes = zs.shape, zs.dtype.type(0.5), lanes_of(place, h_in)
     H = G // 3
-    for t in range(T):
-        s = min(t, gates.shape[0] - 1)
+    for t in range(first_turn(place), T):
+        s, units = min(t, gates.shape[0] - 1), units_of(place, t, H)
+        if units[0] == H:
+            break
         h, saved, before = hs[t], gates[s], h_in if t == 0 else hs[t - 1]
-        enter(h, before, h_start, resets, t, lanes)
-        multiply(work, h, w, lanes)
+        enter(h, before, h_start, resets, t, lanes, units)
+        a = multiply(work, h, w, lanes, units, place, t)
         for n in range(lanes[0], lanes[1]):
-            for j in range(2 * H):
-                saved[n, j] = tanh(half * (zs[t, n, j] + work[n, j]))
-            for j in range(H):
-                m = work[n, 2 * H + j] + b_n[0, j]
-                new = tanh(zs[t, n, 2 * H + j] + half * (saved[n, j] * m + m))
-                ms[s, n, j], ns[s, n, j] = m, new
-                away = h[n, j] - new
-                h[n, j] = new + half * (saved[n, H + j] * away + away)
-        hold(h, before, mask, t, lanes)
+            for gate in range(0, 2 * H, H):
+                z, from_h, out = own(zs[t], n, units, gate), own(a, n, units, gate), own(saved, n, units, gate)
+                for j in range(out.size):
+                    out[j] = tanh(half * (z[j] + from_h[j]))
+            z, from_h, bias = own(zs[t], n, units, 2 * H), own(a, n, units, 2 * H), own(b_n, 0, units, 0)
+            reset, update, h_n = own(saved, n, units, 0), own(saved, n, units, H), own(h, n, units, 0)
+            ms_n, ns_n = own(ms[s], n, units, 0), own(ns[s], n, units, 0)
+            for j in range(h_n.size):
+                m = from_h[j] + bias[j]
+                new = tanh(z[j] + half * (reset[j] * m + m))
+                ms_n[j], ns_n[j] = m, new
+                away = h_n[j] - new
+                h_n[j] = new + half * (update[j] * away + away)
+        hold(h, before, mask, t, lanes, units)
 
 
 @compiled
-def backward(w, gates, zs, d_h, d_ys, resets, mask, h, emitted, a, work, lanes):  # type: ignore[no-untyped-def]
+def backward(w, gates, zs, d_h, d_ys, resets, mask, h, emitted, gated, work, place):  # type: ignore[no-untyped-def]
     """Runs `GRUBackprop.backward` from the last step to the first.
 
     w: `Weights.behind`; gates: `[T, N, G]` and zs: `[T, N, H]`, of its factors; d_ys: `[T, N, H]`; d_h: `[N, H]`, the
-    cotangent of what left the last step; filled in: h: `[N, H]`, that of what entered the first; emitted: `[T, N, H]`; a:
-    `[N, G]` and work: `[N, at least H]`, for work; lanes: as above.
+    cotangent of what left the last step; filled in: h: `[N, H]`, that of what entered the first; emitted: `[T, N, H]`;
+    gated: `[2, N, G]`, for work: two turns, as another thread may still read the last one's; work, place: as above.
     """
-    T, _, G = gates.shape
+    (T, _, G), lanes = gates.shape, lanes_of(place, d_h)
     H = G // 3
-    for n in range(lanes[0], lanes[1]):
-        for j in range(H):
-            h[n, j] = d_h[n, j]
-    for t in range(T - 1, -1, -1):
-        out = emitted[t]
+    begin(h, d_h, lanes, place)
+    for turn in range(first_turn(place), T):
+        t, units = T - 1 - turn, units_of(place, turn, H)
+        if units[0] == H:
+            break
+        out, a = emitted[t], gated[turn % 2]
         for n in range(lanes[0], lanes[1]):
+            out_n, h_n = own(out, n, units, 0), own(h, n, units, 0)
+            d_r, d_z, d_n = own(a, n, units, 0), own(a, n, units, H), own(a, n, units, 2 * H)
             if mask.size > 0 and not mask[t, n]:
-                for j in range(H):
-                    out[n, j] = 0
-                for j in range(G):
-                    a[n, j] = 0
+                out_n[:], d_r[:], d_z[:], d_n[:] = 0, 0, 0, 0
                 continue
+            r, z, new = own(gates[t], n, units, 0), own(gates[t], n, units, H), own(gates[t], n, units, 2 * H)
+            d_y, held = own(d_ys[t], n, units, 0), own(zs[t], n, units, 0)
             # A loop for every gate: LLVM asks once for all rows whether parts overlap, and those of one loop would.
-            for j in range(H):
-                out[n, j] = h[n, j] + d_ys[t, n, j]
-                a[n, j] = out[n, j] * gates[t, n, j]
-                h[n, j] = out[n, j] * zs[t, n, j]
-            for j in range(H):
-                a[n, H + j] = out[n, j] * gates[t, n, H + j]
-            for j in range(H):
-                a[n, 2 * H + j] = out[n, j] * gates[t, n, 2 * H + j]
-        multiply_back(work, a, w, lanes)
-        for n in range(lanes[0], lanes[1]):
-            for j in range(H):
-                h[n, j] += work[n, j]
-        clear(h, resets, mask, t, lanes)
+            for j in range(h_n.size):
+                out_n[j] = h_n[j] + d_y[j]
+                d_r[j] = out_n[j] * r[j]
+                h_n[j] = out_n[j] * held[j]
+            for j in range(h_n.size):
+                d_z[j] = out_n[j] * z[j]
+            for j in range(h_n.size):
+                d_n[j] = out_n[j] * new[j]
+        multiply_back(work, a, w, lanes, units, place, turn)
+        increase(h, work, lanes, units)
+        clear(h, resets, mask, t, lanes, units)
 
 
 @compiled
-def _run_forward(w, ins, outs, kind, part, parts):  # type: ignore[no-untyped-def]
+def _run_forward(w, ins, outs, kind, place):  # type: ignore[no-untyped-def]
     weights = cube(ins[0], kind), w, matrix(ins[2], kind)
     carries = matrix(ins[3], kind), matrix(ins[4], kind)
     out = cube(outs[0], kind), cube(outs[1], kind), cube(outs[2], kind), cube(outs[3], kind)
     work = matrix(outs[4], kind)
-    forward(*weights, *carries, flags(ins[5]), flags(ins[6]), *out, work, lanes_of(part, parts, work))
+    forward(*weights, *carries, flags(ins[5]), flags(ins[6]), *out, work, place)
 
 
-_forward_in_parts = in_parts(_run_forward, 1)
+_forward_in_parts, _forward_in_a_pair = in_parts(_run_forward, 1), in_a_pair(_run_forward, 1)
 
 
 @compiled
-def _run_backward(w, ins, outs, kind, part, parts):  # type: ignore[no-untyped-def]
+def _run_backward(w, ins, outs, kind, place):  # type: ignore[no-untyped-def]
     factors = cube(ins[1], kind), cube(ins[2], kind)
     d = matrix(ins[3], kind), cube(ins[4], kind)
-    out = matrix(outs[0], kind), cube(outs[1], kind), matrix(outs[2], kind), matrix(outs[3], kind)
-    backward(w, *factors, *d, flags(ins[5]), flags(ins[6]), *out, lanes_of(part, parts, out[3]))
+    out = matrix(outs[0], kind), cube(outs[1], kind), cube(outs[2], kind), matrix(outs[3], kind)
+    backward(w, *factors, *d, flags(ins[5]), flags(ins[6]), *out, place)
 
 
-_backward_in_parts = in_parts(_run_backward, 0)
+_backward_in_parts, _backward_in_a_pair = in_parts(_run_backward, 0), in_a_pair(_run_backward, 0)
 
 
 def _forward(kind, tiled, sources):  # type: ignore[no-untyped-def]
     def gru_forward(address):  # type: ignore[no-untyped-def]
-        ins, outs = buffers(address)
-        if ins.size > 0:
+        if buffers(address)[0].size > 0:
             if tiled:
                 _forward_in_parts(address, kind)
             else:
-                _run_forward(matrix(ins[1], kind), ins, outs, kind, 0, 1)
+                _forward_in_a_pair(address, kind)
         return 0 * sources
 
     return gru_forward
@@ -120,12 +127,11 @@ def _forward(kind, tiled, sources):  # type: ignore[no-untyped-def]
 
 def _backward(kind, tiled, sources):  # type: ignore[no-untyped-def]
     def gru_backward(address):  # type: ignore[no-untyped-def]
-        ins, outs = buffers(address)
-        if ins.size > 0:
+        if buffers(address)[0].size > 0:
             if tiled:
                 _backward_in_parts(address, kind)
             else:
-                _run_backward(matrix(ins[0], kind), ins, outs, kind, 0, 1)
+                _backward_in_a_pair(address, kind)
         return 0 * sources
 
     return gru_backward
@@ -155,7 +161,7 @@ def call_backward(
 ) -> tuple[GRUCarry, Array, GRUFactors]:
     """Calls `backward`; returns (d_entering, emitted, factors)."""
     _, factors = back.linearize(back.prepare(weights.params), ran.steps.xs, ran.entering, ran.leaving, ran.saved)
-    together = jax.ShapeDtypeStruct(factors.gates.shape[1:], d_ys.dtype)
+    together = jax.ShapeDtypeStruct((2, *factors.gates.shape[1:]), d_ys.dtype)
     out = *jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (d, d_ys)), together
     arguments = weights.behind, factors.gates, factors.z, d, d_ys, given(ran.steps.resets), given(ran.steps.mask)
     d, emitted, _ = call_loop(_backward, weights.behind, arguments, out, d_ys.shape[0], d.h.shape)

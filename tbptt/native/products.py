@@ -5,34 +5,43 @@ from typing import Any, no_type_check
 from numba.extending import overload
 
 from tbptt.native.frame import RELAXED
-from tbptt.native.rows import product_back_by_rows, product_by_rows
+from tbptt.native.pairs import product_back_in_a_pair, product_in_a_pair
 from tbptt.native.tiles import product_by_tiles
 
 
-def multiply(out: Any, h: Any, w: Any, lanes: Any) -> None:
-    """Computes out = h w_h of some lanes; of all by `rows`, which runs in one part.
+def multiply(work: Any, h: Any, w: Any, lanes: Any, units: Any, place: Any, turn: Any) -> Any:
+    """Computes h w_h; returns where it is, `[N, at least G]`: of the lanes given, or for the units given of each gate.
 
-    out: `[N, at least G]`; h: `[N, H]`; w: `Weights.ahead`; lanes: from the first to before the last.
+    work: see `call_loop`; h: `[N, H]`; w: `Weights.ahead`; lanes: of `lanes_of`; units: of `units_of`, in this turn.
     """
     raise NotImplementedError("only in compiled loops")
 
 
-def multiply_back(out: Any, a: Any, w: Any, lanes: Any) -> None:
+def multiply_back(out: Any, a: Any, w: Any, lanes: Any, units: Any, place: Any, turn: Any) -> None:
     """Computes out = a w_h^T, as above. out: `[N, at least H]`; a: `[N, G]`; w: `Weights.behind`, transposed if packed."""
     raise NotImplementedError("only in compiled loops")
 
 
 @overload(multiply, jit_options={"fastmath": RELAXED})
 @no_type_check
-def _multiply(out, h, w, lanes):  # type: ignore[no-untyped-def]
-    if w.ndim == len("JKC"):
-        return lambda out, h, w, lanes: product_by_tiles(out[lanes[0] : lanes[1]], h[lanes[0] : lanes[1]], w)
-    return lambda out, h, w, lanes: product_by_rows(out, h, w)
+def _multiply(work, h, w, lanes, units, place, turn):  # type: ignore[no-untyped-def]
+    def by_tiles(work, h, w, lanes, units, place, turn):  # type: ignore[no-untyped-def]
+        product_by_tiles(work[lanes[0] : lanes[1]], h[lanes[0] : lanes[1]], w)
+        return work
+
+    def by_rows(work, h, w, lanes, units, place, turn):  # type: ignore[no-untyped-def]
+        return product_in_a_pair(work, h, w, units, place, turn)
+
+    return by_tiles if w.ndim == len("JKC") else by_rows
 
 
 @overload(multiply_back, jit_options={"fastmath": RELAXED})
 @no_type_check
-def _multiply_back(out, a, w, lanes):  # type: ignore[no-untyped-def]
-    if w.ndim == len("JKC"):
-        return lambda out, a, w, lanes: product_by_tiles(out[lanes[0] : lanes[1]], a[lanes[0] : lanes[1]], w)
-    return lambda out, a, w, lanes: product_back_by_rows(out, a, w)
+def _multiply_back(out, a, w, lanes, units, place, turn):  # type: ignore[no-untyped-def]
+    def by_tiles(out, a, w, lanes, units, place, turn):  # type: ignore[no-untyped-def]
+        product_by_tiles(out[lanes[0] : lanes[1]], a[lanes[0] : lanes[1]], w)
+
+    def by_rows(out, a, w, lanes, units, place, turn):  # type: ignore[no-untyped-def]
+        product_back_in_a_pair(out, a, w, units, place, turn)
+
+    return by_tiles if w.ndim == len("JKC") else by_rows

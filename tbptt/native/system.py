@@ -14,6 +14,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 WORD = numba.types.intp
+BYTES = 8  # of a word
 
 
 def _of_the_system(name: str, takes: int) -> Any:
@@ -43,6 +44,39 @@ def _add(typing_context: Any, address: Any, value: Any) -> Any:
     return WORD(WORD, WORD), build
 
 
+def _load(typing_context: Any, address: Any) -> Any:
+    """Reads a word that another thread writes, and then sees what that thread wrote before it."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        word = context.get_value_type(WORD)
+        return builder.load_atomic(builder.inttoptr(args[0], word.as_pointer()), "acquire", align=BYTES)
+
+    return WORD(WORD), build
+
+
+def _store(typing_context: Any, address: Any, value: Any) -> Any:
+    """Writes a word that another thread reads, after all that this one wrote before it."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = builder.inttoptr(args[0], context.get_value_type(WORD).as_pointer())
+        builder.store_atomic(args[1], place, "release", align=BYTES)
+        return args[1]
+
+    return WORD(WORD, WORD), build
+
+
+def _word_of_its_own(typing_context: Any) -> Any:
+    """Returns the address of a word, at first 0, that belongs to the function which asks for it, and stays."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        word = context.get_value_type(WORD)
+        place = cgutils.add_global_variable(builder.module, word, builder.module.get_unique_name("word_of_its_own"))
+        place.linkage, place.initializer = "internal", word(0)
+        return builder.ptrtoint(place, word)
+
+    return WORD(), build
+
+
 def _call(typing_context: Any, function: Any, argument: Any) -> Any:
     """Calls a function in C, `word(word)`, by its address."""
 
@@ -55,6 +89,9 @@ def _call(typing_context: Any, function: Any, argument: Any) -> Any:
 
 
 add: Any = intrinsic(_add)
+load: Any = intrinsic(_load)
+store: Any = intrinsic(_store)
+word_of_its_own: Any = intrinsic(_word_of_its_own)
 call: Any = intrinsic(_call)
 
 

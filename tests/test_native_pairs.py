@@ -1,0 +1,144 @@
+"""One lane on two threads is the same loop, whenever a helper comes and however often it is let go."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tbptt.cells import GRU, LSTM, Elman
+from tbptt.cores import usable_cores
+from tbptt.native import choice, pairs, sizes
+from tbptt.native.frame import buffers, compiled, registered, words
+from tbptt.native.system import BYTES, give_way, load
+from tbptt.unroll import plain_unroll, unroll
+from tests.test_unroll import assert_same, everything, problem
+
+D, T = 3, 40
+each_cell = pytest.mark.parametrize("make", [Elman, GRU, LSTM], ids=lambda make: make.__name__)
+
+
+@pytest.fixture
+def halves(monkeypatch):
+    """Two halves of any one lane, in float64 too."""
+    monkeypatch.setattr(choice, "DTYPES", (jnp.float32, jnp.float64))
+    monkeypatch.setattr(sizes, "cores_of_a_device", lambda: 2)
+    monkeypatch.setattr(sizes, "HALVED", 1)
+    monkeypatch.setattr(sizes, "LEAST_HALVED", 1)
+
+
+@each_cell
+@pytest.mark.parametrize("H", [2, 7, 64])
+@pytest.mark.parametrize("batch_shape", [(), (1,)], ids=str)
+def test_halves_are_the_plain_scan(make, H, batch_shape, halves):
+    cell = make(D, H)
+    params, carry, xs, given = problem(cell, batch_shape, T)
+
+    def run(unroll, **options):
+        return everything(lambda *a: unroll(cell, *a, **given, **options), params, carry, xs)
+
+    for _ in range(5):  # with a helper from other turns on, or none
+        assert_same(run(unroll), run(plain_unroll))
+    assert_same(run(unroll, reverse=True), run(plain_unroll, reverse=True))
+    text = jax.jit(lambda p: unroll(cell, p, carry, xs)).lower(params).as_text()
+    assert "parts = 2 : i64" in text
+
+
+@each_cell
+def test_many_calls_at_once_agree_exactly(make, halves):
+    """More callers than cores: helpers come late, are waited for, and are let go; the numbers are the same ones."""
+    cell = make(D, 32)
+    params, carry, xs, given = problem(cell, (1,), 200)
+
+    def gradient(params, scale):
+        return jax.grad(lambda p: jnp.sum(jnp.sin(scale * unroll(cell, p, carry, xs, **given)[1])))(params)
+
+    in_halves, scales = jax.jit(gradient), jnp.linspace(0.5, 2, 20)
+    want = [jax.block_until_ready(in_halves(params, scale)) for scale in scales]
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(lambda scale: jax.block_until_ready(in_halves(params, scale)), jnp.tile(scales, 30)))
+    for i, each in enumerate(got):
+        jax.tree.map(np.testing.assert_array_equal, each, want[i % len(want)])
+
+
+def test_when_in_halves(monkeypatch):
+    monkeypatch.setattr(sizes, "cores_of_a_device", lambda: 2)
+    least, steps = sizes.HALVED, sizes.LEAST_HALVED // sizes.HALVED + 1
+    assert sizes.halves_of(1, steps, least) == 2
+    assert sizes.halves_of(1, steps, least - 1) == sizes.halves_of(2, steps, least) == sizes.halves_of(1, 2, least) == 1
+    monkeypatch.setattr(sizes, "cores_of_a_device", lambda: 1)
+    assert sizes.halves_of(1, steps, least) == 1
+
+
+TURNS, UNITS, LATE = 400, 5, 390
+
+
+@compiled
+def _wait_for_help(place):
+    """Waits, not for ever, until a helper has joined."""
+    waited = 0
+    while load(place[2] + pairs.JOINED * BYTES) == 0 and waited < 1_000_000:
+        give_way()
+        waited += 1
+
+
+@compiled
+def _sign(w, ins, outs, kind, place):
+    """Writes who had which units in every turn, and what the other one then saw of it. The caller waited too long from turn
+    LATE on, if it is to, and never else, however busy the machine is."""
+    out, waits = words(words(outs[0], 6)[3], TURNS * UNITS), words(words(ins[1], 6)[3], 1)[0]
+    seen = words(words(outs[1], 6)[3], TURNS * UNITS)
+    if place[0] == 0:
+        _wait_for_help(place)
+    for turn in range(pairs.first_turn(place), TURNS):
+        begin, end = pairs.units_of(place, turn, UNITS)
+        if begin == UNITS:
+            break
+        for unit in range(begin, end):
+            out[turn * UNITS + unit] = place[0] + 1
+        if end - begin < UNITS:
+            pairs._meet(place[2], place[0], turn)
+        for unit in range(begin, end):
+            seen[turn * UNITS + unit] = out[turn * UNITS + UNITS - 1 - unit]
+        if place[0] == 0 and end < UNITS:
+            words(place[2], pairs.SIZE)[pairs.WAITED] = 1 if waits == 1 and turn >= LATE else 0
+
+
+_all_sign = pairs.in_a_pair(_sign, 0)
+
+
+def _signing(kind, tiled, sources):
+    def signing(address):
+        if buffers(address)[0].size > 0:
+            _all_sign(address, kind)
+        return 0 * sources
+
+    return signing
+
+
+def signed(halves, waits=0):
+    """Returns who had which units, and what the other saw."""
+    name = registered(_signing, np.float64, False)
+    shape = jax.ShapeDtypeStruct((TURNS, UNITS), int)
+    call = jax.ffi.ffi_call(name, (shape, shape))
+    who, seen = jax.jit(lambda *a: call(*a, parts=np.int64(halves)))(jnp.zeros((1, 1)), jnp.full((1,), waits))
+    return np.asarray(who).tolist(), np.asarray(seen).tolist()
+
+
+two_cores = pytest.mark.skipif(usable_cores() < 2, reason="one core has no second thread")
+ALL, HALF = [1, 1, 1, 1, 1], [1, 1, 2, 2, 2]
+
+
+@two_cores
+def test_a_helper_takes_half_of_the_units_and_is_let_go():
+    assert signed(1)[0] == [ALL] * TURNS
+    who, seen = signed(2)
+    assert who == [HALF] * TURNS  # it had joined before the first turn
+    assert seen == [HALF[::-1]] * TURNS  # what the other one wrote before they met
+    # It is asked to leave in turn LATE + 1, which it may have begun, and every second time that happens at first, the
+    # next operation runs alone; then three, then seven.
+    helped = [signed(2, waits=1)[0] for _ in range(9)]
+    parted = [HALF] * (LATE + 2) + [ALL] * (TURNS - LATE - 2)
+    alone = [ALL] * TURNS
+    assert helped == [parted, parted, alone, parted, alone, alone, alone, parted, alone]
