@@ -11,7 +11,7 @@ import pytest
 
 from tbptt.cells import GRU, LSTM, Elman
 from tbptt.cores import usable_cores
-from tbptt.native import choice, parts, sizes
+from tbptt.native import choice, helpers, parts, sizes
 from tbptt.native.frame import buffers, compiled, registered, words
 from tbptt.native.system import add, give_way
 from tbptt.unroll import plain_unroll, unroll

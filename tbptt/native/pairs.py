@@ -85,7 +85,7 @@ def product_in_a_pair(sums, h, w, units, place, turn):  # type: ignore[no-untype
     """
     who, _, address = place
     if words(address, SIZE)[HALVES] == 1:
-        product_by_rows(sums[: h.shape[0]], h, w)
+        product_by_rows(sums[: h.shape[0]], h[:, : w.shape[0]], w)  # cut like a half: compiled once for both
         return sums
     (H, G), (begin, end), half, row = w.shape, units, w.shape[0] // 2, 2 * (turn % 2)
     mine, other = sums[row + who : row + who + 1], sums[row + 1 - who : row + 2 - who]
