@@ -15,8 +15,8 @@ from tbptt.windows import in_pieces, length, split, step_shape, total_weight
 
 # Rows (lanes times windows) of the products of one batch of windows, on an accelerator, whose steps cost their launches
 # and not their work; the number was not measured. On two CPU cores (2026-11-27, k = 100) one lane's windows by 16 took 0.85
-# to 1.0 of the time of one after another at 64 and 128 units, 1.1 at 256 and 32; two lanes' 1.3 and more, 4 and 32 more
-# too: the engine fills a core with few rows.
+# to 1.0 of the time of one after another at 64 and 128 units, 1.1 at 256 (k = 50) and 32; those of two lanes 1.3, of four
+# 1.1 or more, of 32 more too when that was last measured (128 units): the engine fills a core with few rows.
 ROWS = 256
 
 

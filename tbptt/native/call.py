@@ -56,7 +56,7 @@ class NativeLoops:
             return carries, saved
 
         def more(weights: Weights, start: Carry, carry: Carry, steps: Steps) -> Any:
-            carries, _, saved = self.wide().forward(self._packed(weights), start, carry, steps, keep)
+            carries, _, saved = self._wide().forward(self._packed(weights), start, carry, steps, keep)
             return carries, saved
 
         run = _native(functools.partial(self.call_forward, self.back, keep), scan, more, (0, 0, 1), (1, 1))
@@ -71,17 +71,17 @@ class NativeLoops:
             return d, emitted, factors if self.factors else None
 
         def more(weights: Weights, ran: Ran, d: Carry, d_ys: Any) -> Any:
-            return self.wide().backward(self._packed(weights), ran, d, d_ys)
+            return self._wide().backward(self._packed(weights), ran, d, d_ys)
 
         run = _native(functools.partial(self.call_backward, self.back), scan, more, (1, 0, 1), (0, 1, 1))
         return run(weights, ran, d, d_ys)
 
-    def wide(self) -> "NativeLoops":
+    def _wide(self) -> "NativeLoops":
         """Returns the loops for several lanes."""
         return dataclasses.replace(self, tiled=True)
 
     def _packed(self, weights: Weights) -> Weights:
-        return weights if self.tiled else self.wide().prepare(weights.params)
+        return weights if self.tiled else self._wide().prepare(weights.params)
 
 
 def _native(
