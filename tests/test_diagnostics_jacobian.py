@@ -20,7 +20,7 @@ from tbptt.diagnostics import (
     spectral_radius,
     step_jacobians,
 )
-from tests.test_diagnostics_lag import CountingElman
+from tests.counting_cell import CountingElman
 
 STACK = tbptt.Stack((tbptt.LSTM(2, 3), tbptt.Elman(3, 4), tbptt.GRU(4, 2)))
 RELU = tbptt.Elman(2, 7, activation=jax.nn.relu, gain=1.5)

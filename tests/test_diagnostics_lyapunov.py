@@ -11,7 +11,7 @@ import pytest
 
 import tbptt
 from tbptt.diagnostics import lag_profile, lyapunov_spectrum, measured_horizon, memory_horizon, step_jacobians
-from tests.test_diagnostics_lag import CountingElman, total
+from tests.counting_cell import CountingElman, total
 
 STACK = tbptt.Stack((tbptt.LSTM(2, 3), tbptt.Elman(3, 4)))
 
