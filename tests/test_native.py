@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
+import numba
 import numpy as np
 import pytest
 
@@ -60,7 +61,7 @@ def test_is_the_plain_scan(cell, use, reverse, compiled_loops):
     assert min(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(want[1][0])) > 1e-3  # the gradient is alive
 
 
-@pytest.mark.parametrize("batch_shape", [(), (1,), (3,), (2, 2), (5,)], ids=str)
+@pytest.mark.parametrize("batch_shape", [(), (0,), (1,), (3,), (2, 2), (5,)], ids=str)
 @pytest.mark.parametrize("cell", [Elman(D, 7), GRU(D, 1), LSTM(D, 9)], ids=lambda cell: type(cell).__name__)
 def test_lanes_and_units_of_any_number(cell, batch_shape, compiled_loops):
     assert_same(*both(cell, batch_shape))
@@ -264,15 +265,19 @@ def test_cores_of_a_device(monkeypatch):
         assert cores.cores_of_a_device() == of_each
 
 
-def test_numba_is_not_needed(monkeypatch):
+@pytest.mark.parametrize("kind", [ImportError, OSError])
+def test_numba_is_not_needed(kind, monkeypatch):
     ask = inspect.unwrap(choice._numba_is_here)
     assert ask()
     with monkeypatch.context() as patch:
         patch.setattr(importlib.util, "find_spec", lambda name: None)
         assert not ask()
+    with monkeypatch.context() as patch:
+        patch.setattr(numba.config, "DISABLE_JIT", 1)
+        assert not ask()
 
     def refuse(name):
-        raise ImportError("Numba needs NumPy 2.9 or less")
+        raise kind("Numba needs NumPy 2.9 or less")
 
     monkeypatch.setattr(importlib, "import_module", refuse)
     with pytest.warns(

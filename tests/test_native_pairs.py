@@ -11,7 +11,7 @@ from tbptt.cells import GRU, LSTM, Elman
 from tbptt.cores import usable_cores
 from tbptt.native import choice, pairs, sizes
 from tbptt.native.frame import buffers, compiled, registered, words
-from tbptt.native.system import BYTES, give_way, load
+from tbptt.native.system import BYTES, add, call, give_way, load, this_thread
 from tbptt.unroll import plain_unroll, unroll
 from tests.test_unroll import assert_same, everything, problem
 
@@ -48,7 +48,7 @@ def test_halves_are_the_plain_scan(make, H, batch_shape, halves):
 @each_cell
 def test_many_calls_at_once_agree_exactly(make, halves):
     """More callers than cores: helpers come late, are waited for, and are let go; the numbers are the same ones."""
-    cell = make(D, 32)
+    cell = make(D, 36)  # halves of 18 units, while products take four rows at a time
     params, carry, xs, given = problem(cell, (1,), 200)
 
     def gradient(params, scale):
@@ -76,9 +76,9 @@ TURNS, UNITS, LATE = 400, 5, 390
 
 @compiled
 def _wait_for_help(place):
-    """Waits, not for ever, until a helper has joined."""
+    """Waits, not for ever, until the helper has joined, if one was asked for: it owns the shared memory too."""
     waited = 0
-    while load(place[2] + pairs.JOINED * BYTES) == 0 and waited < 1_000_000:
+    while load(place[2] + pairs.OWNERS * BYTES) == 2 and load(place[2] + pairs.JOINED * BYTES) == 0 and waited < 1_000_000:
         give_way()
         waited += 1
 
@@ -98,7 +98,7 @@ def _sign(w, ins, outs, kind, place):
         for unit in range(begin, end):
             out[turn * UNITS + unit] = place[0] + 1
         if end - begin < UNITS:
-            pairs._meet(place[2], place[0], turn)
+            pairs.meet(place[2], place[0], turn)
         for unit in range(begin, end):
             seen[turn * UNITS + unit] = out[turn * UNITS + UNITS - 1 - unit]
         if place[0] == 0 and end < UNITS:
@@ -117,9 +117,9 @@ def _signing(kind, tiled, sources):
     return signing
 
 
-def signed(halves, waits=0):
+def signed(halves, waits=0, make=_signing):
     """Returns who had which units, and what the other saw."""
-    name = registered(_signing, np.float64, False)
+    name = registered(make, np.float64, False)
     shape = jax.ShapeDtypeStruct((TURNS, UNITS), int)
     call = jax.ffi.ffi_call(name, (shape, shape))
     who, seen = jax.jit(lambda *a: call(*a, parts=np.int64(halves)))(jnp.zeros((1, 1)), jnp.full((1,), waits))
@@ -142,3 +142,57 @@ def test_a_helper_takes_half_of_the_units_and_is_let_go():
     parted = [HALF] * (LATE + 2) + [ALL] * (TURNS - LATE - 2)
     alone = [ALL] * TURNS
     assert helped == [parted, parted, alone, parted, alone, alone, alone, parted, alone]
+
+
+@compiled
+def _at_once(frame_address, helper, address, who):
+    """Does what XLA does when its threads have too much to do: the one who asks is the helper."""
+    add(address + pairs.OWNERS * BYTES, 1)
+    call(helper, address + who)
+    return True
+
+
+@compiled
+def _sign_at_once(w, ins, outs, kind, place):
+    _sign(w, ins, outs, kind, place)
+
+
+_all_sign_at_once = pairs.in_a_pair(_sign_at_once, 0)
+
+
+def _signing_at_once(kind, tiled, sources):
+    def signing_at_once(address):
+        if buffers(address)[0].size > 0:
+            _all_sign_at_once(address, kind)
+        return 0 * sources
+
+    return signing_at_once
+
+
+def test_a_helper_that_the_caller_has_to_run_itself_leaves(monkeypatch):
+    monkeypatch.setattr(pairs, "schedule", _at_once)
+    monkeypatch.setattr(pairs, "_ask", compiled(pairs._ask.py_func))  # which is compiled with the other one
+    for _ in range(3):
+        assert signed(2, make=_signing_at_once)[0] == [ALL] * TURNS
+
+
+def test_lanes_of_which_no_helper_comes_do_not_ask_for_ever(monkeypatch):
+    shared, expected = np.zeros(pairs.SIZE, np.int64), np.zeros(1, np.int64)
+    for answer in (True, False):
+        monkeypatch.setattr(pairs, "schedule", compiled(lambda frame_address, helper, address, who, answer=answer: answer))
+        ask = compiled(pairs._ask.py_func)
+        for _ in range(pairs.MOST + 5):
+            ask(0, 0, shared.ctypes.data, expected.ctypes.data)
+        assert expected.tolist() == [pairs.MOST if answer else 0]
+        expected[:] = 0
+
+
+@pytest.mark.parametrize("first, helps", [(pairs.NEVER, False), (7, True)])
+@pytest.mark.parametrize("is_caller", [False, True])
+def test_a_helper_joins_another_thread_that_still_runs(is_caller, first, helps):
+    shared, expected = np.zeros(pairs.SIZE, np.int64), np.full(1, 3, np.int64)
+    caller = compiled(lambda: this_thread())()
+    shared[pairs.EXPECTED], shared[pairs.FIRST] = expected.ctypes.data, first
+    shared[pairs.CALLER] = caller if is_caller else caller + 1
+    assert pairs._join(shared.ctypes.data) == (helps and not is_caller)
+    assert shared[pairs.JOINED] == (not is_caller) and expected.tolist() == [2]

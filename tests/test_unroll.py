@@ -147,6 +147,16 @@ def test_no_steps_return_the_carry(cell, remat):
 
 
 @each_cell
+@pytest.mark.parametrize("batch_shape", [(0,), (3, 0)], ids=str)
+def test_no_lanes_are_no_outputs_and_no_gradient(cell, batch_shape):
+    params, carry, xs, flags = problem(cell, batch_shape)
+    (last, ys), (d_params, d_carry, d_xs) = everything(lambda *a: unroll(cell, *a, **flags), params, carry, xs)
+    assert ys.shape == (T, *batch_shape, cell.hidden_dim) and d_xs.shape == xs.shape
+    assert jax.tree.map(jnp.shape, last) == jax.tree.map(jnp.shape, d_carry) == jax.tree.map(jnp.shape, carry)
+    assert all(not leaf.any() for leaf in jax.tree.leaves(d_params))
+
+
+@each_cell
 @directions
 def test_segments_change_nothing(cell, reverse):
     params, carry, xs, given = problem(cell)

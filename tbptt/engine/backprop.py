@@ -71,7 +71,7 @@ def _forward(loops: Loops, initial: Any, n: int, keep: bool, params: Params, car
 
     last, (starts, carries, ys, saved) = scan_blocks(block, carry, steps, n)
     ys = ys if which[0] is None else jax.tree.leaves(carries)[which[0]]
-    ys = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), ys)
+    ys = jax.tree.map(lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:]), ys)  # -1 fails without lanes
     if steps.mask is not None:
         ys = where(steps.mask, ys, jax.tree.map(jnp.zeros_like, ys))
     return (last, ys), (params, starts, carries, saved, steps)

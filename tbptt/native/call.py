@@ -144,7 +144,7 @@ def call_loop(make: Callable[..., Any], w: Array, arguments: Any, out: Any, step
       out: a pytree of shapes.
       steps: how many.
       product: the shape of a step's product. Room for it comes after `out`: a row for every lane, as wide as whole tiles
-        are; by `rows` at least four, see `pairs`.
+        are; by `rows` at least four, see `halves`.
     """
     leaves = jax.tree.leaves(arguments)
     shapes, tree = jax.tree.flatten(out)

@@ -42,15 +42,14 @@ def _numba_is_here() -> bool:
     if importlib.util.find_spec("numba") is None:
         return False
     try:
-        importlib.import_module("numba")
-    except ImportError as error:
+        return not importlib.import_module("numba").config.DISABLE_JIT  # NUMBA_DISABLE_JIT=1: it is to compile nothing
+    except (ImportError, OSError) as error:  # OSError: of the library of LLVM that it brings
         warnings.warn(
             f"numba is installed and cannot be imported ({error}); small layers run by XLA's loop, slower. Install a numba "
             "that fits (pip install -U 'tbptt[cpu]'), or none",
             stacklevel=2,
         )
         return False
-    return True
 
 
 def native_loops(back: Backprop, tiled: bool) -> Loops:

@@ -11,6 +11,7 @@ is read of it are words of 64 bits at places which that interface keeps stable:
 import functools
 import inspect
 import threading
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -20,12 +21,15 @@ import jax
 import numba
 import numpy as np
 from jax.typing import DTypeLike
+from llvmlite import binding
 from numba.core import cgutils
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 # XLA asks every operation for the version it was written for, and refuses versions it no longer serves.
 MAJOR, MINOR = 0, 1
 METADATA = 1  # the type of the extension by which it asks
+WIDE = bool(dict(binding.get_host_cpu_features()).get("avx512f"))  # registers of 512 bits, 32 of them; else 16 of 256
 # Sums may be reordered to fill vectors, products and sums fused; NaN, inf and the sign of zero stay what they are.
 RELAXED = {"reassoc", "contract"}
 
@@ -59,16 +63,36 @@ def registered(make: Callable[[Any, bool, int], Callable[[int], int]], dtype: DT
 @functools.cache
 def _registered(make: Callable[[Any, bool, int], Callable[[int], int]], name: str, tiled: bool) -> str:
     operation = inspect.unwrap(make(getattr(numba.types, name), tiled, sources()))
-    made = numba.cfunc(numba.types.intp(numba.types.intp), cache=True)(operation)
+    variant = f"{name}.{'tiles' if tiled else 'rows'}"
+    target = f"{operation.__module__}.{operation.__name__}.{variant}"
+    # Numba's files are named after a function, and processes that write entries of one index at once can mix them up.
+    processor = zlib.crc32(repr(cpu_target.target_context.codegen().magic_tuple()).encode())
+    operation.__qualname__ += f".{variant}.{processor:x}"
+    made = _made(operation)
     _KEPT.append(made)
-    target = f"{operation.__module__}.{operation.__name__}.{name}.{'tiles' if tiled else 'rows'}"
     jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(made.ctypes), platform="cpu")
     return target
 
 
+def _made(operation: Callable[[int], int]) -> Any:
+    """Compiles an operation, or finds it on disk; a disk that cannot be used costs time and nothing else."""
+    signature = numba.types.intp(numba.types.intp)
+    try:
+        return numba.cfunc(signature, cache=True)(operation)
+    except Exception as error:  # no folder, no space, a file cut short; of what else is wrong the next line tells
+        made = numba.cfunc(signature)(operation)
+        warnings.warn(
+            f"numba could not keep compiled loops on disk, or not read them there ({type(error).__name__}: {error}); every "
+            "process compiles them anew. Set NUMBA_CACHE_DIR to a folder that can be written; is it set, empty that folder",
+            stacklevel=2,
+        )
+        return made
+
+
 def sources() -> int:
-    """Returns a number that depends on all that is written in this folder."""
-    return zlib.crc32(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))))
+    """Returns a number that depends on all that is written in this folder, and on what of it this processor chooses."""
+    texts = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    return zlib.crc32(b"".join([*texts, bytes([WIDE])]))
 
 
 _KEPT: list[Any] = []  # XLA holds bare pointers into them
@@ -99,19 +123,20 @@ def words(address, size):  # type: ignore[no-untyped-def]
 def buffers(address):  # type: ignore[no-untyped-def]
     """Returns the addresses of arguments and of results; none where XLA only asks for the version."""
     frame = words(address, 15)
-    if frame[1] != 0:
-        _answer(frame[1])
+    if frame[1] != 0 and _answered(frame[1]):
         return frame[:0], frame[:0]
     return words(frame[9], frame[7]), words(frame[14], frame[12])
 
 
 @compiled
-def _answer(extension_address):  # type: ignore[no-untyped-def]
-    """Tells XLA, when it registers an operation, for which version it was written."""
+def _answered(extension_address):  # type: ignore[no-untyped-def]
+    """Tells XLA, if it asks for that as when it registers an operation, for which version it was written."""
     extension = words(extension_address, 4)
-    if extension[1] & 0xFFFFFFFF == METADATA:
-        version = words(extension[3], 4)  # [3]: two integers of 32 bits, the major one first
-        version[3] = MAJOR | MINOR << 32
+    if extension[1] & 0xFFFFFFFF != METADATA:
+        return False
+    version = words(extension[3], 4)  # [3]: two integers of 32 bits, the major one first
+    version[3] = MAJOR | MINOR << 32
+    return True
 
 
 @compiled

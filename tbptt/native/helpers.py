@@ -19,23 +19,29 @@ def drop(address):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def schedule(frame_address, helper, address):  # type: ignore[no-untyped-def]
-    """Asks XLA to call a helper with an address on one of its threads; where it has none, no helper comes."""
+def schedule(frame_address, helper, address, who):  # type: ignore[no-untyped-def]
+    """Asks XLA to call a helper with `address + who` on one of its threads, or at once on this one if they have too much to
+    do. The helper owns the memory at the address too.
+
+    Returns whether it will be called: where XLA has no threads, no helper comes.
+    """
     frame = words(frame_address, CONTEXT + 1)
     size = words(frame[API], 1)[0] // BYTES  # the table begins with its size; an older one may end before
     if size <= SCHEDULE:
-        return
+        return False
     table = words(frame[API], size)
     add(address + OWNERS * BYTES, 1)
     place = malloc(5 * BYTES)
     arguments = words(place, 5)
-    arguments[0], arguments[1], arguments[2], arguments[3], arguments[4] = 5 * BYTES, 0, frame[CONTEXT], helper, address
+    arguments[0], arguments[1], arguments[2], arguments[3] = 5 * BYTES, 0, frame[CONTEXT], helper
+    arguments[4] = address + who
     error = call(table[SCHEDULE], place)
     if error != 0:
         add(address + OWNERS * BYTES, -1)
         arguments[0], arguments[2] = 3 * BYTES, error
         call(table[ERROR_DESTROY], place)
     free(place)
+    return error == 0
 
 
 def named_for(run: Any, function: Any) -> Any:

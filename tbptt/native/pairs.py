@@ -17,28 +17,28 @@ The caller works alone until it has help, and again when it had to wait for it: 
 and for a while no help is asked for. What is computed does not depend on any of this: alone, a caller sums over either half
 of the units by itself and then adds, as two do.
 
-A thread reads only its own units' rows of the weights, which stay in its own core's cache.
+XLA's list of what its threads are to do has an end, and what finds no place there runs at once, on the thread that asks. A
+helper that finds itself on the caller's own thread leaves: it would wait for the caller, which waits for it.
 """
 
 from collections.abc import Callable
 from typing import Any
 
-from tbptt.native.arithmetic import own
 from tbptt.native.frame import attribute, buffers, compiled, matrix, words
 from tbptt.native.helpers import OWNERS, drop, named_for, schedule
-from tbptt.native.rows import product_back_by_rows, product_by_rows
-from tbptt.native.system import BYTES, address_in_c, call, give_way, load, malloc, store, word_of_its_own
+from tbptt.native.system import BYTES, add, address_in_c, call, give_way, load, malloc, store, this_thread, word_of_its_own
 
 # Words that one thread writes while the other one waits for them lie on lines of the cache of their own: two, which some
 # processors fetch together.
 LINE = 16
-HALVES, FRAME, MODE, WAITED = range(OWNERS + 1, OWNERS + 5)
+HALVES, FRAME, MODE, WAITED, CALLER, EXPECTED = range(OWNERS + 1, OWNERS + 7)
 JOINED, FIRST, LAST, TURNS, SIZE = LINE, 2 * LINE, 2 * LINE + 1, 3 * LINE, 5 * LINE
 ALONE, PAIRED, PARTING, LEFT = range(4)
 NOT_YET, NEVER = -1, 1 << 62  # turns
 # Words are read so often before a thread lets others have its core: some 20 to 70 microseconds, where a turn takes 1 to 10.
 PATIENCE = 40_000
 LONGEST = 64  # operations that run alone after one that had to wait: 1, 3, 7 .. if it happens again, fewer if it does not
+MOST = 16  # helpers that have been asked for and have not come, while XLA's threads are busy: no more are asked for
 
 
 @compiled
@@ -77,43 +77,7 @@ def _with_help(address, turn):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def product_in_a_pair(sums, h, w, units, place, turn):  # type: ignore[no-untyped-def]
-    """Computes h w_h; returns it where a thread may change it: only its own units' columns of every gate are whole.
-
-    sums: `[4, G]` for one lane, for work: two turns, as the other thread may still read the last one's, of two halves; h:
-    `[N, H]`, of which only its own units count; w: `[H, G]`; units: of `units_of`.
-    """
-    who, _, address = place
-    if words(address, SIZE)[HALVES] == 1:
-        product_by_rows(sums[: h.shape[0]], h[:, : w.shape[0]], w)  # cut like a half: compiled once for both
-        return sums
-    (H, G), (begin, end), half, row = w.shape, units, w.shape[0] // 2, 2 * (turn % 2)
-    mine, other = sums[row + who : row + who + 1], sums[row + 1 - who : row + 2 - who]
-    if begin == 0:
-        product_by_rows(sums[row : row + 1], h[:, :half], w[:half])
-    if end == H:
-        product_by_rows(sums[row + 1 : row + 2], h[:, half:], w[half:])
-    if end - begin < H:
-        _meet(address, who, turn)
-    for gate in range(0, G, H):
-        whole, rest = own(mine, 0, units, gate), own(other, 0, units, gate)
-        for j in range(whole.size):
-            whole[j] += rest[j]
-    return mine
-
-
-@compiled
-def product_back_in_a_pair(d, a, w, units, place, turn):  # type: ignore[no-untyped-def]
-    """Computes d = a w_h^T for a thread's own units, from all gates. d: `[at least N, H]`; a: `[N, G]`; w: `[H, G]`."""
-    who, _, address = place
-    begin, end = units
-    if end - begin < w.shape[0]:
-        _meet(address, who, turn)
-    product_back_by_rows(d[: a.shape[0], begin:end], a, w[begin:end])
-
-
-@compiled
-def _meet(address, who, turn):  # type: ignore[no-untyped-def]
+def meet(address, who, turn):  # type: ignore[no-untyped-def]
     """Says that all is written which the other thread needs of this one in this turn, and waits until it says so too."""
     store(address + (TURNS + who * LINE) * BYTES, turn + 1)
     if _wait(address + (TURNS + (1 - who) * LINE) * BYTES, turn + 1) and who == 0:
@@ -131,6 +95,27 @@ def _wait(place, least):  # type: ignore[no-untyped-def]
     return waited > PATIENCE
 
 
+@compiled
+def _join(address):  # type: ignore[no-untyped-def]
+    """Joins the caller and waits until it takes the helper in; says whether it did. Reads nothing but `shared`."""
+    shared = words(address, SIZE)
+    add(shared[EXPECTED], -1)
+    if shared[CALLER] == this_thread():
+        return False
+    store(address + JOINED * BYTES, 1)
+    _wait(address + FIRST * BYTES, 0)
+    return load(address + FIRST * BYTES) != NEVER  # else too late: the frame may be gone
+
+
+@compiled
+def _ask(frame_address, worker, address, expected):  # type: ignore[no-untyped-def]
+    """Asks for a helper. expected: the address of the number of those that have not come."""
+    if load(expected) < MOST:
+        add(expected, 1)
+        if not schedule(frame_address, worker, address, 1):
+            add(expected, -1)
+
+
 def in_a_pair(run: Callable[..., None], which: int) -> Any:
     """Makes a compiled function `(frame_address, kind)` that runs an operation, by two threads if its attribute is 2.
 
@@ -142,12 +127,9 @@ def in_a_pair(run: Callable[..., None], which: int) -> Any:
     def work(address_and_who, kind):  # type: ignore[no-untyped-def]
         who = address_and_who & 1
         address = address_and_who - who
-        if who == 1:
-            store(address + JOINED * BYTES, 1)
-            _wait(address + FIRST * BYTES, 0)
-            if load(address + FIRST * BYTES) == NEVER:  # too late: the frame may be gone
-                drop(address)
-                return
+        if who == 1 and not _join(address):
+            drop(address)
+            return
         ins, outs = buffers(words(address, SIZE)[FRAME])
         run(matrix(ins[which], kind), ins, outs, kind, (who, 1, address))
         store(address + (TURNS + who * LINE) * BYTES, NEVER)
@@ -156,16 +138,16 @@ def in_a_pair(run: Callable[..., None], which: int) -> Any:
 
     def both(frame_address, kind):  # type: ignore[no-untyped-def]
         address, worker = malloc(SIZE * BYTES), worker_of(kind)
-        alone_for, next_time = word_of_its_own(), word_of_its_own()
+        alone_for, next_time, expected = word_of_its_own(), word_of_its_own(), word_of_its_own()
         shared = words(address, SIZE)
         shared[OWNERS], shared[HALVES], shared[FRAME] = 1, attribute(frame_address), frame_address
         shared[MODE], shared[WAITED], shared[JOINED], shared[FIRST], shared[LAST] = ALONE, 0, 0, NOT_YET, NEVER
-        shared[TURNS], shared[TURNS + LINE] = 0, 0
+        shared[TURNS], shared[TURNS + LINE], shared[CALLER], shared[EXPECTED] = 0, 0, this_thread(), expected
         if shared[HALVES] == 2:
             if load(alone_for) > 0:
                 store(alone_for, load(alone_for) - 1)
             else:
-                schedule(frame_address, worker, address + 1)
+                _ask(frame_address, worker, address, expected)
         call(worker, address)  # by its address, as in `parts`
         if shared[MODE] == ALONE:
             store(address + FIRST * BYTES, NEVER)

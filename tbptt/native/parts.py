@@ -56,7 +56,7 @@ def in_parts(run: Callable[..., None], which: int) -> Any:
         shared = words(address, SIZE)
         shared[OWNERS], shared[NEXT], shared[DONE], shared[PARTS], shared[FRAME] = 2, 0, 0, parts, frame_address
         for _ in range(parts - 1):
-            schedule(frame_address, helper, address)
+            schedule(frame_address, helper, address, 0)
         call(helper, address)  # by its address too: compiled into this function as well, it would take twice as long
         while add(address + DONE * BYTES, 0) < parts:
             give_way()

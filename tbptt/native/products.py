@@ -5,7 +5,7 @@ from typing import Any, no_type_check
 from numba.extending import overload
 
 from tbptt.native.frame import RELAXED
-from tbptt.native.pairs import product_back_in_a_pair, product_in_a_pair
+from tbptt.native.halves import product_back_in_a_pair, product_in_a_pair
 from tbptt.native.tiles import product_by_tiles
 
 

@@ -17,13 +17,14 @@ WORD = numba.types.intp
 BYTES = 8  # of a word
 
 
-def _of_the_system(name: str, takes: int) -> Any:
-    """Makes a system's function callable; what one returns that returns less than a word is not to be read."""
+def _of_the_system(name: str, takes: int, bits: int = 8 * BYTES) -> Any:
+    """Makes a system's function callable, which returns a number of so many bits, or what is not to be read."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         word = context.get_value_type(WORD)
-        kind = ir.FunctionType(word, [word] * takes)
-        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
+        kind = ir.FunctionType(ir.IntType(bits), [word] * takes)
+        made = builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
+        return made if bits == word.width else builder.zext(made, word)
 
     if takes == 0:
         return intrinsic(lambda typing_context: (WORD(), build))
@@ -31,7 +32,9 @@ def _of_the_system(name: str, takes: int) -> Any:
 
 
 malloc, free = _of_the_system("malloc", 1), _of_the_system("free", 1)
-give_way = _of_the_system("SwitchToThread" if sys.platform == "win32" else "sched_yield", 0)
+WINDOWS = sys.platform == "win32"
+give_way = _of_the_system("SwitchToThread" if WINDOWS else "sched_yield", 0, 32)
+this_thread = _of_the_system("GetCurrentThreadId" if WINDOWS else "pthread_self", 0, 32 if WINDOWS else 64)
 
 
 def _add(typing_context: Any, address: Any, value: Any) -> Any:

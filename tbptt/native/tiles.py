@@ -16,16 +16,16 @@ from typing import Any
 import jax.numpy as jnp
 import numba
 from jaxtyping import Array, Float
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from tbptt.native.frame import compiled
+from tbptt.native.frame import WIDE, compiled
 
 VECTOR = 16  # numbers that are computed with at once; LLVM makes several registers of it where one does not hold them
 # As many sums as registers hold beside the weights: 32 of 512 bits have room for 8 lanes of two vectors, 16 of 256 for 4 of
 # one.
-ROWS, VECTORS = (8, 2) if dict(binding.get_host_cpu_features()).get("avx512f") else (4, 1)
+ROWS, VECTORS = (8, 2) if WIDE else (4, 1)
 COLUMNS = VECTORS * VECTOR
 
 
