@@ -66,7 +66,8 @@ def _registered(make: Callable[[Any, bool, int], Callable[[int], int]], name: st
     variant = f"{name}.{'tiles' if tiled else 'rows'}"
     target = f"{operation.__module__}.{operation.__name__}.{variant}"
     # Numba's files are named after a function, and processes that write entries of one index at once can mix them up.
-    processor = zlib.crc32(repr(cpu_target.target_context.codegen().magic_tuple()).encode())
+    codegen: Any = cpu_target.target_context.codegen  # type: ignore[reportAttributeAccessIssue]
+    processor = zlib.crc32(repr(codegen().magic_tuple()).encode())
     operation.__qualname__ += f".{variant}.{processor:x}"
     made = _made(operation)
     _KEPT.append(made)
