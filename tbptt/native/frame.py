@@ -84,14 +84,14 @@ def _made(operation: Callable[[int], int]) -> Any:
         made = numba.cfunc(signature)(operation)
         warnings.warn(
             f"numba could not keep compiled loops on disk, or not read them there ({type(error).__name__}: {error}); every "
-            "process compiles them anew. Set NUMBA_CACHE_DIR to a folder that can be written; is it set, empty that folder",
+            "process compiles them anew. Set NUMBA_CACHE_DIR to a new folder, on a disk that can be written and has room",
             stacklevel=2,
         )
         return made
 
 
 def sources() -> int:
-    """Returns a number that depends on all that is written in this folder, and on what of it this processor chooses."""
+    """Returns a number that depends on all that is written in this folder, and on what it chooses by the processor."""
     texts = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
     return zlib.crc32(b"".join([*texts, bytes([WIDE])]))
 
