@@ -31,7 +31,7 @@ bench: $(VENV)/.installed-peers  ## all benchmarks in their quick form, and the 
 .PHONY: test
 test: $(VENV)/.installed-test  ## the test suite
 	@$(BIN)/python -c 'import sys, jax; print("testing with Python", sys.version.split()[0], "and jax", jax.__version__)'
-	@$(BIN)/python -m pytest -n 2 $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 .PHONY: check
 check: lint types notebooks test  ## all that must pass before a commit: lint, types, notebooks, test

@@ -28,6 +28,24 @@ def key():
     return jax.random.key(0)
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--one-of-each", action="store_true", help="of every test with parameters only the last set, often the richest one"
+    )
+
+
+def last_of_each(names: list[str]) -> set[int]:
+    """Which tests are the last with their name up to the parameters."""
+    return set({name.split("[")[0]: i for i, name in enumerate(names)}.values())
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--one-of-each"):
+        kept = last_of_each([item.nodeid for item in items])
+        config.hook.pytest_deselected(items=[item for i, item in enumerate(items) if i not in kept])
+        items[:] = [item for i, item in enumerate(items) if i in kept]
+
+
 _finished = 0
 
 

@@ -60,8 +60,20 @@ def make(cell, extra="plain", seed=0, T=T):
     return loss_fn, params, carry, batch
 
 
+@functools.cache
+def plain_loop(cell, extra, k1, k2):
+    """(loss, gradient) of the written-out loop on `make(cell, extra)`."""
+    return oracle.truncated(*make(cell, extra), k1, k2)
+
+
 def run(estimator, params, carry, batch):
     return jax.jit(estimator.estimate)(params, estimator.init(params, carry, batch), batch)
+
+
+@functools.cache
+def lstm_windows(k1, k2, group):
+    loss_fn, *problem = make(CELLS["lstm"], "all")
+    return run(tbptt.truncated_bptt(loss_fn, k1, k2, group=group), *problem)
 
 
 @pytest.mark.parametrize("extra", ("plain", "all"))
@@ -77,9 +89,8 @@ def test_k2_of_at_least_T_is_full_bptt(cell, extra):
 @pytest.mark.parametrize("group", [1, 3, 100])  # one after another; 3 at once with a rest; all at once
 @pytest.mark.parametrize("k1, k2", PAIRS)
 def test_every_window_equals_the_plain_loop(k1, k2, group):
-    loss_fn, params, carry, batch = make(CELLS["lstm"], "all")
-    got = run(tbptt.truncated_bptt(loss_fn, k1, k2, group=group), params, carry, batch)
-    want = oracle.truncated(loss_fn, params, carry, batch, k1, k2)
+    got = lstm_windows(k1, k2, group)
+    want = plain_loop(CELLS["lstm"], "all", k1, k2)
     chex.assert_trees_all_close((got.loss, got.grads), want, rtol=1e-10, atol=1e-14)
 
 
@@ -88,7 +99,7 @@ def test_weights_resets_and_mask_each_equal_the_plain_loop(extra):
     for k1, k2 in [(4, 4), (4, 6), (4, 2)]:
         loss_fn, params, carry, batch = make(CELLS["elman"], extra)
         got = run(tbptt.truncated_bptt(loss_fn, k1, k2), params, carry, batch)
-        want = oracle.truncated(loss_fn, params, carry, batch, k1, k2)
+        want = plain_loop(CELLS["elman"], extra, k1, k2)
         chex.assert_trees_all_close((got.loss, got.grads), want, rtol=1e-10, atol=1e-14)
 
 
@@ -96,7 +107,7 @@ def test_weights_resets_and_mask_each_equal_the_plain_loop(extra):
 def test_every_cell_equals_the_plain_loop(cell):
     loss_fn, params, carry, batch = make(cell, "all")
     got = run(tbptt.truncated_bptt(loss_fn, 3, 7), params, carry, batch)
-    want = oracle.truncated(loss_fn, params, carry, batch, 3, 7)
+    want = plain_loop(cell, "all", 3, 7)
     chex.assert_trees_all_close((got.loss, got.grads), want, rtol=1e-10, atol=1e-14)
 
 
@@ -117,7 +128,7 @@ def test_a_stream_in_pieces_equals_one_long_chunk(k1, k2, group):
     """Sums over pieces at fixed parameters; the first pieces are younger than the window."""
     loss_fn, params, carry, batch = make(CELLS["lstm"], "all")
     estimator = tbptt.truncated_bptt(loss_fn, k1, k2, group=group)
-    whole = run(tbptt.truncated_bptt(loss_fn, k1, k2, group=1), params, carry, batch)
+    whole = lstm_windows(k1, k2, 1)
     estimate = jax.jit(estimator.estimate)
     for piece in (k1, 6) if group == 1 else (6,):
         memory, loss_sum, total = estimator.init(params, carry, jax.eval_shape(lambda: batch)), 0.0, 0.0

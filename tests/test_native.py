@@ -25,7 +25,7 @@ from tbptt.native.frame import compiled, registered
 from tbptt.native.rows import product_back_by_rows, product_by_rows
 from tbptt.native.tiles import COLUMNS, pack, product_by_tiles
 from tbptt.unroll import CarriesOnly, Segments, plain_unroll, unroll
-from tests.test_unroll import assert_same, everything, problem
+from tests.problems import assert_same, everything, plain_answer, problem
 
 D, H, B, T = 3, 6, 2, 12
 each_cell = pytest.mark.parametrize("cell", [Elman(D, H), GRU(D, H), LSTM(D, H)], ids=lambda cell: type(cell).__name__)
@@ -46,9 +46,8 @@ def both(cell, batch_shape=(B,), steps=T, use="resets mask", **options):
     """Values and gradients of unroll and plain_unroll on the same problem."""
     params, carry, xs, given = problem(cell, batch_shape, steps)
     given = {name: given[name] for name in use.split()}
-    reverse = {"reverse": options["reverse"]} if "reverse" in options else {}
     ours = everything(lambda *a: unroll(cell, *a, **given, **options), params, carry, xs)
-    return ours, everything(lambda *a: plain_unroll(cell, *a, **given, **reverse), params, carry, xs)
+    return ours, plain_answer(cell, batch_shape, steps, use, options.get("reverse", False))
 
 
 @each_cell

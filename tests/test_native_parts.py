@@ -15,7 +15,7 @@ from tbptt.native import choice, helpers, parts, sizes
 from tbptt.native.frame import buffers, compiled, registered, words
 from tbptt.native.system import add, give_way
 from tbptt.unroll import plain_unroll, unroll
-from tests.test_unroll import assert_same, everything, problem
+from tests.problems import assert_same, everything, problem
 
 D, H, T = 3, 6, 12
 each_cell = pytest.mark.parametrize("make", [Elman, GRU, LSTM], ids=lambda make: make.__name__)

@@ -9,7 +9,7 @@ from tbptt.cells import GRU, DiagonalLinear, Elman
 from tbptt.newton import flat, newton_unroll, quasi_newton_unroll
 from tbptt.unroll import unroll
 from tests.newton_runs import ENGINES, B, D, H, each_engine, plain, solve
-from tests.test_unroll import assert_same, problem
+from tests.problems import assert_same, problem
 
 
 @each_engine

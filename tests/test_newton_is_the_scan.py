@@ -8,7 +8,7 @@ import pytest
 from tbptt.cells import GRU, LSTM, DiagonalLinear, Elman, GRUResetBefore, MinGRU, MinLSTM, Stack
 from tbptt.unroll import unroll
 from tests.newton_runs import B, D, H, T, each_engine, plain, solve
-from tests.test_unroll import assert_same, problem
+from tests.problems import assert_same, problem
 
 CELLS = [
     Elman(D, H, gain=0.8),

@@ -12,7 +12,7 @@ import pytest
 from tbptt.cells import LSTM, DiagonalLinear, MinGRU, MinLSTM, Stack
 from tbptt.parallel_scan import parallel_unroll
 from tbptt.unroll import unroll
-from tests.test_unroll import assert_same, everything, problem, python_loop
+from tests.problems import assert_same, everything, problem, python_loop
 
 D, H, B, T = 3, 4, 2, 7
 
