@@ -13,6 +13,7 @@ from tbptt.native.frame import buffers, compiled, cube, flags, matrix
 from tbptt.native.pairs import first_turn, in_a_pair, units_of
 from tbptt.native.parts import in_parts, lanes_of
 from tbptt.native.products import multiply, multiply_back
+from tbptt.native.width import wide
 
 
 @compiled
@@ -22,6 +23,7 @@ def forward(zs, w, h_in, h_start, resets, mask, hs, work, place):  # type: ignor
     zs: `[T, N, H]`; w: `Weights.ahead`; h_in, h_start: `[N, H]`, what enters the first step and what a reset one; filled
     in: hs: `[T, N, H]`, what leaves each; work: see `call_loop`; place: which lanes, or units, are to be run.
     """
+    wide()
     (T, _, H), lanes = zs.shape, lanes_of(place, h_in)
     for t in range(first_turn(place), T):
         units = units_of(place, t, H)
@@ -45,6 +47,7 @@ def backward(w, hs, d_h, d_ys, resets, mask, h, emitted, work, place):  # type: 
     of what left the last one; filled in: h: `[N, H]`, that of what entered the first; emitted: `[T, N, H]`; work, place:
     as above.
     """
+    wide()
     (T, _, H), one, lanes = hs.shape, hs.dtype.type(1), lanes_of(place, d_h)
     begin(h, d_h, lanes, place)
     for turn in range(first_turn(place), T):

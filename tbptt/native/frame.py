@@ -21,15 +21,15 @@ import jax
 import numba
 import numpy as np
 from jax.typing import DTypeLike
-from llvmlite import binding
 from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
+from tbptt.native.width import WIDE
+
 # XLA asks every operation for the version it was written for, and refuses versions it no longer serves.
 MAJOR, MINOR = 0, 1
 METADATA = 1  # the type of the extension by which it asks
-WIDE = bool(dict(binding.get_host_cpu_features()).get("avx512f"))  # registers of 512 bits, 32 of them; else 16 of 256
 # Sums may be reordered to fill vectors, products and sums fused; NaN, inf and the sign of zero stay what they are.
 RELAXED = {"reassoc", "contract"}
 

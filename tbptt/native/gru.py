@@ -16,6 +16,7 @@ from tbptt.native.frame import buffers, compiled, cube, flags, matrix
 from tbptt.native.pairs import first_turn, in_a_pair, units_of
 from tbptt.native.parts import in_parts, lanes_of
 from tbptt.native.products import multiply, multiply_back
+from tbptt.native.width import wide
 
 
 @compiled
@@ -26,6 +27,7 @@ def forward(zs, w, b_n, h_in, h_start, resets, mask, hs, gates, ns, ms, work, pl
     one; filled in: hs: `[T, N, H]`, what leaves each; gates: `[T, N, 2H]`, ns, ms: `[T, N, H]`, or `[1, ...]` where they
     are not kept; work: see `call_loop`; place: which lanes, or units, are to be run.
     """
+    wide()
     (T, _, G), half, lanes = zs.shape, zs.dtype.type(0.5), lanes_of(place, h_in)
     H = G // 3
     for t in range(first_turn(place), T):
@@ -60,6 +62,7 @@ def backward(w, gates, zs, d_h, d_ys, resets, mask, h, emitted, gated, work, pla
     cotangent of what left the last step; filled in: h: `[N, H]`, that of what entered the first; emitted: `[T, N, H]`;
     gated: `[2, N, G]`, for work: two turns, as another thread may still read the last one's; work, place: as above.
     """
+    wide()
     (T, _, G), lanes = gates.shape, lanes_of(place, d_h)
     H = G // 3
     begin(h, d_h, lanes, place)

@@ -13,6 +13,7 @@ from tbptt.native.frame import buffers, compiled, cube, flags, matrix
 from tbptt.native.pairs import first_turn, in_a_pair, units_of
 from tbptt.native.parts import in_parts, lanes_of
 from tbptt.native.products import multiply, multiply_back
+from tbptt.native.width import wide
 
 
 @compiled
@@ -23,6 +24,7 @@ def forward(zs, w, h_in, c_in, h_start, c_start, resets, mask, hs, cs, gates, wo
     one; filled in: hs, cs: `[T, N, H]`, what leaves each; gates: `[T, N, G]`, or `[1, N, G]` where they are not kept; work:
     see `call_loop`; place: which lanes, or units, are to be run.
     """
+    wide()
     (T, _, G), one, half, lanes = zs.shape, zs.dtype.type(1), zs.dtype.type(0.5), lanes_of(place, h_in)
     H = G // 4
     for t in range(first_turn(place), T):
@@ -59,6 +61,7 @@ def backward(w, gates, c_in, c_out, d_h, d_c, d_ys, resets, mask, h, c, emitted,
     d_c: `[N, H]`, the cotangents of what left the last one; filled in: h, c: `[N, H]`, those of what entered the first;
     emitted: `[T, N, G]`; work, place: as above.
     """
+    wide()
     (T, _, G), one, half, quarter = gates.shape, gates.dtype.type(1), gates.dtype.type(0.5), gates.dtype.type(0.25)
     H, lanes = G // 4, lanes_of(place, d_h)
     begin(h, d_h, lanes, place)

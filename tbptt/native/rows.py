@@ -1,6 +1,7 @@
 """Products for one lane or a few, that read the weights as they are and every one of them once."""
 
 from tbptt.native.frame import compiled
+from tbptt.native.width import wide
 
 
 @compiled
@@ -9,6 +10,7 @@ def product_by_rows(a, h, w):  # type: ignore[no-untyped-def]
 
     Four rows of w at once, so that a is read and written a quarter as often; two lanes at once, and w half as often.
     """
+    wide()
     (N, G), K = a.shape, h.shape[1]
     pairs, fours = N - N % 2, K - K % 4
     a[:] = 0
@@ -36,6 +38,7 @@ def product_back_by_rows(d, a, w):  # type: ignore[no-untyped-def]
 
     Four rows, two lanes at once.
     """
+    wide()
     (N, K), G = d.shape, a.shape[1]
     zero, pairs, fours = a.dtype.type(0), N - N % 2, K - K % 4
     for k in range(0, fours, 4):

@@ -20,7 +20,8 @@ from llvmlite import ir
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from tbptt.native.frame import WIDE, compiled
+from tbptt.native.frame import compiled
+from tbptt.native.width import WIDE
 
 VECTOR = 16  # numbers that are computed with at once; LLVM makes several registers of it where one does not hold them
 # As many sums as registers hold beside the weights: 32 of 512 bits have room for 8 lanes of two vectors, 16 of 256 for 4 of
