@@ -14,9 +14,12 @@ from tbptt.types import Batch, Carry, LossFn, Params
 from tbptt.windows import in_pieces, length, split, step_shape, total_weight
 
 # Rows (lanes times windows) of the products of one batch of windows, on an accelerator, whose steps cost their launches
-# and not their work; the number was not measured. On two CPU cores (2026-11-27, k = 100) one lane's windows by 16 took 0.85
-# to 1.0 of the time of one after another at 64 and 128 units, 1.1 at 256 (k = 50) and 32; those of two lanes 1.3, of four
-# 1.1 or more, of 32 more too when that was last measured (128 units): the engine fills a core with few rows.
+# and not their work; the number was not measured. On two CPU cores (2026-11-27, k = 100) windows of an LSTM by 16 took of
+# the time of one after another: one lane 0.85 to 1.0 at 64 and 128 units, 1.1 at 256 (k = 50) and 32; two lanes 1.3, four
+# 1.1 or more, 32 more too when that was last measured (128 units): the engine fills a core with few rows. On another
+# machine that day, one lane: LSTM at 16, 32, 64, 128, 256 units 1.15, 1.05, 0.93, 0.93 (0.80 in another run), 1.1; at 64,
+# k = 20 1.2; GRU at 32, 128 1.3, 0.9; Elman at 128 0.7; GRUResetBefore, by scan, at 16, 64, 256 0.5, 0.8, 1.05. So no rule
+# without knowing the cell.
 ROWS = 256
 
 
