@@ -1,21 +1,15 @@
 """What the tests of Newton's unroll share: both engines, and a run of one with its gradients."""
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from tbptt.newton import newton_unroll, quasi_newton_unroll
 from tbptt.unroll import unroll
+from tests.problems import functional
 
 D, H, B, T = 3, 4, 2, 20
 ENGINES = [newton_unroll, quasi_newton_unroll]
 each_engine = pytest.mark.parametrize("engine", ENGINES, ids=["newton", "quasi"])
-
-
-def functional(out):
-    """A number that every entry of every leaf has its own say in."""
-    probes = [jnp.cos(1.0 + jnp.arange(leaf.size)).reshape(leaf.shape) for leaf in jax.tree.leaves(out)]
-    return sum(jnp.sum(p * leaf**2 + p * leaf) for p, leaf in zip(probes, jax.tree.leaves(out), strict=True))
 
 
 def solve(engine, cell, params, carry, xs, **given):

@@ -54,14 +54,18 @@ def python_loop(cell, params, carry, xs, resets=None, mask=None, reverse=False):
     return carry, jnp.stack(lanes, 1).reshape(steps, *batch_shape, -1)
 
 
+def functional(out):
+    """A number that every entry of every leaf has its own say in."""
+    probes = [jnp.cos(1.0 + jnp.arange(leaf.size)).reshape(leaf.shape) for leaf in jax.tree.leaves(out)]
+    return sum(jnp.sum(p * leaf**2 + p * leaf) for p, leaf in zip(probes, jax.tree.leaves(out), strict=True))
+
+
 def with_gradients(run):
-    """A compiled function of params, carry and xs: what `run` gives, and the gradient wrt all three of a random functional
-    of all its numbers."""
+    """A compiled function of params, carry and xs: what `run` gives, and the gradient of its `functional` wrt all three."""
 
     def loss(params, carry, xs):
         out = run(params, carry, xs)
-        probes = [jnp.cos(1.0 + jnp.arange(leaf.size)).reshape(leaf.shape) for leaf in jax.tree.leaves(out)]
-        return sum(jnp.sum(p * leaf**2 + p * leaf) for p, leaf in zip(probes, jax.tree.leaves(out), strict=True)), out
+        return functional(out), out
 
     def swapped(params, carry, xs):
         (_, out), grads = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(params, carry, xs)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tbptt.native import width
+from tbptt.native import elman, gru, lstm, width
 from tbptt.native.frame import compiled
 from tbptt.native.rows import product_back_by_rows, product_by_rows
 
@@ -35,3 +35,9 @@ def test_products_by_rows_do(product):
         assert "zmm" in machine_code  # registers of 512 bits
     else:
         assert "zmm" not in machine_code
+
+
+@pytest.mark.parametrize("module", [elman, gru, lstm], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("loop", ["forward", "backward"])
+def test_loops_over_time_ask_too(module, loop):
+    assert "wide" in getattr(module, loop).py_func.__code__.co_names
