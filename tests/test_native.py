@@ -21,10 +21,11 @@ from tbptt.native import call, choice
 from tbptt.native import sizes as native_sizes
 from tbptt.native.arithmetic import tanh
 from tbptt.native.call import NativeLoops
-from tbptt.native.frame import compiled, registered
+from tbptt.native.frame import registered
 from tbptt.native.rows import product_back_by_rows, product_by_rows
 from tbptt.native.tiles import COLUMNS, pack, product_by_tiles
 from tbptt.unroll import CarriesOnly, Segments, plain_unroll, unroll
+from tests.compiled import callable_here
 from tests.problems import assert_same, everything, plain_answer, problem
 
 D, H, B, T = 3, 6, 2, 12
@@ -176,7 +177,10 @@ def test_numbers_of_another_kind_are_refused(compiled_loops):
         loops.forward(weights, carry, carry, Steps(jnp.ones((T, B, D))), True)
 
 
-@compiled
+by_rows, back_by_rows, by_tiles = map(callable_here, (product_by_rows, product_back_by_rows, product_by_tiles))
+
+
+@callable_here
 def _tanh_of(xs, ys):
     for n in range(xs.size):
         ys[n] = tanh(xs[n])
@@ -202,14 +206,14 @@ def test_products(lanes, rows, columns, dtype):
     draw = np.random.default_rng(0).normal
     a, h, w = (draw(size=s).astype(dtype) for s in ((lanes, columns), (lanes, rows), (rows, columns)))
     there, back = np.full_like(a, np.nan), np.full_like(h, np.nan)
-    product_by_rows(there, h, w)
-    product_back_by_rows(back, a, w)
+    by_rows(there, h, w)
+    back_by_rows(back, a, w)
     close = functools.partial(np.testing.assert_allclose, rtol=100 * np.finfo(dtype).eps, atol=100 * np.finfo(dtype).eps)
     close(there, h @ w)
     close(back, a @ w.T)
     there, back = (np.full((lanes, size + -size % COLUMNS), np.nan, dtype) for size in (columns, rows))
-    product_by_tiles(there, h, np.asarray(pack(jnp.asarray(w))))
-    product_by_tiles(back, a, np.asarray(pack(jnp.asarray(w.T))))
+    by_tiles(there, h, np.asarray(pack(jnp.asarray(w))))
+    by_tiles(back, a, np.asarray(pack(jnp.asarray(w.T))))
     close(there[:, :columns], h @ w)
     close(back[:, :rows], a @ w.T)
     assert not there[:, columns:].any() and not back[:, rows:].any()
@@ -219,7 +223,7 @@ def test_products(lanes, rows, columns, dtype):
 def test_tiles_of_any_number_of_lanes(lanes):
     draw = np.random.default_rng(0).normal
     h, w, out = draw(size=(lanes, 3)), draw(size=(3, COLUMNS)), np.full((lanes, COLUMNS), np.nan)
-    product_by_tiles(out, h, np.asarray(pack(jnp.asarray(w))))
+    by_tiles(out, h, np.asarray(pack(jnp.asarray(w))))
     np.testing.assert_allclose(out, h @ w, rtol=1e-13, atol=1e-13)
 
 

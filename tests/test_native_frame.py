@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from tbptt.native import frame
-from tbptt.native.frame import buffers, compiled, matrix
+from tbptt.native.frame import buffers, matrix
+from tests.compiled import callable_here
 
 
 def _doubling(kind, tiled, sources):
@@ -90,7 +91,8 @@ def test_only_who_asks_for_the_version_gets_no_buffers(kind):
     version, extension, called, pointers = (np.zeros(n, np.int64) for n in (4, 4, 15, 1))
     extension[1], extension[3] = kind, version.ctypes.data
     called[[1, 7, 9, 12, 14]] = extension.ctypes.data, 1, pointers.ctypes.data, 1, pointers.ctypes.data
-    sizes = compiled(lambda address: (buffers(address)[0].size, buffers(address)[1].size))(called.ctypes.data)
+    count = callable_here(lambda address: (buffers(address)[0].size, buffers(address)[1].size))
+    sizes = count(called.ctypes.data)
     asked = kind == frame.METADATA
     assert sizes == ((0, 0) if asked else (1, 1))
     assert version[3] == (frame.MAJOR | frame.MINOR << 32 if asked else 0)

@@ -13,6 +13,7 @@ from tbptt.native import choice, pairs, sizes
 from tbptt.native.frame import buffers, compiled, registered, words
 from tbptt.native.system import BYTES, add, call, give_way, load, this_thread
 from tbptt.unroll import unroll
+from tests.compiled import callable_here
 from tests.problems import assert_same, plain_answer, problem, with_gradients
 
 D, T = 3, 40
@@ -178,7 +179,7 @@ def test_lanes_of_which_no_helper_comes_do_not_ask_for_ever(monkeypatch):
     shared, expected = np.zeros(pairs.SIZE, np.int64), np.zeros(1, np.int64)
     for answer in (True, False):
         monkeypatch.setattr(pairs, "schedule", compiled(lambda frame_address, helper, address, who, answer=answer: answer))
-        ask = compiled(pairs._ask.py_func)
+        ask = callable_here(pairs._ask)
         for _ in range(pairs.MOST + 5):
             ask(0, 0, shared.ctypes.data, expected.ctypes.data)
         assert expected.tolist() == [pairs.MOST if answer else 0]
@@ -189,8 +190,8 @@ def test_lanes_of_which_no_helper_comes_do_not_ask_for_ever(monkeypatch):
 @pytest.mark.parametrize("is_caller", [False, True])
 def test_a_helper_joins_another_thread_that_still_runs(is_caller, first, helps):
     shared, expected = np.zeros(pairs.SIZE, np.int64), np.full(1, 3, np.int64)
-    caller = compiled(lambda: this_thread())()
+    caller = callable_here(lambda: this_thread())()
     shared[pairs.EXPECTED], shared[pairs.FIRST] = expected.ctypes.data, first
     shared[pairs.CALLER] = caller if is_caller else caller + 1
-    assert pairs._join(shared.ctypes.data) == (helps and not is_caller)
+    assert callable_here(pairs._join)(shared.ctypes.data) == (helps and not is_caller)
     assert shared[pairs.JOINED] == (not is_caller) and expected.tolist() == [2]

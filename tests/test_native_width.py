@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tbptt.native import elman, gru, lstm, width
-from tbptt.native.frame import compiled
 from tbptt.native.rows import product_back_by_rows, product_by_rows
+from tests.compiled import callable_here
 
 ASKED = '"prefer-vector-width"="512"'
 
@@ -19,7 +19,7 @@ def test_asks_for_512_bits_where_registers_have_them(has_them, monkeypatch):
         for i in range(a.size):
             a[i] *= 2
 
-    loop, a = compiled(double), np.arange(5.0)
+    loop, a = callable_here(double), np.arange(5.0)
     loop(a)
     (text,) = loop.inspect_llvm().values()
     assert (ASKED in text) == has_them
@@ -29,8 +29,9 @@ def test_asks_for_512_bits_where_registers_have_them(has_them, monkeypatch):
 @pytest.mark.parametrize("product", [product_by_rows, product_back_by_rows], ids=["ahead", "back"])
 def test_products_by_rows_do(product):
     one, many, w = np.ones((1, 64), np.float32), np.ones((1, 256), np.float32), np.ones((64, 256), np.float32)
-    product(*((many, one, w) if product is product_by_rows else (one, many, w)))
-    machine_code = "".join(product.inspect_asm().values())
+    loop = callable_here(product)
+    loop(*((many, one, w) if product is product_by_rows else (one, many, w)))
+    machine_code = "".join(loop.inspect_asm().values())
     if width.WIDE:
         assert "zmm" in machine_code  # registers of 512 bits
     else:

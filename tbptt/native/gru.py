@@ -12,7 +12,7 @@ from tbptt.engine.loops import Ran
 from tbptt.engine.scan import Steps
 from tbptt.native.arithmetic import begin, clear, enter, hold, increase, own, tanh
 from tbptt.native.call import Weights, call_loop, given
-from tbptt.native.frame import buffers, compiled, cube, flags, matrix
+from tbptt.native.frame import buffers, compiled, cube, flags, inlined, matrix
 from tbptt.native.pairs import first_turn, in_a_pair, units_of
 from tbptt.native.parts import in_parts, lanes_of
 from tbptt.native.products import multiply, multiply_back
@@ -93,7 +93,7 @@ def backward(w, gates, zs, d_h, d_ys, resets, mask, h, emitted, gated, work, pla
         clear(h, resets, mask, t, lanes, units)
 
 
-@compiled
+@inlined
 def _run_forward(w, ins, outs, kind, place):  # type: ignore[no-untyped-def]
     weights = cube(ins[0], kind), w, matrix(ins[2], kind)
     carries = matrix(ins[3], kind), matrix(ins[4], kind)
@@ -105,7 +105,7 @@ def _run_forward(w, ins, outs, kind, place):  # type: ignore[no-untyped-def]
 _forward_in_parts, _forward_in_a_pair = in_parts(_run_forward, 1), in_a_pair(_run_forward, 1)
 
 
-@compiled
+@inlined
 def _run_backward(w, ins, outs, kind, place):  # type: ignore[no-untyped-def]
     factors = cube(ins[1], kind), cube(ins[2], kind)
     d = matrix(ins[3], kind), cube(ins[4], kind)

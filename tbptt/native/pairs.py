@@ -24,7 +24,7 @@ helper that finds itself on the caller's own thread leaves: it would wait for th
 from collections.abc import Callable
 from typing import Any
 
-from tbptt.native.frame import attribute, buffers, compiled, matrix, words
+from tbptt.native.frame import attribute, buffers, compiled, inlined, matrix, words
 from tbptt.native.helpers import OWNERS, drop, named_for, schedule
 from tbptt.native.system import BYTES, add, address_in_c, call, give_way, load, malloc, store, this_thread, word_of_its_own
 
@@ -161,4 +161,4 @@ def in_a_pair(run: Callable[..., None], which: int) -> Any:
         drop(address)
 
     worker_of = address_in_c(named_for(run, work))
-    return compiled(named_for(run, both))
+    return inlined(named_for(run, both))

@@ -16,7 +16,7 @@ busy, or that are none, cost time and nothing else. A helper that comes late fin
 from collections.abc import Callable
 from typing import Any
 
-from tbptt.native.frame import attribute, buffers, compiled, cube, words
+from tbptt.native.frame import attribute, buffers, compiled, cube, inlined, words
 from tbptt.native.helpers import OWNERS, drop, named_for, schedule
 from tbptt.native.system import BYTES, add, address_in_c, call, give_way, malloc
 
@@ -63,4 +63,4 @@ def in_parts(run: Callable[..., None], which: int) -> Any:
         drop(address)
 
     helper_of = address_in_c(named_for(run, help_out))
-    return compiled(named_for(run, all_parts))
+    return inlined(named_for(run, all_parts))

@@ -1,0 +1,10 @@
+"""Compiled functions as Python calls them: those of `tbptt.native` have no way in but from each other."""
+
+import numba
+
+from tbptt.native.frame import RELAXED
+
+
+def callable_here(function):
+    """Compiles a function, or one that is `compiled` already, once more, with the same options and a way in."""
+    return numba.njit(getattr(function, "py_func", function), fastmath=RELAXED, error_model="numpy")
