@@ -109,8 +109,7 @@ def sources() -> int:
 _KEPT: list[Any] = []  # XLA holds bare pointers into them
 
 
-@intrinsic
-def _array(typing_context, address, shape, kind):  # type: ignore[no-untyped-def]
+def _array_at(typing_context: Any, address: Any, shape: Any, kind: Any) -> Any:
     """Makes an array, without gaps, of what is at an address. shape: a tuple; kind: numba's type of the numbers."""
     array = numba.types.Array(kind.dtype, len(shape), "C")
 
@@ -124,6 +123,9 @@ def _array(typing_context, address, shape, kind):  # type: ignore[no-untyped-def
         return made._getvalue()
 
     return array(WORD, numba.types.UniTuple(WORD, len(shape)), kind), build
+
+
+_array: Any = intrinsic(_array_at)
 
 
 @inlined
