@@ -2,9 +2,10 @@
 
 import numba
 
-from tbptt.native.frame import RELAXED
+from tbptt.native.frame import OPTIONS
 
 
 def callable_here(function):
     """Compiles a function, or one that is `compiled` already, once more, with the same options and a way in."""
-    return numba.njit(getattr(function, "py_func", function), fastmath=RELAXED, error_model="numpy")
+    options = OPTIONS | {"no_cpython_wrapper": False, "no_cfunc_wrapper": False}
+    return numba.njit(getattr(function, "py_func", function), **options)
