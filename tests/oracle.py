@@ -1,5 +1,7 @@
 """TBPTT(k1, k2) written out: a plain Python loop over windows with one stop_gradient each. Slow, and hard to get wrong."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -15,22 +17,27 @@ def weight_of(batch):
     return jnp.sum(weights if batch.mask is None else weights * batch.mask)
 
 
+@functools.cache  # compiled once for all (k1, k2) whose pieces are as long
+def compiled(loss_fn):
+    """(one step's loss and carry, a window's gradient)."""
+
+    def window(params, entering, old, new):
+        entering = jax.lax.stop_gradient(entering)
+        if len(old.inputs):
+            _, entering = loss_fn(params, entering, old)
+        return loss_fn(params, entering, new)[0]
+
+    return jax.jit(loss_fn), jax.jit(jax.grad(window))
+
+
 def truncated(loss_fn, params, carry, batch: Batch, k1: int, k2: int):
     """Mean loss and gradient at fixed parameters."""
-    T, step = len(batch.inputs), jax.jit(loss_fn)
+    T, (step, window_grad) = len(batch.inputs), compiled(loss_fn)
     carries, losses = [carry], []  # carries[t] enters step t
     for t in range(T):
         loss, carry = step(params, carries[t], part(batch, t, t + 1))
         carries.append(carry)
         losses.append(loss)
-
-    @jax.jit
-    @jax.grad
-    def window_grad(params, entering, old, new):
-        entering = jax.lax.stop_gradient(entering)
-        if len(old.inputs):
-            _, entering = loss_fn(params, entering, old)
-        return loss_fn(params, entering, new)[0]
 
     grads = jax.tree.map(jnp.zeros_like, params)
     for j in range(T // k1):
