@@ -34,26 +34,6 @@ def problem(cell, batch_shape=(B,), steps=T, seed=0):
     return params, carry, xs, {"resets": resets, "mask": mask}
 
 
-def python_loop(cell, params, carry, xs, resets=None, mask=None, reverse=False):
-    """The docstring of unroll, lane by lane: nothing of the engine is used."""
-    resets, mask = (None if flag is None else np.asarray(flag) for flag in (resets, mask))
-    steps, *batch_shape = xs.shape[:-1]
-    carries, lanes = [], []
-    for lane in np.ndindex(*batch_shape):
-        c, ys = jax.tree.map(lambda a, i=lane: a[i], carry), [None] * steps
-        for t in reversed(range(steps)) if reverse else range(steps):
-            if mask is not None and not mask[(t, *lane)]:
-                ys[t] = jnp.zeros((cell.hidden_dim,))
-                continue
-            if resets is not None and resets[(t, *lane)]:
-                c = cell.initial_carry()
-            c, ys[t] = cell(params, c, xs[(t, *lane)])
-        carries.append(c)
-        lanes.append(jnp.stack(ys))
-    carry = jax.tree.map(lambda *a: jnp.stack(a).reshape(*batch_shape, *a[0].shape), *carries)
-    return carry, jnp.stack(lanes, 1).reshape(steps, *batch_shape, -1)
-
-
 def functional(out):
     """A number that every entry of every leaf has its own say in."""
     probes = [jnp.cos(1.0 + jnp.arange(leaf.size)).reshape(leaf.shape) for leaf in jax.tree.leaves(out)]
@@ -63,12 +43,12 @@ def functional(out):
 def with_gradients(run):
     """A compiled function of params, carry and xs: what `run` gives, and the gradient of its `functional` wrt all three."""
 
-    def loss(params, carry, xs):
-        out = run(params, carry, xs)
+    def loss(params, carry, xs, given):
+        out = run(params, carry, xs, **given)
         return functional(out), out
 
-    def swapped(params, carry, xs):
-        (_, out), grads = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(params, carry, xs)
+    def swapped(params, carry, xs, **given):
+        (_, out), grads = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(params, carry, xs, given)
         return out, grads
 
     return jax.jit(swapped)
@@ -80,11 +60,52 @@ def everything(run, params, carry, xs):
 
 
 @functools.cache
+def _step_and_back(cell):
+    return jax.jit(lambda *given: cell(*given)), jax.jit(lambda given, d_out: jax.vjp(cell, *given)[1](d_out))
+
+
+def looped(cell, params, carry, xs, resets=None, mask=None, reverse=False):
+    """`everything` of the docstring of unroll, lane by lane and back by hand: one compiled step and its transpose."""
+    step, back = _step_and_back(cell)
+    copied, at = functools.partial(jax.tree.map, np.array), lambda tree, lane: jax.tree.map(lambda a: a[lane], tree)
+    put = lambda tree, lane, new: jax.tree.map(lambda a, b: a.__setitem__(lane, b), tree, new)  # noqa: E731
+    params, carry, xs, initial, resets, mask = copied((params, carry, xs, cell.initial_carry(), resets, mask))
+    steps, *batch_shape = xs.shape[:-1]
+    ys, ran = np.zeros((steps, *batch_shape, cell.hidden_dim)), []
+    for lane in np.ndindex(*batch_shape):
+        for t in reversed(range(steps)) if reverse else range(steps):
+            where = (t, *lane)
+            if mask is not None and not mask[where]:
+                continue
+            reset = resets is not None and resets[where]
+            given = copied((params, initial if reset else at(carry, lane), xs[where]))
+            new, ys[where] = step(*given)
+            put(carry, lane, new)
+            ran.append((lane, where, reset, given))
+    d_carry, d_ys = copied(jax.jit(jax.grad(functional))((carry, ys)))
+    d_params, d_xs = jax.tree.map(np.zeros_like, (params, xs))
+    for lane, where, reset, given in reversed(ran):
+        d_p, d_c, d_xs[where] = back(given, (at(d_carry, lane), d_ys[where]))
+        d_params = jax.tree.map(np.add, d_params, d_p)
+        put(d_carry, lane, jax.tree.map(np.zeros_like, d_c) if reset else d_c)  # no gradient crosses a reset
+    return (carry, ys), (d_params, d_carry, d_xs)
+
+
+@functools.cache
+def _plain(cell, reverse):
+    return with_gradients(functools.partial(plain_unroll, cell, reverse=reverse))
+
+
+@functools.cache
 def plain_answer(cell, batch_shape=(B,), steps=T, use="resets mask", reverse=False):
-    """`everything` of plain_unroll on `problem`, kept: no test patches anything that plain_unroll runs."""
+    """`everything` of plain_unroll on `problem`, kept: no test patches anything that plain_unroll runs.
+
+    A flag that is not in use resets nothing, or masks nothing: so every use is one and the same program.
+    """
     params, carry, xs, given = problem(cell, batch_shape, steps)
-    given = {name: given[name] for name in use.split()}
-    return everything(lambda *a: plain_unroll(cell, *a, **given, reverse=reverse), params, carry, xs)
+    neutral = {"resets": jnp.zeros_like(given["resets"]), "mask": jnp.ones_like(given["mask"])}
+    given = neutral | {name: given[name] for name in use.split()}
+    return _plain(cell, reverse)(params, carry, xs, **given)
 
 
 def assert_same(got, want, tol=1e-11):

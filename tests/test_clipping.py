@@ -80,15 +80,20 @@ def test_every_value_in_every_leaf(dtype, leaf):
 @pytest.mark.parametrize("dtype", [*DTYPES, jnp.float64], ids=lambda d: d.__name__)
 @pytest.mark.parametrize("g_max", [1e-3, 0.5, 1.0, 20.0])
 def test_same_direction_and_norm_g_max(dtype, g_max):
+
+    @jax.jit
+    def both(g):  # optax sums in its dtype
+        ours = clip_by_global_norm(g_max).update(g, clip_by_global_norm(g_max).init(g))
+        return *ours, optax.clip_by_global_norm(g_max).update(g, optax.EmptyState())[0]
+
     for fill in (1e-4, 1.0, 30.0):
         g = gradient(dtype, 0, fill, 1, fill)
-        new, state = clip_by_global_norm(g_max).update(g, clip_by_global_norm(g_max).init(g))
+        new, state, theirs = both(g)
         before, after = flat(g), flat(new)
         norm = np.linalg.norm(before)
         assert bool(state.clipped) == (norm > g_max)
         np.testing.assert_allclose(np.linalg.norm(after), min(norm, g_max), rtol=4 * eps(dtype))
         np.testing.assert_allclose(after @ before / (np.linalg.norm(after) * norm), 1, rtol=4 * eps(dtype))
-        theirs = optax.clip_by_global_norm(g_max).update(g, optax.EmptyState())[0]  # sums in its dtype
         coarse = 16 if dtype in (jnp.float16, jnp.bfloat16) else 4
         np.testing.assert_allclose(after, flat(theirs), rtol=coarse * eps(dtype), atol=float(jnp.finfo(dtype).tiny))
 
@@ -195,6 +200,10 @@ each_cell = pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
 XS = jax.random.normal(jax.random.key(2), (12, 3, 2))
 
 
+def slopes_of(loss):
+    return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+
+
 def loss_of(cell, step_weights=None, run=unroll):
     def loss(params, carry, xs):
         carry, ys = run(cell, params, carry, xs)
@@ -209,34 +218,44 @@ def test_clipped_cell_is_the_cell_forward_and_at_infinity(cell):
     params, carry = cell.init(jax.random.key(3)), cell.initial_carry((3,))
     clipped, never = ClippedCell(cell, 1e-3), ClippedCell(cell, float("inf"))
     assert isinstance(clipped, SplitCell) and hash(clipped) == hash(ClippedCell(cell, 1e-3))
-    assert_equal(unroll(clipped, params, carry, XS), plain_unroll(cell, params, carry, XS))
+    ours, theirs = (jax.jit(run, static_argnums=0) for run in (unroll, plain_unroll))
+    assert_equal(ours(clipped, params, carry, XS), theirs(cell, params, carry, XS))
     halves = clipped.recur(params, carry, clipped.inputs(params, XS[0]))
     assert_equal(halves, cell(params, carry, XS[0]))
-    by_carry = jax.grad(lambda c: jnp.sum(clipped.recur(params, c, clipped.inputs(params, XS[0]))[1]))(carry)
+    by_carry = jax.jit(jax.grad(lambda c: jnp.sum(clipped.recur(params, c, clipped.inputs(params, XS[0]))[1])))(carry)
     norms = np.sqrt(sum(np.sum(np.square(leaf), axis=-1) for leaf in jax.tree.leaves(by_carry)))
     np.testing.assert_allclose(norms, 1e-3, rtol=1e-12)  # clipped in halves too
-    plain = jax.grad(loss_of(cell, run=plain_unroll), argnums=(0, 1, 2))(params, carry, XS)
-    assert_equal(jax.grad(loss_of(never), argnums=(0, 1, 2))(params, carry, XS), plain)
-    tight = jax.grad(loss_of(clipped), argnums=(0, 1, 2))(params, carry, XS)
+    plain = slopes_of(loss_of(cell, run=plain_unroll))(params, carry, XS)
+    assert_equal(slopes_of(loss_of(never))(params, carry, XS), plain)
+    tight = slopes_of(loss_of(clipped))(params, carry, XS)
     assert np.max(np.abs(flat(tight) - flat(plain))) > 1e-3
 
 
-@each_cell
+@functools.cache
+def pulled(cell):
+    """One step, and its pullback as a compiled function: both for any numbers."""
+
+    def pull(params, carry, x, by_carry, by_y):
+        return jax.vjp(lambda p, c: cell(p, c, x), params, carry)[1]((by_carry, by_y))
+
+    return jax.jit(cell), jax.jit(pull)
+
+
 @pytest.mark.parametrize("max_norm", [0.3, 3.0])
+@each_cell
 def test_clipped_cell_is_a_reverse_loop_with_clipping(cell, max_norm):
     params, carry = cell.init(jax.random.key(3)), cell.initial_carry((3,))
     weights = jnp.linspace(-1, 1, len(XS))
-    got = jax.grad(loss_of(ClippedCell(cell, max_norm), weights))(params, carry, XS)
+    got = jax.jit(jax.grad(loss_of(ClippedCell(cell, max_norm), weights)))(params, carry, XS)
 
-    pullbacks, ys, state = [], [], carry
-    step = jax.jit(lambda p, c, x: jax.vjp(lambda p, c: cell(p, c, x), p, c))
-    for x in XS:
-        (state, y), pullback = step(params, state, x)
-        pullbacks, ys = [*pullbacks, pullback], [*ys, y]
+    (step, pull), steps, state = pulled(cell), [], carry
+    for x, weight in zip(XS, weights, strict=True):
+        entering, (state, y) = state, step(params, state, x)
+        steps.append((entering, x, weight * jnp.cos(y)))
     total, clips = jax.tree.map(jnp.zeros_like, params), 0
     back = jax.tree.map(lambda leaf: jnp.full_like(leaf, 0.1), state)
-    for pullback, y, weight in reversed(list(zip(pullbacks, ys, weights, strict=True))):
-        by_params, by_carry = pullback((back, weight * jnp.cos(y)))
+    for entering, x, by_y in reversed(steps):
+        by_params, by_carry = pull(params, entering, x, back, by_y)
         total = jax.tree.map(jnp.add, total, by_params)
         norms = np.sqrt(sum(np.sum(np.square(leaf), axis=-1) for leaf in jax.tree.leaves(by_carry)))  # [B]
         factor = np.minimum(1, max_norm / norms)
@@ -251,7 +270,8 @@ def test_gradient_by_lag_is_bounded_on_an_exploding_cell():
     params, carry, xs = cell.init(jax.random.key(3)), cell.initial_carry((3,)), jnp.zeros((400, 3, 2), jnp.float64)
 
     def lag(cell):
-        return gradient_by_lag(cell, params, carry, xs, lambda y: jnp.sum(y[..., 0] * jnp.array([1.0, 1e-80, 1e300])))
+        last_loss = lambda y: jnp.sum(y[..., 0] * jnp.array([1.0, 1e-80, 1e300]))  # noqa: E731
+        return jax.jit(lambda xs: gradient_by_lag(cell, params, carry, xs, last_loss))(xs)
 
     plain, bounded = lag(cell)[:, 0], lag(ClippedCell(cell, 10.0))
     np.testing.assert_allclose(plain, 1.5 ** np.arange(1, 401), rtol=1e-9)
@@ -283,10 +303,11 @@ def test_clipped_cell_within_a_stack_and_without_batch():
     params = stack.init(jax.random.key(0))
     plain = Stack((inner.cell, LSTM(3, 2)))
     assert_equal(plain.init(jax.random.key(0)), params)
+    slopes = jax.jit(jax.grad(loss_of_sum(stack)))
     for batch_shape in ((), (2, 3)):
         xs = jnp.ones((5, *batch_shape, 2))
-        got = jax.grad(loss_of_sum(stack))(params, stack.initial_carry(batch_shape), xs)
-        one = jax.grad(loss_of_sum(stack))(params, stack.initial_carry(), xs.reshape(5, -1, 2)[:, 0])
+        got = slopes(params, stack.initial_carry(batch_shape), xs)
+        one = slopes(params, stack.initial_carry(), xs.reshape(5, -1, 2)[:, 0])
         copies = int(np.prod(batch_shape))
         np.testing.assert_allclose(flat(got), copies * flat(one), rtol=1e-12, atol=1e-14)  # every element clipped alone
 

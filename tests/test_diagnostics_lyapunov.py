@@ -145,17 +145,22 @@ def test_the_predicted_horizon_is_the_measured_one():
     """h' = a h: influence a^k falls to delta at k = ln delta / ln a; the profile shows it at the next whole step."""
     cell, delta = tbptt.DiagonalLinear(1, 1), 0.01
     xs = jnp.zeros((200, 1))
+
+    @jax.jit
+    def horizons(params):
+        got = lyapunov_spectrum(cell, params, cell.initial_carry(), xs)
+        profile = lag_profile(cell, params, cell.initial_carry(), xs, total, lags=150)
+        return memory_horizon(got.exponents, delta), measured_horizon(profile, delta)
+
     for a in (0.5, 0.9, 0.95):
         params = cell.init(jax.random.key(0))._replace(a=jnp.asarray([a]))
-        got = lyapunov_spectrum(cell, params, cell.initial_carry(), xs)
-        predicted = jax.jit(functools.partial(memory_horizon, delta=delta))(got.exponents)
+        predicted, measured = horizons(params)
         np.testing.assert_allclose(predicted, math.log(delta) / math.log(a), rtol=1e-12)
-        profile = lag_profile(cell, params, cell.initial_carry(), xs, total, lags=150)
-        measured = jax.jit(functools.partial(measured_horizon, delta=delta))(profile)
         assert measured.h == math.ceil(predicted)
-    short = lag_profile(cell, params, cell.initial_carry(), xs, total, lags=20)  # a^20 = 0.36 is not forgotten yet
+    profiled = jax.jit(lambda loss: lag_profile(cell, params, cell.initial_carry(), xs, loss, lags=20), static_argnums=0)
+    short = profiled(total)  # a^20 = 0.36 is not forgotten yet
     assert measured_horizon(short, delta).h == np.inf
-    silent = lag_profile(cell, params, cell.initial_carry(), xs, lambda y, s: jnp.zeros(()), lags=20)
+    silent = profiled(lambda y, s: jnp.zeros(()))
     assert measured_horizon(silent, delta).h == 0
     broken = short._replace(mean=jax.tree.map(lambda m: m.at[3].set(jnp.nan), short.mean))
     assert np.isnan(measured_horizon(broken, delta).h)
@@ -167,8 +172,9 @@ def test_the_horizon_of_a_profile_that_is_not_finite():
     """An exploding gradient is never forgotten, whether its profile ends below overflow, beyond it, or begins there."""
     cell, params = linear(np.asarray([[1.5]], np.float32))
     xs = jnp.zeros((400, 2), jnp.float32)
+    profiled = functools.partial(lag_profile, cell, params, cell.initial_carry(), step_losses=total)
     for lags in (216, 217, 218, 219, 220, 300):
-        profile = lag_profile(cell, params, cell.initial_carry(), xs, total, lags=lags)
+        profile = jax.jit(functools.partial(profiled, lags=lags))(xs)
         assert measured_horizon(profile, 0.01).h == np.inf
     for means, want in (([np.inf] * 4, np.inf), ([np.inf, np.inf, 1.0, 1.0], 2), ([np.inf, 1e37, 1e36, 1.0], 2)):
         mean = type(profile.mean)(jnp.asarray(means, jnp.float32))

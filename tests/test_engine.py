@@ -78,11 +78,11 @@ def both(cell, use="resets mask", batch_shape=(B,), steps=T, **options):
 def test_blocks_and_a_rest_equal_the_plain_scan(cell, use, remat, monkeypatch):
     monkeypatch.setattr(sizes, "CPU_BLOCK", 1)
     monkeypatch.setattr(sizes, "FEWEST", 3)
-    fast, plain = both(cell, use, steps=10, remat=remat)  # 10 steps in blocks of 2: five of them
+    # In blocks of 2: five of them, or five and one step left over. In turns, so that any three of the four still meet.
+    steps = 10 + (CELLS.index(cell) + len(use.split()) + (remat is None)) % 2
+    fast, plain = both(cell, use, steps=steps, remat=remat)
     assert_same(fast, plain)
     assert min(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(plain[1][0])) > 1e-3
-    fast, plain = both(cell, use, steps=11, remat=remat)  # in blocks of 2, and one step left over
-    assert_same(fast, plain)
 
 
 @each_cell
@@ -93,16 +93,13 @@ def test_any_batch_shape_equals_the_plain_scan(cell, batch_shape):
 
 @each_cell
 def test_under_vmap_equals_the_plain_scan(cell):
-    params, carry, xs, given = problem(cell, (3, B))
+    params, carry, xs, given = problem(cell, (2, 3))
 
-    def batched(unroll):
-        def run(params, carry, xs):
-            one = lambda c, x, r, m: unroll(cell, params, c, x, resets=r, mask=m)  # noqa: E731
-            return jax.vmap(one, (0, 1, 1, 1), (0, 1))(carry, xs, given["resets"], given["mask"])
+    def batched(params, carry, xs):
+        one = lambda c, x, r, m: tbptt.unroll(cell, params, c, x, resets=r, mask=m)  # noqa: E731
+        return jax.vmap(one, (0, 1, 1, 1), (0, 1))(carry, xs, given["resets"], given["mask"])
 
-        return everything(run, params, carry, xs)
-
-    assert_same(batched(tbptt.unroll), batched(tbptt.plain_unroll))
+    assert_same(everything(batched, params, carry, xs), plain_answer(cell, (2, 3)))
 
 
 @each_cell
@@ -114,16 +111,18 @@ def test_the_backward_pass_can_be_differentiated(cell):
             last, ys = unroll(cell, params, carry, xs, **given)
             return jnp.sum(jnp.sin(ys)) + sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(last))
 
-        return jax.grad(lambda p: sum(jnp.sum(g**2) for g in jax.tree.leaves(jax.grad(loss)(p))))(params)
+        return jax.grad(lambda p: sum(jnp.sum(g**2) for g in jax.tree.leaves(jax.grad(loss)(p))))
 
-    assert_same(norm_of_gradient(tbptt.unroll), norm_of_gradient(tbptt.plain_unroll), 1e-9)
+    of_unroll, of_plain = norm_of_gradient(tbptt.unroll), norm_of_gradient(tbptt.plain_unroll)
+    assert_same(jax.jit(of_unroll)(params), jax.jit(of_plain)(params), 1e-9)
 
 
 def test_plain_unroll_goes_forward_too():
     cell = LSTM(D, H)
     params, carry, xs, given = problem(cell)
-    f = lambda p: tbptt.plain_unroll(cell, p, carry, xs, **given)[1]  # noqa: E731
-    assert_same(jax.jacfwd(f)(params), jax.jacrev(lambda p: tbptt.unroll(cell, p, carry, xs, **given)[1])(params))
+    forward = jax.jacfwd(lambda p: tbptt.plain_unroll(cell, p, carry, xs, **given)[1])
+    back = jax.jacrev(lambda p: tbptt.unroll(cell, p, carry, xs, **given)[1])
+    assert_same(*jax.jit(lambda p: (forward(p), back(p)))(params))
 
 
 class Doubled(LSTM):
@@ -210,7 +209,7 @@ def test_bfloat16_products_keep_a_float32_carry_and_a_stated_error(cell):
             assert all(leaf.dtype == dtype for leaf in jax.tree.leaves((last, ys)))
             return jnp.sum(jnp.sin(3 * ys))
 
-        return jax.flatten_util.ravel_pytree(jax.grad(loss)(params))[0].astype(jnp.float64)
+        return jax.flatten_util.ravel_pytree(jax.jit(jax.grad(loss))(params))[0].astype(jnp.float64)
 
     params = exact.init(jax.random.key(0))
     want = gradient(exact, params, jnp.float64)
@@ -243,7 +242,7 @@ def loss_and_gradient(cell, remat=None):
 
 
 @pytest.mark.parametrize("remat", PLANS, ids=str)
-@pytest.mark.parametrize("cell", [CELLS[4], CELLS[-1]], ids=["LSTM", "Stack"])
+@pytest.mark.parametrize("cell", [LSTM(D, H), Stack((Leaky(D, 5), GRU(5, H)))], ids=["LSTM", "Stack"])
 def test_every_plan_gives_the_same_loss_and_gradient(cell, remat):
     assert_same(loss_and_gradient(cell, remat), loss_and_gradient(cell), 1e-10)
 

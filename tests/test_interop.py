@@ -1,6 +1,7 @@
 """Flax's cells as ours give what flax's own RNN gives, and ours as flax's what our unroll gives."""
 
 import functools
+import itertools
 
 import flax.linen as nn
 import jax
@@ -127,14 +128,18 @@ def test_is_a_hashable_cell_and_pure_under_jit_and_vmap(cell, xs, key):
     assert again == cell and hash(again) == hash(cell)
     params = cell.init(key)
     assert all(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves((params, cell.initial_carry((B,)))))
-    wanted = tbptt.unroll(cell, params, cell.initial_carry((B,)), xs)
-    assert_close(jax.jit(tbptt.unroll, static_argnums=0)(cell, params, cell.initial_carry((B,)), xs), wanted)
-    lanes = jax.vmap(lambda xs: tbptt.unroll(cell, params, cell.initial_carry(), xs), in_axes=1, out_axes=(0, 1))(xs)
+    wanted, jitted = ours(cell)(params, xs), jax.jit(ours(cell))
+    assert_close(jitted(params, xs), wanted)
+
+    @jax.jit
+    def vmapped(params, xs):
+        one = jax.vmap(lambda xs: tbptt.unroll(cell, params, cell.initial_carry(), xs), in_axes=1, out_axes=(0, 1))
+        members = jax.vmap(cell.init)(jax.random.split(key, 4))
+        return one(xs), members, jax.vmap(lambda params: ours(cell)(params, xs)[1])(members)
+
+    lanes, members, ys = vmapped(params, xs)
     assert_close(lanes, wanted)
-    members = jax.vmap(cell.init)(jax.random.split(key, 4))
-    ys = jax.vmap(lambda params: ours(cell)(params, xs)[1])(members)
-    second = jax.tree.map(lambda a: a[1], members)
-    assert_close(ys[1], ours(cell)(second, xs)[1])
+    assert_close(ys[1], jitted(jax.tree.map(lambda a: a[1], members), xs)[1])
 
 
 @pytest.mark.parametrize(
@@ -177,9 +182,9 @@ def test_as_linen_trains_inside_a_linen_model(xs, key):
         def __call__(self, xs):
             return nn.Dense(1, param_dtype=jnp.float64)(nn.RNN(as_linen(tbptt.LSTM(D, 8)), time_major=True)(xs))
 
-    ys, variables = Model().init_with_output(key, xs)
+    ys, variables = jax.jit(Model().init_with_output)(key, xs)
     assert ys.shape == (T, B, 1)
-    grads = jax.grad(lambda v: jnp.sum(Model().apply(v, xs) ** 2))(variables)
+    grads = jax.jit(jax.grad(lambda v: jnp.sum(Model().apply(v, xs) ** 2)))(variables)
     assert all(np.max(np.abs(g)) > 0 for g in jax.tree.leaves(grads))
 
 
@@ -194,17 +199,18 @@ def test_truncated_bptt_takes_a_flax_cell(cell, key):
     carry = cell.initial_carry((B,))
     got = jax.jit(estimator.estimate)(params, estimator.init(params, carry, batch), batch)
 
-    def cut(batch, start, end):
-        return jax.tree.map(lambda a: a[start:end], batch)
+    def window(params, entering, old, new):  # the docstring's: 4 counted steps, 4 older ones replayed, the carry constant
+        _, replayed = loss_fn(params, entering, old)
+        return loss_fn(params, replayed, new)[0]
 
-    def window(params, end):  # the docstring's loop: 4 counted steps, up to 4 older ones replayed, the carry constant
-        start = max(0, end - 8)
-        entering = jax.lax.stop_gradient(loss_fn(params, carry, cut(batch, 0, start))[1])
-        replayed = loss_fn(params, entering, cut(batch, start, end - 4))[1]
-        return loss_fn(params, replayed, cut(batch, end - 4, end))[0] / (16 * B)
-
-    losses, grads = zip(*(jax.value_and_grad(window)(params, end) for end in (4, 8, 12, 16)), strict=True)
-    assert_close((got.loss, got.grads), (sum(losses), jax.tree.map(lambda *g: sum(g), *grads)))
+    first, later = jax.jit(jax.value_and_grad(loss_fn, has_aux=True)), jax.jit(jax.value_and_grad(window))
+    pieces = [jax.tree.map(lambda a, i=i: a[i : i + 4], batch) for i in range(0, 16, 4)]
+    (loss, _), grads = first(params, carry, pieces[0])  # nothing to replay
+    for old, new in itertools.pairwise(pieces):
+        more, by_params = later(params, carry, old, new)
+        loss, grads = loss + more, jax.tree.map(jnp.add, grads, by_params)
+        carry = first(params, carry, old)[0][1]
+    assert_close((got.loss, got.grads), jax.tree.map(lambda a: a / (16 * B), (loss, grads)))
 
 
 def test_masks_resets_and_reverse_work_on_a_flax_cell(xs, key):

@@ -26,7 +26,7 @@ from tbptt.native.rows import product_back_by_rows, product_by_rows
 from tbptt.native.tiles import COLUMNS, pack, product_by_tiles
 from tbptt.unroll import CarriesOnly, Segments, plain_unroll, unroll
 from tests.compiled import callable_here
-from tests.problems import assert_same, everything, plain_answer, problem
+from tests.problems import assert_same, everything, plain_answer, problem, with_gradients
 
 D, H, B, T = 3, 6, 2, 12
 each_cell = pytest.mark.parametrize("cell", [Elman(D, H), GRU(D, H), LSTM(D, H)], ids=lambda cell: type(cell).__name__)
@@ -89,65 +89,93 @@ def test_nan_padding_and_a_reset_after_divergence(cell, compiled_loops):
     params, carry, xs, given = problem(cell, steps=T)
     holes = jnp.where(given["mask"][..., None], xs, jnp.nan)
     got = everything(lambda *a: unroll(cell, *a, **given), params, carry, holes)
-    assert_same(got, everything(lambda *a: plain_unroll(cell, *a, **given), params, carry, xs))
+    assert_same(got, plain_answer(cell, steps=T))
     resets = jnp.zeros((T, B), bool).at[2].set(True)
     carry = jax.tree.map(lambda a: a.at[0].set(jnp.nan).at[1].set(jnp.inf), carry)
-    got, want = (run(cell, params, carry, xs, resets=resets) for run in (unroll, plain_unroll))
+    got, want = jax.jit(lambda *a: [run(cell, *a, resets=resets) for run in (unroll, plain_unroll)])(params, carry, xs)
     assert_same(got, want)
     assert bool(jnp.all(jnp.isfinite(got[1][2:]))) and not bool(jnp.all(jnp.isfinite(got[1][:2])))
 
 
+def vmapped_with_weights(cell, run, params, carry, xs):
+    given = problem(cell, (2, B), T)[3]
+    one = lambda p, c, x, r, m: run(cell, p, c, x, resets=r, mask=m)  # noqa: E731
+    return jax.vmap(one, (0, 0, 1, 1, 1), (0, 1))(params, carry, xs, given["resets"], given["mask"])
+
+
+def answer_with_weights(cell, run):
+    params, carry, xs, _ = problem(cell, (2, B), T)
+    many = jax.tree.map(lambda a: jnp.stack([a, 1.5 * a]), params)
+    return everything(functools.partial(vmapped_with_weights, cell, run), many, carry, xs)
+
+
+plain_answer_with_weights = functools.cache(functools.partial(answer_with_weights, run=plain_unroll))
+
+
 @each_cell
 def test_under_vmap_over_weights_it_is_the_scan(cell, compiled_loops):
-    params, carry, xs, given = problem(cell, (2, B), T)
+    assert_same(answer_with_weights(cell, unroll), plain_answer_with_weights(cell))
+    params, carry, xs, _ = problem(cell, (2, B), T)
     many = jax.tree.map(lambda a: jnp.stack([a, 1.5 * a]), params)
-
-    def run(unroll, params, carry, xs):
-        one = lambda p, c, x, r, m: unroll(cell, p, c, x, resets=r, mask=m)  # noqa: E731
-        return jax.vmap(one, (0, 0, 1, 1, 1), (0, 1))(params, carry, xs, given["resets"], given["mask"])
-
-    assert_same(*(everything(functools.partial(run, u), many, carry, xs) for u in (unroll, plain_unroll)))
-    grad = jax.grad(lambda *a: jnp.sum(run(unroll, *a)[1]))
+    grad = jax.grad(lambda *a: jnp.sum(vmapped_with_weights(cell, unroll, *a)[1]))
     assert "native" not in jax.jit(grad).lower(many, carry, xs).as_text()
     alone = jax.grad(lambda *a: jnp.sum(unroll(cell, *a)[1]))
     assert "native" in jax.jit(alone).lower(params, jax.tree.map(lambda a: a[0], carry), xs[:, 0]).as_text()
 
 
-@each_cell
-def test_vmap_over_all_but_the_weights_adds_lanes(cell, compiled_loops, monkeypatch):
-    params, carry, xs, given = problem(cell, (5, 3, B), T)  # of five, three and B lanes
+def vmapped_but_for_weights(cell, run):
+    """Programs of params, carry and xs: outputs with their gradients and gradients under vmap; and the latter alone."""
+    given = problem(cell, (5, 3, B), T)[3]  # of five, three and B lanes
 
-    def one(run, params, carry, xs, resets):  # the mask is no example's own
+    def one(params, carry, xs, resets):  # the mask is no example's own
         return run(cell, params, carry, xs, resets=resets, mask=given["mask"][:, 0, 0])[1]
 
-    def outputs(run, params, carry, xs):
-        inner = jax.vmap(functools.partial(one, run), (None, 0, 1, 1), 1)
+    def outputs(params, carry, xs):
+        inner = jax.vmap(one, (None, 0, 1, 1), 1)
         return jax.vmap(inner, (None, None, 1, 1), 2)(params, jax.tree.map(lambda a: a[0], carry), xs, given["resets"])
 
-    def gradients(run, params, carry, xs):
+    def gradients(params, carry, xs):
         entering = jax.tree.map(lambda a: a[0, 0], carry)
         grad = jax.grad(lambda p, x: jnp.sum(jnp.sin(run(cell, p, entering, x)[1])))
         return jax.vmap(grad, (None, 1))(params, xs[:, :, 0])
 
-    assert_same(*(everything(functools.partial(outputs, u), params, carry, xs) for u in (unroll, plain_unroll)))
-    assert_same(*(gradients(u, params, carry, xs) for u in (unroll, plain_unroll)))
-    program = jax.jit(functools.partial(gradients, unroll)).lower(params, carry, xs)
-    assert program.as_text().count("stablehlo.custom_call @tbptt.native") == 2  # forward and back
-    assert f"tensor<{T}x5x{B}x{H}x" in program.as_text()
+    return jax.jit(lambda *a: (with_gradients(outputs)(*a), gradients(*a))), jax.jit(gradients)
+
+
+@functools.cache
+def plain_but_for_weights(cell):
+    return vmapped_but_for_weights(cell, plain_unroll)[0](*problem(cell, (5, 3, B), T)[:3])
+
+
+@each_cell
+def test_vmap_over_all_but_the_weights_adds_lanes(cell, compiled_loops, monkeypatch):
+    given = problem(cell, (5, 3, B), T)[:3]
+    ours, gradients = vmapped_but_for_weights(cell, unroll)
+    assert_same(ours(*given), plain_but_for_weights(cell))
+    text = gradients.lower(*given).as_text()
+    assert text.count("stablehlo.custom_call @tbptt.native") == 2  # forward and back
+    assert f"tensor<{T}x5x{B}x{H}x" in text
     monkeypatch.setattr(call, "loops_fit", lambda lanes, units: False)
-    assert "native" not in jax.jit(functools.partial(gradients, unroll)).lower(params, carry, xs).as_text()
+    assert "native" not in vmapped_but_for_weights(cell, unroll)[1].lower(*given).as_text()
+
+
+def change_of_steepness(cell, run):
+    params, carry, xs, given = problem(cell, (B,), T)
+
+    def steepness(params):
+        grad = jax.grad(lambda p: jnp.sum(jnp.sin(run(cell, p, carry, xs, **given)[1])))(params)
+        return sum(jnp.sum(jnp.cos(leaf)) for leaf in jax.tree.leaves(grad))
+
+    return jax.jit(jax.grad(steepness))(params)
+
+
+plain_change_of_steepness = functools.cache(functools.partial(change_of_steepness, run=plain_unroll))
 
 
 @each_cell
 def test_the_gradient_has_a_gradient(cell, compiled_loops):
-    params, carry, xs, given = problem(cell, (B,), T)
-
-    def steepness(run, params):
-        grad = jax.grad(lambda p: jnp.sum(jnp.sin(run(cell, p, carry, xs, **given)[1])))(params)
-        return sum(jnp.sum(jnp.cos(leaf)) for leaf in jax.tree.leaves(grad))
-
-    got, want = (jax.grad(functools.partial(steepness, run))(params) for run in (unroll, plain_unroll))
-    assert_same(got, want)
+    want = plain_change_of_steepness(cell)
+    assert_same(change_of_steepness(cell, unroll), want)
     assert min(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(want)) > 1e-4
 
 
@@ -155,7 +183,7 @@ def test_the_gradient_has_a_gradient(cell, compiled_loops):
 def test_float32(make):
     """Within 1e-5 of float64, which the scan is too: float32 has 6e-8."""
     params, carry, xs, given = problem(make(D, H), steps=12)
-    want = everything(lambda *a: plain_unroll(make(D, H), *a, **given), params, carry, xs)
+    want = plain_answer(make(D, H), steps=12)
     single, cell = jax.tree.map(lambda a: a.astype(jnp.float32), (params, carry, xs)), make(D, H, dtype=jnp.float32)
     assert isinstance(choice.loops_of(cell.backprop, single[1]), NativeLoops)
     got = everything(lambda *a: unroll(cell, *a, **given), *single)

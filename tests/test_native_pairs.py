@@ -36,12 +36,12 @@ def test_halves_are_the_plain_scan(make, H, batch_shape, halves):
     cell = make(D, H)
     params, carry, xs, given = problem(cell, batch_shape, T)
 
-    for reverse in (False, True):
-        ours = with_gradients(lambda *a, r=reverse: unroll(cell, *a, **given, reverse=r))
-        for _ in range(5):  # with a helper from other turns on, or none
-            assert_same(ours(params, carry, xs), plain_answer(cell, batch_shape, T, reverse=reverse))
-    text = jax.jit(lambda p: unroll(cell, p, carry, xs)).lower(params).as_text()
-    assert "parts = 2 : i64" in text
+    # Forward and in reverse in turns, so that any three of cell, units, batch and direction still meet.
+    reverse = (len(make.__name__) + (H == 7) + len(batch_shape)) % 2 == 1
+    ours = with_gradients(lambda *a: unroll(cell, *a, **given, reverse=reverse))
+    for _ in range(5):  # with a helper from other turns on, or none
+        assert_same(ours(params, carry, xs), plain_answer(cell, batch_shape, T, reverse=reverse))
+    assert ours.lower(params, carry, xs).as_text().count("parts = 2 : i64") == 2  # there and back
 
 
 @each_cell

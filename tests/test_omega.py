@@ -29,22 +29,23 @@ def setting(cell, key, scale=1.0):
     return jax.tree.map(lambda p: scale * p, init_params(k_p, cell, READOUT)), cell.initial_carry((B,)), Batch(xs, ys)
 
 
-def omega(cell, params, carry, batch, **kwargs):
+@functools.partial(jax.jit, static_argnums=0, static_argnames="embedding")
+def omega(cell, params, carry, batch, embedding=None):
     """Omega alone: what norm_preserving adds to the plain loss at strength 1."""
-    plain = sequence_loss(cell, READOUT, squared_error, **kwargs)
-    added = norm_preserving(cell, READOUT, squared_error, 1.0, **kwargs)
-    return jax.jit(lambda p, c, b: added(p, c, b)[0] - plain(p, c, b)[0])(params, carry, batch)
+    plain = sequence_loss(cell, READOUT, squared_error, embedding=embedding)
+    added = norm_preserving(cell, READOUT, squared_error, 1.0, embedding=embedding)
+    return added(params, carry, batch)[0] - plain(params, carry, batch)[0]
 
 
-def slopes(cell, params, carry, batch):
-    return jax.jit(jax.grad(functools.partial(omega, cell)))(params, carry, batch)
+with_slopes = jax.jit(jax.value_and_grad(omega, argnums=(1, 2)), static_argnums=0)  # by params and carry
 
 
 @pytest.mark.parametrize("c", [1.0, 0.5, 1.3])
 def test_a_multiple_of_an_orthogonal_matrix(c, key):
     cell = Elman(D, H, activation=linear, gain=c)
     params, carry, batch = setting(cell, key)
-    np.testing.assert_allclose(omega(cell, params, carry, batch), T * B * (c - 1) ** 2, atol=1e-12)
+    value, (by_params, _) = with_slopes(cell, params, carry, batch)
+    np.testing.assert_allclose(value, T * B * (c - 1) ** 2, atol=1e-12)
     # There the signals do not matter, so it is additive over time; and one step of it is one term.
     pieces = 0.0
     for piece in split(batch, 1, 4):
@@ -52,7 +53,7 @@ def test_a_multiple_of_an_orthogonal_matrix(c, key):
     np.testing.assert_allclose(pieces, T * B * (c - 1) ** 2, atol=1e-12)
     # d/dw_h of (|s W^T| / |s| - 1)^2 for c Q: the step down the gradient brings c towards 1.
     if c != 1:
-        g = slopes(cell, params, carry, batch).cell.w_h
+        g = by_params.cell.w_h
         assert np.sign(jnp.sum(g * params.cell.w_h)) == np.sign(c - 1)
 
 
@@ -123,8 +124,8 @@ def test_any_cell_against_jacobians_and_finite_differences_of_the_direct_part(ce
 
         return jnp.sum(jax.vmap(jax.vmap(term))(carries, signals, batch.inputs))
 
-    np.testing.assert_allclose(omega(cell, params, carry, batch), direct(params.cell), rtol=1e-10)
-    grads = slopes(cell, params, carry, batch)
+    value, (grads, through_the_carry) = with_slopes(cell, params, carry, batch)
+    np.testing.assert_allclose(value, direct(params.cell), rtol=1e-10)
     for part in (grads.readout, grads.embedding):
         assert all(not np.any(leaf) for leaf in jax.tree.leaves(part))
     direction = jax.tree.map(lambda p: jax.random.normal(jax.random.key(7), p.shape), params.cell)
@@ -132,7 +133,6 @@ def test_any_cell_against_jacobians_and_finite_differences_of_the_direct_part(ce
     slope = (direct(ahead) - direct(behind)) / 2e-5
     got = sum(jnp.vdot(g, d) for g, d in zip(jax.tree.leaves(grads.cell), jax.tree.leaves(direction), strict=True))
     np.testing.assert_allclose(got, slope, rtol=1e-6)
-    through_the_carry = jax.jit(jax.grad(lambda c: omega(cell, params, c, batch)))(carry)
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(through_the_carry))
 
 
@@ -142,9 +142,9 @@ def test_masked_and_reset_steps_are_left_out(key):
     mask = jnp.ones((T, B), bool).at[4:].set(False)
     nan = batch._replace(inputs=batch.inputs.at[4:].set(jnp.nan), targets=batch.targets.at[4:].set(jnp.nan), mask=mask)
     short = jax.tree.map(lambda a: a[:4], batch)
-    np.testing.assert_allclose(omega(cell, params, carry, nan), omega(cell, params, carry, short), rtol=1e-11)
-    grads = [slopes(cell, params, carry, b) for b in (nan, short)]
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-14), *grads)
+    (masked, (masked_grads, _)), (value, (grads, _)) = (with_slopes(cell, params, carry, b) for b in (nan, short))
+    np.testing.assert_allclose(masked, value, rtol=1e-11)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-14), masked_grads, grads)
     resets = jnp.zeros((T, B), bool).at[3].set(True)
     ends = [jax.tree.map(lambda a, s=s: a[s], batch) for s in (slice(0, 3), slice(3, T))]
     fresh = [omega(cell, params, carry, end) for end in ends]
@@ -161,7 +161,7 @@ def test_no_error_signal_no_term(key):
     two = jax.tree.map(lambda a: a[:2], batch)
     np.testing.assert_allclose(omega(cell, params, carry, early), omega(cell, params, carry, two), rtol=1e-11)
     silent = params._replace(readout=jax.tree.map(jnp.zeros_like, params.readout))  # the loss ignores the carry
-    value, grads = omega(cell, silent, carry, batch), slopes(cell, silent, carry, batch)
+    value, (grads, _) = with_slopes(cell, silent, carry, batch)
     assert value == 0 and all(np.all(leaf == 0) for leaf in jax.tree.leaves(grads))
 
 
@@ -193,8 +193,11 @@ def test_estimators_take_it_and_embeddings_too(key):
     loss = norm_preserving(cell, READOUT, squared_error, 0.7)
     whole = jax.jit(full_bptt(loss).estimate)(params, carry, batch)
     plain = jax.jit(full_bptt(sequence_loss(cell, READOUT, squared_error)).estimate)(params, carry, batch)
-    add = jax.grad(lambda p: 0.7 * omega(cell, p, carry, batch) / (T * B))(params)
-    jax.tree.map(lambda a, b, c: np.testing.assert_allclose(a, b + c, rtol=1e-9, atol=1e-14), whole.grads, plain.grads, add)
+    add = with_slopes(cell, params, carry, batch)[1][0]
+    share = 0.7 / (T * B)
+    jax.tree.map(
+        lambda a, b, c: np.testing.assert_allclose(a, b + share * c, rtol=1e-9, atol=1e-14), whole.grads, plain.grads, add
+    )
     cut = jax.jit(truncated_bptt(loss, 2, 4).estimate)
     memory = truncated_bptt(loss, 2, 4).init(params, carry, batch)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(cut(params, memory, batch).grads))

@@ -1,6 +1,5 @@
 """The parallel scan is `unroll`, in values and gradients, and no loop is left in it."""
 
-import functools
 import inspect
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ import pytest
 from tbptt.cells import LSTM, DiagonalLinear, MinGRU, MinLSTM, Stack
 from tbptt.parallel_scan import parallel_unroll
 from tbptt.unroll import unroll
-from tests.problems import assert_same, everything, problem, python_loop
+from tests.problems import assert_same, everything, looped, plain_answer, problem
 
 D, H, B, T = 3, 4, 2, 7
 
@@ -46,32 +45,36 @@ class Integrators(DiagonalLinear):
 
 CELLS = [DiagonalLinear(D, H), MinGRU(D, H), MinLSTM(D, H), Integrators(D, H)]
 each_cell = pytest.mark.parametrize("cell", CELLS, ids=lambda cell: type(cell).__name__)
-directions = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 
 
-@each_cell
-@pytest.mark.parametrize(
-    ("use", "reverse"), [("", 0), ("", 1), ("resets", 0), ("mask", 0), ("resets mask", 0), ("resets mask", 1)]
+@pytest.mark.parametrize(  # every two of the three values meet
+    ("cell", "use", "reverse"),
+    [
+        (c, use, (i + j) % 2 == 0)
+        for j, use in enumerate(("", "resets", "mask", "resets mask"))
+        for i, c in enumerate(CELLS)
+    ],
+    ids=lambda value: str(value) if isinstance(value, str | bool) else type(value).__name__,
 )
 def test_is_the_plain_loop(cell, use, reverse):
     params, carry, xs, given = problem(cell)
     given = {name: given[name] for name in use.split()}
-    got = everything(lambda *a: parallel_unroll(cell, *a, **given, reverse=bool(reverse)), params, carry, xs)
-    want = everything(lambda *a: python_loop(cell, *a, **given, reverse=reverse), params, carry, xs)
+    got = everything(lambda *a: parallel_unroll(cell, *a, **given, reverse=reverse), params, carry, xs)
+    want = looped(cell, params, carry, xs, **given, reverse=reverse)
     assert_same(got, want)
     assert min(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(want[1][0])) > 1e-3  # the gradient is alive
 
 
-@each_cell
-@directions
-@pytest.mark.parametrize("steps", [1, 2, 300])
+@pytest.mark.parametrize(  # every two of the three values meet, and the deepest tree goes both ways
+    ("cell", "reverse", "steps"),
+    [(c, (i + steps) % 2 == 1, steps) for steps in (1, 2) for i, c in enumerate(CELLS)]
+    + [(c, reverse, 300) for reverse in (False, True) for c in CELLS],
+    ids=lambda value: str(value) if isinstance(value, int) else type(value).__name__,
+)
 def test_is_the_scan_at_every_depth_of_the_tree(cell, reverse, steps):
     params, carry, xs, given = problem(cell, steps=steps)
-    got, want = (
-        everything(lambda *a, run=run: run(cell, *a, **given, reverse=reverse), params, carry, xs)
-        for run in (parallel_unroll, unroll)
-    )
-    assert_same(got, want, 1e-10)
+    got = everything(lambda *a: parallel_unroll(cell, *a, **given, reverse=reverse), params, carry, xs)
+    assert_same(got, plain_answer(cell, steps=steps, reverse=reverse), 1e-10)
 
 
 @each_cell
@@ -81,7 +84,7 @@ def test_no_steps_return_the_carry(cell):
     assert_same((last, ys.shape), (carry, (0, B, H)), 0)
     mask = jnp.ones((T, B), bool).at[:, 1].set(False)  # a lane that does not exist at all: nothing is reset there either
     resets = given["resets"].at[:, 1].set(True)
-    last, ys = parallel_unroll(cell, params, carry, xs, resets=resets, mask=mask)
+    last, ys = jax.jit(parallel_unroll, static_argnums=0)(cell, params, carry, xs, resets=resets, mask=mask)
     assert_same(jax.tree.map(lambda a: a[1], last), jax.tree.map(lambda a: a[1], carry), 0)
     assert bool(jnp.all(ys[:, 1] == 0)) and bool(jnp.all(ys[:, 0] != 0))
 
@@ -99,7 +102,7 @@ def test_nan_padding_changes_nothing(cell):
         return carry, ys[real], ys[~mask]
 
     (last, ys, at_holes), grads = everything(padded, params, carry, xs)
-    assert_same(((last, ys), grads), everything(lambda *a: unroll(cell, *a), params, carry, xs))
+    assert_same(((last, ys), grads), plain_answer(cell, (), use=""))
     assert bool(jnp.all(at_holes == 0))
 
 
@@ -112,9 +115,10 @@ def test_no_gradient_crosses_a_reset(cell):
         last, ys = parallel_unroll(cell, params, carry, xs, resets=resets)
         return jnp.sum(ys[4:] ** 2) + sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(last))
 
-    to_carry, to_xs = jax.grad(after, argnums=(0, 1))(carry, xs, resets)
+    slopes = jax.jit(jax.grad(after, argnums=(0, 1)))
+    to_carry, to_xs = slopes(carry, xs, resets)
     assert all(bool(jnp.all(leaf == 0)) for leaf in jax.tree.leaves((to_carry, to_xs[:4])))
-    open_carry, open_xs = jax.grad(after, argnums=(0, 1))(carry, xs, jnp.zeros_like(resets))
+    open_carry, open_xs = slopes(carry, xs, jnp.zeros_like(resets))
     assert all(bool(jnp.all(leaf != 0)) for leaf in jax.tree.leaves((open_carry, open_xs)))
 
 
@@ -132,10 +136,9 @@ def test_a_reset_recovers_a_lane_that_diverged(at):
 def test_batched_is_vmapped():
     cell = MinLSTM(D, H)
     params, carry, xs, given = problem(cell, (3, 2))
-    got = parallel_unroll(cell, params, carry, xs, **given)
-    one = functools.partial(parallel_unroll, cell, params)
-    two = jax.vmap(jax.vmap(lambda c, x, r, m: one(c, x, resets=r, mask=m), (0, 1, 1, 1), (0, 1)), (0, 1, 1, 1), (0, 1))
-    assert_same(got, two(carry, xs, given["resets"], given["mask"]))
+    one = jax.jit(lambda c, x, r, m: parallel_unroll(cell, params, c, x, resets=r, mask=m))
+    two = jax.jit(jax.vmap(jax.vmap(one, (0, 1, 1, 1), (0, 1)), (0, 1, 1, 1), (0, 1)))
+    assert_same(*(run(carry, xs, given["resets"], given["mask"]) for run in (one, two)))
 
 
 def test_second_derivatives_and_forward_mode():
@@ -147,7 +150,7 @@ def test_second_derivatives_and_forward_mode():
             last, ys = run(cell, params._replace(b=b), carry, xs, **given)
             return jnp.sum(jnp.sin(ys)) + jnp.sum(last.h**3)
 
-        return jax.hessian(loss)(params.b)  # forward over reverse
+        return jax.jit(jax.hessian(loss))(params.b)  # forward over reverse
 
     got, want = curvature(parallel_unroll), curvature(unroll)
     assert_same(got, want)

@@ -57,10 +57,8 @@ def setting(key, steps=T):
 def test_without_dropout_it_is_sequence_loss(key):
     params, carry, batch = setting(key)
     plain = tbptt.sequence_loss(CELL, Logits(0.0), cross_entropy, embedding=Embedded(0.0))
-    assert_close(
-        jax.value_and_grad(loss_of(0.0), has_aux=True)(params, carry, batch),
-        jax.value_and_grad(plain, has_aux=True)(params, carry, batch._replace(targets=batch.targets.targets)),
-    )
+    ours, theirs = (jax.jit(jax.value_and_grad(loss, has_aux=True)) for loss in (loss_of(0.0), plain))
+    assert_close(ours(params, carry, batch), theirs(params, carry, batch._replace(targets=batch.targets.targets)))
 
 
 def test_masks_are_those_of_flax_written_out_step_by_step(key):
@@ -84,20 +82,21 @@ def test_masks_are_those_of_flax_written_out_step_by_step(key):
 def test_every_way_to_cut_meets_the_same_masks(key):
     params, carry, batch = setting(key)
     loss = loss_of(0.5)
-    full = tbptt.full_bptt(loss).estimate(params, carry, batch)
+    whole = jax.jit(tbptt.full_bptt(loss).estimate)
+    full = whole(params, carry, batch)
     other = with_seeds(jax.random.key(9), batch._replace(targets=batch.targets.targets))
-    assert abs(full.loss - tbptt.full_bptt(loss).estimate(params, carry, other).loss) > 1e-3
+    assert abs(full.loss - whole(params, carry, other).loss) > 1e-3
     estimator = tbptt.truncated_bptt(loss, 4, T)  # replays all its past
-    out = estimator.estimate(params, estimator.init(params, carry, batch), batch)
+    out = jax.jit(estimator.estimate)(params, estimator.init(params, carry, batch), batch)
     assert_close((out.loss, out.grads), (full.loss, full.grads))
     one, many = (tbptt.truncated_bptt(loss, 2, 4, group=group) for group in (1, 2))
     memory = one.init(params, carry, batch)
-    assert_close(one.estimate(params, memory, batch)[:2], many.estimate(params, memory, batch)[:2])
-    lean = tbptt.full_bptt(loss_of(0.5, remat=tbptt.Segments())).estimate(params, carry, batch)
+    assert_close(*(jax.jit(cut.estimate)(params, memory, batch)[:2] for cut in (one, many)))
+    lean = jax.jit(tbptt.full_bptt(loss_of(0.5, remat=tbptt.Segments())).estimate)(params, carry, batch)
     assert_close((lean.loss, lean.grads), (full.loss, full.grads))
     alone = jax.tree.map(lambda leaf: leaf[:, 1:2], batch)  # and lanes may be spread over devices
     only = batch._replace(weights=batch.weights * (jnp.arange(B) == 1))
-    assert_close(loss(params, CELL.initial_carry((1,)), alone)[0], loss(params, carry, only)[0])
+    assert_close(jax.jit(loss)(params, CELL.initial_carry((1,)), alone)[0], jax.jit(loss)(params, carry, only)[0])
 
 
 def test_a_pass_is_averaged_over_masks(key):
