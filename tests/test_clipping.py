@@ -1,4 +1,4 @@
-"""Clipping: the same direction, the norm asked for, at any size of gradient; inside the recurrence too."""
+"""Clipping: the same direction, the norm asked for, at any size of gradient."""
 
 import functools
 import inspect
@@ -10,14 +10,12 @@ import numpy as np
 import optax
 import pytest
 
-from tbptt.cells import GRU, LSTM, DiagonalLinear, Elman, Stack
+from tbptt.cells import LSTM
 from tbptt.clipping import ClippedCell, clip_by_global_norm, clip_cotangent, watched
-from tbptt.diagnostics import gradient_by_lag
 from tbptt.estimators import full_bptt
 from tbptt.objectives import init_params, sequence_loss, squared_error
 from tbptt.training import init_state, make_train_epoch
-from tbptt.types import Batch, SplitCell
-from tbptt.unroll import plain_unroll, unroll
+from tbptt.types import Batch
 
 CELL, READOUT = LSTM(2, 3), nn.Dense(1, param_dtype=jnp.float64)
 PARAMS = init_params(jax.random.key(0), CELL, READOUT)
@@ -186,131 +184,3 @@ def test_watched_reports_other_clippings_and_nan():
     sums, n = optax.per_example_global_norm_clip([jnp.array([[3.0, 4.0], [0.3, 0.4]])], 1.0)
     np.testing.assert_allclose(sums[0], [0.9, 1.2], rtol=1e-6)
     assert int(n) == 1
-
-
-# Inside the recurrence.
-
-CELLS = {
-    "elman": Elman(2, 4, gain=3.0),
-    "lstm": LSTM(2, 4),
-    "stack": Stack((GRU(2, 4), LSTM(4, 3))),
-    "linear": Elman(2, 4, activation=jnp.positive, gain=1.5),
-}
-each_cell = pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
-XS = jax.random.normal(jax.random.key(2), (12, 3, 2))
-
-
-def slopes_of(loss):
-    return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
-
-
-def loss_of(cell, step_weights=None, run=unroll):
-    def loss(params, carry, xs):
-        carry, ys = run(cell, params, carry, xs)
-        weights = jnp.ones(len(xs)) if step_weights is None else step_weights
-        return jnp.sum(weights[:, None, None] * jnp.sin(ys)) + 0.1 * sum(map(jnp.sum, jax.tree.leaves(carry)))
-
-    return loss
-
-
-@each_cell
-def test_clipped_cell_is_the_cell_forward_and_at_infinity(cell):
-    params, carry = cell.init(jax.random.key(3)), cell.initial_carry((3,))
-    clipped, never = ClippedCell(cell, 1e-3), ClippedCell(cell, float("inf"))
-    assert isinstance(clipped, SplitCell) and hash(clipped) == hash(ClippedCell(cell, 1e-3))
-    ours, theirs = (jax.jit(run, static_argnums=0) for run in (unroll, plain_unroll))
-    assert_equal(ours(clipped, params, carry, XS), theirs(cell, params, carry, XS))
-    halves = clipped.recur(params, carry, clipped.inputs(params, XS[0]))
-    assert_equal(halves, cell(params, carry, XS[0]))
-    by_carry = jax.jit(jax.grad(lambda c: jnp.sum(clipped.recur(params, c, clipped.inputs(params, XS[0]))[1])))(carry)
-    norms = np.sqrt(sum(np.sum(np.square(leaf), axis=-1) for leaf in jax.tree.leaves(by_carry)))
-    np.testing.assert_allclose(norms, 1e-3, rtol=1e-12)  # clipped in halves too
-    plain = slopes_of(loss_of(cell, run=plain_unroll))(params, carry, XS)
-    assert_equal(slopes_of(loss_of(never))(params, carry, XS), plain)
-    tight = slopes_of(loss_of(clipped))(params, carry, XS)
-    assert np.max(np.abs(flat(tight) - flat(plain))) > 1e-3
-
-
-@functools.cache
-def pulled(cell):
-    """One step, and its pullback as a compiled function: both for any numbers."""
-
-    def pull(params, carry, x, by_carry, by_y):
-        return jax.vjp(lambda p, c: cell(p, c, x), params, carry)[1]((by_carry, by_y))
-
-    return jax.jit(cell), jax.jit(pull)
-
-
-@pytest.mark.parametrize("max_norm", [0.3, 3.0])
-@each_cell
-def test_clipped_cell_is_a_reverse_loop_with_clipping(cell, max_norm):
-    params, carry = cell.init(jax.random.key(3)), cell.initial_carry((3,))
-    weights = jnp.linspace(-1, 1, len(XS))
-    got = jax.jit(jax.grad(loss_of(ClippedCell(cell, max_norm), weights)))(params, carry, XS)
-
-    (step, pull), steps, state = pulled(cell), [], carry
-    for x, weight in zip(XS, weights, strict=True):
-        entering, (state, y) = state, step(params, state, x)
-        steps.append((entering, x, weight * jnp.cos(y)))
-    total, clips = jax.tree.map(jnp.zeros_like, params), 0
-    back = jax.tree.map(lambda leaf: jnp.full_like(leaf, 0.1), state)
-    for entering, x, by_y in reversed(steps):
-        by_params, by_carry = pull(params, entering, x, back, by_y)
-        total = jax.tree.map(jnp.add, total, by_params)
-        norms = np.sqrt(sum(np.sum(np.square(leaf), axis=-1) for leaf in jax.tree.leaves(by_carry)))  # [B]
-        factor = np.minimum(1, max_norm / norms)
-        clips += np.sum(factor < 1)
-        back = jax.tree.map(lambda leaf, f=factor: leaf * f[:, None], by_carry)
-    assert clips > 0 or max_norm == 3.0
-    np.testing.assert_allclose(flat(got), flat(total), rtol=1e-10, atol=1e-12)
-
-
-def test_gradient_by_lag_is_bounded_on_an_exploding_cell():
-    cell = Elman(2, 4, activation=jnp.positive, gain=1.5)  # w_h is 1.5 times orthogonal: 1.5^k exactly
-    params, carry, xs = cell.init(jax.random.key(3)), cell.initial_carry((3,)), jnp.zeros((400, 3, 2), jnp.float64)
-
-    def lag(cell):
-        last_loss = lambda y: jnp.sum(y[..., 0] * jnp.array([1.0, 1e-80, 1e300]))  # noqa: E731
-        return jax.jit(lambda xs: gradient_by_lag(cell, params, carry, xs, last_loss))(xs)
-
-    plain, bounded = lag(cell)[:, 0], lag(ClippedCell(cell, 10.0))
-    np.testing.assert_allclose(plain, 1.5 ** np.arange(1, 401), rtol=1e-9)
-    assert float(jnp.max(bounded)) <= 10 * (1 + 1e-12)
-    # each batch element on its own; 1e300 would overflow a square, and 1e-80 is not clipped by its neighbours
-    np.testing.assert_allclose(bounded[:, 0], np.minimum(plain, 10), rtol=1e-9)
-    np.testing.assert_allclose(bounded[:, 2], 10, rtol=1e-9)
-    np.testing.assert_allclose(bounded[:10, 1], 1e-80 * plain[:10], rtol=1e-9)
-
-
-def test_clip_cotangent_of_any_tree():
-    tree = {"h": jnp.ones((2, 3)), "c": jnp.ones((2, 2, 2)), "steps": jnp.arange(2)}
-    out, pull = jax.vjp(lambda t: clip_cotangent(t, 1.0, 1), tree)
-    assert_equal(out, tree)
-    float0 = np.zeros(2, jax.dtypes.float0)
-    d = {"h": jnp.full((2, 3), 2e200), "c": jnp.full((2, 2, 2), 2e200).at[1].set(jnp.nan), "steps": float0}
-    (back,) = pull(d)
-    norm = np.sqrt(7)
-    np.testing.assert_allclose(back["h"][0], 1 / norm)
-    np.testing.assert_allclose(back["c"][0], 1 / norm)
-    assert_equal((back["h"][1], back["c"][1]), (d["h"][1], d["c"][1]))  # NaN: as it came
-    with pytest.raises(TypeError, match="custom_vjp"):
-        jax.jvp(lambda h: clip_cotangent(h, 1.0), (1.0,), (1.0,))
-
-
-def test_clipped_cell_within_a_stack_and_without_batch():
-    inner = ClippedCell(DiagonalLinear(2, 3), 0.1)
-    stack = Stack((inner, ClippedCell(LSTM(3, 2), 0.1)))
-    params = stack.init(jax.random.key(0))
-    plain = Stack((inner.cell, LSTM(3, 2)))
-    assert_equal(plain.init(jax.random.key(0)), params)
-    slopes = jax.jit(jax.grad(loss_of_sum(stack)))
-    for batch_shape in ((), (2, 3)):
-        xs = jnp.ones((5, *batch_shape, 2))
-        got = slopes(params, stack.initial_carry(batch_shape), xs)
-        one = slopes(params, stack.initial_carry(), xs.reshape(5, -1, 2)[:, 0])
-        copies = int(np.prod(batch_shape))
-        np.testing.assert_allclose(flat(got), copies * flat(one), rtol=1e-12, atol=1e-14)  # every element clipped alone
-
-
-def loss_of_sum(cell):
-    return lambda params, carry, xs: jnp.sum(unroll(cell, params, carry, xs)[1])

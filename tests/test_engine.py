@@ -1,20 +1,17 @@
 """The engine against the plain scan, which it must equal to rounding: blocks, rests, plans, any cell, any batch shape."""
 
 import dataclasses
-import functools
 import itertools
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 import tbptt
 from tbptt.cells import GRU, LSTM, DiagonalLinear, Elman, GRUResetBefore, Stack
-from tbptt.engine import any_cell, budget, sizes
-from tbptt.engine.plan import CarriesOnly, Segments
+from tbptt.engine import any_cell, sizes
+from tbptt.engine.plan import CarriesOnly
 from tests.problems import B, D, H, T, assert_same, everything, plain_answer, problem
 
 
@@ -216,108 +213,6 @@ def test_bfloat16_products_keep_a_float32_carry_and_a_stated_error(cell):
     got = gradient(mixed, jax.tree.map(lambda a: a.astype(jnp.float32), params), jnp.float32)
     error = float(jnp.linalg.norm(got - want) / jnp.linalg.norm(want))
     assert 1e-4 < error < 0.02, error  # not above: correct; not below: the products really are rounded
-
-
-def loss_problem(cell, T=60, B=3):
-    keys = jax.random.split(jax.random.key(0), 5)
-    batch = tbptt.Batch(
-        jax.random.normal(keys[0], (T, B, D)),
-        jax.random.normal(keys[1], (T, B, 1)),
-        weights=jax.random.uniform(keys[2], (T, B)),
-        resets=jax.random.bernoulli(keys[3], 0.1, (T, B)),
-        mask=jax.random.bernoulli(keys[4], 0.8, (T, B)),
-    )
-    readout = nn.Dense(1, param_dtype=jnp.float64)
-    return readout, tbptt.init_params(keys[0], cell, readout), cell.initial_carry((B,)), batch
-
-
-PLANS = [CarriesOnly(), Segments(), Segments(7), Segments((20, 6)), Segments((31, 10, 3))]
-
-
-@functools.cache
-def loss_and_gradient(cell, remat=None):
-    readout, params, carry, batch = loss_problem(cell)
-    loss_fn = tbptt.sequence_loss(cell, readout, tbptt.squared_error, remat=remat)
-    return jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params, carry, batch)
-
-
-@pytest.mark.parametrize("remat", PLANS, ids=str)
-@pytest.mark.parametrize("cell", [LSTM(D, H), Stack((Leaky(D, 5), GRU(5, H)))], ids=["LSTM", "Stack"])
-def test_every_plan_gives_the_same_loss_and_gradient(cell, remat):
-    assert_same(loss_and_gradient(cell, remat), loss_and_gradient(cell), 1e-10)
-
-
-def budget_problem(T=4000, B=4, H=32):
-    cell, readout = LSTM(D, H, dtype=jnp.float32), nn.Dense(1, dtype=jnp.float32)
-    shapes = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32)  # noqa: E731
-    params = jax.eval_shape(lambda: tbptt.init_params(jax.random.key(0), cell, readout))
-    params = jax.tree.map(lambda a: shapes(*a.shape), params)
-    return cell, readout, params, tbptt.Batch(shapes(T, B, D), shapes(T, B, 1))
-
-
-def compiled_bytes(cell, readout, params, batch, remat):
-    loss_fn = tbptt.sequence_loss(cell, readout, tbptt.squared_error, remat=remat)
-    carry = jax.eval_shape(lambda: cell.initial_carry(batch.inputs.shape[1:-1]))
-    gradient = jax.jit(jax.grad(lambda *a: loss_fn(*a)[0]))
-    return gradient.lower(params, carry, batch).compile().memory_analysis().temp_size_in_bytes
-
-
-@pytest.mark.parametrize("remat", [None, CarriesOnly(), Segments(), Segments((400, 20))], ids=str)
-def test_predicted_bytes_are_those_of_the_compiler(remat):
-    cell, readout, params, batch = budget_problem()
-    predicted = tbptt.memory_plan(cell, readout, params, batch, remat=remat).predicted_bytes
-    assert 0.6 < compiled_bytes(cell, readout, params, batch, remat) / predicted < 1.3
-
-
-def test_a_budget_takes_the_cheapest_plan_that_fits():
-    cell, readout, params, batch = budget_problem()
-    plan = lambda size: tbptt.memory_plan(cell, readout, params, batch, remat=tbptt.MemoryBudget(size))  # noqa: E731
-    kept = plan(1 << 40)
-    assert kept.remat is None and kept.extra_forwards == 0
-    chosen = [plan(int(kept.predicted_bytes / share)) for share in (1, 1.2, 10, 40)]
-    assert [p.extra_forwards for p in chosen] == [0, 0, 1, 1] and chosen[1].remat == CarriesOnly()
-    assert all(p.predicted_bytes <= kept.predicted_bytes / s for p, s in zip(chosen, (1, 1.2, 10, 40), strict=True))
-    tight = plan(kept.predicted_bytes // 40)
-    assert (
-        compiled_bytes(cell, readout, params, batch, tbptt.MemoryBudget(kept.predicted_bytes // 40))
-        < 2 * tight.predicted_bytes
-    )
-    with pytest.raises(
-        ValueError, match=r"MemoryBudget.bytes=20000 is too small for T=4000: the leanest plan needs about \d+"
-    ):
-        plan(20_000)
-
-
-def test_a_budget_works_in_unroll_with_resets_and_mask():
-    cell = LSTM(D, H)
-    kept = budget.predicted_bytes(None, sizes_of(cell, 64), 64)
-    fast, plain = both(cell, steps=64, remat=tbptt.MemoryBudget(kept * 3 // 4))
-    assert_same(fast, plain, 1e-10)
-
-
-def sizes_of(cell, steps):
-    params = cell.init(jax.random.key(0))
-    return budget.step_bytes(cell, params, (B,), jax.ShapeDtypeStruct((B, D), jnp.float64))
-
-
-def test_a_stack_needs_what_its_layers_need():
-    lower, upper = LSTM(D, 5), GRU(5, H)
-    stack = sizes_of(Stack((lower, upper)), T)
-    one = sizes_of(lower, T)
-    two = budget.step_bytes(upper, upper.init(jax.random.key(0)), (B,), jax.ShapeDtypeStruct((B, 5), jnp.float64))
-    assert stack.kept == one.kept + two.kept and stack.carry == one.carry + two.carry
-    assert np.isclose(one.kept, 8 * B * 6 * 5) and two.kept == 8 * B * 5 * H  # h c and four gates; h and four
-
-
-@pytest.mark.parametrize("size", [0, -5, True])
-def test_a_budget_is_a_positive_int(size):
-    with pytest.raises(ValueError, match=r"MemoryBudget.bytes must be a positive Python int"):
-        tbptt.MemoryBudget(size)
-
-
-def test_nested_segments_are_longest_first():
-    with pytest.raises(ValueError, match=r"Segments.length as a tuple holds steps, the longest first; got \(4, 9\)"):
-        Segments((4, 9))
 
 
 def test_blocks_leave_nothing_over_where_a_divisor_is_near():

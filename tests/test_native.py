@@ -1,31 +1,20 @@
 """The compiled loops are `plain_unroll`: in float64 to rounding, in every use that `unroll` has."""
 
 import functools
-import importlib.util
-import inspect
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
-import numba
-import numpy as np
 import pytest
 
-from tbptt import cores
 from tbptt.cells import GRU, LSTM, Elman, Stack
 from tbptt.engine import sizes
-from tbptt.engine.loops import ScanLoops
 from tbptt.engine.scan import Steps
 from tbptt.native import call, choice
-from tbptt.native import sizes as native_sizes
-from tbptt.native.arithmetic import tanh
 from tbptt.native.call import NativeLoops
 from tbptt.native.frame import registered
-from tbptt.native.rows import product_back_by_rows, product_by_rows
-from tbptt.native.tiles import COLUMNS, pack, product_by_tiles
 from tbptt.unroll import CarriesOnly, Segments, plain_unroll, unroll
-from tests.compiled import callable_here
 from tests.problems import assert_same, everything, plain_answer, problem, with_gradients
 
 D, H, B, T = 3, 6, 2, 12
@@ -203,118 +192,6 @@ def test_numbers_of_another_kind_are_refused(compiled_loops):
     weights = loops.prepare(params)
     with pytest.raises(TypeError, match="params, carry and xs must be of one dtype; got float32, float64: convert them"):
         loops.forward(weights, carry, carry, Steps(jnp.ones((T, B, D))), True)
-
-
-by_rows, back_by_rows, by_tiles = map(callable_here, (product_by_rows, product_back_by_rows, product_by_tiles))
-
-
-@callable_here
-def _tanh_of(xs, ys):
-    for n in range(xs.size):
-        ys[n] = tanh(xs[n])
-
-
-def test_tanh_in_float32():
-    """Its relative error is at most 4e-7, some three units in the last place, from 1e-30 to where it is 1."""
-    xs = np.concatenate([np.geomspace(1e-30, 1, 20_000), np.linspace(0, 12, 200_001)]).astype(np.float32)
-    xs = np.concatenate([xs, -xs])
-    ys = np.empty_like(xs)
-    _tanh_of(xs, ys)
-    want = np.tanh(xs.astype(np.float64))
-    assert np.max(np.abs(ys - want) / np.maximum(np.abs(want), 1e-300)) < 4e-7
-    assert np.max(np.abs(ys)) <= 1
-    special, out = np.asarray([np.inf, -np.inf, np.nan, -0.0], np.float32), np.empty(4, np.float32)
-    _tanh_of(special, out)
-    assert np.allclose(out[:2], [1, -1], atol=3e-7) and np.isnan(out[2]) and out[3] == 0 and np.signbit(out[3])
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize(("lanes", "rows", "columns"), [(1, 4, 8), (2, 5, 3), (3, 7, 16), (4, 1, 1), (21, 9, 77)])
-def test_products(lanes, rows, columns, dtype):
-    draw = np.random.default_rng(0).normal
-    a, h, w = (draw(size=s).astype(dtype) for s in ((lanes, columns), (lanes, rows), (rows, columns)))
-    there, back = np.full_like(a, np.nan), np.full_like(h, np.nan)
-    by_rows(there, h, w)
-    back_by_rows(back, a, w)
-    close = functools.partial(np.testing.assert_allclose, rtol=100 * np.finfo(dtype).eps, atol=100 * np.finfo(dtype).eps)
-    close(there, h @ w)
-    close(back, a @ w.T)
-    there, back = (np.full((lanes, size + -size % COLUMNS), np.nan, dtype) for size in (columns, rows))
-    by_tiles(there, h, np.asarray(pack(jnp.asarray(w))))
-    by_tiles(back, a, np.asarray(pack(jnp.asarray(w.T))))
-    close(there[:, :columns], h @ w)
-    close(back[:, :rows], a @ w.T)
-    assert not there[:, columns:].any() and not back[:, rows:].any()
-
-
-@pytest.mark.parametrize("lanes", range(1, 19))
-def test_tiles_of_any_number_of_lanes(lanes):
-    draw = np.random.default_rng(0).normal
-    h, w, out = draw(size=(lanes, 3)), draw(size=(3, COLUMNS)), np.full((lanes, COLUMNS), np.nan)
-    by_tiles(out, h, np.asarray(pack(jnp.asarray(w))))
-    np.testing.assert_allclose(out, h @ w, rtol=1e-13, atol=1e-13)
-
-
-def test_which_loops_run(monkeypatch):
-    def kind(cell, lanes=1):
-        return type(choice.loops_of(cell.backprop, jax.eval_shape(lambda: cell.initial_carry((lanes,)))))
-
-    Other = type("Other", (type(LSTM(1, 1).backprop),), {})  # it may compute anything
-    single = functools.partial(LSTM, D, dtype=jnp.float32)
-
-    monkeypatch.setattr(native_sizes, "cores_of_a_device", lambda: 1)
-    assert kind(single(native_sizes.NARROW + 1)) is NativeLoops
-    monkeypatch.setattr(native_sizes, "cores_of_a_device", lambda: 3)
-    assert kind(single(native_sizes.NARROW)) is NativeLoops
-    assert kind(single(native_sizes.NARROW + 1), lanes=11) is ScanLoops
-    assert kind(single(native_sizes.NARROW + 1), lanes=12) is NativeLoops
-    assert kind(LSTM(D, H)) is ScanLoops  # float64
-    assert kind(single(H, compute_dtype=jnp.bfloat16)) is ScanLoops
-    assert kind(Elman(D, H, activation=jnp.sin, dtype=jnp.float32)) is ScanLoops
-    assert kind(Elman(D, H, dtype=jnp.float32)) is NativeLoops
-    carry = jax.eval_shape(single(H).initial_carry)
-    assert type(choice.loops_of(Other(None), carry)) is ScanLoops
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert kind(single(H)) is ScanLoops
-    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    monkeypatch.setattr(choice, "_numba_is_here", lambda: False)
-    assert kind(single(H)) is ScanLoops
-
-
-def test_tiles_are_for_several_lanes():
-    cell = LSTM(D, H, dtype=jnp.float32)
-    tiled = [
-        choice.loops_of(cell.backprop, jax.eval_shape(lambda b=b: cell.initial_carry(b))).tiled for b in ((), (1,), (2,))
-    ]
-    assert tiled == [False, False, True]
-
-
-def test_cores_of_a_device(monkeypatch):
-    for there, devices, of_each in ((8, 2, 4), (2, 2, 1), (3, 2, 1), (1, 4, 1)):
-        monkeypatch.setattr(cores, "usable_cores", lambda there=there: there)
-        monkeypatch.setattr(jax, "local_device_count", lambda devices=devices: devices)
-        assert cores.cores_of_a_device() == of_each
-
-
-@pytest.mark.parametrize("kind", [ImportError, OSError])
-def test_numba_is_not_needed(kind, monkeypatch):
-    ask = inspect.unwrap(choice._numba_is_here)
-    assert ask()
-    with monkeypatch.context() as patch:
-        patch.setattr(importlib.util, "find_spec", lambda name: None)
-        assert not ask()
-    with monkeypatch.context() as patch:
-        patch.setattr(numba.config, "DISABLE_JIT", 1)
-        assert not ask()
-
-    def refuse(name):
-        raise kind("Numba needs NumPy 2.9 or less")
-
-    monkeypatch.setattr(importlib, "import_module", refuse)
-    with pytest.warns(
-        UserWarning, match=r"cannot be imported \(Numba needs NumPy 2.9 or less\).*pip install -U 'tbptt\[cpu\]'"
-    ):
-        assert not ask()
 
 
 def _nothing(kind, tiled, sources):
