@@ -29,12 +29,26 @@ bench: $(VENV)/.installed-peers  ## all benchmarks in their quick form, and the 
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: test
-test: $(VENV)/.installed-test  ## the test suite
+test: $(VENV)/.installed-test  ## the essential tests: every function and identity once, minutes
+	@$(BIN)/python -c 'import sys, jax; print("testing with Python", sys.version.split()[0], "and jax", jax.__version__)'
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not exhaustive" $(ARGS)
+
+.PHONY: test-all
+test-all: $(VENV)/.installed-test  ## every test: all sets of parameters, whole programs, killed runs
 	@$(BIN)/python -c 'import sys, jax; print("testing with Python", sys.version.split()[0], "and jax", jax.__version__)'
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
+.PHONY: test-oldest
+test-oldest:  ## the essential tests with exactly the oldest versions that pyproject.toml allows
+	@$(PYTHON) tests/support/oldest.py > .oldest.txt
+	@PIP_CONSTRAINT="$(CURDIR)/.oldest.txt" $(MAKE) --no-print-directory test VENV=.venv-oldest
+
+.PHONY: mutants
+mutants: $(VENV)/.installed-test  ## change the mathematics in 120 places, one at a time: which changes do the tests notice? an hour
+	@$(BIN)/python -m tests.mutation $(ARGS)
+
 .PHONY: check
-check: lint types notebooks test  ## all that must pass before a commit: lint, types, notebooks, test
+check: lint types notebooks test  ## all that must pass before a commit: lint, types, notebooks, the essential tests
 
 .PHONY: lint
 lint: $(VENV)/.installed-all  ## ruff: formatting and mistakes; changes nothing
@@ -56,7 +70,7 @@ notebooks: $(VENV)/.installed-all  ## run every notebook in a fresh kernel; the 
 
 .PHONY: clean
 clean:  ## remove virtual environments, caches and builds (runs/ stays)
-	@rm -rf .venv .venv-* .pytest_cache .ruff_cache dist ./*.egg-info
+	@rm -rf .venv .venv-* .oldest.txt .jax_cache .pytest_cache .ruff_cache dist ./*.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp for each set of dependencies, so that `make demo` downloads no developer's tools; a set brings the smaller ones.

@@ -21,6 +21,7 @@ import optax
 import tbptt
 from experiments.support import program, style
 from experiments.support.by_hand import overflow_in_integers
+from tbptt.cells import DiagonalLinearParams, ElmanParams
 from tbptt.diagnostics import gradient_reach, last_useful_lag, powers
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -69,15 +70,15 @@ def off_by(row: dict[str, Any]) -> float | None:
 def train(dtype: str, lag: int, updates: int = 100) -> float:
     """Trains w_x of h' = 0.9 h + w_x x on (h_lag - 1)^2, x = 1 at step 0 only; returns how far w_x moved from 1."""
     cell = tbptt.DiagonalLinear(1, 1, dtype=jnp.dtype(dtype))
-    a = jnp.full((1,), 0.9, dtype)
+    a, b = np.full((1,), 0.9, dtype), np.zeros((1,), dtype)
 
     def loss_fn(params: Any, carry: Any, batch: tbptt.Batch) -> tuple[jax.Array, Any]:
-        carry, ys = tbptt.unroll(cell, params._replace(a=a, b=jnp.zeros_like(params.b)), carry, batch.inputs)
+        carry, ys = tbptt.unroll(cell, params._replace(a=jnp.asarray(a), b=jnp.asarray(b)), carry, batch.inputs)
         return jnp.square(ys[-1, 0] - 1), carry
 
-    inputs = (jnp.arange(lag + 1) == 0).astype(dtype)[:, None]
+    inputs = jnp.asarray(np.arange(lag + 1)[:, None] == 0, dtype)
     batch = tbptt.Batch(inputs, inputs)
-    params = cell.init(jax.random.key(0))._replace(w_x=jnp.ones((1, 1), dtype))
+    params = DiagonalLinearParams(jnp.asarray(a), jnp.ones((1, 1), dtype), jnp.asarray(b))
     estimator, optimizer = tbptt.full_bptt(loss_fn), optax.sgd(1.0)
     state = tbptt.init_state(estimator, optimizer, params, cell.initial_carry(), batch)
     step = tbptt.make_train_step(estimator, optimizer)
@@ -88,10 +89,11 @@ def train(dtype: str, lag: int, updates: int = 100) -> float:
 
 def reach(config: Config, dtype: str, steps: int) -> list[float]:
     """Returns the gradient of a tanh network (gain 0.8) by lag in one dtype; 0 stands for underflow."""
-    cell = tbptt.Elman(1, 16, gain=0.8)
-    params = cell.init(jax.random.key(config.seed))
-    xs = jax.random.normal(jax.random.key(1), (steps, 1))
-    return gradient_reach(cell, params, cell.initial_carry(), 0.1 * xs, jnp.sum, dtype).largest.tolist()
+    cell, rng = tbptt.Elman(1, 16), np.random.default_rng(config.seed)
+    w_h, w_x = 0.8 * np.linalg.qr(rng.normal(size=(16, 16)))[0], rng.normal(size=(1, 16)) / 4
+    params = ElmanParams(w_h=jnp.asarray(w_h), w_x=jnp.asarray(w_x), b=jnp.zeros(16))
+    xs = jnp.asarray(0.1 * rng.normal(size=(steps, 1)))
+    return gradient_reach(cell, params, cell.initial_carry(), xs, jnp.sum, dtype).largest.tolist()
 
 
 def measure(config: Config) -> dict[str, Any]:

@@ -15,11 +15,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 import tbptt
 from experiments.support import program, style
 from tbptt.cells import initializers
 from tbptt.diagnostics import gradient_by_lag, lyapunov_spectrum, memory_horizon
+
+LEFT = 0.01  # the share of a gradient that counts as faded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,64 +40,78 @@ def linear(a: jax.Array) -> jax.Array:
     return a
 
 
-def gaussian(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Draws N(0, 1 / H): a circular law of radius 1."""
-    return jax.random.normal(key, shape, dtype) / np.sqrt(shape[0])
-
-
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
-def spectrum(cell: Any, params: Any, xs: jax.Array, warmup: int, count: int | None = None) -> jax.Array:
-    """Returns the exponents along the inputs, the largest first, from a small random carry."""
-    carry = jax.tree.map(lambda c: 0.1 * jax.random.normal(jax.random.key(7), c.shape), cell.initial_carry())
-    return lyapunov_spectrum(cell, params, carry, xs, warmup=warmup, count=count).exponents
+def spectrum(cell: Any, params: Any, xs: jax.Array, warmup: int, count: int | None = None) -> tuple[jax.Array, jax.Array]:
+    """Return the exponents along the inputs from a small random carry, and the lag at which LEFT of a gradient is left."""
+    size = sum(leaf.size for leaf in jax.tree.leaves(cell.initial_carry()))
+    start = jnp.asarray(0.1 * np.random.default_rng(7).normal(size=size), jnp.float32)
+    carry = ravel_pytree(cell.initial_carry())[1](start)
+    exponents = lyapunov_spectrum(cell, params, carry, xs, warmup=warmup, count=count).exponents
+    return exponents, memory_horizon(exponents, LEFT)
 
 
-def horizon(cell: Any, params: Any, xs: jax.Array, delta: float) -> int | None:
-    """Measures the lag from which the gradient stays below delta of its value at lag 1, by the median over 16 ends."""
-    ends = jnp.stack([xs[len(xs) - 600 - 20 * i : len(xs) - 20 * i] for i in range(16)], axis=1)
-    norms = jax.jit(lambda p: gradient_by_lag(cell, p, cell.initial_carry((16,)), ends, jnp.sum))(params)
-    curve = np.median(np.asarray(norms), axis=1)
-    above = np.flatnonzero(curve > delta * curve[0])
+@functools.partial(jax.jit, static_argnums=0)
+def by_lag(cell: Any, params: Any, ends: jax.Array) -> jax.Array:
+    """Return the gradient by lag of each of several sequences."""
+    return gradient_by_lag(cell, params, cell.initial_carry(ends.shape[1:2]), ends, jnp.sum)
+
+
+def horizon(cell: Any, params: Any, xs: np.ndarray) -> int | None:
+    """Measure the lag from which the gradient stays below LEFT of its value at lag 1, by the median over 16 ends."""
+    ends = np.stack([xs[len(xs) - 600 - 20 * i : len(xs) - 20 * i] for i in range(16)], axis=1)
+    curve = np.median(np.asarray(by_lag(cell, params, jnp.asarray(ends))), axis=1)
+    above = np.flatnonzero(curve > LEFT * curve[0])
     return int(above[-1]) + 1 if len(above) and above[-1] + 1 < len(curve) else None
 
 
+def cells(hidden: int, quick: bool) -> dict[str, tuple[Any, Any]]:
+    """Make the cells that are compared: the cell that draws the parameters, and the equal one that runs them."""
+    lstm, gru = tbptt.LSTM(1, hidden), tbptt.GRU(1, hidden)
+    made = {
+        "Elman, gain 0.9": (
+            tbptt.Elman(1, hidden, recurrent_init=initializers.orthogonal, gain=0.9),
+            tbptt.Elman(1, hidden),
+        ),
+        "GRU": (gru, gru),
+        "LSTM": (lstm, lstm),
+        "LSTM, chrono 50": (tbptt.LSTM(1, hidden, longest_lag=50), lstm),  # other parameters, the same program
+    }
+    return {name: pair for name, pair in made.items() if not (quick and name == "GRU")}
+
+
 def measure(config: Config) -> dict[str, Any]:
-    """Measures the exact case, exponents by gain and input, and predicted against measured horizons."""
+    """Measure the exact case, exponents by gain and input, and predicted against measured horizons."""
     H, steps = config.hidden, 500 if config.quick else config.steps
-    warmup, key = steps // 4, jax.random.key(config.seed)
-    noise = jax.random.normal(key, (steps, 1))
-    net = tbptt.Elman(1, H, activation=linear, recurrent_init=gaussian)
-    params = net.init(key)
-    found = np.sort(np.asarray(spectrum(net, params, noise, warmup), np.float64))[::-1]
-    exact = np.sort(np.log(np.abs(np.linalg.eigvals(np.asarray(params.w_h, np.float64)))))[::-1]
+    warmup, key, rng = steps // 4, jax.random.key(config.seed), np.random.default_rng(config.seed)
+    noise = jnp.asarray(rng.normal(size=(steps, 1)), jnp.float32)
+    w = jnp.asarray(rng.normal(size=(H, H)) / np.sqrt(H), jnp.float32)  # a circular law of radius 1
+    net = tbptt.Elman(1, H, activation=linear)
+    params = net.init(key)._replace(w_h=w)
+    found = np.sort(np.asarray(spectrum(net, params, noise, warmup)[0], np.float64))[::-1]
+    eigenvalues = np.abs(np.linalg.eigvals(np.asarray(w, np.float64)))
+    exact, radius = np.sort(np.log(eigenvalues))[::-1], float(eigenvalues.max())
     # The log-determinant is the sum of the exponents whatever the pairs of complex eigenvalues do to the rest.
     sum_error = float(abs(found.sum() - exact.sum()))
     gains = np.linspace(0.5, 2.0, 7 if config.quick else 13)
-    cell = tbptt.Elman(1, H, recurrent_init=gaussian)
-    start = cell.init(key)
+    cell = tbptt.Elman(1, H)
 
     def at(gain: jax.Array, scale: jax.Array) -> jax.Array:
-        return spectrum(cell, start._replace(w_h=gain * start.w_h), scale * noise, warmup, 1)[0]
+        return spectrum(cell, params._replace(w_h=gain * w), scale * noise, warmup, 1)[0][0]
 
     scales = (0.0, 0.5, 2.0)
     grid = jax.jit(jax.vmap(jax.vmap(at, in_axes=(0, None)), in_axes=(None, 0)))(jnp.asarray(gains), jnp.asarray(scales))
     largest = {str(scale): np.asarray(row, np.float64).tolist() for scale, row in zip(scales, grid, strict=True)}
-    radius = float(np.max(np.abs(np.linalg.eigvals(np.asarray(gaussian(jax.random.split(key)[0], (H, H), jnp.float32))))))
     below = [i for i, gain in enumerate(gains) if gain * radius < 0.95]
     at_rest = max(abs(largest["0.0"][i] - np.log(gains[i] * radius)) for i in below)
-    cells = {
-        "Elman, gain 0.9": tbptt.Elman(1, H, recurrent_init=initializers.orthogonal, gain=0.9),
-        "GRU": tbptt.GRU(1, H),
-        "LSTM": tbptt.LSTM(1, H),
-        "LSTM, chrono 50": tbptt.LSTM(1, H, longest_lag=50),
-    }
-    rows = {}
-    for name, cell in cells.items():
-        p = cell.init(key)
-        spectrum_ = np.asarray(spectrum(cell, p, noise, warmup), np.float64)
-        xs = jax.random.normal(jax.random.key(3), (1000, 1))
-        predicted = float(memory_horizon(jnp.asarray(spectrum_[0]), 0.01))
-        rows[name] = {"exponents": spectrum_.tolist(), "predicted": predicted, "measured": horizon(cell, p, xs, 0.01)}
+    rows, xs = {}, rng.normal(size=(1000, 1)).astype(np.float32)
+    for name, (drawn, cell) in cells(H, config.quick).items():
+        p = drawn.init(key)
+        exponents, predicted = spectrum(cell, p, noise, warmup)
+        rows[name] = {
+            "exponents": np.asarray(exponents, np.float64).tolist(),
+            "predicted": float(predicted),
+            "measured": horizon(cell, p, xs),
+        }
     ratios = [r["measured"] / r["predicted"] for r in rows.values() if r["measured"]]
     return {
         "exact": exact.tolist(),

@@ -1,26 +1,33 @@
-"""float64 for every test: identities are checked to rounding, not to tolerance."""
+"""Set up the tests: float64, a compile cache that outlives the run, quick compilation, two tiers, a count of programs."""
 
-import atexit
+import importlib.metadata
 import os
-import shutil
-import tempfile
 
-# Most of the suite's time is spent compiling thousands of small programs. So LLVM works less hard on them, and what one
-# worker has compiled the other one loads. Set before jax is imported; workers inherit it.
-_FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-if _FAST not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FAST}".strip()
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    _CACHE = tempfile.mkdtemp(prefix="tbptt-tests-")
-    atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+from tests.support import compile_cache
+
+# Most of the suite's time is spent compiling thousands of small programs that run once. So LLVM works less hard on them.
+# Set before jax is imported; workers and the programs that tests start inherit it.
+_FLAGS = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+_JAXLIB = importlib.metadata.version("jaxlib")
+if tuple(map(int, _JAXLIB.split(".")[:2])) < (0, 11):
+    # Half the time to compile; newer versions of XLA refuse the flag. Without fused multiply-add a program rounds alike
+    # however XLA groups its operations, so tests may compare two programs bit by bit.
+    _FLAGS += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_max_isa=AVX"]
+if _FLAGS[0] not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS]).strip()
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compile_cache.folder(_JAXLIB)))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from tests.support import programs  # noqa: E402
+
 jax.config.update("jax_enable_x64", True)
+
+_counted = programs.Counter()
+_CLEAR_AFTER = 300  # programs: a worker that keeps thousands of them runs out of memory mappings
 
 
 @pytest.fixture
@@ -29,30 +36,46 @@ def key():
 
 
 def pytest_addoption(parser):
-    parser.addoption(
-        "--one-of-each", action="store_true", help="of every test with parameters only the last set, often the richest one"
-    )
+    parser.addoption("--programs", type=int, default=0, metavar="N", help="list the N tests that compile most programs")
 
 
-def last_of_each(names: list[str]) -> set[int]:
-    """Which tests are the last with their name up to the parameters."""
-    return set({name.split("[")[0]: i for i, name in enumerate(names)}.values())
+def pytest_configure(config):
+    config.addinivalue_line("markers", "exhaustive: second tier, `make test-all`; `make test` leaves it out")
+    _counted.start()
 
 
-def pytest_collection_modifyitems(config, items):
-    if config.getoption("--one-of-each"):
-        kept = last_of_each([item.nodeid for item in items])
-        config.hook.pytest_deselected(items=[item for i, item in enumerate(items) if i not in kept])
-        items[:] = [item for i, item in enumerate(items) if i in kept]
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_logstart(nodeid):
+    _counted.test = nodeid
 
 
-_finished = 0
+_cleared_at, _last_file = 0, ""
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_runtest_teardown():
-    """Forgets compiled programs now and then: thousands of them would fill the memory of a worker."""
-    global _finished
-    _finished += 1
-    if _finished % 50 == 0:
+def pytest_runtest_setup(item):
+    """Forget compiled programs between test files; within one, tests share them."""
+    global _cleared_at, _last_file
+    file, total = item.nodeid.split("::")[0], _counted.compiled + _counted.loaded
+    if file != _last_file and total - _cleared_at > _CLEAR_AFTER:
         jax.clear_caches()
+        _cleared_at = total
+    _last_file = file
+
+
+def pytest_sessionfinish(session):
+    worker = getattr(session.config, "workeroutput", None)
+    if worker is not None:
+        worker["programs"] = _counted.dump()
+    else:
+        compile_cache.prune()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    _counted.add(getattr(node, "workeroutput", {}).get("programs", programs.Counter().dump()))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    terminalreporter.write_line(f"{_counted.compiled} programs compiled, {_counted.loaded} loaded from the cache")
+    for test, number in _counted.by_test.most_common(config.getoption("--programs")):
+        terminalreporter.write_line(f"{number:5d}  {test}")

@@ -1,5 +1,6 @@
 """The parallel scan is `unroll`, in values and gradients, and no loop is left in it."""
 
+import functools
 import inspect
 from typing import NamedTuple
 
@@ -10,8 +11,8 @@ import pytest
 
 from tbptt.cells import LSTM, DiagonalLinear, MinGRU, MinLSTM, Stack
 from tbptt.parallel_scan import parallel_unroll
-from tbptt.unroll import unroll
-from tests.problems import assert_same, everything, looped, plain_answer, problem
+from tbptt.unroll import plain_unroll, unroll
+from tests.support.problems import assert_same, everything, looped, plain_answer, problem, with_gradients
 
 D, H, B, T = 3, 4, 2, 7
 
@@ -44,120 +45,186 @@ class Integrators(DiagonalLinear):
 
 
 CELLS = [DiagonalLinear(D, H), MinGRU(D, H), MinLSTM(D, H), Integrators(D, H)]
+RESETS_AND_MASK = ("resets", "mask")
+NO_RESETS, NO_HOLES = np.zeros((T, B), bool), np.ones((T, B), bool)
 each_cell = pytest.mark.parametrize("cell", CELLS, ids=lambda cell: type(cell).__name__)
+rarely = pytest.mark.exhaustive
 
 
-@pytest.mark.parametrize(  # every two of the three values meet
-    ("cell", "use", "reverse"),
-    [
-        (c, use, (i + j) % 2 == 0)
-        for j, use in enumerate(("", "resets", "mask", "resets mask"))
-        for i, c in enumerate(CELLS)
-    ],
-    ids=lambda value: str(value) if isinstance(value, str | bool) else type(value).__name__,
+def cells(*others, essential=()):
+    """Sets of every cell and `others` (further parameters); all but the `essential` cells are in the second tier."""
+    tier = lambda cell: () if type(cell) in essential else rarely  # noqa: E731
+    named = lambda cell: " ".join([type(cell).__name__, *map(str, others)])  # noqa: E731
+    return [pytest.param(cell, *others, marks=tier(cell), id=named(cell)) for cell in CELLS]
+
+
+@functools.cache
+def unrolled(cell, reverse=False):
+    """A compiled function of params, carry, xs and flags; in its loss only those outputs count that are `counted`."""
+
+    def run(params, carry, xs, counted, **flags):
+        last, ys = parallel_unroll(cell, params, carry, xs, reverse=reverse, **flags)
+        return last, jnp.where(counted[..., None], ys, 0)
+
+    compiled = with_gradients(run)
+    return lambda *args, counted=NO_HOLES, **flags: compiled(*args, counted=counted, **flags)
+
+
+def flags_of(given, use):
+    """The flags in use; the others reset nothing and mask nothing, so that all uses are one program."""
+    return {"resets": NO_RESETS, "mask": NO_HOLES} | {name: np.asarray(given[name]) for name in use}
+
+
+@pytest.mark.parametrize(
+    ("cell", "reverse"),
+    cells(False, essential=(DiagonalLinear, MinGRU, MinLSTM)) + cells(True, essential=(MinGRU, Integrators)),
 )
-def test_is_the_plain_loop(cell, use, reverse):
+def test_is_the_plain_loop(cell, reverse):
     params, carry, xs, given = problem(cell)
-    given = {name: given[name] for name in use.split()}
-    got = everything(lambda *a: parallel_unroll(cell, *a, **given, reverse=reverse), params, carry, xs)
-    want = looped(cell, params, carry, xs, **given, reverse=reverse)
-    assert_same(got, want)
-    assert min(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(want[1][0])) > 1e-3  # the gradient is alive
+    for use in ((), ("resets",), ("mask",), RESETS_AND_MASK):
+        flags = flags_of(given, use)
+        holes = np.where(flags["mask"][..., None], xs, np.nan)
+        got, want = (
+            unrolled(cell, reverse)(params, carry, holes, **flags),
+            looped(cell, params, carry, xs, **flags, reverse=reverse),
+        )
+        assert_same(got, want)
+        assert min(np.max(np.abs(g)) for g in jax.tree.leaves(want[1][0])) > 1e-3  # the gradient is alive
 
 
-@pytest.mark.parametrize(  # every two of the three values meet, and the deepest tree goes both ways
-    ("cell", "reverse", "steps"),
-    [(c, (i + steps) % 2 == 1, steps) for steps in (1, 2) for i, c in enumerate(CELLS)]
-    + [(c, reverse, 300) for reverse in (False, True) for c in CELLS],
+@pytest.mark.parametrize(
+    ("cell", "use"),
+    cells((), essential=(MinLSTM,)) + cells(("resets",), essential=(Integrators,)) + cells(("mask",), essential=(MinLSTM,)),
+)
+def test_without_a_flag_nothing_is_reset_or_masked(cell, use):
+    params, carry, xs, given = problem(cell)
+    given = {name: given[name] for name in use}
+    assert_same(unrolled(cell)(params, carry, xs, **given), looped(cell, params, carry, xs, **given))
+
+
+@pytest.mark.parametrize(
+    ("cell", "steps", "reverse"),
+    [
+        (MinGRU(D, H), 1, True),
+        (MinGRU(D, H), 2, False),
+        (Integrators(D, H), 37, True),
+        pytest.param(DiagonalLinear(D, H), 1, False, marks=rarely),
+        pytest.param(MinLSTM(D, H), 1, False, marks=rarely),
+        pytest.param(Integrators(D, H), 2, True, marks=rarely),
+        pytest.param(MinLSTM(D, H), 2, True, marks=rarely),
+        pytest.param(DiagonalLinear(D, H), 300, True, marks=rarely),
+        pytest.param(MinGRU(D, H), 300, True, marks=rarely),
+        pytest.param(MinLSTM(D, H), 300, False, marks=rarely),
+        pytest.param(Integrators(D, H), 300, False, marks=rarely),
+    ],
     ids=lambda value: str(value) if isinstance(value, int) else type(value).__name__,
 )
-def test_is_the_scan_at_every_depth_of_the_tree(cell, reverse, steps):
+def test_is_the_scan_at_every_depth_of_the_tree(cell, steps, reverse):
     params, carry, xs, given = problem(cell, steps=steps)
     got = everything(lambda *a: parallel_unroll(cell, *a, **given, reverse=reverse), params, carry, xs)
     assert_same(got, plain_answer(cell, steps=steps, reverse=reverse), 1e-10)
 
 
-@each_cell
+@pytest.mark.parametrize("cell", cells(essential=(MinGRU, Integrators)))
 def test_no_steps_return_the_carry(cell):
     params, carry, xs, given = problem(cell)
-    last, ys = parallel_unroll(cell, params, carry, xs[:0], resets=given["resets"][:0], mask=given["mask"][:0])
+    given = {name: np.asarray(flags)[:0] for name, flags in given.items()}
+    last, ys = jax.jit(functools.partial(parallel_unroll, cell))(params, carry, np.asarray(xs)[:0], **given)
     assert_same((last, ys.shape), (carry, (0, B, H)), 0)
-    mask = jnp.ones((T, B), bool).at[:, 1].set(False)  # a lane that does not exist at all: nothing is reset there either
-    resets = given["resets"].at[:, 1].set(True)
-    last, ys = jax.jit(parallel_unroll, static_argnums=0)(cell, params, carry, xs, resets=resets, mask=mask)
-    assert_same(jax.tree.map(lambda a: a[1], last), jax.tree.map(lambda a: a[1], carry), 0)
-    assert bool(jnp.all(ys[:, 1] == 0)) and bool(jnp.all(ys[:, 0] != 0))
+
+
+@each_cell
+def test_a_batch_row_without_steps_keeps_its_carry(cell):
+    reverse = isinstance(cell, Integrators)
+    params, carry, xs, given = problem(cell)
+    mask, resets = NO_HOLES.copy(), np.array(given["resets"])
+    mask[:, 1], resets[:, 1] = False, True  # a batch row that does not exist at all: nothing is reset there either
+    last, ys = unrolled(cell, reverse)(params, carry, xs, resets=resets, mask=mask)[0]
+    row = functools.partial(jax.tree.map, lambda a: np.asarray(a)[1])
+    assert_same(row(last), row(carry), 0)
+    ys = np.asarray(ys)
+    assert np.all(ys[:, 1] == 0) and np.all(ys[:, 0] != 0)
 
 
 @each_cell
 def test_nan_padding_changes_nothing(cell):
-    params, carry, xs, _ = problem(cell, ())
-    real = np.array([1, 2, 4, 7, 8, 9, 11])
-    mask = np.zeros(T + 6, bool)
+    reverse = isinstance(cell, Integrators)
+    params, carry, xs, _ = problem(cell)
+    real = np.array([1, 2, 5])
+    mask = NO_RESETS.copy()
     mask[real] = True
-
-    def padded(params, carry, xs):
-        holes = jnp.full((T + 6, D), jnp.nan).at[real].set(xs)
-        carry, ys = parallel_unroll(cell, params, carry, holes, mask=mask)
-        return carry, ys[real], ys[~mask]
-
-    (last, ys, at_holes), grads = everything(padded, params, carry, xs)
-    assert_same(((last, ys), grads), plain_answer(cell, (), use=""))
-    assert bool(jnp.all(at_holes == 0))
+    padded = np.where(mask[..., None], xs, np.nan)
+    got = unrolled(cell, reverse)(params, carry, padded, resets=NO_RESETS, mask=mask)
+    assert_same(got, looped(cell, params, carry, xs, mask=mask, reverse=reverse))
+    (last, ys), (_, _, d_xs) = jax.tree.map(np.asarray, got)
+    assert_same((last, ys[real]), looped(cell, params, carry, np.asarray(xs)[real], reverse=reverse)[0])
+    assert not np.any(ys[~mask]) and not np.any(d_xs[~mask])
 
 
 @each_cell
 def test_no_gradient_crosses_a_reset(cell):
+    reverse = isinstance(cell, Integrators)
+    in_order = slice(None, None, -1 if reverse else 1)
     params, carry, xs, _ = problem(cell)
-    resets = jnp.zeros((T, B), bool).at[4].set(True)
+    resets, after = NO_RESETS.copy(), NO_RESETS.copy()
+    resets[in_order][4], after[in_order][4:] = True, True
 
-    def after(carry, xs, resets):
-        last, ys = parallel_unroll(cell, params, carry, xs, resets=resets)
-        return jnp.sum(ys[4:] ** 2) + sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(last))
+    def of_what_follows(resets):
+        run = unrolled(cell, reverse)
+        _, (_, to_carry, to_xs) = run(params, carry, xs, counted=after, resets=resets, mask=NO_HOLES)
+        return jax.tree.map(np.asarray, (to_carry, to_xs[in_order]))
 
-    slopes = jax.jit(jax.grad(after, argnums=(0, 1)))
-    to_carry, to_xs = slopes(carry, xs, resets)
-    assert all(bool(jnp.all(leaf == 0)) for leaf in jax.tree.leaves((to_carry, to_xs[:4])))
-    open_carry, open_xs = slopes(carry, xs, jnp.zeros_like(resets))
-    assert all(bool(jnp.all(leaf != 0)) for leaf in jax.tree.leaves((open_carry, open_xs)))
+    to_carry, to_xs = of_what_follows(resets)
+    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves((to_carry, to_xs[:4])))
+    assert all(np.all(leaf != 0) for leaf in jax.tree.leaves(of_what_follows(NO_RESETS)))
 
 
-@pytest.mark.parametrize("at", [0, 3])
-def test_a_reset_recovers_a_lane_that_diverged(at):
+def test_a_reset_recovers_a_batch_row_that_diverged():
     cell = DiagonalLinear(D, H)
     params, carry, xs, _ = problem(cell)
-    carry = carry._replace(h=carry.h.at[0].set(jnp.inf).at[1].set(jnp.nan))
-    resets = jnp.zeros((T, B), bool).at[at].set(True)
-    got, want = (run(cell, params, carry, xs, resets=resets) for run in (parallel_unroll, unroll))
-    assert_same(got, want)
-    assert bool(jnp.all(jnp.isfinite(got[1][at:]))) and not bool(jnp.any(jnp.isfinite(got[1][:at])))
+    h = np.array(carry.h)
+    h[0], h[1] = np.inf, np.nan
+    plain = jax.jit(functools.partial(plain_unroll, cell))
+    for at in (0, 3):
+        resets = NO_RESETS.copy()
+        resets[at] = True
+        given = {"resets": resets, "mask": NO_HOLES}
+        got = unrolled(cell)(params, carry._replace(h=h), xs, **given)[0]
+        assert_same(got, plain(params, carry._replace(h=h), xs, **given))
+        ys = np.asarray(got[1])
+        assert np.all(np.isfinite(ys[at:])) and not np.any(np.isfinite(ys[:at]))
 
 
 def test_batched_is_vmapped():
     cell = MinLSTM(D, H)
     params, carry, xs, given = problem(cell, (3, 2))
-    one = jax.jit(lambda c, x, r, m: parallel_unroll(cell, params, c, x, resets=r, mask=m))
-    two = jax.jit(jax.vmap(jax.vmap(one, (0, 1, 1, 1), (0, 1)), (0, 1, 1, 1), (0, 1)))
-    assert_same(*(run(carry, xs, given["resets"], given["mask"]) for run in (one, two)))
+
+    @jax.jit
+    def both(carry, xs, resets, mask):
+        one = lambda c, x, r, m: parallel_unroll(cell, params, c, x, resets=r, mask=m)  # noqa: E731
+        two = jax.vmap(jax.vmap(one, (0, 1, 1, 1), (0, 1)), (0, 1, 1, 1), (0, 1))
+        return one(carry, xs, resets, mask), two(carry, xs, resets, mask)
+
+    assert_same(*both(carry, xs, **given))
 
 
 def test_second_derivatives_and_forward_mode():
     cell = MinGRU(D, 2)
     params, carry, xs, given = problem(cell, steps=5)
 
-    def curvature(run):
+    def curvature(run, b):
         def loss(b):
             last, ys = run(cell, params._replace(b=b), carry, xs, **given)
             return jnp.sum(jnp.sin(ys)) + jnp.sum(last.h**3)
 
-        return jax.jit(jax.hessian(loss))(params.b)  # forward over reverse
+        return jax.hessian(loss)(b)  # forward over reverse
 
-    got, want = curvature(parallel_unroll), curvature(unroll)
+    got, want = jax.jit(lambda b: [curvature(run, b) for run in (parallel_unroll, unroll)])(params.b)
     assert_same(got, want)
-    assert float(jnp.max(jnp.abs(want))) > 1e-2
+    assert np.max(np.abs(want)) > 1e-2
 
 
-@each_cell
+@pytest.mark.parametrize("cell", cells(essential=(MinGRU, Integrators)))
 def test_neither_it_nor_its_gradient_holds_a_loop(cell):
     params, carry, xs, given = problem(cell)
     programs = []
@@ -172,10 +239,11 @@ def test_neither_it_nor_its_gradient_holds_a_loop(cell):
     assert "scan[" not in ours and "while[" not in ours and "scan[" in theirs
 
 
-def test_float32_over_2000_steps():
+@pytest.mark.parametrize("steps", [30, pytest.param(2000, marks=rarely)])
+def test_float32(steps):
     """Against float64: values within 1e-5, gradients within 1e-4 of their largest entry (float32 has 6e-8)."""
-    params, carry, xs, given = problem(MinGRU(D, 16), steps=2000)
-    single = jax.tree.map(lambda a: a.astype(jnp.float32), (params, carry, xs))
+    params, carry, xs, given = problem(MinGRU(D, 16), steps=steps)
+    single = jax.tree.map(lambda a: np.asarray(a, np.float32), (params, carry, xs))
 
     def run(dtype, *args):
         return everything(lambda *a: parallel_unroll(MinGRU(D, 16, dtype=dtype), *a, **given), *args)
@@ -184,7 +252,8 @@ def test_float32_over_2000_steps():
     assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {jnp.dtype(jnp.float32)}
     for tolerance, ours, theirs in zip((1e-5, 1e-4), got, exact, strict=True):
         for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-            assert float(jnp.max(jnp.abs(a - b))) <= tolerance * float(jnp.max(jnp.abs(b)))
+            a, b = np.asarray(a), np.asarray(b)
+            assert np.max(np.abs(a - b)) <= tolerance * np.max(np.abs(b))
 
 
 class Misshapen(MinGRU):
@@ -195,8 +264,13 @@ class Misshapen(MinGRU):
         return a._replace(h=a.h[0]), b
 
 
+def zeros(make, *args):
+    """What `make` would return, but zeros of numpy."""
+    return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), jax.eval_shape(functools.partial(make, *args)))
+
+
 CELL = MinGRU(D, H)
-PARAMS, CARRY, XS = CELL.init(jax.random.key(0)), CELL.initial_carry((B,)), jnp.ones((T, B, D))
+GIVEN = {"params": zeros(CELL.init, jax.random.key(0)), "carry": zeros(CELL.initial_carry, (B,)), "xs": np.ones((T, B, D))}
 
 
 @pytest.mark.parametrize(
@@ -204,10 +278,10 @@ PARAMS, CARRY, XS = CELL.init(jax.random.key(0)), CELL.initial_carry((B,)), jnp.
     [
         (TypeError, r"LSTM does not say that it is linear.*use unroll, or newton_unroll", {"cell": LSTM(D, H)}),
         (TypeError, r"Stack does not say.*layer by layer", {"cell": Stack((MinGRU(D, H),))}),
-        (TypeError, r"xs must be floating.*int", {"xs": jnp.ones((T, B, D), int)}),
-        (TypeError, r"mask must be booleans", {"mask": jnp.ones((T, B), int)}),
-        (ValueError, r"resets must have .* \(7, 2\); got \(7,\)", {"resets": jnp.ones((T,), bool)}),
-        (ValueError, r"carry\.h must be .*\[2, 4\]; got .*\[4\]", {"carry": CELL.initial_carry()}),
+        (TypeError, r"xs must be floating.*int", {"xs": np.ones((T, B, D), int)}),
+        (TypeError, r"mask must be booleans", {"mask": np.ones((T, B), int)}),
+        (ValueError, r"resets must have .* \(7, 2\); got \(7,\)", {"resets": np.ones((T,), bool)}),
+        (ValueError, r"carry\.h must be .*\[2, 4\]; got .*\[4\]", {"carry": zeros(CELL.initial_carry, ())}),
         (
             ValueError,
             r"a of Misshapen.affine\.h must be float64\[7, 2, 4\]; got float64\[2, 4\]",
@@ -216,7 +290,7 @@ PARAMS, CARRY, XS = CELL.init(jax.random.key(0)), CELL.initial_carry((B,)), jnp.
     ],
 )
 def test_errors_name_what_is_wrong(error, words, change):
-    given = {"cell": CELL, "params": PARAMS, "carry": CARRY, "xs": XS} | change
+    given = {"cell": CELL} | GIVEN | change
     # Only the library's own message counts: jaxtyping's hook of the tests would speak first.
     with pytest.raises(error, match=words):
         inspect.unwrap(parallel_unroll)(**given)

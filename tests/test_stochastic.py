@@ -11,6 +11,7 @@ import pytest
 
 import tbptt
 from tbptt import Batch, with_seeds
+from tests.support.sequences import sequence_params, zero_carry
 
 T, B, D, H, V = 8, 3, 4, 5, 7
 F64 = {"param_dtype": jnp.float64}
@@ -44,74 +45,104 @@ def loss_of(rate, **kwargs):
     return tbptt.stochastic_loss(CELL, Logits(rate), cross_entropy, embedding=Embedded(rate), **kwargs)
 
 
-def setting(key, steps=T):
-    k_p, k_x, k_w, k_s = jax.random.split(key, 4)
-    params = tbptt.init_params(k_p, CELL, Logits(0.0), Embedded(0.0))
-    symbols = jax.random.randint(k_x, (steps + 1, B), 0, V)
-    weights = jax.random.uniform(k_w, (steps, B)).at[2].set(0)
-    resets = jnp.zeros((steps, B), bool).at[5, 1].set(True)
-    mask = jnp.ones((steps, B), bool).at[-2:, 2].set(False)
-    return params, CELL.initial_carry((B,)), with_seeds(k_s, Batch(symbols[:-1], symbols[1:], weights, resets, mask))
+seeded = jax.jit(with_seeds)
 
 
-def test_without_dropout_it_is_sequence_loss(key):
-    params, carry, batch = setting(key)
+@functools.cache
+def setting():
+    random = np.random.default_rng(0)
+    symbols, weights = random.integers(0, V, (T + 1, B)), random.random((T, B))
+    resets, mask = np.zeros((T, B), bool), np.ones((T, B), bool)
+    weights[2], resets[5, 1], mask[-2:, 2] = 0, True, False
+    batch = seeded(jax.random.key(1), Batch(symbols[:-1], symbols[1:], weights, resets, mask))
+    params = sequence_params(CELL, Logits(0.0), Embedded(0.0))
+    return params, zero_carry(CELL, (B,)), jax.tree.map(np.asarray, batch)
+
+
+@functools.cache
+def full_estimate():
+    """The compiled estimate of full BPTT, and what it gives."""
+    whole = jax.jit(tbptt.full_bptt(loss_of(0.5)).estimate)
+    return whole, whole(*setting())
+
+
+def test_without_dropout_it_is_sequence_loss():
+    params, carry, batch = setting()
     plain = tbptt.sequence_loss(CELL, Logits(0.0), cross_entropy, embedding=Embedded(0.0))
     ours, theirs = (jax.jit(jax.value_and_grad(loss, has_aux=True)) for loss in (loss_of(0.0), plain))
     assert_close(ours(params, carry, batch), theirs(params, carry, batch._replace(targets=batch.targets.targets)))
 
 
-def test_masks_are_those_of_flax_written_out_step_by_step(key):
-    params, carry, batch = setting(key)
+def test_masks_are_those_of_flax_written_out_step_by_step():
+    params, carry, batch = setting()
     batch = batch._replace(weights=None, resets=None, mask=None)
-    loss, carries = jnp.zeros(()), carry
-    for t in range(T):
-        xs, outputs = [], []
-        for b in range(B):
-            noise = jax.random.key(batch.targets.seeds[t, b])
-            rngs = {"dropout": jax.random.fold_in(noise, 0)}
-            xs.append(Embedded(0.5).apply(params.embedding, batch.inputs[t, b], rngs=rngs))
-        carries, y = CELL(params.cell, carries, jnp.stack(xs))
-        for b in range(B):
-            rngs = {"dropout": jax.random.fold_in(jax.random.key(batch.targets.seeds[t, b]), 1)}
-            outputs.append(Logits(0.5).apply(params.readout, y[b], rngs=rngs))
-        loss += jnp.sum(cross_entropy(jnp.stack(outputs), batch.targets.targets[t]))
-    assert_close(loss_of(0.5)(params, carry, batch), (loss, carries))
+
+    def rngs(seed, number):
+        return {"dropout": jax.random.fold_in(jax.random.key(seed), number)}
+
+    embed = jax.jit(lambda p, x, seed: Embedded(0.5).apply(p, x, rngs=rngs(seed, 0)))
+    loss_at = jax.jit(lambda p, y, target, seed: cross_entropy(Logits(0.5).apply(p, y, rngs=rngs(seed, 1)), target))
+    step, total, carries = jax.jit(CELL), 0.0, carry
+    for x, target, seeds in zip(batch.inputs, batch.targets.targets, batch.targets.seeds, strict=True):
+        xs = np.stack([embed(params.embedding, x[b], seeds[b]) for b in range(B)])
+        carries, ys = step(params.cell, carries, xs)
+        ys = np.asarray(ys)
+        total += sum(float(loss_at(params.readout, ys[b], target[b], seeds[b])) for b in range(B))
+    assert_close(jax.jit(loss_of(0.5))(params, carry, batch), (np.asarray(total), carries))
 
 
-def test_every_way_to_cut_meets_the_same_masks(key):
-    params, carry, batch = setting(key)
-    loss = loss_of(0.5)
-    whole = jax.jit(tbptt.full_bptt(loss).estimate)
-    full = whole(params, carry, batch)
-    other = with_seeds(jax.random.key(9), batch._replace(targets=batch.targets.targets))
-    assert abs(full.loss - whole(params, carry, other).loss) > 1e-3
-    estimator = tbptt.truncated_bptt(loss, 4, T)  # replays all its past
-    out = jax.jit(estimator.estimate)(params, estimator.init(params, carry, batch), batch)
+def test_a_window_that_replays_all_its_past_meets_the_same_masks():
+    params, carry, batch = setting()
+    whole, full = full_estimate()
+    other = seeded(jax.random.key(9), batch._replace(targets=batch.targets.targets))
+    assert abs(float(full.loss) - float(whole(params, carry, other).loss)) > 1e-3
+    estimator = tbptt.truncated_bptt(loss_of(0.5), 4, T)
+    out = jax.jit(lambda p, c, b: estimator.estimate(p, estimator.init(p, c, b), b))(params, carry, batch)
     assert_close((out.loss, out.grads), (full.loss, full.grads))
-    one, many = (tbptt.truncated_bptt(loss, 2, 4, group=group) for group in (1, 2))
-    memory = one.init(params, carry, batch)
-    assert_close(*(jax.jit(cut.estimate)(params, memory, batch)[:2] for cut in (one, many)))
-    lean = jax.jit(tbptt.full_bptt(loss_of(0.5, remat=tbptt.Segments())).estimate)(params, carry, batch)
+
+
+@pytest.mark.exhaustive
+def test_windows_side_by_side_meet_the_same_masks():
+    def estimate(cut):
+        return jax.jit(lambda p, c, b: cut.estimate(p, cut.init(p, c, b), b)[:2])(*setting())
+
+    assert_close(*(estimate(tbptt.truncated_bptt(loss_of(0.5), 2, 4, group=group)) for group in (1, 2)))
+
+
+@pytest.mark.exhaustive
+def test_steps_that_are_computed_again_meet_the_same_masks():
+    _, full = full_estimate()
+    lean = jax.jit(tbptt.full_bptt(loss_of(0.5, remat=tbptt.Segments())).estimate)(*setting())
     assert_close((lean.loss, lean.grads), (full.loss, full.grads))
-    alone = jax.tree.map(lambda leaf: leaf[:, 1:2], batch)  # and lanes may be spread over devices
-    only = batch._replace(weights=batch.weights * (jnp.arange(B) == 1))
-    assert_close(jax.jit(loss)(params, CELL.initial_carry((1,)), alone)[0], jax.jit(loss)(params, carry, only)[0])
 
 
-def test_a_pass_is_averaged_over_masks(key):
+def test_a_batch_row_alone_meets_the_same_masks():
+    """So batch rows may be spread over devices."""
+    params, carry, batch = setting()
+    loss = jax.jit(loss_of(0.5))
+    alone = jax.tree.map(lambda leaf: leaf[:, 1:2], batch)
+    only = batch._replace(weights=batch.weights * (np.arange(B) == 1))
+    assert_close(loss(params, zero_carry(CELL, (1,)), alone)[0], loss(params, carry, only)[0])
+
+
+def test_a_pass_is_averaged_over_masks():
     # E[mask / (1 - rate)] = 1: with a linear loss after the cell the mean over seeds is the loss without dropout.
-    params, carry, batch = setting(key)
+    params, carry, batch = setting()
     total = lambda outputs, targets: jnp.sum(outputs, -1)  # noqa: E731
-    noisy = tbptt.stochastic_loss(CELL, Logits(0.5), total, embedding=Embedded(0.0))
-    exact = tbptt.stochastic_loss(CELL, Logits(0.0), total, embedding=Embedded(0.0))(params, carry, batch)[0]
+    noisy, exact = (tbptt.stochastic_loss(CELL, Logits(r), total, embedding=Embedded(0.0)) for r in (0.5, 0.0))
     bare = batch._replace(targets=batch.targets.targets)
-    losses = jax.jit(jax.vmap(lambda k: noisy(params, carry, with_seeds(k, bare))[0]))(jax.random.split(key, 2000))
+
+    @jax.jit
+    def both(params, carry, batch, bare, keys):
+        losses = jax.vmap(lambda k: noisy(params, carry, with_seeds(k, bare))[0])(keys)
+        return losses, exact(params, carry, batch)[0]
+
+    losses, want = map(np.asarray, both(params, carry, batch, bare, jax.random.split(jax.random.key(0), 2000)))
     error = np.std(losses) / np.sqrt(len(losses))
-    assert error > 0 and abs(np.mean(losses) - exact) < 4 * error
+    assert error > 0 and abs(np.mean(losses) - want) < 4 * error
 
 
-def test_a_batch_without_seeds_is_refused(key):
-    params, carry, batch = setting(key)
+def test_a_batch_without_seeds_is_refused():
+    params, carry, batch = setting()
     with pytest.raises(TypeError, match=r"call with_seeds\(key, batch\) before; got targets of type .*Array"):
-        loss_of(0.5)(params, carry, batch._replace(targets=batch.targets.targets))
+        loss_of(0.5)(params, carry, batch._replace(targets=jnp.asarray(batch.targets.targets)))

@@ -4,14 +4,13 @@ import functools
 import inspect
 
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tbptt.cells import GRU, LSTM, DiagonalLinear, Elman, GRUResetBefore, MinGRU, MinLSTM, Stack
 from tbptt.unroll import Segments, unroll
-from tests.problems import B, D, H, T, assert_same, everything, looped, problem
+from tests.support.problems import B, D, H, T, assert_same, everything, functional, looped, problem, with_gradients
 
 CELLS = [
     Elman(D, H, gain=1.2),
@@ -23,149 +22,221 @@ CELLS = [
     MinLSTM(D, H),
     Stack((LSTM(D, 5), Elman(5, H))),
 ]
-each_cell = pytest.mark.parametrize("cell", CELLS, ids=lambda cell: type(cell).__name__)
+ONE_OF_EACH = (LSTM, DiagonalLinear, Stack)  # a backward pass of its own, none, layers: what the engine tells apart
+RESETS_AND_MASK = ("resets", "mask")
+
+
+def cells(*others, essential=ONE_OF_EACH):
+    """Sets of every cell and `others` (further parameters); all but the `essential` cells are in the second tier."""
+    tier = lambda cell: () if type(cell) in essential else pytest.mark.exhaustive  # noqa: E731
+    return [
+        pytest.param(cell, *others, marks=tier(cell), id=" ".join([type(cell).__name__, *map(str, others)]))
+        for cell in CELLS
+    ]
+
+
+EVERY = tuple(type(cell) for cell in CELLS)
+every_cell = pytest.mark.parametrize("cell", cells(essential=EVERY))
+one_of_each = pytest.mark.parametrize("cell", cells())
 
 
 @functools.cache
-def unrolled(cell, use, reverse=False, batch_shape=(B,)):
-    """`everything` of unroll on `problem`."""
-    params, carry, xs, given = problem(cell, batch_shape)
-    given = {name: given[name] for name in use.split()}
-    return everything(lambda *a: unroll(cell, *a, **given, reverse=reverse), params, carry, xs)
+def unrolled(cell, reverse=False, remat=None):
+    """A compiled function of params, carry, xs and flags; in its loss only those outputs count that are `counted`."""
+
+    def run(params, carry, xs, counted, **flags):
+        last, ys = unroll(cell, params, carry, xs, reverse=reverse, remat=remat, **flags)
+        return last, jnp.where(counted[..., None], ys, 0)
+
+    compiled = with_gradients(run)
+    everywhere = np.ones((T, B), bool)
+    return lambda *args, counted=everywhere, **flags: compiled(*args, counted=counted, **flags)
 
 
-@each_cell
-@pytest.mark.parametrize(("use", "reverse"), [("", 0), ("resets", 0), ("mask", 0), ("resets mask", 0), ("resets mask", 1)])
-def test_is_the_plain_loop(cell, use, reverse):
+def in_turns(cell, remat):
+    """Whether to run in reverse: with segments each cell and each remat meets both."""
+    return bool(remat and (CELLS.index(cell) + (remat.length == 4)) % 2)
+
+
+NO_RESETS, NO_HOLES = np.zeros((T, B), bool), np.ones((T, B), bool)
+
+
+def flags_of(given, use):
+    """The flags in use; the others reset nothing and mask nothing, so that all uses are one program."""
+    return {"resets": NO_RESETS, "mask": NO_HOLES} | {name: np.asarray(given[name]) for name in use}
+
+
+def with_holes(xs, mask):
+    """NaN wherever no step is."""
+    return np.where(np.asarray(mask)[..., None], xs, np.nan)
+
+
+def alive(grads):
+    return min(np.max(np.abs(g)) for g in jax.tree.leaves(grads)) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("cell", "reverse"),
+    cells(False, essential=EVERY) + cells(True, essential=(LSTM, DiagonalLinear)),
+)
+def test_is_the_plain_loop(cell, reverse):
     params, carry, xs, given = problem(cell)
-    want = looped(cell, params, carry, xs, **{name: given[name] for name in use.split()}, reverse=bool(reverse))
-    assert_same(unrolled(cell, use, bool(reverse)), want)
-    assert min(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(want[1][0])) > 1e-3  # the gradient is alive
+    for use in ((), ("resets",), ("mask",), RESETS_AND_MASK):
+        flags = flags_of(given, use)
+        got = unrolled(cell, reverse)(params, carry, with_holes(xs, flags["mask"]), **flags)
+        want = looped(cell, params, carry, xs, **flags, reverse=reverse)
+        assert_same(got, want)
+        assert alive(want[1][0])
 
 
-@each_cell
-def test_batched_is_vmapped(cell):
-    params, carry, xs, given = problem(cell, (3, 2))
+@pytest.mark.parametrize(
+    ("cell", "use"),
+    [
+        *cells((), essential=ONE_OF_EACH),
+        *cells(("resets",), essential=(LSTM,)),
+        *cells(("mask",), essential=(LSTM,)),
+    ],
+)
+def test_without_a_flag_nothing_is_reset_or_masked(cell, use):
+    params, carry, xs, given = problem(cell)
+    given = {name: given[name] for name in use}
+    assert_same(unrolled(cell)(params, carry, xs, **given), looped(cell, params, carry, xs, **given))
 
-    @jax.jit
-    def both(params, carry, xs, resets, mask):
-        one = lambda c, x, r, m: unroll(cell, params, c, x, resets=r, mask=m)  # noqa: E731
-        two = jax.vmap(jax.vmap(one, (0, 1, 1, 1), (0, 1)), (0, 1, 1, 1), (0, 1))
-        return one(carry, xs, resets, mask), two(carry, xs, resets, mask)
 
-    assert_same(*both(params, carry, xs, **given))
-
-
-@each_cell
-@pytest.mark.parametrize("remat", [None, Segments(4)], ids=["plain", "segments"])
+@pytest.mark.parametrize(
+    ("cell", "remat"),
+    cells(None, essential=EVERY) + cells(Segments(4), essential=(LSTM,)),
+)
 def test_nan_padding_changes_nothing(cell, remat):
-    params, carry, xs, _ = problem(cell, ())
-    real = np.sort(np.random.default_rng(0).permutation(T + 5)[: T - 3])  # interspersed among the padding, ends included
-    real = np.concatenate([real, [T + 6, T + 7, T + 9]])  # and a padded tail
-    mask = np.zeros(T + 12, bool)
+    params, carry, xs, _ = problem(cell)
+    real = np.array([1, 2, 5])  # interspersed among the padding, ends included
+    mask = NO_RESETS.copy()
     mask[real] = True
+    padded = with_holes(xs, mask)
+    reverse = in_turns(cell, remat)
+    got = unrolled(cell, reverse, remat)(params, carry, padded, resets=NO_RESETS, mask=mask)
+    assert_same(got, looped(cell, params, carry, xs, mask=mask, reverse=reverse))
+    (last, ys), (_, _, d_xs) = jax.tree.map(np.asarray, got)
+    without = looped(cell, params, carry, np.asarray(xs)[real], reverse=reverse)
+    assert_same((last, ys[real]), without[0])
+    assert not np.any(ys[~mask]) and not np.any(d_xs[~mask])
 
-    def padded(params, carry, xs):
-        holes = jnp.full((T + 12, D), jnp.nan).at[real].set(xs)
-        carry, ys = unroll(cell, params, carry, holes, mask=mask, remat=remat)
-        return carry, ys[real], ys[~mask]
 
-    (last, ys, at_holes), grads = everything(padded, params, carry, xs)
-    assert_same(((last, ys), grads), unrolled(cell, "", batch_shape=()))
-    assert bool(jnp.all(at_holes == 0))
-
-
-@each_cell
+@every_cell
 def test_no_gradient_crosses_a_reset(cell):
     params, carry, xs, _ = problem(cell)
-    resets = jnp.zeros((T, B), bool).at[4].set(True)
+    resets, after = NO_RESETS.copy(), NO_RESETS.copy()
+    resets[4], after[4:] = True, True
+
+    def of_what_follows(resets):
+        _, (_, to_carry, to_xs) = unrolled(cell)(params, carry, xs, counted=after, resets=resets, mask=NO_HOLES)
+        return jax.tree.map(np.asarray, (to_carry, to_xs))
+
+    to_carry, to_xs = of_what_follows(resets)
+    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves((to_carry, to_xs[:4]))) and np.all(to_xs[4:] != 0)
+    assert all(np.all(leaf != 0) for leaf in jax.tree.leaves(of_what_follows(NO_RESETS)))
+
+
+@one_of_each
+def test_no_steps_return_the_carry(cell):
+    params, carry, xs, _ = problem(cell)
 
     @jax.jit
-    @functools.partial(jax.grad, argnums=(0, 1))
-    def gradient_of_what_follows(carry, xs, resets):
-        last, ys = unroll(cell, params, carry, xs, resets=resets)
-        return jnp.sum(ys[4:] ** 2) + sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(last))
+    def run(params, carry, xs):
+        return [unroll(cell, params, carry, xs, remat=remat) for remat in (None, Segments(), Segments(4))]
 
-    to_carry, to_xs = gradient_of_what_follows(carry, xs, resets)
-    assert all(bool(jnp.all(leaf == 0)) for leaf in jax.tree.leaves((to_carry, to_xs[:4])))
-    open_carry, open_xs = gradient_of_what_follows(carry, xs, jnp.zeros_like(resets))
-    assert all(bool(jnp.all(leaf != 0)) for leaf in jax.tree.leaves((open_carry, open_xs)))
+    for last, ys in run(params, carry, np.asarray(xs)[:0]):
+        assert_same((last, ys.shape), (carry, (0, B, H)), 0)
 
 
-@each_cell
-@pytest.mark.parametrize("remat", [None, Segments(), Segments(4)], ids=["plain", "root", "four"])
-def test_no_steps_return_the_carry(cell, remat):
+@pytest.mark.parametrize(
+    ("cell", "remat"),
+    [
+        *cells(None, essential=EVERY),
+        *cells(Segments(), essential=(MinGRU,)),
+        *cells(Segments(4), essential=(LSTM,)),
+    ],
+)
+def test_a_batch_row_without_steps_keeps_its_carry(cell, remat):
     params, carry, xs, given = problem(cell)
-    mask = jnp.ones((T, B), bool).at[:, 1].set(False)  # a lane that does not exist at all, resets there or not
-
-    @jax.jit
-    def both(params, carry, xs):
-        run = functools.partial(unroll, cell, params, carry, remat=remat)
-        return run(xs[:0]), run(xs, resets=given["resets"], mask=mask)
-
-    (none, nothing), (last, ys) = both(params, carry, xs)
-    assert_same((none, nothing.shape), (carry, (0, B, H)), 0)
-    assert_same(jax.tree.map(lambda a: a[1], last), jax.tree.map(lambda a: a[1], carry), 0)
-    assert bool(jnp.all(ys[:, 1] == 0)) and bool(jnp.all(ys[:, 0] != 0))
+    mask = NO_HOLES.copy()
+    mask[:, 1] = False  # a batch row that does not exist at all, resets there or not
+    (last, ys), _ = unrolled(cell, in_turns(cell, remat), remat)(params, carry, xs, resets=given["resets"], mask=mask)
+    row = functools.partial(jax.tree.map, lambda a: np.asarray(a)[1])
+    assert_same(row(last), row(carry), 0)
+    ys = np.asarray(ys)
+    assert np.all(ys[:, 1] == 0) and np.all(ys[:, 0] != 0)
 
 
-@each_cell
-@pytest.mark.parametrize("batch_shape", [(0,), (3, 0)], ids=str)
-def test_no_lanes_are_no_outputs_and_no_gradient(cell, batch_shape):
+@pytest.mark.parametrize(("cell", "batch_shape"), cells((3, 0)) + cells((0,), essential=()))
+def test_no_batch_rows_are_no_outputs_and_no_gradient(cell, batch_shape):
     params, carry, xs, flags = problem(cell, batch_shape)
     (last, ys), (d_params, d_carry, d_xs) = everything(lambda *a: unroll(cell, *a, **flags), params, carry, xs)
     assert ys.shape == (T, *batch_shape, cell.hidden_dim) and d_xs.shape == xs.shape
     assert jax.tree.map(jnp.shape, last) == jax.tree.map(jnp.shape, d_carry) == jax.tree.map(jnp.shape, carry)
-    assert all(not leaf.any() for leaf in jax.tree.leaves(d_params))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(d_params))
 
 
-@each_cell
-@pytest.mark.parametrize("remat", [Segments(), Segments(2 * T), Segments(4)], ids=["root", "all", "four"])
+@pytest.mark.parametrize(
+    ("cell", "remat"),
+    [
+        *cells(Segments(), essential=(MinGRU,)),
+        *cells(Segments(2 * T), essential=(Stack,)),
+        *cells(Segments(4), essential=(LSTM,)),
+    ],
+)
 def test_segments_change_nothing(cell, remat):
-    """T = 7: 3 + 3 + 1, 7, 4 + 3. Forward and in reverse in turns: each cell and each remat meets both."""
+    """T = 7: 3 + 3 + 1, 7, 4 + 3."""
     params, carry, xs, given = problem(cell)
-    reverse = bool((CELLS.index(cell) + (remat.length == 4)) % 2 == 0)
-    cut = everything(lambda *a: unroll(cell, *a, **given, reverse=reverse, remat=remat), params, carry, xs)
-    assert_same(cut, unrolled(cell, "resets mask", reverse))
+    reverse = in_turns(cell, remat)
+    cut = unrolled(cell, reverse, remat)(params, carry, with_holes(xs, given["mask"]), **given)
+    assert_same(cut, looped(cell, params, carry, xs, **given, reverse=reverse))
 
 
+@pytest.mark.exhaustive  # what the compiler needs is compared with the plan's own figure in tests/engine/test_memory.py
 def test_segments_save_memory():
     cell = LSTM(D, 64)
-    params, carry = cell.init(jax.random.key(0)), cell.initial_carry((8,))
-    xs = jnp.ones((1024, 8, D))
+    params, carry = jax.eval_shape(cell.init, jax.random.key(0)), jax.eval_shape(lambda: cell.initial_carry((8,)))
+    xs = jax.ShapeDtypeStruct((1024, 8, D), float)
 
     def temp_bytes(remat):
-        grad = jax.jit(jax.grad(lambda p: jnp.sum(unroll(cell, p, carry, xs, remat=remat)[0].h)))
-        return grad.lower(params).compile().memory_analysis().temp_size_in_bytes
+        grad = jax.jit(jax.grad(lambda p, c, xs: jnp.sum(unroll(cell, p, c, xs, remat=remat)[0].h)))
+        return grad.lower(params, carry, xs).compile().memory_analysis().temp_size_in_bytes
 
     plain, root = temp_bytes(None), temp_bytes(Segments())
     assert root < plain / 4, (root, plain)
     assert temp_bytes(Segments(1024)) > 2 * root  # one segment as long as the sequence saves nothing
 
 
-@each_cell
+@pytest.mark.parametrize("cell", cells(essential=(LSTM,)))
 def test_gradient_is_that_of_finite_differences(cell):
-    params, carry, xs, given = problem(cell, steps=6)
-    flat, back = jax.flatten_util.ravel_pytree((params, carry))
+    params, carry, xs, given = problem(cell)
+    leaves, tree = jax.tree.flatten(jax.tree.map(np.asarray, (params, carry)))
+    flat, ends = np.concatenate([leaf.ravel() for leaf in leaves]), np.cumsum([leaf.size for leaf in leaves])
 
-    def loss(flat):
-        last, ys = unroll(cell, *back(flat), xs, **given)
-        return jnp.sum(jnp.sin(ys)) + sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(last))
+    @jax.jit
+    @jax.vmap
+    def at(flat):
+        cut = [part.reshape(leaf.shape) for part, leaf in zip(jnp.split(flat, ends[:-1]), leaves, strict=True)]
+        return functional(unroll(cell, *jax.tree.unflatten(tree, cut), xs, **given))
 
-    eps, eye = 1e-4, np.eye(flat.size)
-    at = jax.jit(jax.vmap(loss))  # five points: the error falls as eps^4, so 1e-10 is within reach of float64
-    one, two = at(flat + eps * eye) - at(flat - eps * eye), at(flat + 2 * eps * eye) - at(flat - 2 * eps * eye)
-    np.testing.assert_allclose(jax.jit(jax.grad(loss))(flat), (8 * one - two) / (12 * eps), rtol=1e-9, atol=1e-10)
+    eps, eye = 1e-4, np.eye(flat.size)  # five points: the error falls as eps^4, so 1e-10 is within reach of float64
+    loss = np.asarray(at(np.concatenate([flat + k * eps * eye for k in (1, -1, 2, -2)]))).reshape(4, -1)
+    want = (8 * (loss[0] - loss[1]) - (loss[2] - loss[3])) / (12 * eps)
+    _, grads = unrolled(cell)(params, carry, xs, **given)
+    got = np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(grads[:2])])
+    np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-10)
 
 
-@each_cell
+@every_cell
 def test_recur_after_inputs_is_the_call(cell):
-    params, carry, xs, _ = problem(cell)
-    zs = cell.inputs(params, xs)  # all steps at once
-    for t in range(T):
-        got = cell.recur(params, carry, jax.tree.map(lambda a, t=t: a[t], zs))
-        assert_same(got, cell(params, carry, xs[t]))
-        carry = got[0]
+    params, carry, xs, _ = problem(cell, (T, B), 1)  # T steps side by side, each from a carry of its own
+
+    @jax.jit
+    def both(params, carry, x):
+        return cell.recur(params, carry, cell.inputs(params, x)), cell(params, carry, x)
+
+    assert_same(*both(params, carry, xs[0]))
 
 
 class Forgetful(Elman):
@@ -175,38 +246,47 @@ class Forgetful(Elman):
         return (carry.h,), carry.h
 
 
-CELL = LSTM(D, H)
-PARAMS, CARRY, XS = CELL.init(jax.random.key(0)), CELL.initial_carry((B,)), jnp.ones((T, B, D))
-F32 = LSTM(D, H, dtype=jnp.float32)
+def zeros(make, *args):
+    """What `make` would return, but zeros of numpy."""
+    return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), jax.eval_shape(functools.partial(make, *args)))
+
+
+def carry_of(cell, batch_shape=(B,)):
+    return zeros(cell.initial_carry, batch_shape)
+
+
+CELL, F32 = LSTM(D, H), LSTM(D, H, dtype=jnp.float32)
+CARRY = carry_of(CELL)
 
 
 @pytest.mark.parametrize(
     ("error", "words", "change"),
     [
-        (TypeError, r"xs must be floating.*int.*embed integer symbols", {"xs": jnp.ones((T, B, D), int)}),
-        (ValueError, r"xs must be .*LSTM.input_dim = 3; got shape \(7, 2, 4\)", {"xs": jnp.ones((T, B, 4))}),
-        (ValueError, r"xs must be \[T, \*batch, D\].*got shape \(3,\)", {"xs": jnp.ones((D,))}),
-        (TypeError, r"resets must be booleans.*float64: use resets > 0", {"resets": jnp.ones((T, B))}),
-        (TypeError, r"mask must be booleans.*int.*: use mask > 0", {"mask": jnp.ones((T, B), int)}),
-        (ValueError, r"resets must have .* \(7, 2\); got \(7,\)", {"resets": jnp.ones((T,), bool)}),
-        (ValueError, r"mask must have .* \(7, 2\); got \(2, 7\)", {"mask": jnp.ones((B, T), bool)}),
+        (TypeError, r"xs must be floating.*int.*embed integer symbols", {"xs": np.ones((T, B, D), int)}),
+        (ValueError, r"xs must be .*LSTM.input_dim = 3; got shape \(7, 2, 4\)", {"xs": np.ones((T, B, 4))}),
+        (ValueError, r"xs must be \[T, \*batch, D\].*got shape \(3,\)", {"xs": np.ones((D,))}),
+        (TypeError, r"resets must be booleans.*float64: use resets > 0", {"resets": np.ones((T, B))}),
+        (TypeError, r"mask must be booleans.*int.*: use mask > 0", {"mask": np.ones((T, B), int)}),
+        (ValueError, r"resets must have .* \(7, 2\); got \(7,\)", {"resets": np.ones((T,), bool)}),
+        (ValueError, r"mask must have .* \(7, 2\); got \(2, 7\)", {"mask": np.ones((B, T), bool)}),
         (ValueError, r"carry must have the structure", {"carry": CARRY.h}),
         (
             ValueError,
             r"carry\.h must be .*\[2, 4\]; got .*\[4\]\..*initial_carry\(\(2,\)\)",
-            {"carry": CELL.initial_carry()},
+            {"carry": carry_of(CELL, ())},
         ),
-        (ValueError, r"carry\.c must be float64.*; got float32", {"carry": CARRY._replace(c=F32.initial_carry((B,)).c)}),
+        (ValueError, r"carry\.c must be float64.*; got float32", {"carry": CARRY._replace(c=carry_of(F32).c)}),
         (ValueError, r"carry that LSTM returned\.h must be float32.*; got float64.*xs is float64", {"cell": F32}),
         (ValueError, r"carry that Forgetful returned must have the structure", {"cell": Forgetful(D, H)}),
     ],
 )
 def test_errors_name_what_is_wrong(error, words, change):
-    cell = change.pop("cell", CELL)
-    given = {"params": cell.init(jax.random.key(0)), "carry": cell.initial_carry((B,)), "xs": XS} | change
+    cell = change.get("cell", CELL)
+    params = zeros(cell.init, jax.random.key(0))
+    given = {"cell": cell, "params": params, "carry": carry_of(cell), "xs": np.ones((T, B, D))} | change
     # Only the library's own message counts: jaxtyping's hook of the tests would speak first.
     with pytest.raises(error, match=words):
-        inspect.unwrap(unroll)(cell, **given)
+        inspect.unwrap(unroll)(**given)
 
 
 def test_segments_need_a_length():

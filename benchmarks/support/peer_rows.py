@@ -9,7 +9,7 @@ from benchmarks.systems.registry import OURS, SYSTEMS, TEXTBOOK, TORCH, is_ours
 from benchmarks.systems.work import Case
 
 # Relative difference of the first losses. Float32 rounding gives 1e-6, the libraries' epsilons 1e-5; gates in the wrong
-# order or a carry that is not handed on, 1e-3 and more (tests/test_benchmark_systems.py).
+# order or a carry that is not handed on, 1e-3 and more (tests/benchmarks/test_systems.py).
 TOLERANCE = 1e-4
 BEST, PER_CHUNK = "one program", "per chunk"
 

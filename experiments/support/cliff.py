@@ -1,5 +1,6 @@
 """The cliff of Pascanu, Mikolov and Bengio 2013: an error surface of two parameters, and descents over it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -42,23 +43,30 @@ def surface(ws: np.ndarray, bs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(error, np.float64), np.asarray(slope, np.float64)
 
 
-def descend(optimizer: optax.GradientTransformation, starts: np.ndarray, updates: int) -> np.ndarray:
-    """Runs gradient descent from every start `[n, 2]` at once; returns the paths `[n, updates + 1, 2]` of (w, b)."""
+def descend(lr: float, g_max: Sequence[float], starts: np.ndarray, updates: int) -> np.ndarray:
+    """Run gradient descent, clipped at each g_max (inf: not at all), from every start `[n, 2]` at once.
+
+    Returns:
+      the paths `[len(g_max), n, updates + 1, 2]` of (w, b).
+    """
     estimator, batch = tbptt.full_bptt(cliff_loss), cliff_batch()
 
-    def update(state: Any, _: None) -> tuple[Any, jax.Array]:
-        params, opt_state = state
-        grads = estimator.estimate(params, jnp.array(START), batch).grads
-        change, opt_state = optimizer.update(grads, opt_state, params)
-        params: Any = optax.apply_updates(params, change)
-        return (params, opt_state), jnp.stack([params["w"], params["b"]])
+    def path(g_max: jax.Array, start: jax.Array) -> jax.Array:
+        optimizer = optax.chain(optax.clip_by_global_norm(g_max), optax.sgd(lr))
 
-    def path(start: jax.Array) -> jax.Array:
+        def update(state: Any, _: None) -> tuple[Any, jax.Array]:
+            params, opt_state = state
+            grads = estimator.estimate(params, jnp.array(START), batch).grads
+            change, opt_state = optimizer.update(grads, opt_state, params)
+            params: Any = optax.apply_updates(params, change)
+            return (params, opt_state), jnp.stack([params["w"], params["b"]])
+
         params = {"w": start[0], "b": start[1]}
         _, points = jax.lax.scan(update, (params, optimizer.init(params)), None, updates)
         return jnp.concatenate([start[None], points])
 
-    return np.asarray(jax.jit(jax.vmap(path))(jnp.asarray(starts, jnp.float32)), np.float64)
+    every = jax.jit(jax.vmap(jax.vmap(path, in_axes=(None, 0)), in_axes=(0, None)))
+    return np.asarray(every(jnp.asarray(g_max, jnp.float32), jnp.asarray(starts, jnp.float32)), np.float64)
 
 
 def final_errors(paths: np.ndarray) -> np.ndarray:

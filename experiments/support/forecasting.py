@@ -1,5 +1,6 @@
 """One forecasting job, trained for a given number of seconds by any estimator, and scored on the untouched end."""
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -77,39 +78,58 @@ def train(
     *,
     lr: float,
     clip: float,
-    seconds: float,
+    seconds: float | None = None,
+    epochs: int | None = None,
     seed: int,
-    report: Callable[[float, float], None],
+    report: Callable[[float, float], None] = lambda used, loss: None,
+    clock: Callable[[], float] = time.perf_counter,
+    compiled: Any = None,
 ) -> Run:
-    """Trains epoch after epoch until `seconds` of computing are used; compilation is timed apart.
+    """Train until `seconds` of computing are used, or for a number of epochs; compilation is timed apart.
 
-    The learning rate falls from lr to 0 along half a cosine of the time used, so every run ends annealed whatever its
-    speed. `report(seconds_used, loss)` is called after every epoch.
+    The learning rate falls from lr to 0 along half a cosine of the seconds used, or of the epochs, so every run ends
+    annealed whatever its speed. `report(seconds_used, loss)` is called after every epoch.
+
+    Args:
+      seconds, epochs: give one of them.
+      clock: measures `seconds`.
+      compiled: what `compile_epoch` made for this estimator, clip and chunk and for data of these shapes; None = compile.
     """
-    optimizer = make_optimizer(clip)
-    carry = model.cell.initial_carry(job.batch.inputs.shape[1:2])
-    params = tbptt.init_params(jax.random.key(seed), model.cell, model.readout)
-    state = tbptt.init_state(estimator, optimizer, params, carry, job.batch)
+    if (seconds is None) == (epochs is None):
+        raise ValueError(f"give seconds or epochs, one of them; got seconds={seconds}, epochs={epochs}")
     begin = time.perf_counter()
-    jitted: Any = tbptt.make_train_epoch(estimator, optimizer, chunk)
-    epoch = jitted.lower(state, job.batch).compile()
+    epoch = compile_epoch(estimator, model, job, chunk, clip=clip) if compiled is None else compiled
     compile_seconds = time.perf_counter() - begin
-    used, epochs, clipped, windows = 0.0, 0, [], []
-    while used < seconds:
-        rate = lr * 0.5 * (1 + math.cos(math.pi * used / seconds))
+    state, carry = _start(estimator, model, job, clip, seed)
+    used, done, clipped, windows = 0.0, 0, [], []
+    while (share := used / seconds if seconds is not None else done / (epochs or 1)) < 1:
+        rate = lr * 0.5 * (1 + math.cos(math.pi * share))
         state.opt_state[1].hyperparams["learning_rate"] = jnp.asarray(rate, jnp.float32)
         state = jax.block_until_ready(tbptt.rewind(estimator, state, carry, job.batch))
-        begin = time.perf_counter()
+        begin = clock()
         state, metrics = jax.block_until_ready(epoch(state, job.batch))
-        used += time.perf_counter() - begin
-        epochs += 1
+        used += clock() - begin
+        done += 1
         clipped.append(float(metrics.clipped.mean()))
         if hasattr(metrics.info, "k2"):
             windows.append(float(metrics.info.k2.mean()))
         report(used, float(metrics.loss.mean()))
         if bool(metrics.non_finite.any()):
-            raise FloatingPointError(f"loss or gradient became non-finite in epoch {epochs}; lower --lr or --clip")
-    return Run(state.params, int(state.step), epochs, used, compile_seconds, float(np.mean(clipped)), windows)
+            raise FloatingPointError(f"loss or gradient became non-finite in epoch {done}; lower --lr or --clip")
+    return Run(state.params, int(state.step), done, used, compile_seconds, float(np.mean(clipped)), windows)
+
+
+def compile_epoch(estimator: tbptt.Estimator, model: Model, job: Job, chunk: int, *, clip: float) -> Any:
+    """Compile the program of one epoch of `train`."""
+    state, _ = _start(estimator, model, job, clip, 0)
+    jitted: Any = tbptt.make_train_epoch(estimator, make_optimizer(clip), chunk)
+    return jitted.lower(state, job.batch).compile()
+
+
+def _start(estimator: tbptt.Estimator, model: Model, job: Job, clip: float, seed: int) -> tuple[tbptt.TrainState, Any]:
+    carry = model.cell.initial_carry(job.batch.inputs.shape[1:2])
+    params = tbptt.init_params(jax.random.key(seed), model.cell, model.readout)
+    return tbptt.init_state(estimator, make_optimizer(clip), params, carry, job.batch), carry
 
 
 def step_temp_bytes(estimator: tbptt.Estimator, model: Model, job: Job, chunk: int) -> int:
@@ -136,12 +156,13 @@ def temp_bytes(make: Any, estimator: tbptt.Estimator, model: Model, batch: tbptt
 def errors(model: Model, params: Any, job: Job) -> tuple[float, float]:
     """Returns the mean squared error on the validation and the test part, the carry carried through all steps before."""
     inputs = jnp.asarray(job.values[: -job.horizon, None, :1], jnp.float32)
-
-    def forward(params: Any, inputs: jax.Array) -> jax.Array:
-        batch = tbptt.Batch(inputs, None)
-        return tbptt.predict(model.cell, model.readout, params, model.cell.initial_carry((1,)), batch)[1]
-
-    outputs = np.asarray(jax.jit(forward)(params, inputs), np.float64)[:, 0, -1]
+    outputs = np.asarray(_forward(model, params, inputs), np.float64)[:, 0, -1]
     squares = (outputs - job.values[job.horizon :, 0]) ** 2
     scores = [float(squares[start : end - job.horizon].mean()) for start, end in (job.valid, job.test)]
     return scores[0], scores[1]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(model: Model, params: Any, inputs: jax.Array) -> jax.Array:
+    batch = tbptt.Batch(inputs, None)
+    return tbptt.predict(model.cell, model.readout, params, model.cell.initial_carry((1,)), batch)[1]

@@ -1,5 +1,6 @@
 """A real training run at several G_max: a tanh network whose gradients explode."""
 
+import functools
 import math
 from typing import Any
 
@@ -13,44 +14,64 @@ import tbptt
 
 G_MAX = (0.01, 0.1, 1.0, 10.0, 100.0, math.inf)
 T, B = 40, 64
+CELL, READOUT = tbptt.Elman(1, 32, gain=1.5), nn.Dense(1)
 
 
 def sweep_g_max(updates: int, seed: int) -> list[dict[str, Any]]:
-    """Trains an Elman network of gain 1.5 to recall a sign 30 steps later, once for every G_max, by plain SGD.
+    """Train an Elman network of gain 1.5 to recall a sign 30 steps later, once for every G_max, by plain SGD.
 
     Returns:
       a row for each: g_max (None = no clipping), median and worst loss of the last 50 updates (None = NaN), the share of
       updates clipped, and the largest gradient norm.
     """
-    cell, readout = tbptt.Elman(1, 32, gain=1.5), nn.Dense(1)
-    estimator = tbptt.full_bptt(tbptt.sequence_loss(cell, readout, tbptt.squared_error))
-    keys = jax.random.split(jax.random.key(seed), 3)
-    signs = jax.random.rademacher(keys[0], (200, B), jnp.float32)
-    inputs = (0.1 * jax.random.normal(keys[1], (200, T, B, 1))).at[:, 9, :, 0].set(signs)
+    rng = np.random.default_rng(seed)
+    signs = rng.choice([-1.0, 1.0], size=(200, B))
+    inputs = 0.1 * rng.normal(size=(200, T, B, 1))
+    inputs[:, 9, :, 0] = signs
+    batches = (jnp.asarray(inputs, jnp.float32), jnp.asarray(signs, jnp.float32))
+    params = tbptt.init_params(jax.random.key(seed), CELL, READOUT)
+    metrics = _train(jnp.asarray(G_MAX), params, *batches, updates)
+    losses, norms, clipped = (np.asarray(a) for a in (metrics.loss, metrics.grad_norm, metrics.clipped))
+    return [
+        {
+            "g_max": None if math.isinf(g_max) else g_max,
+            "loss": number(np.median(losses[i, -50:])),
+            "worst": number(np.max(losses[i, -50:])),
+            "clipped": float(np.mean(clipped[i])),
+            "largest_norm": number(np.max(norms[i])),
+        }
+        for i, g_max in enumerate(G_MAX)
+    ]
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _train(g_max: jax.Array, params: Any, inputs: jax.Array, signs: jax.Array, updates: int) -> tbptt.Metrics:
+    """Train once for every entry of g_max, all in one program: metrics `[len(g_max), updates]`."""
     weights = jnp.zeros((T, B)).at[-1].set(1.0)
-    params, carry = tbptt.init_params(keys[2], cell, readout), cell.initial_carry((B,))
-    rows = []
-    for g_max in G_MAX:
+
+    def loss_fn(params: Any, carry: Any, batch: tbptt.Batch) -> tuple[jax.Array, Any]:
+        carry, ys = tbptt.plain_unroll(CELL, params.cell, carry, batch.inputs)
+        losses = tbptt.squared_error(READOUT.apply(params.readout, ys), batch.targets)
+        return jnp.sum(losses * batch.weights), carry
+
+    estimator, carry = tbptt.full_bptt(loss_fn), CELL.initial_carry((B,))
+
+    def sequence(i: Any) -> tbptt.Batch:
+        targets = jnp.broadcast_to(signs[i % 200][None, :, None], (T, B, 1))
+        return tbptt.Batch(inputs[i % 200], targets, weights)
+
+    def run(g_max: jax.Array) -> tbptt.Metrics:
         optimizer = optax.chain(tbptt.watched(optax.clip_by_global_norm(g_max)), optax.sgd(0.05))
-        state = tbptt.init_state(estimator, optimizer, params, carry, tbptt.Batch(inputs[0], jnp.ones((T, B, 1)), weights))
-        step = tbptt.make_train_step(estimator, optimizer)
-        seen = []
-        for i in range(updates):
-            targets = jnp.broadcast_to(signs[i % 200][None, :, None], (T, B, 1))
-            batch = tbptt.Batch(inputs[i % 200], targets, weights)
-            state, metrics = step(tbptt.rewind(estimator, state, carry, batch), batch)
-            seen.append(metrics)
-        losses, norms = (np.array([float(getattr(m, name)) for m in seen]) for name in ("loss", "grad_norm"))
-        rows.append(
-            {
-                "g_max": None if math.isinf(g_max) else g_max,
-                "loss": number(np.median(losses[-50:])),
-                "worst": number(np.max(losses[-50:])),
-                "clipped": float(np.mean([bool(m.clipped) for m in seen])),
-                "largest_norm": number(np.max(norms)),
-            }
-        )
-    return rows
+        update = tbptt.make_train_step(estimator, optimizer)
+
+        def step(state: tbptt.TrainState, i: jax.Array) -> tuple[tbptt.TrainState, tbptt.Metrics]:
+            batch = sequence(i)
+            return update(tbptt.rewind(estimator, state, carry, batch), batch)
+
+        start = tbptt.init_state(estimator, optimizer, params, carry, sequence(0))
+        return jax.lax.scan(step, start, jnp.arange(updates))[1]
+
+    return jax.vmap(run)(g_max)
 
 
 def number(value: float) -> float | None:

@@ -23,7 +23,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from numba.core import cgutils
 from numba.core.registry import cpu_target
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 from numba.np.arrayobj import populate_array
 
 from tbptt.native.width import WIDE
@@ -48,6 +48,25 @@ def inlined(function: Callable[..., Any]) -> Any:
     """Writes a function into its callers: LLVM optimizes all that a function calls once more for every function around it,
     so that fewer of them compile faster. A function that is written into others may not be called with `*args`."""
     return numba.njit(inspect.unwrap(function), inline="always", **OPTIONS)
+
+
+def implements(stub: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Registers what compiled loops run where they call `stub`: the decorated function gets numba's types, and returns it.
+
+    As `numba.extending.overload`, which cannot read functions that a checker of types has wrapped.
+    """
+
+    def register(choose: Callable[..., Any]) -> Callable[..., Any]:
+        choose = inspect.unwrap(choose)
+
+        @functools.wraps(choose)
+        def chosen(*args: Any, **kwargs: Any) -> Any:
+            return inspect.unwrap(choose(*args, **kwargs))
+
+        overload(stub, jit_options={"fastmath": RELAXED})(chosen)
+        return choose
+
+    return register
 
 
 _ONE_AT_A_TIME = threading.Lock()

@@ -1,10 +1,8 @@
 """A step's product in compiled loops, by the layout of the weights: as they are (`[K, G]`) or packed (`[J, K, C]`)."""
 
-from typing import Any, no_type_check
+from typing import Any
 
-from numba.extending import overload
-
-from tbptt.native.frame import RELAXED
+from tbptt.native.frame import implements
 from tbptt.native.halves import product_back_in_a_pair, product_in_a_pair
 from tbptt.native.tiles import product_by_tiles
 
@@ -22,8 +20,7 @@ def multiply_back(out: Any, a: Any, w: Any, lanes: Any, units: Any, place: Any, 
     raise NotImplementedError("only in compiled loops")
 
 
-@overload(multiply, jit_options={"fastmath": RELAXED})
-@no_type_check
+@implements(multiply)
 def _multiply(work, h, w, lanes, units, place, turn):  # type: ignore[no-untyped-def]
     def by_tiles(work, h, w, lanes, units, place, turn):  # type: ignore[no-untyped-def]
         product_by_tiles(work[lanes[0] : lanes[1]], h[lanes[0] : lanes[1]], w)
@@ -35,8 +32,7 @@ def _multiply(work, h, w, lanes, units, place, turn):  # type: ignore[no-untyped
     return by_tiles if w.ndim == len("JKC") else by_rows
 
 
-@overload(multiply_back, jit_options={"fastmath": RELAXED})
-@no_type_check
+@implements(multiply_back)
 def _multiply_back(out, a, w, lanes, units, place, turn):  # type: ignore[no-untyped-def]
     def by_tiles(out, a, w, lanes, units, place, turn):  # type: ignore[no-untyped-def]
         product_by_tiles(out[lanes[0] : lanes[1]], a[lanes[0] : lanes[1]], w)

@@ -1,0 +1,294 @@
+"""Products of Jacobians: against dense SVDs, against closed forms beyond any float's range, and under their bound."""
+
+import functools
+import inspect
+import re
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import pytest
+
+import tbptt
+from tbptt.diagnostics import (
+    carry_influence,
+    jacobian_product_svd,
+    log_bound,
+    log_sigma_max,
+    lyapunov_spectrum,
+    sigma_max,
+    spectral_radius,
+    step_jacobians,
+)
+from tests.support.counting_cell import CountingElman
+from tests.support.sequences import cell_params, zero_carry
+
+STACK = tbptt.Stack((tbptt.LSTM(2, 3), tbptt.Elman(3, 4), tbptt.GRU(4, 2)))
+RELU = tbptt.Elman(2, 7, activation=jax.nn.relu, gain=1.5)
+
+
+def linear(w):
+    """A linear Elman cell without input whose Jacobian is w^T at every step."""
+    cell = tbptt.Elman(1, w.shape[0], activation=jax.nn.identity, dtype=w.dtype)
+    return cell, cell_params(cell)._replace(w_h=w)
+
+
+# Each is compiled once for all tests that measure the same cell over as many steps.
+JITTED = {
+    measure: jax.jit(measure, static_argnums=0)
+    for measure in (step_jacobians, jacobian_product_svd, log_sigma_max, lyapunov_spectrum, carry_influence)
+}
+product_svd, largest_of = JITTED[jacobian_product_svd], JITTED[log_sigma_max]
+exhaustive = pytest.mark.exhaustive
+each_measure = pytest.mark.parametrize("measure", JITTED)
+bound, radius, largest_singular = map(jax.jit, (log_bound, spectral_radius, sigma_max))
+
+
+def second(*values):
+    return pytest.param(*values, marks=exhaustive)
+
+
+def zeros(cell, T):
+    return np.zeros((T, cell.input_dim), jax.tree.leaves(zero_carry(cell))[0].dtype)
+
+
+def drawn(*shape):
+    return np.random.default_rng(0).normal(size=shape)
+
+
+@pytest.mark.parametrize(
+    "cell", [STACK, second(tbptt.Elman(2, 4)), second(tbptt.LSTM(2, 3))], ids=["stack", "elman", "lstm"]
+)
+def test_step_jacobians_are_those_of_autodiff_and_their_product_that_of_the_unrolled_cell(cell):
+    params, carry, T = cell_params(cell), zero_carry(cell), 5
+    xs = drawn(T, 2)
+    start = np.concatenate(jax.tree.leaves(carry))
+
+    def unrolled(vector, params):
+        unravel = jax.flatten_util.ravel_pytree(carry)[1]
+
+        def step(c, x):
+            new = cell(params, c, x)[0]
+            return new, jax.flatten_util.ravel_pytree(new)[0]
+
+        return jax.lax.scan(step, unravel(vector), xs)[1]
+
+    given = cell, params, carry, xs
+    jacobians, log_s = (np.asarray(JITTED[m](*given)) for m in (step_jacobians, jacobian_product_svd))
+    want = np.asarray(jax.jit(jax.jacrev(unrolled))(start, params))
+    assert jacobians.shape == (T, start.size, start.size) and log_s.shape == (T, start.size)
+    product = np.eye(start.size)
+    for n in range(1, T + 1):
+        product = jacobians[n - 1] @ product
+        np.testing.assert_allclose(product, want[n - 1], atol=1e-14)
+        singular = np.linalg.svd(product, compute_uv=False)
+        np.testing.assert_allclose(np.exp(log_s[n - 1]), singular, rtol=1e-9, atol=1e-14 * singular[0])
+
+
+def test_elman_jacobian_in_the_lecture_letters():
+    cell = tbptt.Elman(2, 4)
+    params, xs = cell_params(cell), drawn(3, 2)
+    hs = [np.zeros(4)]
+    for x in xs:
+        hs.append(np.tanh(hs[-1] @ params.w_h + x @ params.w_x + params.b))
+    want = (1 - np.stack(hs[1:]) ** 2)[:, :, None] * params.w_h.T
+    np.testing.assert_allclose(JITTED[step_jacobians](cell, params, zero_carry(cell), xs), want, rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", [3, second(1), second(2), second(8)])
+def test_every_singular_value_of_a_long_product_has_full_relative_accuracy(size):
+    """A random (non-normal) W to the power 60 against 400-digit arithmetic: a plain SVD would lose the small ones."""
+    w = np.random.default_rng(size).normal(size=(size, size)) / 1.5
+    cell, params = linear(w)
+    got = np.asarray(product_svd(cell, params, zero_carry(cell), zeros(cell, 60)))
+    with mpmath.workdps(400):
+        power = mpmath.matrix(w.T.tolist()) ** 60
+        want = [float(mpmath.log(s)) for s in mpmath.svd_r(power, compute_uv=False)]
+    np.testing.assert_allclose(got[-1], want, atol=1e-11)
+    np.testing.assert_allclose(np.sum(got, axis=1), np.arange(1, 61) * np.linalg.slogdet(w)[1], rtol=1e-12, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype, T", [(np.float64, 1200), second(np.float64, 2000), second(np.float32, 2000)])
+def test_two_to_the_2000_fits(dtype, T):
+    """Singular values 2 and 1/2 of a rotated W = Q diag Q^T, T times: 2^T and 2^-T side by side, both beyond float64."""
+    rate = np.log([2.0, 2.0, 1.5, 1.0, 0.75, 0.5, 0.5])
+    q = np.linalg.qr(np.random.default_rng(0).normal(size=(7, 7)))[0]
+    cell, params = linear(((q * np.exp(rate)) @ q.T).astype(dtype))
+    got = product_svd(cell, params, zero_carry(cell), zeros(cell, T))
+    assert got.dtype == dtype
+    each_step = 3e-5 if dtype == np.float32 else 1e-13  # in float32 a log of 1386 is known to 1e-4, and 2000 are added
+    np.testing.assert_allclose(got, np.arange(1, T + 1)[:, None] * rate, atol=T * each_step)
+    largest = largest_of(cell, params, zero_carry(cell), zeros(cell, T))
+    np.testing.assert_allclose(largest, T * np.log(2), rtol=1e-5 if dtype == np.float32 else 1e-13)
+
+
+@pytest.mark.parametrize(
+    "cell, T",
+    [
+        (RELU, 40),
+        second(tbptt.Elman(2, 1), 40),
+        second(tbptt.Elman(2, 20, gain=1.2), 40),
+        second(tbptt.LSTM(2, 5), 1),
+        second(STACK, 40),
+    ],
+    ids=["relu", "too few for lobpcg", "elman", "lstm", "stack"],
+)
+def test_matrix_free_is_exact(cell, T):
+    params, carry = cell_params(cell), zero_carry(cell)
+    xs = drawn(T, 2)
+    got = largest_of(cell, params, carry, xs)
+    np.testing.assert_allclose(got, np.asarray(product_svd(cell, params, carry, xs))[-1, 0], atol=1e-9)
+
+
+def test_singular_jacobians():
+    w = np.diag([0.0, 0.5, 2.0, 1.0, 1.0, 1.0, 3.0])
+    cell, params = linear(w)
+    got = np.asarray(product_svd(cell, params, zero_carry(cell), zeros(cell, 9)))[:3]
+    assert (got[:, -1] == -np.inf).all()
+    np.testing.assert_allclose(got[:, :-1], np.arange(1, 4)[:, None] * np.log([3, 2, 1, 1, 1, 0.5]), atol=1e-14)
+    nilpotent = np.diag(np.ones(6), 1)  # the 7th power is 0, though no step is
+    cell, params = linear(nilpotent)
+    got = np.asarray(product_svd(cell, params, zero_carry(cell), zeros(cell, 9)))
+    np.testing.assert_array_equal((got == 0).sum(axis=1), [6, 5, 4, 3, 2, 1, 0, 0, 0])
+    np.testing.assert_array_equal((got == -np.inf).sum(axis=1), [1, 2, 3, 4, 5, 6, 7, 7, 7])
+    assert largest_of(cell, params, zero_carry(cell), zeros(cell, 7)) == -np.inf
+
+
+@exhaustive
+def test_a_product_that_is_nearly_singular():
+    cell, params = linear(np.diag(np.ones(6), 1))
+    np.testing.assert_allclose(largest_of(cell, params, zero_carry(cell), zeros(cell, 6)), 0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("size", "T"), [(7, (9, 7)), second(3, (60, 60))], ids=["7", "too few for lobpcg"])
+def test_nan_parameters_give_nan(size, T):
+    cell, params = linear(np.full((size, size), np.nan))
+    assert np.isnan(product_svd(cell, params, zero_carry(cell), zeros(cell, T[0]))).all()
+    assert np.isnan(largest_of(cell, params, zero_carry(cell), zeros(cell, T[1])))
+
+
+@functools.cache
+def slacks_of(activation, slope):
+    """How far the bound is above the product's norm, in logs, at every n: compiled, for many keys and any gain."""
+    cell, T = tbptt.Elman(3, 8, activation=activation), 50
+
+    def slack(key, gain):
+        keys = jax.random.split(key, 3)
+        params = cell.init(keys[0])._replace(w_h=gain * jax.random.normal(keys[1], (8, 8)) / jnp.sqrt(8))
+        log_s = jacobian_product_svd(cell, params, zero_carry(cell), jax.random.normal(keys[2], (T, 3)))
+        return log_bound(params.w_h, jnp.arange(1, T + 1), slope=slope) - log_s[:, 0]
+
+    return jax.jit(jax.vmap(slack, (0, None)))
+
+
+@exhaustive
+@pytest.mark.parametrize("activation, slope", [(jax.nn.sigmoid, 0.25), (jnp.tanh, 1.0), (jax.nn.relu, 1.0)])
+def test_the_bound_holds_always(activation, slope):
+    for gain in (0.3, 1.0, 3.0):
+        slacks = np.asarray(slacks_of(activation, slope)(jax.random.split(jax.random.key(1), 20), gain))
+        assert slacks.min() >= -1e-12
+        first = slacks[:, 0].min()
+        assert first < 1.0  # and it is not vacuous: near the norm of one step
+
+
+def test_the_bound_is_reached_by_an_orthogonal_linear_network():
+    w = 1.1 * np.linalg.qr(np.random.default_rng(0).normal(size=(7, 7)))[0]
+    cell, params = linear(w)
+    got = np.asarray(product_svd(cell, params, zero_carry(cell), zeros(cell, 9)))
+    np.testing.assert_allclose(got[:, 0], bound(w, np.arange(1, 10)), rtol=1e-12)
+    np.testing.assert_allclose(got[:, -1], got[:, 0], rtol=1e-12)
+    slower = np.asarray(bound(w, np.arange(1, 10), slope=0.25)) - np.asarray(bound(w, np.arange(1, 10)))
+    np.testing.assert_allclose(slower, np.arange(1, 10) * np.log(0.25), rtol=1e-12)
+    assert bound(w, 0) == 0 and bound(0 * w, 0) == 0 and bound(0 * w, 2) == -np.inf
+
+
+def test_spectral_radius_and_sigma_max():
+    w = np.asarray([[0.5, 100.0], [0.0, -0.9]])
+    np.testing.assert_allclose(radius(w), 0.9, rtol=1e-12)
+    np.testing.assert_allclose(largest_singular(w), np.linalg.norm(w, 2), rtol=1e-12)
+    rotation = np.asarray([[0.0, -2.0], [2.0, 0.0]])  # complex eigenvalues
+    np.testing.assert_allclose(radius(rotation), 2.0, rtol=1e-12)
+
+
+@pytest.mark.parametrize("measure", [step_jacobians, jacobian_product_svd, log_sigma_max])
+def test_bad_input_is_refused_by_name(measure):
+    measure = inspect.unwrap(measure)  # without the hook, which would speak first
+    cell = tbptt.Elman(2, 3)
+    params, carry = cell_params(cell), zero_carry(cell)
+    counting = CountingElman()
+    with pytest.raises(TypeError, match=r"carry\['steps'\] is int32"):
+        measure(counting, None, zero_carry(counting), np.ones((5, 2)))
+    with pytest.raises(ValueError, match=r"one sequence \[T, D\].*shape \(5, 4, 2\)"):
+        measure(cell, params, zero_carry(cell, (4,)), np.ones((5, 4, 2)))
+    with pytest.raises(ValueError, match="at least one step"):
+        measure(cell, params, carry, np.ones((0, 2)))
+    with pytest.raises(ValueError, match=r"carry.h must have the shape \(3,\) .* without batch axes .*; got \(4, 3\)"):
+        measure(cell, params, zero_carry(cell, (4,)), np.ones((5, 2)))
+    with pytest.raises(ValueError, match=r"D = Elman.input_dim = 2; got shape \(5, 3\)"):
+        measure(cell, params, carry, np.ones((5, 3)))
+    assert jax.tree.leaves(jax.eval_shape(functools.partial(measure, cell), params, carry, np.ones((1, 2))))  # T = 1
+
+
+def test_a_clipped_cell_has_the_jacobian_of_the_cell_inside():
+    """Forward the two are one map; clipping changes only what is sent back. Every measure is the same program."""
+    plain = tbptt.Stack((tbptt.Elman(2, 3), tbptt.Elman(3, 2)))
+    given = cell_params(plain), zero_carry(plain), drawn(5, 2)
+
+    def program(measure, cell):
+        text = str(jax.make_jaxpr(functools.partial(measure, cell))(*given))
+        return re.sub("0x[0-9a-f]+", "", text)  # addresses of functions
+
+    within = tbptt.Stack((tbptt.ClippedCell(plain.cells[0], 1e-3), plain.cells[1]))
+    for measure in JITTED:
+        want = program(measure, plain)
+        assert len(want) > 1000
+        for cell in (within, tbptt.ClippedCell(plain, 1e-3)):
+            assert program(measure, cell) == want
+
+
+class ClipsItself(tbptt.Elman):
+    """A user's own cell that clips what it sends back."""
+
+    def __call__(self, params, carry, x):
+        return super().__call__(params, tbptt.clip_cotangent(carry, 1.0), x)
+
+
+@each_measure
+def test_a_backward_pass_of_ones_own_has_no_jacobian(measure):
+    cell = ClipsItself(2, 3)
+    with pytest.raises(TypeError, match="ClipsItself has a backward pass of its own .* pass the cell without it"):
+        jax.eval_shape(functools.partial(measure, cell), cell_params(cell), zero_carry(cell), np.ones((5, 2)))
+
+
+HALVES = [(step_jacobians, jnp.bfloat16), *(second(measure, jnp.float16) for measure in JITTED)]
+
+
+@pytest.mark.parametrize(("measure", "dtype"), HALVES)
+def test_half_precision_is_measured_in_float32(measure, dtype):
+    half, single = (tbptt.Elman(2, 7, dtype=d) for d in (dtype, jnp.float32))
+    params, xs = cell_params(half), drawn(5, 2).astype(dtype)
+    got = JITTED[measure](half, params, zero_carry(half), xs)
+    wide = jax.tree.map(lambda leaf: leaf.astype(np.float32), params)
+    want = JITTED[measure](single, wide, zero_carry(single), xs.astype(np.float32))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(got))
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    if measure is step_jacobians:
+        for of in (radius, largest_singular):
+            assert of(params.w_h) == of(wide.w_h)
+
+
+class Shrinking(CountingElman):
+    """A cell that hands on another carry than it took."""
+
+    def initial_carry(self, batch_shape=()):
+        return {"h": jnp.zeros((*batch_shape, 3))}
+
+    def __call__(self, params, carry, x):
+        return {"h": carry["h"][:2]}, carry["h"]
+
+
+def test_a_cell_that_changes_its_carry_is_named():
+    cell = Shrinking()
+    with pytest.raises(ValueError, match="Shrinking returned a carry of 2 numbers for one of 3"):
+        step_jacobians(cell, None, zero_carry(cell), np.ones((4, 2)))

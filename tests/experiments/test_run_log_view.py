@@ -1,0 +1,62 @@
+"""What a run shows while it goes: a bar on a terminal, calm lines elsewhere, and the time that is left."""
+
+import os
+import pty
+import select
+
+import pytest
+from rich.console import Console
+
+from experiments.support.progress_view import LiveView, Pace, PlainView, Status, describe, duration, make_view
+from tests.support.logged_updates import said, silent
+
+
+def test_a_pipe_and_a_dull_terminal_get_lines_a_terminal_a_bar():
+    assert isinstance(make_view(silent(), 1.0), PlainView)
+    master, slave = pty.openpty()
+    with open(slave, "w") as terminal:
+        dull = Console(file=terminal, _environ={"TERM": "dumb"})
+        assert isinstance(make_view(dull, 1.0), PlainView)
+        for environment, colours in (({"TERM": "xterm"}, True), ({"TERM": "xterm", "NO_COLOR": "1"}, False)):
+            console = Console(file=terminal, width=100, _environ=environment)
+            view = make_view(console, 1.0)
+            assert isinstance(view, LiveView)
+            view.show(Status(3, 10, 0.3, loss=0.25))
+            view.end(Status(3, 10, 0.3, loss=0.25))
+            terminal.flush()
+            seen = ""
+            while "update 3/10  loss 0.25" not in seen and select.select([master], [], [], 20.0)[0]:
+                seen += os.read(master, 1 << 16).decode()
+            assert "update 3/10  loss 0.25" in seen and ("\x1b[3" in seen) == colours
+    os.close(master)
+
+
+def test_plain_lines_come_at_a_calm_rate(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    console = silent()
+    view = PlainView(console, 10.0)
+    for step in range(1, 121):  # 30 seconds
+        now[0] += 0.25
+        view.show(Status(step))
+    view.end(Status(120))
+    assert [int(line.split()[1]) for line in said(console).splitlines()] == [4, 44, 84, 120]
+    assert "\x1b" not in said(console)
+
+
+def test_the_time_left_is_that_of_what_ends_first(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    both, free = Pace(1000, 40.0), Pace(None, None)
+    assert both.rate() is None and both.left(0, 0.0) == 40.0
+    for second in range(1, 6):
+        now[0] = float(second)
+        both.mark(100 + 10 * second)
+        free.mark(second)
+    assert both.rate() == pytest.approx(10) and both.left(150, 5.0) == 35.0 and both.left(900, 5.0) == pytest.approx(10)
+    assert both.share(150, 5.0) == 0.15 and both.share(150, 30.0) == 0.75
+    assert free.rate() == pytest.approx(1) and free.left(5, 5.0) is None and free.share(5, 5.0) is None
+    status = Status(1200, 5000, 0.24, 0.12345, 0.5, 0.123, 8201.0, "steps", 4000.0, "mse 0.2")
+    line = "update 1,200/5,000  loss 0.1235  |g| 0.5  clipped 12 %  8,201 steps/s  1 h 6 min left  mse 0.2"
+    assert describe(status) == line
+    assert [duration(s) for s in (0.4, 59.6, 61, 7200, 90000)] == ["0 s", "1 min", "1 min 1 s", "2 h", "1 d 1 h"]

@@ -1,0 +1,257 @@
+"""The program that tests/parallel/test_parallel.py starts: devices and processes must be set up before jax is imported.
+
+python -m tests.support.parallel_runs two_devices FOLDER                       the first tier: splits the CPU itself
+python -m tests.support.parallel_runs one_process FOLDER                       8 virtual devices
+python -m tests.support.parallel_runs two_processes FOLDER PORT INDEX          2 of them, 2 virtual devices each; then
+"""
+
+import functools
+import json
+import re
+import sys
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import tbptt
+from tbptt import Batch
+from tbptt.checkpoints import Checkpoints, restore
+
+CHUNK, UPDATES, B, D, H = 10, 12, 8, 2, 5
+FEW, SPLITS = 5, (4, 8)  # updates of the first tier; after how many updates a run goes on elsewhere
+RATES = [1e-2, 3e-2, float("inf")]  # of three seeds side by side: the last one blows up
+LSTM, MIN, SMALL = tbptt.LSTM(D, H), tbptt.MinLSTM(D, H), tbptt.Elman(D, 3)
+READOUT = nn.Dense(1, param_dtype=float)  # what jax takes for a float: 64 bits where x64 is on
+OPTIMIZER = optax.chain(
+    tbptt.watched(optax.clip_by_global_norm(0.5)), optax.inject_hyperparams(optax.adam)(learning_rate=RATES[0])
+)
+# name -> cell, estimator of a loss function
+CASES = {
+    "full": (LSTM, tbptt.full_bptt),
+    "full, a cell without a derived backward pass": (MIN, tbptt.full_bptt),
+    "truncated": (LSTM, lambda loss_fn: tbptt.truncated_bptt(loss_fn, CHUNK, 25)),
+    "windows in one call": (LSTM, lambda loss_fn: tbptt.truncated_bptt(loss_fn, CHUNK // 2, CHUNK // 2)),
+    "adaptive": (SMALL, lambda loss_fn: tbptt.adaptive_bptt(loss_fn, CHUNK, [10, 20], 0.5, lags=6)),
+    "rtrl": (SMALL, tbptt.rtrl),
+    "snap": (SMALL, lambda loss_fn: tbptt.snap(loss_fn, 1)),
+    "uoro": (SMALL, tbptt.uoro),
+}
+FIRST = "the first tier's"
+ALL_CASES = CASES | {FIRST: (SMALL, CASES["truncated"][1])}
+
+
+def stream(lanes: slice | range = range(B)) -> list[Batch]:
+    """Chunks whose lanes differ in weight, have gaps and begin again at places of their own: NumPy draws."""
+    rng, T = np.random.default_rng(0), CHUNK * UPDATES
+    xs, ys = rng.normal(size=(T, B, D)), rng.normal(size=(T, B, 1))
+    weights, mask = rng.uniform(0, 2, (T, B)) * np.arange(1, B + 1), rng.uniform(size=(T, B)) < 0.9
+    resets = rng.uniform(size=(T, B)) < 0.02
+    floats = jnp.result_type(float)
+    whole = Batch(xs.astype(floats), ys.astype(floats), weights.astype(floats), resets, mask)
+    own = jax.tree.map(lambda a: a[:, lanes.start : lanes.stop], whole)
+    return [jax.tree.map(lambda a, i=i: a[i : i + CHUNK], own) for i in range(0, T, CHUNK)]
+
+
+def make_state(name: str, loss_fn, lanes: int, key=None) -> tbptt.TrainState:
+    cell, make = ALL_CASES[name]
+    draw, go_on = jax.random.split(jax.random.key(0) if key is None else key)
+    example = jax.tree.map(lambda a: jax.ShapeDtypeStruct((CHUNK, lanes, *a.shape[2:]), a.dtype), stream()[0])
+    params = tbptt.init_params(draw, cell, READOUT)
+    return tbptt.init_state(make(loss_fn), OPTIMIZER, params, cell.initial_carry((lanes,)), example, go_on)
+
+
+def plain_loss(name: str):
+    return tbptt.sequence_loss(ALL_CASES[name][0], READOUT, tbptt.squared_error)
+
+
+def step_of(name: str, loss_fn):
+    return tbptt.make_train_step(ALL_CASES[name][1](loss_fn), OPTIMIZER)
+
+
+def train(step, state, batches) -> tuple[tbptt.TrainState, list[float]]:
+    losses = []
+    for batch in batches:
+        state, metrics = step(state, batch)
+        losses.append(metrics.loss)
+    return state, [float(np.asarray(loss)) for loss in losses]
+
+
+def on_one_device(name: str) -> list[float]:
+    """Without a line of tbptt.parallel."""
+    state = jax.jit(lambda: make_state(name, plain_loss(name), B))()
+    return train(step_of(name, plain_loss(name)), state, stream())[1]
+
+
+class Parallel:
+    """A run on a row of devices."""
+
+    def __init__(self, name: str, devices: int | None, key=None):
+        self.mesh = tbptt.lane_mesh(devices)
+        self.loss_fn = tbptt.over_lanes(plain_loss(name), ALL_CASES[name][0].initial_carry, self.mesh)
+        self.make_state = functools.partial(make_state, name, self.loss_fn, key=key)
+        self.state = tbptt.init_lanes(self.make_state, B, self.mesh)
+        self.step = tbptt.make_parallel_step(step_of(name, self.loss_fn), self.state)
+        self.own = tbptt.own_lanes(B, self.mesh)
+
+    def batches(self) -> list[Batch]:
+        return [tbptt.put_lanes(batch, self.mesh) for batch in stream(self.own)]
+
+    def train(self, start: int = 0, stop: int = UPDATES) -> list[float]:
+        self.state, losses = train(self.step, self.state, self.batches()[start:stop])
+        return losses
+
+    def save(self, folder: Path, step: int) -> None:
+        """All processes write, each what it holds."""
+        with Checkpoints(folder, {}, keep=10) as checkpoints:
+            checkpoints.save(step, self.state, step)
+
+    def restore(self, folder: Path, step: int) -> None:
+        """Reads every leaf to where this run has it, wherever it lay when it was saved."""
+        self.state = restore(folder / f"step_{step:09d}", self.state, {}).state
+
+
+def collectives(program: str) -> list[tuple[str, bool, int]]:
+    """(operation, whether inside a loop, numbers it moves) of every collective of a compiled program."""
+    text, calls, found, here = {}, {}, [], None
+    for line in program.splitlines():
+        head = re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line)
+        here = head[1] if head else here
+        text.setdefault(here, []).append(line)
+    for name, lines in text.items():
+        calls[name] = {ref for line in lines for ref in re.findall(r"%([\w.\-]+)", line) if ref in text and ref != name}
+    looped = {body for lines in text.values() for line in lines for body in re.findall(r"body=%?([\w.\-]+)", line)}
+    while more := {called for name in looped for called in calls[name]} - looped:
+        looped |= more
+    kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast"
+    for name, lines in text.items():
+        for line in lines:
+            if match := re.search(rf" = (.*?) ({kinds})(?:-start)?\(", line):
+                shapes = re.findall(r"\w+\[([\d,]*)\]", match[1])
+                size = sum(int(np.prod([int(n) for n in shape.split(",") if n])) for shape in shapes)
+                found.append((match[2], name in looped, size))
+    return found
+
+
+def compiled(step, state, batch) -> list[tuple[str, bool, int]]:
+    return collectives(step.lower(state, batch).compile().as_text())
+
+
+def left_to_xla(name: str) -> list[tuple[str, bool, int]]:
+    """The collectives of a step that is given sharded arguments and no `over_lanes`."""
+    run = Parallel(name, 8)
+    step = tbptt.make_parallel_step(step_of(name, plain_loss(name)), run.state)
+    return compiled(step, run.state, run.batches()[0])
+
+
+def seed_keys():
+    return jax.random.split(jax.random.key(7), len(RATES))
+
+
+def with_rate(state, rate):
+    return optax.tree_utils.tree_set(state, learning_rate=jnp.asarray(rate))
+
+
+def seeds_alone(name: str) -> list[list[float]]:
+    """Three seeds with rates of their own, one after another, without a line of tbptt.parallel."""
+    loss_fn = plain_loss(name)
+    make, step = jax.jit(lambda key, rate: with_rate(make_state(name, loss_fn, B, key), rate)), step_of(name, loss_fn)
+    return [train(step, make(key, rate), stream()[:FEW])[1] for key, rate in zip(seed_keys(), RATES, strict=True)]
+
+
+def seeds_together(name: str, devices: int | None) -> list[list[float]]:
+    """The same three in one program, on so many devices; None: without a mesh."""
+    loss_fn, chunks = plain_loss(name), stream()[:FEW]
+    if devices is not None:
+        mesh = tbptt.lane_mesh(devices)
+        loss_fn = tbptt.over_lanes(loss_fn, ALL_CASES[name][0].initial_carry, mesh)
+        chunks = [tbptt.put_lanes(batch, mesh) for batch in chunks]
+
+    def together(lanes):
+        make = functools.partial(make_state, name, loss_fn, lanes)
+        return with_rate(tbptt.init_seeds(make, seed_keys()), RATES)
+
+    step = tbptt.over_seeds(step_of(name, loss_fn))
+    if devices is None:
+        states = together(B)
+    else:
+        states = tbptt.init_lanes(together, B, mesh)
+        step = tbptt.make_parallel_step(step, states)
+    losses = []
+    for batch in chunks:
+        states, metrics = step(states, batch)
+        losses.append(np.asarray(metrics.loss).tolist())
+    return np.transpose(losses).tolist()
+
+
+def refused(*lanes: int) -> list[str]:
+    """What put_lanes says of so many lanes on all devices."""
+    said = []
+    for n in lanes:
+        try:
+            tbptt.put_lanes(jax.tree.map(lambda a, n=n: np.repeat(a, 2, axis=1)[:, :n], stream()[0]), tbptt.lane_mesh())
+        except ValueError as error:
+            said.append(str(error))
+    return said
+
+
+def two_devices(folder: Path) -> dict:
+    """What the first tier looks at: a run of the first of three seeds, the three side by side, the three alone."""
+    found: dict = {"split": [tbptt.split_cpu(2), jax.device_count()], "alone": seeds_alone(FIRST)}
+    run = Parallel(FIRST, None, seed_keys()[0])
+    found["collectives"], found["devices"] = compiled(run.step, run.state, run.batches()[0]), run.train(0, FEW)
+    return found | {"together": seeds_together(FIRST, 2), "refused": refused(3, 1)}
+
+
+def one_process(folder: Path) -> dict:
+    found: dict = {"losses": {}, "collectives": {}, "left to XLA": {}}
+    for name in CASES:
+        run = Parallel(name, 8)
+        found["collectives"][name] = compiled(run.step, run.state, run.batches()[0])
+        found["losses"][name] = {"one device": on_one_device(name), "devices": run.train()}
+        if name == "truncated":
+            found["resumed"] = resumed(run, folder)
+    for name in ("full", "full, a cell without a derived backward pass"):
+        found["left to XLA"][name] = left_to_xla(name)
+    with jax.enable_x64(False):
+        run = Parallel("truncated", 8)
+        found["losses"]["truncated, float32"] = {"one device": on_one_device("truncated"), "devices": run.train()}
+    found["refused"] = refused(12, 4)
+    found["alone"] = seeds_alone("truncated")
+    found["together"] = {"one device": seeds_together("truncated", None), "devices": seeds_together("truncated", 4)}
+    return found
+
+
+def resumed(on_eight: Parallel, folder: Path) -> list[float]:
+    """The first updates on 1 device, the next on 8."""
+    on_one = Parallel("truncated", 1)
+    losses = on_one.train(0, SPLITS[0])
+    on_one.save(folder / "saved", SPLITS[0])
+    on_eight.restore(folder / "saved", SPLITS[0])
+    losses += on_eight.train(*SPLITS)
+    on_eight.save(folder / "saved", SPLITS[1])
+    return losses
+
+
+def two_processes(folder: Path, port: str, index: str) -> dict:
+    started = tbptt.start_processes(f"127.0.0.1:{port}", 2, int(index), timeout=120)
+    run = Parallel("truncated", None)
+    found = {"started": started, "own": [run.own.start, run.own.stop], "losses": run.train()}
+    run.restore(folder / "saved", SPLITS[1])  # eight devices have written it
+    found["resumed"] = run.train(SPLITS[1], SPLITS[1] + 2)
+    run.save(folder / "saved by two", SPLITS[1] + 2)
+    run = Parallel("truncated", None)
+    run.restore(folder / "saved by two", SPLITS[1] + 2)
+    found["resumed"] += run.train(SPLITS[1] + 2)
+    return found
+
+
+if __name__ == "__main__":
+    what, folder, *rest = sys.argv[1:]
+    found = {"two_devices": two_devices, "one_process": one_process, "two_processes": two_processes}[what](
+        Path(folder), *rest
+    )
+    (Path(folder) / f"{'-'.join([what, *rest[1:]])}.json").write_text(json.dumps(found))
