@@ -130,7 +130,8 @@ def measure(config: Config) -> dict[str, Any]:
         T = max(lags) + 1 if config.quick else lag + 1  # quick: one program serves all lags
         for name, (drawn, cell) in cells(config, lag).items():
             losses.setdefault(name, []).append(learn(drawn, cell, lag, T, updates, config))
-    profiles = {name: profile(drawn, cell, 300, config.seed) for name, (drawn, cell) in cells(config, 300).items()}
+    steps = 100 if config.quick else 300
+    profiles = {name: profile(drawn, cell, steps, config.seed) for name, (drawn, cell) in cells(config, 300).items()}
     reach = {name: longest_learnt(lags, row) for name, row in losses.items()}
     gaps = {name: missed(lags, row) for name, row in losses.items() if missed(lags, row)}
     at_100 = {name: row[99] for name, row in profiles.items()}

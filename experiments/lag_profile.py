@@ -9,6 +9,7 @@ its norm neither explodes nor vanishes at any window; cost grows with k2.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -19,14 +20,16 @@ import numpy as np
 
 import tbptt
 from experiments.support import program
-from experiments.support.forecasting import Job, Model, Run, make_job, temp_bytes, train
+from experiments.support.forecasting import Job, Model, compile_epoch, make_job, train
 from experiments.support.lag_figure import draw as draw
 from tbptt.clipping import global_norm
 from tbptt.data import mackey_glass, ppg
-from tbptt.diagnostics import compare_gradients, lag_profile, lyapunov_spectrum, measured_horizon, memory_horizon
+from tbptt.diagnostics import LagProfile, compare_gradients, lag_profile, lyapunov_spectrum, measured_horizon, memory_horizon
 
-WINDOWS = (5, 10, 25, 50, 100, 200, 400, 1000)
+WINDOWS, QUICK_WINDOWS = (5, 10, 25, 50, 100, 200, 400, 1000), (5, 50, 1000)
 LENGTH, QUICK_LENGTH = 4000, 2000
+ROWS = 8  # batch rows that are measured
+LEFT = 0.01  # the share of a gradient that counts as forgotten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,84 +38,99 @@ class Config(program.Common):
 
     hidden: int = 32
     """units"""
-    seconds: float = 8.0
-    """training seconds before measuring"""
+    epochs: int = 40
+    """passes over the training part before measuring"""
     lags: int = 400
     """lags of the profile"""
 
 
-def jobs(seed: int) -> dict[str, Job]:
-    """Both recordings as forecasting jobs, 32 steps ahead, 36 lanes of 5,000 steps."""
-    recordings = {"ppg": ppg(2), "mackey_glass": mackey_glass(220_000, seed=seed)}
-    return {name: make_job(r, (32,), 36, 180_000, 200_000) for name, r in recordings.items()}
+def jobs(config: Config) -> dict[str, Job]:
+    """Make both recordings forecasting jobs, 32 steps ahead, batch rows of 5,000 steps."""
+    rows, end, samples = (12, 60_000, 61_000) if config.quick else (36, 180_000, 220_000)
+    recordings = {"ppg": ppg(2), "mackey_glass": mackey_glass(samples, seed=config.seed)}
+    return {name: make_job(r, (32,), rows, end, end + 500) for name, r in recordings.items()}
 
 
-def trained(job: Job, model: Model, config: Config) -> Run:
-    """Trains with TBPTT(50, 50)."""
-    loss_fn = tbptt.sequence_loss(model.cell, model.readout, tbptt.squared_error)
-    seconds = 1.0 if config.quick else config.seconds
-    return train(
-        tbptt.truncated_bptt(loss_fn, 50, 50),
-        model,
-        job,
-        50,
-        lr=6e-3,
-        clip=1.0,
-        seconds=seconds,
-        seed=config.seed,
-        report=lambda used, loss: None,
-    )
+def trained(config: Config, model: Model) -> dict[str, tuple[Job, Any]]:
+    """Train on each recording with TBPTT(50, 50), by one program: jobs and parameters."""
+    estimator, compiled, done = tbptt.truncated_bptt(loss_of(model), 50, 50), None, {}
+    for name, job in jobs(config).items():
+        compiled = compiled or compile_epoch(estimator, model, job, 50, clip=1.0)
+        epochs = 6 if config.quick else config.epochs
+        run = train(estimator, model, job, 50, lr=6e-3, clip=1.0, epochs=epochs, seed=config.seed, compiled=compiled)
+        done[name] = (job, run.params)
+    return done
 
 
-def gradient(estimator: tbptt.Estimator, params: Any, carry: Any, batch: tbptt.Batch) -> Any:
-    """Returns an estimator's gradient of the whole batch, its windows at fixed parameters."""
-    memory = estimator.init(params, carry, batch)
-    return jax.jit(lambda p, b: estimator.estimate(p, memory, b).grads)(params, batch)
+def loss_of(model: Model) -> tbptt.LossFn:
+    """Return the squared error of the forecasts."""
+    return tbptt.sequence_loss(model.cell, model.readout, tbptt.squared_error)
 
 
-def measured(job: Job, model: Model, params: Any, config: Config, with_bytes: bool) -> dict[str, Any]:
-    """Measures the profile of h and c, the predicted horizon, and every window's bias, norm and bytes."""
-    cell, lanes = model.cell, 8
-    length = QUICK_LENGTH if config.quick else LENGTH
-    batch = jax.tree.map(lambda leaf: leaf[:length, :lanes], job.batch)
-    carry = cell.initial_carry((lanes,))
-    at = np.arange(config.lags + 100, length, 300)
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def profile(model: Model, params: Any, batch: tbptt.Batch, lags: int) -> tuple[LagProfile, Any, jax.Array, jax.Array]:
+    """Return the gradient by lag of losses 300 steps apart and where it has fallen to LEFT of it; and what is predicted:
+    the largest Lyapunov exponent along the first row, and the lag that follows from it."""
+    cell = model.cell
 
     def error(y: jax.Array, s: jax.Array) -> jax.Array:
         outputs: Any = model.readout.apply(params.readout, y)
-        return jnp.sum(tbptt.squared_error(outputs, batch.targets[s]))
+        return jnp.sum(tbptt.squared_error(outputs, jnp.asarray(batch.targets)[s]))
 
-    seen = jax.jit(lambda p: lag_profile(cell, p, carry, batch.inputs, error, lags=config.lags, at=at))(params.cell)
-    spectrum = jax.jit(lambda p: lyapunov_spectrum(cell, p, cell.initial_carry(), batch.inputs[:, 0], count=1, warmup=500))
-    rate = float(spectrum(params.cell).exponents[0])
-    loss_fn = tbptt.sequence_loss(cell, model.readout, tbptt.squared_error)
-    reference = gradient(tbptt.full_bptt(loss_fn), params, carry, batch)
-    rows = []
-    for k2 in (5, 50, 400, 1000) if config.quick else WINDOWS:
-        k1 = min(k2, 50)
-        estimator = tbptt.truncated_bptt(loss_fn, k1, k2)
-        grads = gradient(estimator, params, carry, batch)
-        error_ = compare_gradients(reference, grads)
-        example = jax.tree.map(lambda a, n=k1: a[:n], batch)
-        rows.append(
-            {
-                "k1": k1,
-                "k2": k2,
-                "bias": float(error_.relative_error),
-                "cosine": float(error_.cosine),
-                "norm": float(global_norm(grads) / global_norm(reference)),
-                "temp_bytes": temp_bytes(tbptt.make_train_step, estimator, model, example) if with_bytes else None,
-            }
-        )
-    return {
-        "profile": {name: np.asarray(mean, np.float64).tolist() for name, mean in seen.mean._asdict().items()},
-        "low": {n: np.asarray(q[0], np.float64).tolist() for n, q in seen.quantiles._asdict().items()},
-        "high": {n: np.asarray(q[2], np.float64).tolist() for n, q in seen.quantiles._asdict().items()},
-        "rate": rate,
-        "predicted": finite(memory_horizon(jnp.asarray(rate), 0.01)),
-        "measured": {name: finite(lag) for name, lag in measured_horizon(seen, 0.01)._asdict().items()},
-        "windows": rows,
-    }
+    T, rows = batch.inputs.shape[:2]
+    at = np.arange(lags + 100, T, 300)
+    seen = lag_profile(cell, params.cell, cell.initial_carry((rows,)), batch.inputs, error, lags=lags, at=at)
+    spectrum = lyapunov_spectrum(cell, params.cell, cell.initial_carry(), batch.inputs[:, 0], count=1, warmup=500)
+    rate = spectrum.exponents[0]
+    return seen, measured_horizon(seen, LEFT), rate, memory_horizon(rate, LEFT)
+
+
+def estimate(model: Model, estimator: tbptt.Estimator, params: Any, batch: tbptt.Batch) -> Any:
+    """Return an estimator's gradient of the whole batch, its windows at fixed parameters."""
+    carry = model.cell.initial_carry(batch.inputs.shape[1:2])
+    return estimator.estimate(params, estimator.init(params, carry, batch), batch).grads
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def full_gradient(model: Model, params: Any, batch: tbptt.Batch) -> Any:
+    """Return the gradient by full BPTT."""
+    return estimate(model, tbptt.full_bptt(loss_of(model)), params, batch)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def compared(model: Model, k1: int, k2: int, params: Any, batch: tbptt.Batch, reference: Any) -> dict[str, jax.Array]:
+    """Compare the gradient by TBPTT(k1, k2) with a reference: bias, cosine, and the ratio of their norms."""
+    grads = estimate(model, tbptt.truncated_bptt(loss_of(model), k1, k2), params, batch)
+    error = compare_gradients(reference, grads)
+    norm = global_norm(grads) / global_norm(reference)
+    return {"bias": error.relative_error, "cosine": error.cosine, "norm": norm}
+
+
+def measured(config: Config, model: Model) -> dict[str, dict[str, Any]]:
+    """Measure, on each recording, the profile of h and c, the predicted horizon, and every window's bias, norm and bytes."""
+    results, programs = {}, {}
+    for name, (job, params) in trained(config, model).items():
+        batch = jax.tree.map(lambda leaf: leaf[: QUICK_LENGTH if config.quick else LENGTH, :ROWS], job.batch)
+        seen, horizon, rate, predicted = profile(model, params, batch, config.lags)
+        reference = full_gradient(model, params, batch)
+        rows = []
+        for k2 in QUICK_WINDOWS if config.quick else WINDOWS:
+            k1 = min(k2, 50)
+            if k2 not in programs:
+                programs[k2] = compared.lower(model, k1, k2, params, batch, reference).compile()
+            row = {name: float(value) for name, value in programs[k2](params, batch, reference).items()}
+            temp_bytes = programs[k2].memory_analysis().temp_size_in_bytes
+            rows.append({"k1": k1, "k2": k2, "temp_bytes": temp_bytes, **row})
+        results[name] = {
+            "profile": {name: np.asarray(mean, np.float64).tolist() for name, mean in seen.mean._asdict().items()},
+            "low": {n: np.asarray(q[0], np.float64).tolist() for n, q in seen.quantiles._asdict().items()},
+            "high": {n: np.asarray(q[2], np.float64).tolist() for n, q in seen.quantiles._asdict().items()},
+            "rate": float(rate),
+            "predicted": finite(predicted),
+            "measured": {name: finite(lag) for name, lag in horizon._asdict().items()},
+            "windows": rows,
+        }
+    return results
 
 
 def beyond(result: dict[str, Any]) -> dict[str, Any] | None:
@@ -134,9 +152,7 @@ def finite(value: Any) -> float | None:
 
 def measure(config: Config) -> dict[str, Any]:
     """Trains and measures on both recordings."""
-    model, results = Model(tbptt.LSTM(1, config.hidden), nn.Dense(1)), {}
-    for name, job in jobs(config.seed).items():
-        results[name] = measured(job, model, trained(job, model, config).params, config, name == "ppg")
+    results = measured(config, Model(tbptt.LSTM(1, config.hidden), nn.Dense(1)))
     falls = {n: [r["bias"] for r in d["windows"]] for n, d in results.items()}
     after = {n: beyond(d) for n, d in results.items()}
     norms = [r["norm"] for d in results.values() for r in d["windows"]]
@@ -178,7 +194,7 @@ def measure(config: Config) -> dict[str, Any]:
             ),
             program.claim(
                 10,
-                f"bytes of one step at k2 = {last} over those at {first}",
+                f"temporary memory of the gradient at k2 = {last} over that at k2 = {first}",
                 f"{bytes_[-1] / bytes_[0]:.0f}",
                 "over 10",
                 bytes_[-1] > 10 * bytes_[0],

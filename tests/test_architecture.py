@@ -33,7 +33,7 @@ FRONT_DOOR, OUTSIDE = "__init__", {"experiments": 3, "benchmarks": 3}
 # Arrows within a level are forbidden, but for these: types imports nothing, and windows count the steps of its Batch;
 # checks ask whether arguments are what it says.
 EXCEPTIONS = {("windows", "types"), ("checks", "types"), ("halves", "types")}
-MAX_FILE, MAX_FUNCTION = 200, 60
+MAX_FILE, MAX_FUNCTION = 350, 60
 
 
 def modules(root: pathlib.Path) -> dict[str, ast.Module]:
@@ -187,7 +187,7 @@ BAD_HOUSE = {
     "estimators/full.py": ('"""f"""\nfrom tbptt import Elman', "tbptt.estimators.full imports tbptt.__init__"),
     "estimators/rtrl.py": ('"""r"""\nfrom ..cells import GRU', "tbptt.estimators.rtrl imports tbptt.cells.__init__"),
     "objectives.py": ('"""o"""\ndef _f():\n    """."""\n' + "    pass\n" * 60, "tbptt.objectives._f has 61 lines of code"),
-    "interop.py": ('"""i"""\n' + "\n" * 200, "tbptt.interop has 201 lines"),
+    "interop.py": ('"""i"""\n' + "\n" * 350, "tbptt.interop has 351 lines"),
     "helpers.py": ("", "tbptt.helpers: the room 'helpers' is not in design.md"),
     "__init__.py": ('"""Front."""\nfrom tbptt.cells import GRU as GRU', None),
     "diagnostics/lag.py": ('"""d"""\nfrom tbptt.unroll import unroll', None),

@@ -70,11 +70,12 @@ def descend(lr: float, g_max: Sequence[float], starts: np.ndarray, updates: int)
 
 
 def final_errors(paths: np.ndarray) -> np.ndarray:
-    """Returns E at the end of each path `[n, updates, 2]`; inf where the parameters are no numbers any more."""
+    """Return E at the end of each path `[..., updates, 2]`; inf where the parameters are no numbers any more."""
     estimator, batch = tbptt.full_bptt(cliff_loss), cliff_batch()
 
     def at(point: jax.Array) -> jax.Array:
         return estimator.estimate({"w": point[0], "b": point[1]}, jnp.array(START), batch).loss
 
-    errors = np.asarray(jax.jit(jax.vmap(at))(jnp.asarray(paths[:, -1], jnp.float32)), np.float64)
-    return np.where(np.isfinite(errors), errors, np.inf)
+    last = paths[..., -1, :]
+    errors = np.asarray(jax.jit(jax.vmap(at))(jnp.asarray(last.reshape(-1, 2), jnp.float32)), np.float64)
+    return np.where(np.isfinite(errors), errors, np.inf).reshape(last.shape[:-1])

@@ -1,6 +1,5 @@
 """One forecasting job, trained for a given number of seconds by any estimator, and scored on the untouched end."""
 
-import functools
 import math
 import time
 from collections.abc import Callable
@@ -156,13 +155,12 @@ def temp_bytes(make: Any, estimator: tbptt.Estimator, model: Model, batch: tbptt
 def errors(model: Model, params: Any, job: Job) -> tuple[float, float]:
     """Returns the mean squared error on the validation and the test part, the carry carried through all steps before."""
     inputs = jnp.asarray(job.values[: -job.horizon, None, :1], jnp.float32)
-    outputs = np.asarray(_forward(model, params, inputs), np.float64)[:, 0, -1]
+
+    def forward(params: Any, inputs: jax.Array) -> jax.Array:
+        batch = tbptt.Batch(inputs, None)
+        return tbptt.predict(model.cell, model.readout, params, model.cell.initial_carry((1,)), batch)[1]
+
+    outputs = np.asarray(jax.jit(forward)(params, inputs), np.float64)[:, 0, -1]
     squares = (outputs - job.values[job.horizon :, 0]) ** 2
     scores = [float(squares[start : end - job.horizon].mean()) for start, end in (job.valid, job.test)]
     return scores[0], scores[1]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _forward(model: Model, params: Any, inputs: jax.Array) -> jax.Array:
-    batch = tbptt.Batch(inputs, None)
-    return tbptt.predict(model.cell, model.readout, params, model.cell.initial_carry((1,)), batch)[1]

@@ -13,7 +13,7 @@ import optax
 import tbptt
 
 G_MAX = (0.01, 0.1, 1.0, 10.0, 100.0, math.inf)
-T, B = 40, 64
+T, B = 40, 32
 CELL, READOUT = tbptt.Elman(1, 32, gain=1.5), nn.Dense(1)
 
 

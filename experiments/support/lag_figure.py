@@ -40,6 +40,6 @@ def draw(data: dict[str, Any], folder: Path) -> None:
         axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)  # below: no curve is hidden
     windows = data["results"]["ppg"]["windows"]
     axes[2].plot([r["k2"] for r in windows], [r["temp_bytes"] / 2**20 for r in windows], marker="o", **style.line(0))
-    axes[2].set(xscale="log", yscale="log", xlabel="window k2 (steps)", ylabel="temporary memory of one step (MiB)")
-    axes[2].set(title="Cost (8 lanes, 32 units)")
+    axes[2].set(xscale="log", yscale="log", xlabel="window k2 (steps)", ylabel="temporary memory of the gradient (MiB)")
+    axes[2].set(title="Cost (batch of 8, 32 units)")
     style.save(figure, folder, "lag_profile")

@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--reach", type=pathlib.Path, help="a file written by tests.mutation.reach; default: record it now")
     parser.add_argument("--stage", action="append", help="pytest arguments of a stage, as one word; default: the two tiers")
     parser.add_argument("--workers", type=int, default=2, help="mutants tried at once, a process each")
-    parser.add_argument("--out", type=pathlib.Path, help="where to write the record")
+    parser.add_argument("--out", type=pathlib.Path, help="where to write the record; an interrupted one is completed")
     flags = parser.parse_args()
     if flags.sample:
         sample = [Mutant(**row["mutant"]) for row in json.loads(flags.sample.read_text())["mutants"]]
@@ -43,20 +43,37 @@ def main() -> None:
     run.healthy(flags.root)
     recorded = reach.load(flags.reach) if flags.reach else reach.record(flags.root)
     stages = [stage.split() for stage in flags.stage] if flags.stage else STAGES
-    outcomes = try_all(sample, flags.root, recorded, stages, flags.workers)
-    rows = [{"mutant": dataclasses.asdict(m), **dataclasses.asdict(o)} for m, o in zip(sample, outcomes, strict=True)]
-    record = {"seed": flags.seed, "stages": [list(s) for s in stages], **summary(outcomes, stages), "mutants": rows}
-    if flags.out:
-        flags.out.write_text(json.dumps(record, indent=1) + "\n")
-    for row in rows:
-        if row["killed_by"] is None:
-            m = row["mutant"]
-            print(f"survivor: {m['file']}:{m['line']}: {m['old']!r} -> {m['new']!r} ({row['note']})")
+    known = outcomes_of(flags.out) if flags.out and flags.out.exists() else {}
+    write_lock = threading.Lock()
+
+    def save(outcomes) -> None:
+        if flags.out:
+            with write_lock:
+                rows = [
+                    {"mutant": dataclasses.asdict(m), **dataclasses.asdict(o)}
+                    for m, o in zip(sample, outcomes, strict=True)
+                    if o
+                ]
+                head = {"seed": flags.seed, "stages": [list(s) for s in stages], **summary(outcomes, stages)}
+                flags.out.write_text(json.dumps({**head, "mutants": rows}, indent=1) + "\n")
+
+    outcomes = try_all(sample, flags.root, recorded, stages, flags.workers, known, save)
+    for m, outcome in zip(sample, outcomes, strict=True):
+        if outcome.killed_by is None:
+            print(f"survivor: {m.file}:{m.line}: {m.old!r} -> {m.new!r} ({outcome.note})")
     print(json.dumps(summary(outcomes, stages)))
+
+
+def outcomes_of(file: pathlib.Path) -> dict[Mutant, run.Outcome]:
+    """Read what an interrupted run had written."""
+    names = [field.name for field in dataclasses.fields(run.Outcome)]
+    rows = json.loads(file.read_text())["mutants"]
+    return {Mutant(**row["mutant"]): run.Outcome(**{name: row[name] for name in names}) for row in rows}
 
 
 def summary(outcomes, stages) -> dict[str, object]:
     """Count the killed mutants, in all and by stage."""
+    outcomes = [o for o in outcomes if o is not None]
     killed = [o.stage for o in outcomes if o.stage is not None]
     return {
         "number": len(outcomes),
@@ -66,13 +83,14 @@ def summary(outcomes, stages) -> dict[str, object]:
     }
 
 
-def try_all(sample, root, recorded, stages, workers) -> list[run.Outcome]:
-    """Try the mutants on copies of the tree, one copy a worker."""
+def try_all(sample, root, recorded, stages, workers, known, save) -> list[run.Outcome]:
+    """Try the mutants whose outcome is not known yet on copies of the tree, one copy a worker; save after each."""
+    outcomes: list[run.Outcome | None] = [known.get(mutant) for mutant in sample]
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for index in range(len(sample)):
-        waiting.put(index)
-    outcomes: list[run.Outcome | None] = [None] * len(sample)
-    counted = itertools.count(1)
+    for index, outcome in enumerate(outcomes):
+        if outcome is None:
+            waiting.put(index)
+    counted = itertools.count(len(sample) - waiting.qsize() + 1)
 
     def work() -> None:
         tree = run.Tree(root, sys.executable)
@@ -85,6 +103,7 @@ def try_all(sample, root, recorded, stages, workers) -> list[run.Outcome]:
                 mutant = sample[index]
                 files = run.closest_first(mutant, recorded.lines, recorded.seconds)
                 outcome = outcomes[index] = tree.attempt(mutant, files, stages)
+                save(outcomes)
                 said = f"killed by {outcome.note}" if outcome.killed_by else f"SURVIVED: {outcome.note}"
                 where = f"{mutant.file}:{mutant.line}"
                 print(f"[{next(counted)}/{len(sample)}] {where} {said} ({outcome.seconds} s)", file=sys.stderr, flush=True)

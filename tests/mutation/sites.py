@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import itertools
 import pathlib
 import random
 
@@ -89,17 +90,19 @@ def draw(root: pathlib.Path, number: int, seed: int) -> list[Mutant]:
 def of_file(root: pathlib.Path, file: pathlib.Path) -> list[Mutant]:
     """Return the mutants of one file. Messages, annotations, docstrings and names are left as they are."""
     text = file.read_text()
-    starts = [0]
-    for line in text.splitlines(keepends=True):
-        starts.append(starts[-1] + len(line))
+    lines = text.splitlines(keepends=True)
+    starts = list(itertools.accumulate(map(len, lines), initial=0))
+
+    def offset(line: int, column: int) -> int:  # ast counts lines from 1 and columns in bytes
+        return starts[line - 1] + len(lines[line - 1].encode()[:column].decode())
+
     found = []
     for node in _expressions(ast.parse(text)):
-        segment = ast.get_source_segment(text, node)
         for changed in _changes(node):
-            assert isinstance(node, ast.expr) and segment is not None
-            start = starts[node.lineno - 1] + len(text.splitlines()[node.lineno - 1].encode()[: node.col_offset].decode())
+            assert isinstance(node, ast.expr) and node.end_lineno and node.end_col_offset
+            start, end = offset(node.lineno, node.col_offset), offset(node.end_lineno, node.end_col_offset)
             new = f"({ast.unparse(changed)})"
-            found.append(Mutant(str(file.relative_to(root)), node.lineno, start, start + len(segment), segment, new))
+            found.append(Mutant(str(file.relative_to(root)), node.lineno, start, end, text[start:end], new))
     return found
 
 

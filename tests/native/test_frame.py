@@ -69,6 +69,7 @@ def test_a_file_cut_short_is_told_and_stops_nobody(folder, ending):
         _double()
 
 
+@pytest.mark.exhaustive
 def test_every_variant_and_processor_has_an_index_of_its_own(folder, monkeypatch):
     _double()
     _double(tiled=True)

@@ -46,6 +46,7 @@ def test_halves_are_the_plain_scan(make, H, halves):
     assert ours.lower(params, carry, xs).as_text().count("parts = 2 : i64") == 2  # there and back
 
 
+@exhaustive
 @each_cell
 def test_many_calls_at_once_agree_exactly(make, halves):
     """More callers than cores: helpers come late, are waited for, and are let go; the numbers are the same ones."""
@@ -131,6 +132,7 @@ two_cores = pytest.mark.skipif(usable_cores() < 2, reason="one core has no secon
 ALL, HALF = [1, 1, 1, 1, 1], [1, 1, 2, 2, 2]
 
 
+@exhaustive
 @two_cores
 def test_a_helper_takes_half_of_the_units_and_is_let_go():
     assert signed(1)[0] == [ALL] * TURNS
