@@ -3,7 +3,8 @@
     python -m benchmarks [--full] [--only peers ...]      quick: about 7 minutes on two idle cores; --full: about 1.5 hours
 
 Each writes benchmarks/results/NAME_MACHINE_DATE.json (quick ones NAME_MACHINE_DATE_quick.json, which git ignores) and its
-figure beside it. The last line of stdout is one line of JSON: the files, and which benchmarks failed.
+figure beside it. The last line of stdout is one line of JSON: the files, and which benchmarks failed, which means that they
+ended with an error: the exit status is then 1. A target that is not reached is reported and is no failure.
 """
 
 import argparse

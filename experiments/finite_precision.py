@@ -2,9 +2,9 @@
 
     python -m experiments.finite_precision            about 20 seconds on two cores
 
-Expected: 1.01^n overflows at n = log(largest) / log(1.01), 8,917 steps in float32, but for bfloat16 at 12,288 steps, 7.8 %
-late: it rounds 1 to 2 units in the last place down to 1 or up to 2; 0.99^n no longer moves a float32 parameter long
-before it is 0; a training run whose only gradient comes from 200 steps back changes nothing at all in
+Expected: 1.01^n overflows at n = log(largest) / log(1.01), 8,917 steps in float32. In bfloat16 it overflows at 12,288
+steps, 7.8 % later: bfloat16 rounds the 1 to 2 units in the last place that a step adds to 1 or to 2. 0.99^n stops changing
+a float32 parameter long before it is 0. A training run whose only gradient comes from 200 steps back changes nothing in
 float16, bfloat16 and float32, and learns in float64.
 """
 
@@ -118,28 +118,28 @@ def measure(config: Config) -> dict[str, Any]:
         "claims": [
             program.claim(
                 4,
-                f"first n at which {config.growth}ⁿ is not finite (None: rounding holds it still before), and how far that "
-                "is from log(largest) / log(w as rounded)",
+                f"first n at which {config.growth}ⁿ is not finite (None: rounding stops its growth before), and the "
+                "relative distance of n from log(largest) / log(w), w being the rounded number",
                 ", ".join(f"{d}: {table[d]['overflow']}" + ("" if o is None else f" ({o:+.2%})") for d, o in off.items()),
-                "off by at most u / (log w - u), u = eps / 2 being half a unit in the last place: "
+                "the distance is at most u / (log w - u), u being half a unit in the last place: "
                 + ", ".join(f"{d} {bound:.1e}" for d, bound in bounds.items())
-                + "; exactly as counted in integers: "
+                + "; n is exactly the number that integer arithmetic gives: "
                 + ", ".join(f"{d} {n}" for d, n in counted.items())
-                + " (bfloat16 adds 1 to 2 units a step to 1.01ⁿ, rounded to 1 or 2: 96 steps a doubling, not 89)",
+                + " (bfloat16 rounds what a step adds to 1 or 2 units: 96 steps double the number, not 89)",
                 within and exact,
             ),
             program.claim(
                 4,
-                f"last n at which {config.decay}ⁿ still moves a parameter of 1.5; n at which it ends",
+                f"last n at which {config.decay}ⁿ still changes a parameter of 1.5; first n at which it is 0 or constant",
                 ", ".join(f"{d}: {row['useful']}; {row['zero']}" for d, row in table.items()),
-                "float32: below 1e-7 nothing trains, in under half the steps to the end",
+                "float32: nothing trains below 1e-7, which is reached in less than half the steps",
                 trains_no_more and abs(single["useful"] / single["useful_predicted"] - 1) < 0.1,
             ),
             program.claim(
                 4,
-                f"training that stops: change of w_x after 100 updates from {config.lag} steps back",
+                f"training that stops: change of w_x after 100 updates whose gradient comes from {config.lag} steps back",
                 ", ".join(f"{d}: {change:.1e}" for d, change in moved.items()),
-                "exactly 0 but for float64",
+                "exactly 0, except in float64",
                 moved["float64"] != 0 and all(moved[d] == 0 for d in DTYPES[:3]),
             ),
         ],
@@ -148,19 +148,19 @@ def measure(config: Config) -> dict[str, Any]:
 
 def draw(data: dict[str, Any], folder: Path) -> None:
     """Draws where powers end, and the gradient by lag."""
-    figure, axes = style.panels(2, title="Finite precision ends every product of many factors", width=6.2)
+    figure, axes = style.panels(2, title="Finite precision limits every product of many factors", width=6.2)
     places = np.arange(len(DTYPES))
     bars = (
         ("overflow", f"{data['growth']}ⁿ overflows"),
-        ("zero", f"{data['decay']}ⁿ is 0 (or stuck)"),
-        ("useful", f"{data['decay']}ⁿ last moves a parameter"),
+        ("zero", f"{data['decay']}ⁿ is 0 (or stays constant)"),
+        ("useful", f"{data['decay']}ⁿ last changes a parameter"),
     )
     for index, (name, label) in enumerate(bars):
         heights = [data["table"][d][name] or 0 for d in DTYPES]
         shown = axes[0].bar(places + 0.27 * (index - 1), heights, 0.25, label=label, color=style.COLORS[index])
         axes[0].bar_label(shown, [str(h) if h else "never" for h in heights], fontsize=7)
     axes[0].set_xticks(places, DTYPES)
-    axes[0].set(yscale="log", ylabel="n (steps)", title="Where it ends")
+    axes[0].set(yscale="log", ylabel="n (steps)", title="Steps until a power ends")
     axes[0].set_ylim(10, 10 ** math.ceil(math.log10(max(r["overflow"] or 1 for r in data["table"].values()) * 5)))
     axes[0].legend(fontsize=8, loc="upper left")
     for dtype, largest in data["reach"].items():

@@ -2,10 +2,10 @@
 
     python -m experiments.gates            about 60 seconds on two cores
 
-A sign is shown at step 0, noise as strong as the sign follows, and the sign is asked for `lag` steps later. Expected:
-a simple network whose W shrinks a little (gain 0.9) learns lag 30 and fails at 100; so do gates with their usual
-biases; the LSTM whose forget biases are spread over the lag (chrono initialisation) learns every lag tried, and an
-orthogonal W of gain 1 helps the simple one, though not reliably: it may fail a lag and learn a longer one.
+A sign is shown, noise as strong as the sign follows, and the target `lag` steps later is the sign. Expected: a simple
+network with an orthogonal W times 0.9 learns lag 30 and fails at 100; gates with their usual biases reach no further; the
+LSTM whose forget biases are spread over the lag (chrono initialisation) learns every lag tried. An orthogonal W of gain 1
+helps the simple network, though not reliably: it may fail at a lag and learn a longer one.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ class Config(program.Common):
     hidden: int = 32
     """units"""
     lags: tuple[int, ...] = (10, 30, 100, 300)
-    """steps between the sign and the question"""
+    """steps between the sign and the target"""
     updates: int = 300
     """updates for each cell and lag"""
     lr: float = 5e-3
@@ -43,7 +43,7 @@ class Config(program.Common):
 def cells(config: Config, lag: int) -> dict[str, tuple[Any, Any]]:
     """Make the competitors: the cell that draws the parameters, and the equal one that runs them in a shared program."""
     H = config.hidden
-    # An operand type of its own keeps the Elman network on XLA's loop: compiling the other one takes longer than a quick run.
+    # With a compute_dtype the Elman network runs by XLA: numba takes longer to compile its loops than a quick run takes.
     elman = tbptt.Elman(2, H, compute_dtype=jnp.float32 if config.quick else None)
     gru, lstm = tbptt.GRU(2, H), tbptt.LSTM(2, H)
     made = {
@@ -62,14 +62,14 @@ def recall(seed: int, sequences: int, lag: int, T: int) -> tbptt.Batch:
     Only the last step counts, and the carry is reset where the sign is shown: what comes before changes nothing.
     """
     rng = np.random.default_rng(seed)
-    signs = rng.choice(np.float32([-1, 1]), size=(sequences, 1, BATCH))
+    signs = rng.choice(np.asarray([-1, 1], np.float32), size=(sequences, 1, BATCH))
     shown, asked = (np.arange(T) == step for step in (T - 1 - lag, T - 1))
     inputs = rng.standard_normal((sequences, T, BATCH, 2), np.float32)
     inputs[..., 0] = shown[None, :, None] * signs
     targets = np.broadcast_to(signs, (sequences, T, BATCH))[..., None]
     weights, resets = (np.broadcast_to(flags[None, :, None], (sequences, T, BATCH)) for flags in (asked, shown))
-    batch = tbptt.Batch(inputs, targets, weights.astype(np.float32), resets)
-    return jax.tree.map(lambda a: jnp.asarray(a.reshape(-1, *a.shape[2:])), batch)
+    made = (inputs, targets, weights.astype(np.float32), resets)
+    return tbptt.Batch(*(jnp.asarray(a.reshape(-1, *a.shape[2:])) for a in made))
 
 
 @functools.cache
@@ -104,9 +104,10 @@ def profile(drawn: Any, cell: Any, steps: int, seed: int) -> list[float]:
 
 
 def longest_learnt(lags: tuple[int, ...], losses: list[float]) -> int:
-    """Returns the longest lag that is learnt with all shorter ones; 0 if not even the first. Lags ascend.
+    """Return the longest lag that is learnt together with all shorter ones, 0 if the first is not; lags ascend.
 
-    A constant answer has an error of 1; below 0.1 the sign is recalled."""
+    A constant answer has an error of 1; below 0.1 the sign is recalled.
+    """
     longest = 0
     for lag, loss in zip(lags, losses, strict=True):
         if not loss < 0.1:
@@ -116,13 +117,13 @@ def longest_learnt(lags: tuple[int, ...], losses: list[float]) -> int:
 
 
 def missed(lags: tuple[int, ...], losses: list[float]) -> list[int]:
-    """Returns the lags that were learnt beyond one that was not."""
+    """Return the lags that were learnt beyond one that was not."""
     longest = longest_learnt(lags, losses)
     return [lag for lag, loss in zip(lags, losses, strict=True) if lag > longest and loss < 0.1]
 
 
 def measure(config: Config) -> dict[str, Any]:
-    """Measures what is learnt at every lag, and the profiles at the start."""
+    """Measure what is learnt at every lag, and the gradient by lag before training."""
     lags = (30, 100) if config.quick else config.lags
     updates = 120 if config.quick else config.updates
     losses: dict[str, list[float]] = {}
@@ -143,17 +144,20 @@ def measure(config: Config) -> dict[str, Any]:
         "claims": [
             program.claim(
                 7,
-                "gradient 100 steps back (relative to 1 step): Elman, gain 0.9; LSTM; chrono LSTM",
+                "norm of the gradient 100 steps back over that 1 step back, before training: Elman network of gain 0.9; "
+                "LSTM of forget bias 1; chrono LSTM",
                 "; ".join(f"{at_100[n]:.1e}" for n in ("Elman, gain 0.9", "LSTM, forget bias 1", "LSTM, chrono")),
-                "LSTM above Elman, chrono LSTM at least 1000 times Elman",
+                "the LSTM's is larger than the Elman network's, the chrono LSTM's at least 1000 times as large",
                 at_100["LSTM, chrono"] > 1000 * at_100["Elman, gain 0.9"] < at_100["LSTM, forget bias 1"],
             ),
             program.claim(
                 7,
-                f"longest lag learnt in {updates} updates, all shorter ones too",
+                f"longest lag that is learnt in {updates} updates together with all shorter ones",
                 ", ".join(f"{name}: {lag}" for name, lag in reach.items())
-                + "".join(f" ({name} also {', '.join(map(str, more))}, beyond a gap)" for name, more in gaps.items()),
-                "Elman of gain 0.9 below 100; the chrono LSTM 100 or more, and none longer",
+                + "".join(
+                    f" ({name} also learns {', '.join(map(str, more))}, after a failure)" for name, more in gaps.items()
+                ),
+                "Elman network of gain 0.9: below 100; chrono LSTM: 100 or more, and no other cell learns a longer one",
                 reach["Elman, gain 0.9"] < 100 <= reach["LSTM, chrono"] == max(reach.values()),
             ),
         ],
@@ -161,8 +165,8 @@ def measure(config: Config) -> dict[str, Any]:
 
 
 def draw(data: dict[str, Any], folder: Path) -> None:
-    """Draws the profiles and the losses by lag."""
-    figure, axes = style.panels(2, title="What gates do", width=6.0)
+    """Draw the profiles and the losses by lag."""
+    figure, axes = style.panels(2, title="Recall of a sign through noise", width=6.0)
     for index, (name, norms) in enumerate(data["profiles"].items()):
         axes[0].plot(np.arange(1, len(norms) + 1), norms, label=name, **style.line(index))
         if name in data["losses"]:

@@ -1,11 +1,11 @@
-"""Gradient by lag, the horizon that dynamics predict, and the bias and cost of TBPTT(k1, k2): one plot (claim 10).
+"""Gradient by lag, the horizon that the dynamics predict, and the bias and cost of TBPTT(k1, k2): one plot (claim 10).
 
     python -m experiments.lag_profile            about 60 seconds on two cores
 
-An LSTM is trained on `ppg` and one on Mackey-Glass (synthetic, no network). Expected: the lag at which 1 % of the gradient
-is left is the one that the largest Lyapunov exponent predicts, within a factor of 2; the bias of the truncated gradient
-falls with k2 as the gradient by lag does, and is below 10 % at the first window that is twice that lag (as measured);
-its norm neither explodes nor vanishes at any window; cost grows with k2.
+One LSTM is trained on the pulse recording `ppg`, another on the synthetic Mackey-Glass series. Expected: the lag at which
+1 % of the gradient is left is the one that the largest Lyapunov exponent predicts, within a factor of 2; the bias of the
+truncated gradient falls with k2 as the gradient by lag does, and is below 10 % at the first window of at least twice the
+measured lag; the norm neither explodes nor vanishes at any window; the memory grows with k2.
 """
 
 import dataclasses
@@ -20,11 +20,18 @@ import numpy as np
 
 import tbptt
 from experiments.support import program
-from experiments.support.forecasting import Job, Model, compile_epoch, make_job, train
+from experiments.support.forecasting import Job, Model, estimator_of, make_job, train
 from experiments.support.lag_figure import draw as draw
 from tbptt.clipping import global_norm
 from tbptt.data import mackey_glass, ppg
-from tbptt.diagnostics import LagProfile, compare_gradients, lag_profile, lyapunov_spectrum, measured_horizon, memory_horizon
+from tbptt.diagnostics import (
+    LagProfile,
+    compare_gradients,
+    lag_profile,
+    lyapunov_spectrum,
+    measured_horizon,
+    memory_horizon,
+)
 
 WINDOWS, QUICK_WINDOWS = (5, 10, 25, 50, 100, 200, 400, 1000), (5, 50, 1000)
 LENGTH, QUICK_LENGTH = 4000, 2000
@@ -51,20 +58,10 @@ def jobs(config: Config) -> dict[str, Job]:
     return {name: make_job(r, (32,), rows, end, end + 500) for name, r in recordings.items()}
 
 
-def trained(config: Config, model: Model) -> dict[str, tuple[Job, Any]]:
-    """Train on each recording with TBPTT(50, 50), by one program: jobs and parameters."""
-    estimator, compiled, done = tbptt.truncated_bptt(loss_of(model), 50, 50), None, {}
-    for name, job in jobs(config).items():
-        compiled = compiled or compile_epoch(estimator, model, job, 50, clip=1.0)
-        epochs = 6 if config.quick else config.epochs
-        run = train(estimator, model, job, 50, lr=6e-3, clip=1.0, epochs=epochs, seed=config.seed, compiled=compiled)
-        done[name] = (job, run.params)
-    return done
-
-
-def loss_of(model: Model) -> tbptt.LossFn:
-    """Return the squared error of the forecasts."""
-    return tbptt.sequence_loss(model.cell, model.readout, tbptt.squared_error)
+def trained(job: Job, model: Model, config: Config) -> Any:
+    """Train with TBPTT(50, 50) and return the parameters."""
+    epochs = 6 if config.quick else config.epochs
+    return train(estimator_of(model, 50, 50), model, job, 50, lr=6e-3, clip=1.0, epochs=epochs, seed=config.seed).params
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
@@ -94,22 +91,24 @@ def estimate(model: Model, estimator: tbptt.Estimator, params: Any, batch: tbptt
 @functools.partial(jax.jit, static_argnums=0)
 def full_gradient(model: Model, params: Any, batch: tbptt.Batch) -> Any:
     """Return the gradient by full BPTT."""
-    return estimate(model, tbptt.full_bptt(loss_of(model)), params, batch)
+    loss_fn = tbptt.sequence_loss(model.cell, model.readout, tbptt.squared_error)
+    return estimate(model, tbptt.full_bptt(loss_fn), params, batch)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def compared(model: Model, k1: int, k2: int, params: Any, batch: tbptt.Batch, reference: Any) -> dict[str, jax.Array]:
     """Compare the gradient by TBPTT(k1, k2) with a reference: bias, cosine, and the ratio of their norms."""
-    grads = estimate(model, tbptt.truncated_bptt(loss_of(model), k1, k2), params, batch)
+    grads = estimate(model, estimator_of(model, k1, k2), params, batch)
     error = compare_gradients(reference, grads)
     norm = global_norm(grads) / global_norm(reference)
     return {"bias": error.relative_error, "cosine": error.cosine, "norm": norm}
 
 
 def measured(config: Config, model: Model) -> dict[str, dict[str, Any]]:
-    """Measure, on each recording, the profile of h and c, the predicted horizon, and every window's bias, norm and bytes."""
+    """Measure on each recording the profile of h and c, the predicted horizon, and bias, norm and bytes of every window."""
     results, programs = {}, {}
-    for name, (job, params) in trained(config, model).items():
+    for name, job in jobs(config).items():
+        params = trained(job, model, config)
         batch = jax.tree.map(lambda leaf: leaf[: QUICK_LENGTH if config.quick else LENGTH, :ROWS], job.batch)
         seen, horizon, rate, predicted = profile(model, params, batch, config.lags)
         reference = full_gradient(model, params, batch)
@@ -134,24 +133,24 @@ def measured(config: Config, model: Model) -> dict[str, dict[str, Any]]:
 
 
 def beyond(result: dict[str, Any]) -> dict[str, Any] | None:
-    """Returns the first window of at least twice the measured horizon of h and c; None if none is, or it is infinite."""
+    """Return the first window of at least twice the measured horizon of h and c; None if none is, or it is infinite."""
     horizon = max(math.inf if lag is None else lag for lag in result["measured"].values())
     return next((row for row in result["windows"] if row["k2"] >= 2 * horizon), None)
 
 
 def near(result: dict[str, Any]) -> bool:
-    """Whether the predicted horizon and both measured ones agree within a factor of 2."""
+    """Return whether the predicted horizon and both measured ones agree within a factor of 2."""
     lags = [result["predicted"], *result["measured"].values()]
     return None not in lags and max(lags) < 2 * min(lags)
 
 
 def finite(value: Any) -> float | None:
-    """JSON has no infinity: None, for a gradient that is not forgotten within the profile's lags."""
+    """Return None for infinity, which JSON does not have: the gradient is not forgotten within the lags of the profile."""
     return float(value) if np.isfinite(value) else None
 
 
 def measure(config: Config) -> dict[str, Any]:
-    """Trains and measures on both recordings."""
+    """Train and measure on both recordings."""
     results = measured(config, Model(tbptt.LSTM(1, config.hidden), nn.Dense(1)))
     falls = {n: [r["bias"] for r in d["windows"]] for n, d in results.items()}
     after = {n: beyond(d) for n, d in results.items()}
@@ -163,19 +162,20 @@ def measure(config: Config) -> dict[str, Any]:
         "claims": [
             program.claim(
                 10,
-                f"bias of the truncated gradient at k2 = {first} and {last}",
+                f"relative bias of the truncated gradient at k2 = {first} and {last}",
                 ", ".join(f"{n}: {row[0]:.2f} and {row[-1]:.1e}" for n, row in falls.items()),
-                "falls at least tenfold, to below 0.1",
+                "it falls at least tenfold, to below 0.1",
                 all(row[-1] < min(0.1, row[0] / 10) for row in falls.values()),
             ),
             program.claim(
                 10,
                 "lag at which 1 % of the gradient is left: predicted from the largest exponent; measured for h and for c",
                 ", ".join(
-                    f"{n}: {d['predicted'] or math.inf:.0f}; {' and '.join(str(lag) for lag in d['measured'].values())}"
+                    f"{n}: {d['predicted'] or math.inf:.0f}; "
+                    + " and ".join(f"{lag or math.inf:.0f}" for lag in d["measured"].values())
                     for n, d in results.items()
                 ),
-                "within a factor of 2",
+                "equal within a factor of 2",
                 all(near(d) for d in results.values()),
             ),
             program.claim(
@@ -187,7 +187,7 @@ def measure(config: Config) -> dict[str, Any]:
             ),
             program.claim(
                 10,
-                "a truncated gradient neither explodes nor vanishes: its norm over the full one's, least and most",
+                "a truncated gradient neither explodes nor vanishes: smallest and largest norm, full gradient = 1",
                 f"{min(norms):.2f}; {max(norms):.2f}",
                 "between 0.01 and 100",
                 0.01 < min(norms) and max(norms) < 100,

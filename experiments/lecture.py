@@ -12,7 +12,7 @@ import dataclasses
 import json
 import sys
 import time
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import tyro
@@ -31,65 +31,69 @@ from experiments.support import page, program, run_folder
 from experiments.support.console import console
 from tbptt.data import DataUnavailable
 
-# (experiment, heading, what the lecture says, in our words), in the order of the page
+# (experiment, heading, the statement of the lecture in our words), in the order of the page
 CHAPTERS = (
     (
         powers_of_w,
         "Powers of W (claims 2 and 3)",
-        "Without a nonlinearity a state is multiplied by W at every step, so it grows or fades like the n-th power of an "
-        "eigenvalue; the gradient does the same, backwards in time. Above 1 it explodes, below 1 it vanishes.",
+        "Without a nonlinearity every step multiplies the state by W, so the state grows or decays like the n-th power of an "
+        "eigenvalue λ. The gradient does the same, backwards in time. It explodes for λ above 1 and vanishes for λ below 1.",
     ),
     (
         lyapunov,
         "Lyapunov exponents (claim 3, for any network)",
-        "For a nonlinear network the eigenvalue becomes a Lyapunov exponent: the mean growth rate of a small change along its own "
-        "trajectory. It predicts how far back a gradient reaches before any training is done.",
+        "For a nonlinear network the Lyapunov exponent takes the place of log λ. It is the mean growth rate of a small change "
+        "of the state along the network's own trajectory. It predicts, before any training, how far back a gradient reaches.",
     ),
     (
         finite_precision,
         "Finite precision (claim 4)",
-        "An explosion ends in inf or NaN. A vanishing gradient stops training long before it is zero: once the update is below half "
-        "the spacing of the numbers around a parameter, nothing changes at all.",
+        "An exploding gradient ends as inf or NaN. A vanishing gradient stops training long before it is zero: an update that "
+        "is smaller than half the spacing of the numbers around a parameter does not change the parameter.",
     ),
     (
         repeated_tanh,
         "Repeated tanh (claim 5)",
-        "tanh has slope 1 at 0 and less everywhere else. Applied again and again it gets ever flatter; this alone can only vanish.",
+        "The slope of tanh is 1 at 0 and smaller everywhere else. The more often tanh is applied, the flatter the map becomes. "
+        "This alone can only make gradients vanish.",
     ),
     (
         clipping_cliff,
         "Clipping (claim 6)",
-        "If the norm of a gradient g exceeds G_max, use G_max g / |g|: the same direction, a smaller step. That no clipped step "
-        "leaps is true by construction; whether descents end better is measured, and mostly they do, though not from every start. "
-        "Which G_max is an engineering choice, and a sweep shows how much room there is.",
+        "If the norm of a gradient g exceeds G_max, it is replaced by G_max g / ‖g‖, which has the same direction and norm "
+        "G_max. A clipped step is short by construction. Whether descents end at a lower error is measured: most do, but not "
+        "from every start. G_max is an engineering choice; the sweep shows how much it matters.",
     ),
     (
         gates,
         "Gates (claim 7)",
-        "Vanishing has no such simple fix; the lecture's is another architecture. Measured: it is the forget bias that decides "
-        "how far a gated network reaches, and an orthogonal W helps a simple network too.",
+        "Vanishing gradients have no such simple remedy. The lecture proposes other architectures, GRU and LSTM. The "
+        "measurements show that the forget bias decides how far back a gated network learns, and that an orthogonal W helps a "
+        "simple network too.",
     ),
     (
         truncation,
         "Full and truncated BPTT (claims 1, 8, 9, 11 and 12)",
-        "BPTT is a sum over time. Over a long recording it is heavy and gives few updates; cut into windows it updates on the way. "
-        "Which window? It depends: try it. And k1 need not be k2.",
+        "The gradient by BPTT is a sum over time. Over a long sequence it needs much memory and gives few updates. Truncated "
+        "BPTT updates after every window. The best window length depends on the task and is found by trying. k1 and k2 may "
+        "differ.",
     ),
     (
         lag_profile,
-        "A compound solution (claim 10)",
-        "A short window neither explodes nor vanishes, and it is biased. How much follows from how the gradient falls with the lag.",
+        "Truncation against all three problems (claim 10)",
+        "The gradient of a short window neither explodes nor vanishes, and it is biased. The bias follows from how the gradient "
+        "falls with the lag.",
     ),
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(program.Common):
-    """Runs all chapters into one folder."""
+    """Run all chapters into one folder and write one page."""
 
 
 def combine(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Gathers the chapters' rows by claim 1 .. 12; a claim holds if every row of it does; one without rows does not."""
+    """Combine the chapters' rows by claim 1 .. 12: a claim holds if it has rows and all of them hold."""
     combined = []
     for number in range(1, 13):
         mine = [row for row in rows if row["claim"] == number]
@@ -105,7 +109,7 @@ def combine(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Runs every chapter, writes the page and returns the summary."""
+    """Run every chapter, write the page and return the summary."""
     folder = run_folder.open_folder(config.out, "lecture", config)
     start, cpu, rows, sections = time.perf_counter(), time.process_time(), [], []
     for index, (module, heading, text) in enumerate(CHAPTERS):
@@ -124,13 +128,22 @@ def main(config: Config) -> dict[str, Any]:
         )
     claims, where = combine(rows), run_folder.environment()
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
-    quick = "Quick form: smaller and shorter than the full one. " if config.quick else ""
-    footer = (
-        f"{quick}Measured {where['date']} on {where['cpus']} CPU cores ({where['machine']}), Python {where['python']}, "
-        f"jax {where['jax']}, in {seconds:.0f} s. "
-        f"{sum(c['holds'] for c in claims)} of 12 claims hold."
+    held = sum(claim["holds"] for claim in claims)
+    quick = (
+        "This is the quick form: it runs smaller and shorter experiments, and compiles most programs with few optimizations. "
+        if config.quick
+        else ""
     )
-    intro = "Vanishing and exploding gradients and truncated back-propagation through time, measured. Every number was computed by this run."
+    footer = (
+        f"{quick}Measured on {where['date']} on {where['cpus']} CPU cores ({where['machine']}) with Python {where['python']} and "
+        f"jax {where['jax']} in {seconds:.0f} s."
+    )
+    failed = [str(claim["claim"]) for claim in claims if not claim["holds"]]
+    intro = (
+        "This page measures twelve claims of a lecture on vanishing and exploding gradients and truncated back-propagation "
+        f"through time (BPTT). The run that wrote the page computed every number on it. {held} of 12 claims hold"
+        + (f"; these do not: {', '.join(failed)}." if failed else ".")
+    )
     page.write(folder / "lecture.html", "Gradients through time: twelve claims, measured", intro, sections, footer)
     summary = {
         "experiment": "lecture",
@@ -143,13 +156,18 @@ def main(config: Config) -> dict[str, Any]:
         "folder": str(folder),
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    console.print(f"{sum(c['holds'] for c in claims)} of 12 claims hold; page: {folder / 'lecture.html'}")
+    console.print(f"{held} of 12 claims hold; page: {folder / 'lecture.html'}")
     return summary
 
 
-if __name__ == "__main__":
+def run(argv: Sequence[str] | None = None) -> None:
+    """Run the program; the exit status is 1 if a claim does not hold."""
     try:
-        result = main(tyro.cli(Config, description=__doc__))
+        result = main(tyro.cli(Config, args=argv, description=__doc__))
     except (DataUnavailable, FileExistsError, FloatingPointError, ValueError) as error:
         sys.exit(f"lecture: {error}")
     program.finish(result)
+
+
+if __name__ == "__main__":
+    run()

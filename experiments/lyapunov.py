@@ -1,10 +1,10 @@
 """Lyapunov exponents: the rate at which a network's gradients explode or vanish, before any training (claim 3).
 
-    python -m experiments.lyapunov            about 40 seconds on two cores
+    python -m experiments.lyapunov            about 30 seconds on two cores
 
-Expected: for a linear network the spectrum is log|eigenvalues of W|; without input a tanh network of gain g < 1 has
-its largest exponent near log g; inputs push the exponents down; the lag at which the measured gradient has faded to 1
-% is the one that the largest exponent predicts.
+Expected: at the fixed point 0 of a tanh network, where it is linear, the spectrum is log|eigenvalues of W|; without
+input a network of gain g < 1 has its largest exponent near log g; inputs lower the exponents; the lag at which 1 % of
+the gradient is left is the one that the largest exponent predicts.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ LEFT = 0.01  # the share of a gradient that counts as faded
 
 @dataclasses.dataclass(frozen=True)
 class Config(program.Common):
-    """Spectra of linear, tanh and gated networks."""
+    """Spectra of tanh and gated networks."""
 
     hidden: int = 32
     """units"""
@@ -39,7 +39,7 @@ class Config(program.Common):
 def spectrum(
     cell: Any, params: Any, scale: float, xs: jax.Array, warmup: int, count: int | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the exponents along the inputs from a random carry of a scale, and the lag at which LEFT of a gradient is left."""
+    """Return the exponents along the inputs from a random carry, and the lag at which LEFT of a gradient remains."""
     start, unravel = ravel_pytree(cell.initial_carry())
     drawn = jnp.asarray(np.random.default_rng(7).normal(size=start.size), start.dtype)
     exponents = lyapunov_spectrum(cell, params, unravel(scale * drawn), xs, warmup=warmup, count=count).exponents
@@ -119,23 +119,24 @@ def measure(config: Config) -> dict[str, Any]:
         "claims": [
             program.claim(
                 3,
-                "at the fixed point 0, where a tanh network is linear: sum of the exponents against log|det W|; largest against log|λ|",
-                f"off by {sum_error:.1e}; {abs(found[0] - exact[0]):.1e}",
+                "tanh network at its fixed point 0, where it is linear: error of the sum of the exponents, which is "
+                "log|det W|; error of the largest, which is log|λ|",
+                f"{sum_error:.1e}; {abs(found[0] - exact[0]):.1e}",
                 "below 1e-2 each",
                 sum_error < 1e-2 and abs(found[0] - exact[0]) < 1e-2,
             ),
             program.claim(
                 3,
-                "tanh at rest, below gain 1: largest exponent against log(g · spectral radius), worst",
+                "tanh network of gain g below 1, without input: error of the largest exponent, log(g · spectral radius)",
                 f"{at_rest:.1e}",
                 "below 0.02",
                 at_rest < 0.02,
             ),
             program.claim(
                 3,
-                "lag at which the gradient has faded to 1 %: measured / predicted from the largest exponent",
-                ", ".join(f"{n}: {r['measured']} / {r['predicted']:.0f}" for n, r in rows.items()),
-                "within a factor of 2",
+                "lag at which 1 % of the gradient is left: measured; predicted from the largest exponent",
+                ", ".join(f"{n}: {r['measured']}; {r['predicted']:.0f}" for n, r in rows.items()),
+                "equal within a factor of 2",
                 len(ratios) >= 3 and all(0.5 < ratio < 2 for ratio in ratios),
             ),
         ],
@@ -143,7 +144,7 @@ def measure(config: Config) -> dict[str, Any]:
 
 
 def draw(data: dict[str, Any], folder: Path) -> None:
-    """Draws exponents by gain, spectra of the cells, and the horizons."""
+    """Draw exponents by gain, spectra of the cells, and the horizons."""
     figure, axes = style.panels(3, title="Lyapunov exponents: below 0 gradients vanish, above they explode")
     for index, (scale, row) in enumerate(data["largest"].items()):
         axes[0].plot(
@@ -153,7 +154,7 @@ def draw(data: dict[str, Any], folder: Path) -> None:
         data["gains"], np.log(np.array(data["gains"]) * data["radius"]), color=style.GREY, lw=1, ls=":", label="log(g λ)"
     )
     axes[0].axhline(0, color="black", lw=0.8)
-    axes[0].set(xlabel="gain g of a Gaussian W", ylabel="largest exponent (nats a step)", title="tanh networks")
+    axes[0].set(xlabel="gain g of a Gaussian W", ylabel="largest exponent (nats per step)", title="tanh networks")
     axes[0].legend(fontsize=9)
     for index, (name, row) in enumerate(data["cells"].items()):
         share = np.linspace(0, 1, len(row["exponents"]))
@@ -163,13 +164,14 @@ def draw(data: dict[str, Any], folder: Path) -> None:
                 row["predicted"], row["measured"], style.MARKERS[index], ms=9, color=style.COLORS[index], label=name
             )
     axes[1].axhline(0, color="black", lw=0.8)
-    axes[1].set(xlabel="rank of the exponent (share of all)", ylabel="exponent (nats a step; below -4 drawn at -4)")
+    axes[1].set(xlabel="rank of the exponent (share of all)", ylabel="exponent (nats per step, at least -4)")
     axes[1].set_title("Untrained cells on noise")
     axes[1].legend(fontsize=9)
     both = [v for r in data["cells"].values() if r["measured"] for v in (r["predicted"], r["measured"])]
     ends = [min(both) * 0.7, max(both) * 1.4]
     axes[2].plot(ends, ends, color=style.GREY, lw=1, ls=":")
     axes[2].set(xscale="log", yscale="log", xlabel="predicted: log 0.01 / largest exponent", ylabel="measured lag")
+    style.few_ticks(axes[2].xaxis, axes[2].yaxis)
     axes[2].set_title("Lag at which 1 % of the gradient is left")
     axes[2].legend(fontsize=9)
     style.save(figure, folder, "lyapunov")

@@ -1,6 +1,6 @@
-"""Repeated tanh: tanh, tanh of tanh, ... get ever flatter; this alone only vanishes (claim 5 of the lecture).
+"""Repeated tanh: the maps tanh, tanh of tanh, ... become flatter; this alone only vanishes (claim 5 of the lecture).
 
-    python -m experiments.repeated_tanh            about 5 seconds
+    python -m experiments.repeated_tanh            about 5 seconds; --quick does the same
 
 Expected: the slope is 1 at 0 and below 1 elsewhere, for every n; tanh^n(x) sqrt(2 n / 3) tends to 1. An Elman network
 with W = I and no input computes exactly this.
@@ -53,7 +53,7 @@ def iterate(x: jax.Array, depths: tuple[int, ...]) -> tuple[jax.Array, jax.Array
 
 def measure(config: Config) -> dict[str, Any]:
     """Measure values and slopes over [-3, 3], and the slope at 1 by depth."""
-    x = np.append(np.linspace(-3, 3, config.points), 1.0)  # the last one: where slopes are followed over the depth
+    x = np.append(np.linspace(-3, 3, config.points), 1.0)  # the last point is for the slope by depth
     depths = np.unique(np.geomspace(1, 1000, 30).astype(int))
     every = tuple(int(n) for n in np.union1d(depths, DEPTHS))
     with jax.enable_x64(True):  # a slope at depth 1,000 is a product of 1,000 factors
@@ -78,14 +78,14 @@ def measure(config: Config) -> dict[str, Any]:
         "claims": [
             program.claim(
                 5,
-                "repeated tanh alone only vanishes: the largest slope at any depth; tanh¹⁰⁰ against NumPy, largest error",
+                "repeated tanh alone only vanishes: largest slope at any depth; largest difference of tanh¹⁰⁰ from NumPy",
                 f"{largest:.6f}; {error:.1e}",
                 "at most 1; below 1e-12",
                 largest <= 1 + 1e-12 and error < 1e-12,
             ),
             program.claim(
                 5,
-                "tanhⁿ(1) √(2n/3) at n = 1000; the slope at 1 falls like n to the power",
+                "tanhⁿ(1) √(2n/3) at n = 1000; exponent of n with which the slope at 1 falls",
                 f"{scaled:.3f}; {decay:.2f}",
                 "1 ± 0.02; -1.5 ± 0.1",
                 abs(scaled - 1) < 0.02 and abs(decay + 1.5) < 0.1,
@@ -95,7 +95,7 @@ def measure(config: Config) -> dict[str, Any]:
 
 
 def draw(data: dict[str, Any], folder: Path) -> None:
-    """Draws the maps, their slopes, and the slope by depth."""
+    """Draw the maps, their slopes, and the slope by depth."""
     figure, axes = style.panels(3, title="tanh applied n times (an Elman network with W = I and no input)")
     for index, (depth, curve) in enumerate(data["curves"].items()):
         for axis, name in zip(axes[:2], ("value", "slope"), strict=True):

@@ -5,7 +5,8 @@
 Of every experiment it takes the newest full run with the experiment's own settings: what experiments/results/NAME holds, or
 a newer one of runs/NAME, which is then kept there (summary, config, figures), so that the README links to no file that is
 missing elsewhere. A quick run is never taken. What stands between two marker comments of the README is replaced. The last
-line of stdout is JSON: `rows` of experiment, expected, measured, reached, and how many of them are reached.
+line of stdout is JSON: `rows` of experiment, expected, measured, reached, and how many of them are reached. The exit status
+is 0 even if a number is not reached: the run that measured it ended with 1.
 """
 
 import dataclasses

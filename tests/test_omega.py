@@ -18,6 +18,13 @@ from tests.support.sequences import cell_params, sequence_params, steps_of, zero
 T, B, D, H = 6, 2, 2, 3
 READOUT = nn.Dense(1, param_dtype=jnp.float64)
 
+# Exactly 0 today. Older versions of jax add terms that cancel in another order: 3e-16 is left of them.
+ROUNDING = 0 if tuple(map(int, jax.__version__.split(".")[:2])) >= (0, 10) else 1e-15
+
+
+def vanishes(tree):
+    return all(np.max(np.abs(leaf), initial=0) <= ROUNDING for leaf in jax.tree.leaves(tree))
+
 
 def linear(a):
     return a
@@ -141,13 +148,13 @@ def test_any_cell_against_jacobians_and_finite_differences_of_the_direct_part(ce
     value, (grads, through_the_carry) = with_slopes(cell, params, carry, batch)
     np.testing.assert_allclose(value, direct(params.cell, *constant), rtol=1e-10)
     for part in (grads.readout, grads.embedding):
-        assert all(not np.any(leaf) for leaf in jax.tree.leaves(part))
+        assert vanishes(part)
     direction = jax.tree.map(lambda p: np.random.default_rng(7).normal(size=p.shape), params.cell)
     ahead, behind = (jax.tree.map(lambda p, d, e=e: p + e * d, params.cell, direction) for e in (1e-5, -1e-5))
     slope = (float(direct(ahead, *constant)) - float(direct(behind, *constant))) / 2e-5
     got = sum(np.vdot(g, d) for g, d in zip(jax.tree.leaves(grads.cell), jax.tree.leaves(direction), strict=True))
     np.testing.assert_allclose(got, slope, rtol=1e-6)
-    assert all(not np.any(leaf) for leaf in jax.tree.leaves(through_the_carry))
+    assert vanishes(through_the_carry)
 
 
 def test_masked_and_reset_steps_are_left_out():
@@ -177,7 +184,7 @@ def test_no_error_signal_no_term():
     np.testing.assert_allclose(value, want, rtol=1e-11)
     silent = params._replace(readout=jax.tree.map(np.zeros_like, params.readout))  # the loss ignores the carry
     value, (grads, _) = with_slopes(cell, silent, carry, batch)
-    assert value == 0 and all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves(grads))
+    assert value == 0 and vanishes(grads)
 
 
 def test_tiny_signals_in_float32_keep_their_direction():

@@ -1,4 +1,8 @@
-"""The frame of a benchmark: two flags, progress to stderr, the summary as the last line of stdout and, if asked, a file."""
+"""The frame of a benchmark: two flags, progress to stderr, the summary as the last line of stdout and, if asked, a file.
+
+A target that is not reached leaves the exit status at 0. Speed and memory depend on the machine, its load and the versions
+installed, so the summary and stderr report them, and the reader judges. A gradient that differs is an error, status 1.
+"""
 
 import argparse
 import json

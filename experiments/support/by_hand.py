@@ -53,7 +53,7 @@ def bptt_errors(seed: int, H: int = 5, T: int = 6) -> tuple[float, float]:
 
         @jax.jit
         def gradient(params: ElmanParams) -> jax.Array:
-            batch = tbptt.Batch(xs, np.zeros((T, 1)), np.ones((T,)) / T)  # total weight 1: a sum, not a mean
+            batch = tbptt.Batch(jnp.asarray(xs), jnp.zeros((T, 1)), jnp.ones((T,)) / T)  # total weight 1: a sum, no mean
             return estimator.estimate(params, cell.initial_carry(), batch).grads.w_h
 
         got = np.asarray(gradient(params))

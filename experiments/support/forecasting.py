@@ -1,5 +1,6 @@
 """One forecasting job, trained for a given number of seconds by any estimator, and scored on the untouched end."""
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -62,6 +63,12 @@ def make_job(recording: Recording, horizons: tuple[int, ...], n_lanes: int, trai
     return Job(scaled, batch, horizon, (train_end, test_start), (test_start, len(scaled)))
 
 
+@functools.cache
+def estimator_of(model: Model, k1: int, k2: int) -> tbptt.Estimator:
+    """Return TBPTT(k1, k2) of the squared error; the same object every time, so that runs share compiled programs."""
+    return tbptt.truncated_bptt(tbptt.sequence_loss(model.cell, model.readout, tbptt.squared_error), k1, k2)
+
+
 def make_optimizer(clip: float) -> optax.GradientTransformation:
     """Clips by global norm, then Adam with a learning rate that the loop sets between epochs."""
     return optax.chain(
@@ -82,24 +89,23 @@ def train(
     seed: int,
     report: Callable[[float, float], None] = lambda used, loss: None,
     clock: Callable[[], float] = time.perf_counter,
-    compiled: Any = None,
 ) -> Run:
-    """Train until `seconds` of computing are used, or for a number of epochs; compilation is timed apart.
+    """Train until `seconds` of computing by `clock` are used, or for a number of epochs; compilation is timed apart.
 
     The learning rate falls from lr to 0 along half a cosine of the seconds used, or of the epochs, so every run ends
     annealed whatever its speed. `report(seconds_used, loss)` is called after every epoch.
-
-    Args:
-      seconds, epochs: give one of them.
-      clock: measures `seconds`.
-      compiled: what `compile_epoch` made for this estimator, clip and chunk and for data of these shapes; None = compile.
     """
     if (seconds is None) == (epochs is None):
         raise ValueError(f"give seconds or epochs, one of them; got seconds={seconds}, epochs={epochs}")
+    optimizer = make_optimizer(clip)
+    carry = model.cell.initial_carry(job.batch.inputs.shape[1:2])
+    params = tbptt.init_params(jax.random.key(seed), model.cell, model.readout)
+    state = tbptt.init_state(estimator, optimizer, params, carry, job.batch)
     begin = time.perf_counter()
-    epoch = compile_epoch(estimator, model, job, chunk, clip=clip) if compiled is None else compiled
+    leaves, tree = jax.tree.flatten((state, job.batch))
+    shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+    epoch = _compiled_epoch(estimator, clip, chunk, tree, shapes)
     compile_seconds = time.perf_counter() - begin
-    state, carry = _start(estimator, model, job, clip, seed)
     used, done, clipped, windows = 0.0, 0, [], []
     while (share := used / seconds if seconds is not None else done / (epochs or 1)) < 1:
         rate = lr * 0.5 * (1 + math.cos(math.pi * share))
@@ -118,17 +124,11 @@ def train(
     return Run(state.params, int(state.step), done, used, compile_seconds, float(np.mean(clipped)), windows)
 
 
-def compile_epoch(estimator: tbptt.Estimator, model: Model, job: Job, chunk: int, *, clip: float) -> Any:
-    """Compile the program of one epoch of `train`."""
-    state, _ = _start(estimator, model, job, clip, 0)
+@functools.cache
+def _compiled_epoch(estimator: tbptt.Estimator, clip: float, chunk: int, tree: Any, shapes: tuple[Any, ...]) -> Any:
+    """Compile an epoch once for an estimator and shapes of (state, batch): runs that differ in data or seed share it."""
     jitted: Any = tbptt.make_train_epoch(estimator, make_optimizer(clip), chunk)
-    return jitted.lower(state, job.batch).compile()
-
-
-def _start(estimator: tbptt.Estimator, model: Model, job: Job, clip: float, seed: int) -> tuple[tbptt.TrainState, Any]:
-    carry = model.cell.initial_carry(job.batch.inputs.shape[1:2])
-    params = tbptt.init_params(jax.random.key(seed), model.cell, model.readout)
-    return tbptt.init_state(estimator, make_optimizer(clip), params, carry, job.batch), carry
+    return jitted.lower(*jax.tree.unflatten(tree, shapes)).compile()
 
 
 def step_temp_bytes(estimator: tbptt.Estimator, model: Model, job: Job, chunk: int) -> int:

@@ -51,8 +51,8 @@ def _train(g_max: jax.Array, params: Any, inputs: jax.Array, signs: jax.Array, u
 
     def loss_fn(params: Any, carry: Any, batch: tbptt.Batch) -> tuple[jax.Array, Any]:
         carry, ys = tbptt.plain_unroll(CELL, params.cell, carry, batch.inputs)
-        losses = tbptt.squared_error(READOUT.apply(params.readout, ys), batch.targets)
-        return jnp.sum(losses * batch.weights), carry
+        outputs: Any = READOUT.apply(params.readout, ys)
+        return jnp.sum(weights * tbptt.squared_error(outputs, batch.targets)), carry
 
     estimator, carry = tbptt.full_bptt(loss_fn), CELL.initial_carry((B,))
 
@@ -75,5 +75,5 @@ def _train(g_max: jax.Array, params: Any, inputs: jax.Array, signs: jax.Array, u
 
 
 def number(value: float) -> float | None:
-    """JSON has no NaN and no infinity: None."""
+    """Return None for NaN and infinity, which JSON does not have."""
     return float(value) if math.isfinite(value) else None

@@ -4,7 +4,8 @@
     return {..., "known": rows}                                                      # `program.execute` takes it from there
 
 The summary then holds `expected` {what: text}, `measured` {what: a number a seed}, `reached` (all of them) and `targets`
-(the rows); `python -m experiments.table` reads these.
+(the rows); `python -m experiments.table` reads these. A number that a standard run does not reach makes its exit status 1;
+`program.exit_status` has the rule.
 """
 
 import math

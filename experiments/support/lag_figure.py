@@ -9,8 +9,8 @@ from experiments.support import style
 
 
 def draw(data: dict[str, Any], folder: Path) -> None:
-    """Draws, for each recording, profile, horizon and bias on one axis; and the bytes."""
-    figure, axes = style.panels(3, title="How far back must the gradient go? (LSTM, trained)", height=5.0)
+    """Draw, for each recording, profile, horizon and bias on one axis; and the bytes."""
+    figure, axes = style.panels(3, title="Gradient by lag and bias of the truncated gradient (trained LSTM)", height=5.0)
     for axis, (name, result) in zip(axes[:2], data["results"].items(), strict=True):
         for index, (field, mean) in enumerate(result["profile"].items()):
             lags, top = np.arange(1, len(mean) + 1), mean[0]

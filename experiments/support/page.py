@@ -61,9 +61,9 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _claims(rows: list[dict[str, Any]]) -> str:
-    lines = ["<table><tr><th>what</th><th>measured</th><th>expected</th><th></th></tr>"]
+    lines = ["<table><tr><th>claim</th><th>what</th><th>measured</th><th>expected</th><th></th></tr>"]
     for row in rows:
         kind, word = ("holds", "holds") if row["holds"] else ("fails", "does not hold")
-        cells = "".join(f"<td>{html.escape(str(row[name]))}</td>" for name in ("text", "measured", "expected"))
+        cells = "".join(f"<td>{html.escape(str(row[name]))}</td>" for name in ("claim", "text", "measured", "expected"))
         lines.append(f'<tr>{cells}<td class="{kind}">{word}</td></tr>')
     return "".join([*lines, "</table>"])

@@ -7,6 +7,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.ticker import LogLocator, NullLocator  # noqa: E402
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
@@ -27,6 +28,14 @@ def panels(columns: int, *, title: str = "", width: float = 5.0, height: float =
     if title:
         figure.suptitle(title, fontsize=11)
     return figure, list(axes[0])
+
+
+def few_ticks(*log_axes: Any) -> None:
+    """Label powers of ten and 1, 2, 5 times them on logarithmic axes, as plain numbers that do not overlap."""
+    for axis in log_axes:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(NullLocator())
 
 
 def save(figure: Any, folder: Path, name: str) -> None:

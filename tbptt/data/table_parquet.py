@@ -43,7 +43,7 @@ def open_parquet(path: Path, columns: Sequence[str] | None) -> Table:
                 f"{path}, column {name!r} holds {kind}, not numbers. Leave it out by naming the others in `columns`, or "
                 "convert it"
             )
-    kinds = [schema.field(name).type.to_pandas_dtype() for name in names]
+    kinds = [pa.array([], schema.field(name).type).to_numpy(zero_copy_only=False).dtype for name in names]
     dtype = np.result_type(np.float32, *kinds)
     return converted(watched, names, str(schema), lambda: _blocks(path, names, dtype), lambda row: f"row {row} (from 0)")
 

@@ -77,5 +77,10 @@ def tangents_in_order(cell: Cell, problem: Problem, before: Array, start: Array,
         _, moved = jax.jvp(lambda h: lanes(cell, problem.params, h, *inputs)[0], (h,), (dh,))
         return moved + source, moved + source
 
-    steps = (before, sources), (problem.xs, problem.resets, problem.mask)
-    return jax.lax.scan(body, start, steps)[1]
+    def solve(start: Array, sources: Array) -> Array:
+        steps = (before, sources), (problem.xs, problem.resets, problem.mask)
+        return jax.lax.scan(body, start, steps)[1]
+
+    # It is linear, so its own derivative; but jax before 0.10 transposes only scans that come from differentiating one.
+    zeros = jnp.zeros_like(start), jnp.zeros_like(sources)
+    return jax.jvp(solve, zeros, (start, sources))[1]

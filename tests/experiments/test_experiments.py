@@ -69,14 +69,6 @@ def test_the_longest_lag_learnt_ends_at_the_first_that_is_not():
         assert gates.longest_learnt(lags, losses) == longest and gates.missed(lags, losses) == beyond
 
 
-def test_a_claim_that_fails_is_said_on_stderr(capsys):
-    rows = [program.claim(n, "t", 1, "e", n % 2) for n in range(1, 5)]
-    program.warn_of_failures(rows[:1])
-    assert capsys.readouterr() == ("", "")
-    program.warn_of_failures(rows)
-    assert capsys.readouterr().err == "warning: claim 2, 4 do not hold (`holds` in the summary; exit status 0)\n"
-
-
 def test_a_run_has_its_files_and_the_page_is_self_contained_and_escapes(tmp_path):
     folder = tmp_path / "run"
     check_run(folder, program.execute(repeated_tanh, repeated_tanh.Config(quick=True, out=folder)))
