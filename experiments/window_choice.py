@@ -1,7 +1,7 @@
 """Does a window chosen by its bias find what a sweep finds, and at what total cost?
 
     python -m experiments.window_choice            about 3 minutes on two cores
-    python -m experiments.window_choice --quick    under 40 seconds, too short to learn much
+    python -m experiments.window_choice --quick    under 40 seconds, too short for its claims, which it does not judge
 
 The pulse recording and the forecasting job of `experiments.window_tradeoff`, every run with the same training seconds. The
 sweep trains TBPTT(50, k2) for each k2 and keeps the one with the least validation error; `adaptive_bptt` trains once, its
@@ -79,6 +79,7 @@ def measure(config: Config) -> dict[str, Any]:
     return {
         "curves": curves,
         "results": {"rows": rows, "seconds": cost},
+        "judged": not config.quick,
         "claims": [
             program.claim(
                 1,

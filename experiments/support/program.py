@@ -22,22 +22,24 @@ from tbptt.data import DataUnavailable
 #   Config                     a frozen dataclass with at least seed, out, quick
 #   measure(config) -> data    what was measured, as JSON; data["claims"] is a list of `claim(...)`, data["known"] one of
 #                              `known.expect(...)`, each if there is any; data["results"], if it is there, is a dict that
-#                              the summary takes up
+#                              the summary takes up; data["judged"] is False if this run is too short for its claims
 #   draw(data, folder)         writes PNG figures; never measures
 #
-# Exit status of a program, `exit_status`: 1 if a claim does not hold, in every form, or if an expected number is not
-# reached by a standard run: one with the experiment's own settings (any --seed) and without --quick. Other runs are too
-# short, or are not what the number was expected of: they warn and end with 0. Whatever the status, all files are written
-# and the summary is the last line of stdout.
+# The exit status of a program, `exit_status`, is 1
+#   if a claim does not hold, in every form of the program, unless data["judged"] is False
+#   if a standard run does not reach an expected number. A standard run has the experiment's own settings (any --seed) and
+#   no --quick; the number is not expected of other runs.
+# Otherwise it is 0. What fails without being judged is a warning. All files are written before the program exits, and the
+# summary is the last line of stdout.
 
 
 def claim(number: int, text: str, measured: Any, expected: str, holds: Any) -> dict[str, Any]:
-    """Makes one row of a summary: what the lecture says, what was measured, what was expected, and whether it holds."""
+    """Make one row of a summary: what the lecture says, what was measured, what was expected, and whether it holds."""
     return {"claim": number, "text": text, "measured": measured, "expected": expected, "holds": bool(holds)}
 
 
 def execute(module: ModuleType, config: Any) -> dict[str, Any]:
-    """Runs an experiment into its folder and returns its summary; verdicts are computed from what was measured."""
+    """Run an experiment into its folder and return its summary; verdicts are computed from what was measured."""
     name = module.__name__.rsplit(".", 1)[-1] if module.__name__ != "__main__" else Path(str(module.__file__)).stem
     folder = run_folder.open_folder(config.out, name, config)
     start, cpu = time.perf_counter(), time.process_time()
@@ -52,6 +54,7 @@ def execute(module: ModuleType, config: Any) -> dict[str, Any]:
         "quick": config.quick,
         "standard": is_standard(config),
         "seed": config.seed,
+        "judged": bool(data.get("judged", True)),
         "claims": claims,
         **(known.summarise(rows) if rows else {}),
         **data.get("results", {}),
@@ -66,12 +69,12 @@ def execute(module: ModuleType, config: Any) -> dict[str, Any]:
 
 
 def is_standard(config: Any) -> bool:
-    """Tells whether an experiment runs with its own settings: only these enter the README's tables."""
+    """Return whether an experiment runs with its own settings: only these enter the README's tables."""
     return dataclasses.replace(config, seed=0, out=None, quick=False) == dataclasses.replace(type(config)(), seed=0)
 
 
 def tell(summary: dict[str, Any]) -> None:
-    """Prints the claims and the known numbers a person reads."""
+    """Print the claims and the known numbers a person reads."""
     for row in summary["claims"]:
         mark = "[green]holds[/green]" if row["holds"] else "[bold red]DOES NOT HOLD[/bold red]"
         console.print(
@@ -83,7 +86,7 @@ def tell(summary: dict[str, Any]) -> None:
 
 
 def run(path: str) -> None:
-    """The `if __name__ == "__main__"` of an experiment: `program.run(__file__)`."""
+    """Run the experiment of a file, `program.run(__file__)` under `if __name__ == "__main__"`, and exit as above."""
     module = importlib.import_module(f"experiments.{Path(path).stem}")
     try:
         summary = execute(module, tyro.cli(module.Config, description=module.__doc__))
@@ -104,20 +107,21 @@ def finish(summary: dict[str, Any]) -> None:
 def exit_status(summary: dict[str, Any]) -> int:
     """Return 1 if a claim does not hold or a standard run misses an expected number, else 0; say which on stderr."""
     failed = list(dict.fromkeys(str(row["claim"]) for row in summary["claims"] if not row["holds"]))
+    missed = [row["what"] for row in summary.get("targets", []) if not row["reached"]]
+    wrong = bool(failed) and summary.get("judged", True)
+    short = bool(missed) and summary["standard"] and not summary["quick"]
     if failed:
         text = f"claim {failed[0]} does not hold" if len(failed) == 1 else f"claims {', '.join(failed)} do not hold"
-        print(f"error: {text} (see `claims` in the summary)", file=sys.stderr)
-    missed = [row["what"] for row in summary.get("targets", []) if not row["reached"]]
-    binding = bool(missed) and summary["standard"] and not summary["quick"]
+        _say(wrong, text, "claims", "this run is too short for its claims")
     if missed:
-        why = (
-            "" if binding else ", which is not expected of this run: it is quick, or its settings are not the standard ones"
-        )
-        print(
-            f"{'error' if binding else 'warning'}: not reached: {'; '.join(missed)} (see `targets` in the summary){why}",
-            file=sys.stderr,
-        )
-    return int(bool(failed) or binding)
+        why = "this run is quick, or its settings are not the standard ones"
+        _say(short, f"not reached: {'; '.join(missed)}", "targets", why)
+    return int(wrong or short)
+
+
+def _say(is_error: bool, text: str, where: str, otherwise: str) -> None:
+    kind, why = ("error", "") if is_error else ("warning", f"; {otherwise}")
+    print(f"{kind}: {text} (see `{where}` in the summary){why}", file=sys.stderr)
 
 
 @contextlib.contextmanager
