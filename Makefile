@@ -51,9 +51,10 @@ mutants: $(VENV)/.installed-test  ## change the mathematics in 120 places, one a
 check: lint types notebooks test  ## all that must pass before a commit: lint, types, notebooks, the essential tests
 
 .PHONY: lint
-lint: $(VENV)/.installed-all  ## ruff: formatting and mistakes; changes nothing
+lint: $(VENV)/.installed-all  ## ruff: formatting and mistakes; import-linter: the layers; changes nothing
 	@$(BIN)/ruff format --check $(wildcard $(SOURCES))
 	@$(BIN)/ruff check $(wildcard $(SOURCES))
+	@$(BIN)/lint-imports
 
 .PHONY: format
 format: $(VENV)/.installed-all  ## ruff: format, and fix what can be fixed

@@ -3,7 +3,7 @@
     python -m benchmarks.diagnostics_cost [--quick] [--out FILE]      about 2 minutes; expected: all together under 10 %
 
 One train step of TBPTT(50, 50) at B=32, D=16, H=128: gradient, clipping, Adam. `all` adds the gradient's norm by layer, the
-clip counters (`clipping.watched`) and the saturation of every gate in one step. The systems take turns (one honest clock);
+clip counters (`clipping.with_clip_stats`) and the saturation of every gate in one step. The systems take turns (one honest clock);
 an overhead is the median over rounds of the ratio of the medians. Timed on a busy machine, repeat it on an idle one: `load`
 in the summary says which it was. The last line of stdout is the summary as JSON.
 """
@@ -43,9 +43,9 @@ def systems_of(cell: Any) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]
     variants = {
         "plain": (plain, clip),
         "norms by layer": (monitored(plain, norms), clip),
-        "clip counters": (plain, tbptt.watched(clip)),
+        "clip counters": (plain, tbptt.optim.with_clip_stats(clip)),
         "saturation": (monitored(plain, gates), clip),
-        "all": (monitored(plain, norms | gates), tbptt.watched(clip)),
+        "all": (monitored(plain, norms | gates), tbptt.optim.with_clip_stats(clip)),
     }
     systems = {}
     for name, (estimator, clipping) in variants.items():

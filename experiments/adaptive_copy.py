@@ -114,7 +114,9 @@ def tell_of_choices(infos: list[Any], windows: tuple[int, ...], delta: float) ->
     of = [info for info in infos if np.min(info.estimates) > 0]
     loose = float(np.mean([~info.choice.enough for info in of]))
     last = jax.tree.map(lambda a: a[-1], infos[-1].choice)
-    console.print(f"{tbptt.explain_choice(last, windows, delta)}; {loose:.0%} of all updates had no bound below delta")
+    console.print(
+        f"{tbptt.estimators.explain_choice(last, windows, delta)}; {loose:.0%} of all updates had no bound below delta"
+    )
 
 
 def looker(task: Task, stream: tbptt.Batch, delta: float, losses: int, looks: list[Any]):
@@ -169,5 +171,5 @@ def order(row: dict[str, Any]) -> tuple[bool, float]:
 
 
 if __name__ == "__main__":
-    tbptt.split_cpu()
+    tbptt.distributed.split_cpu()
     program.run(__file__)

@@ -18,7 +18,7 @@ import numpy as np
 
 from experiments.support import characters, known, ngram, program, style
 from experiments.support.console import console, progress, table
-from tbptt.data import Alphabet, Plays, alphabet_of, next_symbol_lanes, shakespeare
+from tbptt.data import Alphabet, Plays, alphabet_of, next_symbol_streams, shakespeare
 
 VALID, TEST = ("the-tempest", "julius-caesar"), ("twelfth-night", "richard-ii", "king-lear")
 ORDER = 5  # characters that the n-grams look at
@@ -125,7 +125,7 @@ def split(plays: Plays) -> dict[str, tuple[str, ...]]:
 def sweep_one(config: Config, k: int, parts: dict[str, np.ndarray], V: int) -> list[float]:
     """Trains a small model at one window; returns validation bits per character, a seed each."""
     chunk = max(config.windows)
-    batch, _ = next_symbol_lanes(parts["train"], 16, chunk * characters.SECTION)
+    batch, _ = next_symbol_streams(parts["train"], 16, chunk * characters.SECTION)
     model = characters.make_model(V, 1, config.sweep_hidden, 64, 0.0)
     params, _ = run(config, f"k1 = k2 = {k}", model, batch, k, chunk, config.sweep_passes, config.seeds)
     return characters.bits_per_character(model, params, parts["valid"])
@@ -134,7 +134,7 @@ def sweep_one(config: Config, k: int, parts: dict[str, np.ndarray], V: int) -> l
 def train_one(config: Config, name: str, parts: dict[str, np.ndarray], alphabet: Alphabet) -> dict[str, Any]:
     """Trains one of the models; returns its curve, its bits on the test plays and, of the first seed, a sample."""
     layers, share, rate = MODELS[name]
-    batch, left_out = next_symbol_lanes(parts["train"], config.lanes, config.k * characters.SECTION)
+    batch, left_out = next_symbol_streams(parts["train"], config.lanes, config.k * characters.SECTION)
     model = characters.make_model(len(alphabet), layers, round(share * config.hidden), 64, rate)
     params, curve = run(config, name, model, batch, config.k, config.k, config.passes, config.model_seeds)
     first = jax.tree.map(lambda leaf: leaf[0], params)

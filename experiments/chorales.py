@@ -21,7 +21,7 @@ import tbptt
 from experiments.support import known, midi, note_baselines, note_model, note_split, program, style
 from experiments.support.console import progress, table
 from tbptt.data import chorales
-from tbptt.data.bach import LOWEST, PITCHES
+from tbptt.data.datasets.bach import LOWEST, PITCHES
 
 SPLIT_SEED = 7  # the split is one, whatever --seed
 CHUNK = 32

@@ -3,7 +3,7 @@
     python -m experiments.estimator_frontier            about 2 minutes on two cores
     python -m experiments.estimator_frontier --quick    under 60 seconds: smaller models, fewer estimators and draws
 
-`tbptt.compare_estimators` at fixed parameters, against full BPTT in float64, on the pulse recording and on a copy task
+`tbptt.diagnostics.compare_estimators` at fixed parameters, against full BPTT in float64, on the pulse recording and on a copy task
 (each after a short training, so that gradients are those of a network that does something), and on influence balancing,
 where short windows have the wrong sign. Expected: the bias of TBPTT falls with k2; RTRL has none and costs as many tangents
 as there are parameters; UORO and ARTBP have none but chance, and a large variance; SnAp-1 lies between.
@@ -99,9 +99,9 @@ def estimators(problem: Problem, quick: bool) -> dict[str, tbptt.Estimator]:
     made = {f"TBPTT({k1}, {k2})": tbptt.truncated_bptt(loss_fn, k1, k2) for k1, k2 in windows}
     return made | {
         "full BPTT": tbptt.full_bptt(loss_fn),
-        "random windows": tbptt.random_window_bptt(loss_fn, 5, tbptt.AwdLengths(50)),
-        "ARTBP, constant": tbptt.randomized_bptt(loss_fn, 5, tbptt.ConstantRate(50)),
-        "ARTBP, heavy tail": tbptt.randomized_bptt(loss_fn, 5, tbptt.HeavyTail(50)),
+        "random windows": tbptt.random_window_bptt(loss_fn, 5, tbptt.estimators.AwdLengths(50)),
+        "ARTBP, constant": tbptt.randomized_bptt(loss_fn, 5, tbptt.estimators.ConstantRate(50)),
+        "ARTBP, heavy tail": tbptt.randomized_bptt(loss_fn, 5, tbptt.estimators.HeavyTail(50)),
         "RTRL": tbptt.rtrl(loss_fn),
         "SnAp-1": tbptt.snap(loss_fn, 1),
         "UORO": tbptt.uoro(loss_fn),
@@ -118,7 +118,7 @@ def compare(
     problem: Problem, compared: dict[str, tbptt.Estimator], piece: int | None, config: Config
 ) -> list[EstimatorRow]:
     """Runs the meter."""
-    return tbptt.compare_estimators(
+    return tbptt.diagnostics.compare_estimators(
         compared,
         problem.params,
         problem.carry,

@@ -61,7 +61,7 @@ def runs(quick: bool) -> list[Run]:
     windows = [(10, 100, 1e-4), (100, 100, 1e-4), (10, 10, 1e-4), (10, 46, 1e-3), (10, 100, 1e-3), (100, 100, 1e-3)]
     if not quick:
         windows += [(1, 1, 1e-4), (1, 50, 1e-4), (1, 100, 1e-4), (110, 110, 1e-4), (200, 200, 1e-4), (1, 100, 1e-3)]
-    artbp = tbptt.randomized_bptt(loss_fn, 1, tbptt.HeavyTail(50.0))
+    artbp = tbptt.randomized_bptt(loss_fn, 1, tbptt.estimators.HeavyTail(50.0))
     return [truncated(*window) for window in windows] + [
         Run("RTRL", tbptt.rtrl(loss_fn), 10, 1e-4),
         Run("UORO", tbptt.uoro(loss_fn), 10, 1e-4),

@@ -22,7 +22,6 @@ import tbptt
 from experiments.support import program
 from experiments.support.forecasting import Job, Model, estimator_of, make_job, train
 from experiments.support.lag_figure import draw as draw
-from tbptt.clipping import global_norm
 from tbptt.data import mackey_glass, ppg
 from tbptt.diagnostics import (
     LagProfile,
@@ -32,6 +31,7 @@ from tbptt.diagnostics import (
     measured_horizon,
     memory_horizon,
 )
+from tbptt.optim import global_norm
 
 WINDOWS, QUICK_WINDOWS = (5, 10, 25, 50, 100, 200, 400, 1000), (5, 50, 1000)
 LENGTH, QUICK_LENGTH = 4000, 2000

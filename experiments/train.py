@@ -33,7 +33,7 @@ from experiments.support.run_processes import is_first, join, log_place, wait_fo
 from experiments.support.stopping import Stop
 from tbptt.checkpoints import Checkpoints
 from tbptt.data import DataUnavailable
-from tbptt.parallel import split_cpu
+from tbptt.distributed import split_cpu
 
 
 @dataclasses.dataclass(frozen=True)

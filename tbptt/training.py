@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from tbptt.norms import global_norm
+from tbptt.numerics import global_norm
 from tbptt.types import Batch, Carry, Estimator, Memory, Params, PRNGKey
 from tbptt.windows import check_window, cut
 
@@ -34,7 +34,7 @@ class Metrics(NamedTuple):
 
     loss:       weighted mean over the chunk, before the update
     grad_norm:  global norm of the estimated gradient, before clipping
-    clipped:    whether the optimizer clipped it; None unless its chain has a `clipping.watched` transformation
+    clipped:    whether the optimizer clipped it; None unless its chain has a `clipping.with_clip_stats` transformation
     non_finite: whether loss or gradient holds NaN or inf
     info:       the estimator's info of this update; after an epoch every leaf of it has a leading axis `[n]`
     """

@@ -43,92 +43,30 @@ class Cell(Protocol):
 
 
 @runtime_checkable
-class SplitCell(Cell, Protocol):
-    """A cell in two halves, so that an engine can run the input side of many steps as one matrix product.
+class UnrollFn(Protocol):
+    """A function that runs a cell through time: `unroll`, `plain_unroll`, `parallel_unroll`, `newton_unroll`, a backend's.
 
-    `cell(params, carry, x)` is exactly `cell.recur(params, carry, cell.inputs(params, x))`.
+        for t in range(T):                                   # T-1 .. 0 if reverse
+            if not mask[t]: ys[t] = 0; continue              # the step does not exist: the carry is held
+            if resets[t]: carry = cell.initial_carry()       # no gradient crosses a reset
+            carry, ys[t] = cell(params, carry, xs[t])
+
+    (each `if` elementwise over *batch).
     """
 
-    def inputs(self, params: Params, xs: Float[Array, "*time_batch D"]) -> Any:
-        """Computes what needs no carry; any number of leading axes, time among them."""
-        ...
-
-    def recur(self, params: Params, carry: Carry, z: Any) -> tuple[Carry, Any]:
-        """Takes the rest of one step."""
-        ...
-
-
-@runtime_checkable
-class Backprop(Protocol):
-    """A cell's step and its backward pass, taken apart so that a loop holds only what must wait for its turn.
-
-    For T steps, forward and back (a carry is `entering` a step and `leaving` it):
-
-        weights = prepare(params)
-        zs = inputs(weights, xs)                                                          # all steps at once
-        for t in range(T): leaving[t], ys[t], saved[t] = forward(weights, entering[t], zs[t])
-        common, factors = linearize(weights, xs, entering, leaving, saved)                # all steps at once
-        for t in reversed(range(T)): d, emitted[t] = backward(common, factors[t], d, d_ys[t])
-        d_params, d_xs = collect(params, xs, entering, leaving, factors, emitted)         # all steps at once
-    """
-
-    def prepare(self, params: Params) -> Any:
-        """Computes what every step forward needs of the parameters."""
-        ...
-
-    def inputs(self, weights: Any, xs: Array) -> Any:
-        """Computes the input side of any number of steps."""
-        ...
-
-    def forward(self, weights: Any, carry: Carry, z: Any) -> tuple[Carry, Any, Any]:
-        """Takes one step: `(leaving, y, saved)`; saved is what `linearize` would else have to compute again."""
-        ...
-
-    def linearize(self, weights: Any, xs: Array, entering: Carry, leaving: Carry, saved: Any) -> tuple[Any, Any]:
-        """Computes all that `backward` needs but the cotangents, `(common, factors)`: what every step shares, and what is
-        each step's own, for a block of steps. saved is None if it was not kept."""
-        ...
-
-    def backward(self, common: Any, factors: Any, d_leaving: Carry, d_y: Any) -> tuple[Carry, Any]:
-        """Takes one step back: `(d_entering, emitted)`."""
-        ...
-
-    def collect(
-        self, params: Params, xs: Array, entering: Carry, leaving: Carry, factors: Any, emitted: Any
-    ) -> tuple[Params, Array]:
-        """Computes the gradients of the parameters, summed over a block of steps, and of its inputs."""
-        ...
-
-
-@runtime_checkable
-class DerivedCell(Cell, Protocol):
-    """A cell whose backward pass was derived by hand."""
-
-    @property
-    def backprop(self) -> Backprop: ...
-
-
-@runtime_checkable
-class LayeredCell(Cell, Protocol):
-    """Cells on top of each other; params and carry are tuples, one entry a cell, the lowest first."""
-
-    @property
-    def cells(self) -> tuple[Cell, ...]: ...
-
-
-@runtime_checkable
-class AffineCell(Cell, Protocol):
-    """A cell that is elementwise linear in its carry given x, so that an engine can run it in parallel over time.
-
-    Leaf by leaf, `cell(params, carry, x)` is `carry_t = a_t * carry_{t-1} + b_t` and `y_t = outputs(params, carry_t, x_t)`.
-    """
-
-    def affine(self, params: Params, xs: Float[Array, "*time_batch D"]) -> tuple[Carry, Carry]:
-        """Computes (a, b), carries of leaves `[*time_batch, ...]`; any number of leading axes, time among them."""
-        ...
-
-    def outputs(self, params: Params, carries: Carry, xs: Float[Array, "*time_batch D"]) -> Any:
-        """Computes the ys of steps from the carries that left them."""
+    def __call__(
+        self,
+        cell: Any,
+        params: Params,
+        carry: Carry,
+        xs: Any,
+        *,
+        resets: Any = None,
+        mask: Any = None,
+        reverse: bool = False,
+        remat: Any = None,
+    ) -> tuple[Carry, Any]:
+        """Return the carry that leaves the last step and the outputs `[T, *batch, ...]`."""
         ...
 
 

@@ -10,9 +10,9 @@ import optax
 import pytest
 
 from tbptt.cells import GRU
-from tbptt.clipping import WatchedState, watched
 from tbptt.estimators import full_bptt, truncated_bptt
-from tbptt.objectives import sequence_loss, squared_error
+from tbptt.losses.sequence import sequence_loss, squared_error
+from tbptt.optim import ClipStatsState, with_clip_stats
 from tbptt.training import init_state, make_train_epoch, make_train_step, rewind
 from tbptt.types import Batch, Estimator, Gradient
 from tbptt.unroll import unroll
@@ -184,7 +184,7 @@ def test_metrics_are_before_clipping_and_say_whether_it_clipped(params):
         norm = np.sqrt(sum(np.sum(g**2) for g in jax.tree.leaves(grads)))
         want.append((loss_sum / np.sum(batch.weights), norm / np.sum(batch.weights)))
     assert want[0][1] > 1e-2 and want[1][1] > 2 * want[0][1]
-    optimizer = optax.chain(watched(optax.clip_by_global_norm(1.5 * want[0][1])), ADAM)
+    optimizer = optax.chain(with_clip_stats(optax.clip_by_global_norm(1.5 * want[0][1])), ADAM)
     clipping = make_train_step(estimator, optimizer)
     for batch, expected, clipped in zip(batches, want, (False, True), strict=True):
         _, without = step(start(estimator, ADAM, params, CARRY, batch), batch)
@@ -240,10 +240,10 @@ def test_chunk_must_divide(params):
 
 
 def test_watched_passes_gradients_exactly_and_counts():
-    clip, seen = optax.clip_by_global_norm(1.0), watched(optax.clip_by_global_norm(1.0))
+    clip, seen = optax.clip_by_global_norm(1.0), with_clip_stats(optax.clip_by_global_norm(1.0))
     grads = {"w": np.array([0.3, -0.4]), "b": np.array(0.1)}
     state = jax.jit(seen.init)(grads)
-    assert isinstance(state, WatchedState) and not bool(state.clipped)
+    assert isinstance(state, ClipStatsState) and not bool(state.clipped)
     ours, theirs = jax.jit(seen.update), jax.jit(lambda g: clip.update(g, clip.init(g))[0])
     for scale, clipped, count in ((1.0, False, 0), (50.0, True, 1), (2.5, True, 2), (0.1, False, 2)):
         scaled = jax.tree.map(lambda g, s=scale: s * g, grads)

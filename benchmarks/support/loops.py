@@ -37,7 +37,7 @@ def loops(T: int, B: int, H: int) -> dict[str, Callable[[], Loop]]:
     return {
         REFERENCE: of(tbptt.plain_unroll),
         "unroll": of(tbptt.unroll),
-        "fused_unroll": of(tbptt.fused_unroll),
+        "fused_unroll": of(tbptt.backends.pallas_gpu.unroll),
         "cuDNN": lambda: cudnn_loop(params, xs),
     }
 

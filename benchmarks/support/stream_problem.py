@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 import tbptt
-from tbptt.data import LaneStream, forecast_batches, open_source
+from tbptt.data import RecordingStream, forecast_batches, open_source
 
 NAMES = ("a", "b", "c", "d")
 BLOCK = 100_000  # rows made at once
@@ -53,10 +53,10 @@ def _blocks(steps: int) -> Iterator[tuple[int, np.ndarray]]:
         yield start, waves.astype(np.float32)
 
 
-def open_stream(path: Path, sizes: Sizes) -> LaneStream:
+def open_stream(path: Path, sizes: Sizes) -> RecordingStream:
     """Opens a file as a stream of forecasts of its first column, one step ahead."""
     source = open_source(path, dtype=jnp.result_type(float))
-    return LaneStream(source, sizes.lanes, sizes.chunk, forecast_batches(source.names[0], (1,)))
+    return RecordingStream(source, sizes.lanes, sizes.chunk, forecast_batches(source.names[0], (1,)))
 
 
 def make_trainer(sizes: Sizes, example: Any) -> Callable[[Iterable[Any]], tuple[Any, Any]]:

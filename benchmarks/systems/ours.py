@@ -1,6 +1,6 @@
 """Ours: `tbptt.make_train_epoch`, the epoch as one program, and `tbptt.make_train_step`, chunk by chunk.
 
-On all cores: the same with `tbptt.parallel`, lanes dealt out over a device a core.
+On all cores: the same with `tbptt.distributed`, lanes dealt out over a device a core.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ import optax
 import tbptt
 from benchmarks.systems import jax_forms
 from benchmarks.systems.work import Case, Data, Form, Weights
-from tbptt import parallel
+from tbptt import distributed as parallel
 from tbptt.cells.lstm import LSTMParams
 
 
@@ -36,7 +36,7 @@ def forms(case: Case, weights: Weights, data: Data) -> dict[str, Form]:
 def forms_on_cores(case: Case, weights: Weights, data: Data) -> dict[str, Form]:
     """Makes the forms on as many devices as there are and lanes go into; none where that is one of several."""
     devices = jax_forms.devices_for(case)
-    return made(case, weights, data, parallel.lane_mesh(devices)) if devices else {}
+    return made(case, weights, data, parallel.batch_mesh(devices)) if devices else {}
 
 
 def made(case: Case, weights: Weights, data: Data, mesh: Any) -> dict[str, Form]:
@@ -47,7 +47,7 @@ def made(case: Case, weights: Weights, data: Data, mesh: Any) -> dict[str, Form]
     embedding = OneHot(case.D, dtype) if case.symbols else None
     loss_fn = tbptt.sequence_loss(cell, readout, loss, embedding=embedding)
     if mesh is not None:
-        loss_fn = parallel.over_lanes(loss_fn, cell.initial_carry, mesh)
+        loss_fn = parallel.sharded_loss(loss_fn, cell.initial_carry, mesh)
     # One chunk is the whole sequence: full BPTT. Otherwise disjoint windows, an update after each.
     estimator = tbptt.full_bptt(loss_fn) if case.N == 1 else tbptt.truncated_bptt(loss_fn, case.k, case.k)
     optimizer, (chunks, whole) = jax_forms.optimizer(), jax_forms.chunks_of(data)
@@ -62,13 +62,13 @@ def made(case: Case, weights: Weights, data: Data, mesh: Any) -> dict[str, Form]
         return tbptt.init_state(estimator, optimizer, params, cell.initial_carry((lanes,)), example)
 
     def begin() -> Any:
-        state = make_state(case.B) if mesh is None else parallel.init_lanes(make_state, case.B, mesh)
+        state = make_state(case.B) if mesh is None else parallel.init_sharded_state(make_state, case.B, mesh)
         return jax.block_until_ready(state)
 
     if mesh is not None:
         state = begin()
-        epoch, step = parallel.make_parallel_step(epoch, state), parallel.make_parallel_step(step, state)
-        batches, everything = [parallel.put_lanes(b, mesh) for b in batches], parallel.put_lanes(everything, mesh)
+        epoch, step = parallel.make_sharded_step(epoch, state), parallel.make_sharded_step(step, state)
+        batches, everything = [parallel.put_batch(b, mesh) for b in batches], parallel.put_batch(everything, mesh)
 
     def run_epoch(state: Any) -> tuple[Any, Any]:
         state, metrics = epoch(state, everything)

@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.clock import once
 from benchmarks.systems.registry import SYSTEMS, System
 from benchmarks.systems.work import Case, Form, draw_data, draw_weights
-from tbptt.parallel import split_cpu
+from tbptt.distributed import split_cpu
 
 CHECKED_LOSSES = 8
 REMEDY = "pip install tbptt[peers]"

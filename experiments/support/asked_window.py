@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 import tbptt
-from tbptt.estimators.decay import choose, init_decay, remeasured
-from tbptt.estimators.overlapping import Past
+from tbptt.estimators.adaptive.decay import choose, init_decay, remeasured
+from tbptt.estimators.truncated import Past
 
 LAGS, BEFORE = 80, 100
 WINDOWS = tuple(range(10, LAGS + 1, 2))

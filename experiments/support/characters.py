@@ -75,7 +75,7 @@ def train(
       (params with a leading axis `[seeds]`, training bits per character `[sections, seeds]`).
     """
     embedding, readout = model.modules(model.rate)
-    loss_fn = tbptt.stochastic_loss(model.cell, readout, STEP_LOSS, embedding=embedding)
+    loss_fn = tbptt.losses.dropout_loss(model.cell, readout, STEP_LOSS, embedding=embedding)
     estimator = tbptt.truncated_bptt(loss_fn, k, k)
     sections = batch.inputs.shape[0] // (SECTION * chunk)
     total = max(1, round(passes * sections))
@@ -86,12 +86,12 @@ def train(
     def start(key: jax.Array) -> tbptt.TrainState:
         quiet = model.modules(0.0)
         params = tbptt.init_params(key, model.cell, quiet[1], quiet[0])
-        return tbptt.init_state(estimator, optimizer, params, carry, tbptt.with_seeds(key, section(batch, 0, chunk)))
+        return tbptt.init_state(estimator, optimizer, params, carry, tbptt.losses.with_seeds(key, section(batch, 0, chunk)))
 
     @functools.partial(jax.jit, donate_argnums=0)
     @functools.partial(jax.vmap, in_axes=(0, 0, None))
     def advance(state: tbptt.TrainState, key: jax.Array, piece: tbptt.Batch) -> tuple[tbptt.TrainState, jax.Array]:
-        state, metrics = epoch(state, tbptt.with_seeds(key, piece))
+        state, metrics = epoch(state, tbptt.losses.with_seeds(key, piece))
         return state, jnp.mean(metrics.loss)
 
     @jax.jit

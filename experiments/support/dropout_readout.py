@@ -1,4 +1,4 @@
-"""A readout with dropout before it: flax modules, for `tbptt.stochastic_loss`."""
+"""A readout with dropout before it: flax modules, for `tbptt.losses.dropout_loss`."""
 
 import flax.linen as nn
 import jax

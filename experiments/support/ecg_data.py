@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 import tbptt
 from experiments.support.forecasting import Model
-from tbptt.data import lanes
+from tbptt.data import split_into_streams
 
 TRAIN_END, TEST_START, LANES = 40_000, 48_000, 16
 WARM_UP, SEGMENTS = 1000, 8  # steps ahead of each of the stretches that the validation part is cut into
@@ -39,7 +39,7 @@ def all_pairs(seen: np.ndarray, scaled: np.ndarray, base: np.ndarray, horizons: 
     targets = np.hstack([scaled[h : TRAIN_END + h] for h in horizons]) - base[:TRAIN_END]
     weights = ((first <= steps) & (steps < last)).astype(np.float32)
     parts = (seen[:TRAIN_END].astype(np.float32), targets.astype(np.float32), weights)
-    return tbptt.Batch(*(jnp.asarray(part) for part in lanes(parts, LANES)))
+    return tbptt.Batch(*(jnp.asarray(part) for part in split_into_streams(parts, LANES)))
 
 
 def make_score(model: Model, seen: np.ndarray, scaled: np.ndarray, base: np.ndarray, horizons: tuple[int, ...]):

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 import tbptt
-from tbptt.data import Recording, forecast_pairs, lanes, standardise
+from tbptt.data import Recording, forecast_pairs, split_into_streams, standardise
 
 
 class Job(NamedTuple):
@@ -59,7 +59,7 @@ def make_job(recording: Recording, horizons: tuple[int, ...], n_lanes: int, trai
     weights = np.ones((train_end,), np.float32)
     weights[train_end - horizon :] = 0
     parts = (inputs[:train_end].astype(np.float32), targets[:train_end].astype(np.float32), weights)
-    batch = tbptt.Batch(*(jnp.asarray(part) for part in lanes(parts, n_lanes)))
+    batch = tbptt.Batch(*(jnp.asarray(part) for part in split_into_streams(parts, n_lanes)))
     return Job(scaled, batch, horizon, (train_end, test_start), (test_start, len(scaled)))
 
 
@@ -72,7 +72,8 @@ def estimator_of(model: Model, k1: int, k2: int) -> tbptt.Estimator:
 def make_optimizer(clip: float) -> optax.GradientTransformation:
     """Clips by global norm, then Adam with a learning rate that the loop sets between epochs."""
     return optax.chain(
-        tbptt.watched(optax.clip_by_global_norm(clip)), optax.inject_hyperparams(optax.adam)(learning_rate=0.0)
+        tbptt.optim.with_clip_stats(optax.clip_by_global_norm(clip)),
+        optax.inject_hyperparams(optax.adam)(learning_rate=0.0),
     )
 
 

@@ -61,7 +61,7 @@ def _train(g_max: jax.Array, params: Any, inputs: jax.Array, signs: jax.Array, u
         return tbptt.Batch(inputs[i % 200], targets, weights)
 
     def run(g_max: jax.Array) -> tbptt.Metrics:
-        optimizer = optax.chain(tbptt.watched(optax.clip_by_global_norm(g_max)), optax.sgd(0.05))
+        optimizer = optax.chain(tbptt.optim.with_clip_stats(optax.clip_by_global_norm(g_max)), optax.sgd(0.05))
         update = tbptt.make_train_step(estimator, optimizer)
 
         def step(state: tbptt.TrainState, i: jax.Array) -> tuple[tbptt.TrainState, tbptt.Metrics]:

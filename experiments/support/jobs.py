@@ -15,7 +15,7 @@ def on_all_devices(jobs: Sequence[Callable[[], Result]]) -> list[Result]:
 
         results = [job() for job in jobs]
 
-    `tbptt.split_cpu()` first of all makes a device of every core: the products of a small recurrent step keep only one
+    `tbptt.distributed.split_cpu()` first of all makes a device of every core: the products of a small recurrent step keep only one
     busy. Arrays that a job makes lie on its device; what it brings along must not be committed to another.
 
     Raises:

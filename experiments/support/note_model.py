@@ -60,7 +60,7 @@ def train(
       keys: `[seeds]`, one run each; the order of the pieces is the same for all.
       report: called as (passes done, training nll, validation nll) after each.
     """
-    loss_fn = tbptt.stochastic_loss(cell, DropoutDense(cell.input_dim, rate), step_nll)
+    loss_fn = tbptt.losses.dropout_loss(cell, DropoutDense(cell.input_dim, rate), step_nll)
     estimator = tbptt.truncated_bptt(loss_fn, k, k)
     example = packed(train_rolls, chunk)
     updates = passes * (example.inputs.shape[0] // chunk)
@@ -69,12 +69,12 @@ def train(
 
     def start(key: jax.Array) -> tbptt.TrainState:
         params = tbptt.init_params(key, cell, DropoutDense(cell.input_dim))
-        return tbptt.init_state(estimator, optimizer, params, carry, tbptt.with_seeds(key, example))
+        return tbptt.init_state(estimator, optimizer, params, carry, tbptt.losses.with_seeds(key, example))
 
     @functools.partial(jax.jit, donate_argnums=0)
     @functools.partial(jax.vmap, in_axes=(0, 0, None))
     def one_pass(state: tbptt.TrainState, key: jax.Array, batch: tbptt.Batch) -> tuple[tbptt.TrainState, jax.Array]:
-        batch = tbptt.with_seeds(key, batch)
+        batch = tbptt.losses.with_seeds(key, batch)
         assert batch.mask is not None  # packed pieces have one
         state, metrics = epoch(tbptt.rewind(estimator, state, carry, batch), batch)
         steps = jnp.sum(batch.mask.reshape(len(metrics.loss), -1), axis=1)  # the last chunks hold more padding

@@ -33,7 +33,7 @@ def _adaptive(loss_fn: tbptt.LossFn, config: Any) -> tbptt.Estimator:
 
 
 def _randomized(loss_fn: tbptt.LossFn, config: Any) -> tbptt.Estimator:
-    return tbptt.randomized_bptt(loss_fn, config.k1, tbptt.HeavyTail(mean_length=config.k2 / 2))
+    return tbptt.randomized_bptt(loss_fn, config.k1, tbptt.estimators.HeavyTail(mean_length=config.k2 / 2))
 
 
 ESTIMATORS: dict[str, Choice] = {

@@ -9,13 +9,13 @@ from experiments.support.prediction_steps import open_for
 from experiments.support.run_columns import chosen_columns
 from experiments.support.run_task import Characters, Classify, Forecast, Task
 from tbptt.data import (
-    LaneStream,
+    RecordingStream,
     Scaling,
     Source,
     Vocabulary,
     count_classes,
     count_symbols,
-    even_lanes,
+    even_streams,
     forecast_batches,
     label_batches,
     open_source,
@@ -85,11 +85,11 @@ def open_data(config: Any) -> RunData:
     return RunData(task, open_for(task, config.data, True), parts)
 
 
-def training_stream(data: RunData, lanes: int, chunk: int, rows: Any = None) -> LaneStream:
+def training_stream(data: RunData, lanes: int, chunk: int, rows: Any = None) -> RecordingStream:
     """Lays the training part out in lanes, scaled."""
     task, source = data.task, part(data.source, 0, data.parts.train)
     if isinstance(task, Characters):
-        return LaneStream(source, lanes, chunk, symbol_batches(Vocabulary(bytes(task.vocabulary))), rows=rows)
+        return RecordingStream(source, lanes, chunk, symbol_batches(Vocabulary(bytes(task.vocabulary))), rows=rows)
     scaled: Source = without_columns(source, [task.group]) if task.group else source
     numbers = dict(zip(task.columns, zip(task.mean, task.scale, strict=True), strict=True))
     if isinstance(task, Forecast):
@@ -98,10 +98,10 @@ def training_stream(data: RunData, lanes: int, chunk: int, rows: Any = None) -> 
     scaled = standardised(scaled, Scaling(mean, scale))
     if isinstance(task, Classify):
         batches = label_batches(task.target, task.classes)
-        return LaneStream(scaled, lanes, chunk, batches, layout=whole_recordings, rows=rows)
+        return RecordingStream(scaled, lanes, chunk, batches, layout=whole_recordings, rows=rows)
     every = task.horizon // task.outputs
     batches = forecast_batches(task.target, range(every, task.horizon + 1, every))
-    return LaneStream(scaled, lanes, chunk, batches, layout=even_lanes, rows=rows)
+    return RecordingStream(scaled, lanes, chunk, batches, layout=even_streams, rows=rows)
 
 
 def default_lanes(data: RunData, k2: int, devices: int = 1) -> int:

@@ -26,7 +26,7 @@ def join(config: Any) -> None:
         return
     if config.resume is None and config.out is None:
         raise ValueError("several processes must share one folder: give --out (on a disk that all of them see)")
-    tbptt.start_processes(*together)
+    tbptt.distributed.start_processes(*together)
 
 
 def is_first() -> bool:

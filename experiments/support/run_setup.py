@@ -13,7 +13,7 @@ from experiments.support.run_choices import ESTIMATORS
 from experiments.support.run_data import RunData, training_stream
 from experiments.support.run_model import Model, init_params, make_model
 from experiments.support.run_task import Forecast
-from tbptt.data import LaneStream
+from tbptt.data import RecordingStream
 
 
 class Setup(NamedTuple):
@@ -27,7 +27,7 @@ class Setup(NamedTuple):
     """
 
     model: Model
-    stream: LaneStream
+    stream: RecordingStream
     chunk: int
     updates: int | None
     state: tbptt.TrainState
@@ -43,12 +43,14 @@ def build(config: Any, data: RunData) -> Setup:
       ValueError: a flag does not fit the data, the model or the machine; names both.
     """
     model = make_model(data.task, config.cell, config.hidden, config.layers)
-    mesh = tbptt.lane_mesh(config.devices) if config.devices > 1 or jax.process_count() > 1 else None
+    mesh = tbptt.distributed.batch_mesh(config.devices) if config.devices > 1 or jax.process_count() > 1 else None
     loss_fn = _loss(config, data, model)
-    loss_fn = loss_fn if mesh is None else tbptt.over_lanes(loss_fn, model.cell.initial_carry, mesh)
+    loss_fn = loss_fn if mesh is None else tbptt.distributed.sharded_loss(loss_fn, model.cell.initial_carry, mesh)
     choice = ESTIMATORS[config.estimator]
-    estimator, chunk = tbptt.guarded(choice.make(loss_fn, config)), choice.chunk(config)
-    stream = training_stream(data, config.lanes, chunk, None if mesh is None else tbptt.own_lanes(config.lanes, mesh))
+    estimator, chunk = tbptt.optim.reset_on_non_finite(choice.make(loss_fn, config)), choice.chunk(config)
+    stream = training_stream(
+        data, config.lanes, chunk, None if mesh is None else tbptt.distributed.local_rows(config.lanes, mesh)
+    )
     updates = None if config.epochs is None else max(1, math.ceil(config.epochs * len(stream)))
     optimizer = make_optimizer(config.lr, config.clip, updates)
     shapes = jax.tree.map(lambda a: (a.shape[2:], a.dtype), stream.chunk(0).batch, is_leaf=lambda a: hasattr(a, "dtype"))
@@ -67,16 +69,16 @@ def build(config: Any, data: RunData) -> Setup:
         key = jax.random.key(config.seed)
         if config.seeds == 1:
             return make_state(lanes, key)
-        return tbptt.init_seeds(lambda key: make_state(lanes, key), jax.random.split(key, config.seeds))
+        return tbptt.distributed.init_seeds(lambda key: make_state(lanes, key), jax.random.split(key, config.seeds))
 
     step: Any = tbptt.make_train_step(estimator, optimizer)
-    step = step if config.seeds == 1 else tbptt.over_seeds(step)
+    step = step if config.seeds == 1 else tbptt.distributed.over_seeds(step)
     one = (lambda metrics: metrics) if config.seeds == 1 else _over_seeds
     if mesh is None:
         return Setup(model, stream, chunk, updates, make(config.lanes), step, jax.device_put, one)
-    state = tbptt.init_lanes(make, config.lanes, mesh)
-    step = tbptt.make_parallel_step(step, state)
-    return Setup(model, stream, chunk, updates, state, step, lambda batch: tbptt.put_lanes(batch, mesh), one)
+    state = tbptt.distributed.init_sharded_state(make, config.lanes, mesh)
+    step = tbptt.distributed.make_sharded_step(step, state)
+    return Setup(model, stream, chunk, updates, state, step, lambda batch: tbptt.distributed.put_batch(batch, mesh), one)
 
 
 def make_optimizer(lr: float, clip: float, updates: int | None) -> optax.GradientTransformation:
@@ -86,7 +88,7 @@ def make_optimizer(lr: float, clip: float, updates: int | None) -> optax.Gradien
     it may depend on nothing but the update's number, or a resumed run would be another one.
     """
     rate = optax.constant_schedule(lr) if updates is None else optax.cosine_decay_schedule(lr, updates, alpha=0.01)
-    return optax.chain(tbptt.clip_by_global_norm(clip), tbptt.skip_non_finite(optax.adam(rate)))
+    return optax.chain(tbptt.optim.clip_by_global_norm(clip), tbptt.optim.skip_non_finite(optax.adam(rate)))
 
 
 def params_of(state: tbptt.TrainState, seeds: int) -> list[Any]:

@@ -52,11 +52,14 @@ def bound_rows(
             return weight * largest * tbptt.choose_window(seen.phi, k2s, 0.5, LAGS // 2).absolute
 
         g, left = run(full), np.asarray(run(bounds))
-        size = float(tbptt.global_norm(g))
+        size = float(tbptt.optim.global_norm(g))
         rows = []
         for k2, bound in zip(k2s, left, strict=True):
             missed = jax.tree.map(jnp.subtract, run(functools.partial(truncated, k2)), g)
-            bias, within = float(tbptt.global_norm(missed)) / size, float(bound) / size if np.isfinite(bound) else None
+            bias, within = (
+                float(tbptt.optim.global_norm(missed)) / size,
+                float(bound) / size if np.isfinite(bound) else None,
+            )
             rows.append({"k2": k2, "bias": bias, "bound": within, "slack": within / bias if within and bias else None})
     return rows
 

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from tbptt.cells import initializers
-from tbptt.cells.products import input_side, outer_and_sum, product
+from tbptt.cells.matmul import outer_and_sum, product, project_inputs
 from tbptt.types import PRNGKey
 
 
@@ -75,7 +75,7 @@ class Elman:
 
     def inputs(self, params: ElmanParams, xs: Float[Array, "*time_batch D"]) -> Float[Array, "*time_batch H"]:
         """Computes x w_x + b for any number of steps."""
-        return input_side(xs, params.w_x, params.b, self.compute_dtype)
+        return project_inputs(xs, params.w_x, params.b, self.compute_dtype)
 
     def recur(
         self, params: ElmanParams, carry: ElmanCarry, z: Float[Array, "*batch H"]
@@ -91,9 +91,9 @@ class Elman:
         return self.recur(params, carry, self.inputs(params, x))
 
     @property
-    def backprop(self) -> "ElmanBackprop":
+    def backprop(self) -> "ElmanVJP":
         """The backward pass, derived by hand."""
-        return ElmanBackprop(self.activation, self.compute_dtype)
+        return ElmanVJP(self.activation, self.compute_dtype)
 
 
 class ElmanWeights(NamedTuple):
@@ -104,8 +104,8 @@ class ElmanWeights(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class ElmanBackprop:
-    """Takes a simple network forward and back: a `Backprop`.
+class ElmanVJP:
+    """Takes a simple network forward and back: a `CellVJP`.
 
     a = h w_h + x w_x + b;  slope = activation'(a), for tanh 1 - h'^2     [saved, but for tanh]
     da = (d_h' + d_y) * slope;  d_h = da w_h^T
@@ -118,7 +118,7 @@ class ElmanBackprop:
         return ElmanWeights(params, params.w_h.T)
 
     def inputs(self, weights: ElmanWeights, xs: Array) -> Array:
-        return input_side(xs, weights.params.w_x, weights.params.b, self.compute)
+        return project_inputs(xs, weights.params.w_x, weights.params.b, self.compute)
 
     def forward(self, weights: ElmanWeights, carry: ElmanCarry, z: Array) -> tuple[ElmanCarry, Array, Any]:
         a = product(carry.h, weights.params.w_h, self.compute) + z

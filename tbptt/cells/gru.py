@@ -1,17 +1,63 @@
-"""The gated recurrent unit as libraries compute it: the reset gate after the matrix product."""
+"""The gated recurrent unit, with the reset gate after or before the recurrent matrix product."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.nn import sigmoid
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from tbptt.cells.gru_base import GRUBase, GRUCarry
-from tbptt.cells.products import input_side, outer_and_sum, product
+from tbptt.cells import initializers
+from tbptt.cells.matmul import outer_and_sum, product, project_inputs
 from tbptt.types import PRNGKey
+
+
+class GRUCarry(NamedTuple):
+    """h: `[*batch, H]`."""
+
+    h: Float[Array, "*batch H"]
+
+
+@dataclasses.dataclass(frozen=True)
+class GRUBase:
+    """What both conventions share: sizes, the zero start, and the input side."""
+
+    input_dim: int
+    hidden_dim: int
+    dtype: DTypeLike | None = None
+    compute_dtype: DTypeLike | None = None
+
+    def __post_init__(self) -> None:
+        initializers.check_sizes(self)
+
+    def initial_carry(self, batch_shape: tuple[int, ...] = ()) -> GRUCarry:
+        """Makes h = 0, `[*batch_shape, H]`."""
+        return GRUCarry(jnp.zeros((*batch_shape, self.hidden_dim), initializers.float_dtype(self.dtype)))
+
+    def inputs(self, params: Any, xs: Float[Array, "*time_batch D"]) -> Float[Array, "*time_batch G"]:
+        """Computes x w_x + b for any number of steps."""
+        return project_inputs(xs, params.w_x, params.b, self.compute_dtype)
+
+    def __call__(
+        self, params: Any, carry: GRUCarry, x: Float[Array, "*batch D"]
+    ) -> tuple[GRUCarry, Float[Array, "*batch H"]]:
+        """Takes one step; returns (carry, y) with y = h."""
+        return self.recur(params, carry, self.inputs(params, x))
+
+    def recur(self, params: Any, carry: GRUCarry, z: Float[Array, "*batch G"]) -> tuple[GRUCarry, Float[Array, "*batch H"]]:
+        """Takes the step from z = x w_x + b: where the two conventions differ."""
+        raise NotImplementedError
+
+    def _draw(self, key: PRNGKey, recurrent_blocks: int) -> tuple[Array, Array, Array]:
+        dtype = initializers.float_dtype(self.dtype)
+        key_x, key_h = jax.random.split(key)
+        D, H = self.input_dim, self.hidden_dim
+        w_x = initializers.blocks(initializers.glorot_uniform, key_x, 3, (D, H), dtype)
+        w_h = initializers.blocks(initializers.orthogonal, key_h, recurrent_blocks, (H, H), dtype)
+        return w_x, w_h, jnp.zeros((3 * H,), dtype)
 
 
 class GRUParams(NamedTuple):
@@ -55,9 +101,9 @@ class GRU(GRUBase):
         return GRUCarry(h), h
 
     @property
-    def backprop(self) -> "GRUBackprop":
+    def backprop(self) -> "GRUVJP":
         """The backward pass, derived by hand."""
-        return GRUBackprop(self.compute_dtype)
+        return GRUVJP(self.compute_dtype)
 
 
 class GRUWeights(NamedTuple):
@@ -79,8 +125,8 @@ class GRUFactors(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class GRUBackprop:
-    """Takes a GRU forward and back: a `Backprop`.
+class GRUVJP:
+    """Takes a GRU forward and back: a `CellVJP`.
 
     r, z = (1 + t) / 2 with t = tanh(x w_x + h w_h + b), halved;  m = h w_hn + b_n;  n = tanh(x w_xn + b + r * m)
     dh = d_h' + d_y                                                              [emitted; t, n, m are saved]
@@ -91,11 +137,11 @@ class GRUBackprop:
     compute: DTypeLike | None
 
     def prepare(self, params: GRUParams) -> GRUWeights:
-        half = np.repeat(np.asarray([0.5, 0.5, 1.0], params.b.dtype), params.w_h.shape[0])  # as in LSTMBackprop
+        half = np.repeat(np.asarray([0.5, 0.5, 1.0], params.b.dtype), params.w_h.shape[0])  # as in LSTMVJP
         return GRUWeights(params.w_x * half, params.w_h * half, params.b * half, params.b_n, params.w_h.T)
 
     def inputs(self, weights: GRUWeights, xs: Array) -> Array:
-        return input_side(xs, weights.w_x, weights.b, self.compute)
+        return project_inputs(xs, weights.w_x, weights.b, self.compute)
 
     def forward(self, weights: GRUWeights, carry: GRUCarry, z: Array) -> tuple[GRUCarry, Array, tuple[Array, ...]]:
         H = carry.h.shape[-1]
@@ -135,3 +181,43 @@ class GRUBackprop:
         w_x, b = outer_and_sum(xs, at_x, self.compute)
         w_h, at_h_sum = outer_and_sum(entering.h, at_h, self.compute)
         return GRUParams(w_x, w_h, b, at_h_sum[2 * H :]), product(at_x, params.w_x.T, self.compute)
+
+
+class GRUResetBeforeParams(NamedTuple):
+    """w_x: `[D, G]` and b: `[G]` by gate r, z, n (G = 3H); w_h: `[H, 2H]` by gate r, z; w_n: `[H, H]`."""
+
+    w_x: Float[Array, "D G"]
+    w_h: Float[Array, "H RZ"]
+    w_n: Float[Array, "H H"]
+    b: Float[Array, " G"]
+
+
+@dataclasses.dataclass(frozen=True)
+class GRUResetBefore(GRUBase):
+    """Steps the GRU with the reset BEFORE the matrix product, as it was first published.
+
+        r = sigmoid(x w_xr + h w_hr + b_r)
+        z = sigmoid(x w_xz + h w_hz + b_z)                     z = 1 KEEPS the old h
+        n = tanh(x w_xn + (r * h) w_n + b_n)
+        h' = (1 - z) * n + z * h,    y = h'
+
+    Args (all static): input_dim D; hidden_dim H; dtype of params and carry (None = JAX's default float);
+    compute_dtype of the operands of matrix products (None = dtype).
+
+    References: Cho et al., *Learning phrase representations using RNN encoder-decoder*, EMNLP 2014, arXiv:1406.1078.
+    """
+
+    def init(self, key: PRNGKey) -> GRUResetBeforeParams:
+        """Draws parameters: w_h, w_n orthogonal by gate, w_x by Glorot's rule, b = 0. The key is consumed."""
+        w_x, w_h, b = self._draw(key, 3)
+        return GRUResetBeforeParams(w_x, w_h[:, : 2 * self.hidden_dim], w_h[:, 2 * self.hidden_dim :], b)
+
+    def recur(
+        self, params: GRUResetBeforeParams, carry: GRUCarry, z: Float[Array, "*batch G"]
+    ) -> tuple[GRUCarry, Float[Array, "*batch H"]]:
+        """Takes the step from z = x w_x + b."""
+        x_rz, x_n = z[..., : 2 * self.hidden_dim], z[..., 2 * self.hidden_dim :]
+        reset, keep = jnp.split(sigmoid(x_rz + product(carry.h, params.w_h, self.compute_dtype)), 2, axis=-1)
+        n = jnp.tanh(x_n + product(reset * carry.h, params.w_n, self.compute_dtype))
+        h = (1 - keep) * n + keep * carry.h
+        return GRUCarry(h), h

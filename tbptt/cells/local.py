@@ -7,10 +7,9 @@ import jax.numpy as jnp
 from jax.nn import sigmoid
 from jaxtyping import Array, Float
 
-from tbptt.cells.gru import GRU, GRUParams
-from tbptt.cells.gru_base import GRUCarry
+from tbptt.cells.gru import GRU, GRUCarry, GRUParams
 from tbptt.cells.lstm import LSTM, LSTMCarry, LSTMParams
-from tbptt.cells.products import product
+from tbptt.cells.matmul import product
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +27,8 @@ class LocalLSTM(LSTM):
     Communications 11, 2020. Of the same kind: RFLO (Murray, eLife 2019), where the memory is a leak.
     """
 
+    backprop = None  # type: ignore[assignment]  # LSTM's would be the gradient of another step
+
     def recur(
         self, params: LSTMParams, carry: LSTMCarry, z: Float[Array, "*batch G"]
     ) -> tuple[LSTMCarry, Float[Array, "*batch H"]]:
@@ -43,6 +44,8 @@ class LocalGRU(GRU):
 
     See `LocalLSTM`; args as `GRU`.
     """
+
+    backprop = None  # type: ignore[assignment]  # GRU's would be the gradient of another step
 
     def recur(
         self, params: GRUParams, carry: GRUCarry, z: Float[Array, "*batch G"]

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from tbptt.cells import initializers
-from tbptt.cells.products import input_side, outer_and_sum, product
+from tbptt.cells.matmul import outer_and_sum, product, project_inputs
 from tbptt.types import PRNGKey
 
 
@@ -90,7 +90,7 @@ class LSTM:
 
     def inputs(self, params: LSTMParams, xs: Float[Array, "*time_batch D"]) -> Float[Array, "*time_batch G"]:
         """Computes x w_x + b for any number of steps."""
-        return input_side(xs, params.w_x, params.b, self.compute_dtype)
+        return project_inputs(xs, params.w_x, params.b, self.compute_dtype)
 
     def recur(
         self, params: LSTMParams, carry: LSTMCarry, z: Float[Array, "*batch G"]
@@ -108,9 +108,9 @@ class LSTM:
         return self.recur(params, carry, self.inputs(params, x))
 
     @property
-    def backprop(self) -> "LSTMBackprop":
+    def backprop(self) -> "LSTMVJP":
         """The backward pass, derived by hand."""
-        return LSTMBackprop(self.compute_dtype)
+        return LSTMVJP(self.compute_dtype)
 
 
 class LSTMWeights(NamedTuple):
@@ -131,8 +131,8 @@ class LSTMFactors(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class LSTMBackprop:
-    """Takes an LSTM forward and back: a `Backprop`.
+class LSTMVJP:
+    """Takes an LSTM forward and back: a `CellVJP`.
 
         t = tanh(a) with a = x w_x + h w_h + b, halved for i, f, o: sigmoid(a) = (1 + tanh(a / 2)) / 2    [one tanh, saved]
         dh = d_h' + d_y;  dc = d_c' + dh * o (1 - tanh(c')^2)
@@ -150,7 +150,7 @@ class LSTMBackprop:
         return LSTMWeights(params.w_x * half, params.w_h * half, params.b * half, params.w_h.T)
 
     def inputs(self, weights: LSTMWeights, xs: Array) -> Array:
-        return input_side(xs, weights.w_x, weights.b, self.compute)
+        return project_inputs(xs, weights.w_x, weights.b, self.compute)
 
     def forward(self, weights: LSTMWeights, carry: LSTMCarry, z: Array) -> tuple[LSTMCarry, Array, Array]:
         t = jnp.tanh(z + product(carry.h, weights.w_h, self.compute))

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
-from tbptt.halves import input_side, rest_of_step
+from tbptt.cells.base import input_projection, recurrent_step
 from tbptt.types import Cell, PRNGKey
 
 
@@ -52,11 +52,11 @@ class Stack:
 
     def inputs(self, params: tuple[Any, ...], xs: Float[Array, "*time_batch D"]) -> Any:
         """Computes the input side of the lowest layer: the only one that needs no carry."""
-        return input_side(self.cells[0], params[0], xs)
+        return input_projection(self.cells[0], params[0], xs)
 
     def recur(self, params: tuple[Any, ...], carry: tuple[Any, ...], z: Any) -> tuple[tuple[Any, ...], Any]:
         """Takes the step through all layers from the lowest one's input side."""
-        first, y = rest_of_step(self.cells[0], params[0], carry[0], z)
+        first, y = recurrent_step(self.cells[0], params[0], carry[0], z)
         carries = [first]
         for cell, p, c in zip(self.cells[1:], params[1:], carry[1:], strict=True):
             c, y = cell(p, c, y)

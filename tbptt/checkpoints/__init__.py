@@ -4,8 +4,8 @@ from tbptt.checkpoints.errors import CheckpointDamaged as CheckpointDamaged
 from tbptt.checkpoints.errors import CheckpointMismatch as CheckpointMismatch
 from tbptt.checkpoints.errors import CheckpointNotWritten as CheckpointNotWritten
 from tbptt.checkpoints.errors import FolderInUse as FolderInUse
-from tbptt.checkpoints.folder import Checkpoints as Checkpoints
-from tbptt.checkpoints.reading import Restored as Restored
-from tbptt.checkpoints.reading import finished as finished
-from tbptt.checkpoints.reading import newest_good as newest_good
-from tbptt.checkpoints.reading import restore as restore
+from tbptt.checkpoints.manager import Checkpoints as Checkpoints
+from tbptt.checkpoints.restore import Restored as Restored
+from tbptt.checkpoints.restore import finished as finished
+from tbptt.checkpoints.restore import newest_good as newest_good
+from tbptt.checkpoints.restore import restore as restore

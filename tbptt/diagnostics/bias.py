@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tbptt.norms import measure
+from tbptt.numerics import measure
 from tbptt.types import Batch, Carry, Estimator, Params, PRNGKey
 from tbptt.windows import cut, total_weight
 

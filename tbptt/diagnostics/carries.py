@@ -10,20 +10,10 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from tbptt.cells import Stack
-from tbptt.clipping import ClippedCell
-from tbptt.norms import is_floating, measure
+from tbptt.cells.clipped import ClippedCell
+from tbptt.numerics import is_floating, measure
 from tbptt.types import Carry, Cell, Params
-
-
-def check_floating(carry: Carry) -> None:
-    """Raises a TypeError that names the first leaf of a carry by which nothing can be differentiated."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
-        dtype = jnp.result_type(leaf)
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise TypeError(
-                f"carry{jax.tree_util.keystr(path)} is {dtype}: gradients and Jacobians by a carry need floating leaves. "
-                "Keep counters and symbols out of the carry (feed them in as inputs)"
-            )
+from tbptt.unroll.validate import check_floating
 
 
 def check_inputs(cell: Cell, xs: Any) -> Array:

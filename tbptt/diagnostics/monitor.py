@@ -11,8 +11,8 @@ from jaxtyping import Array
 
 from tbptt.diagnostics.non_finite import first_bad_leaf
 from tbptt.diagnostics.saturation import GateSaturation, saturation
-from tbptt.estimators.overlapping import Past
-from tbptt.norms import global_norm
+from tbptt.estimators.truncated import Past
+from tbptt.numerics import global_norm
 from tbptt.types import Batch, Carry, Cell, Estimator, Gradient, Memory, Params, PRNGKey
 
 # (params, memory before the call, batch, gradient) -> a pytree of scalars: a pure function, traced into the train step.
@@ -49,8 +49,8 @@ def monitored(estimator: Estimator, probes: Mapping[str, Probe]) -> Estimator:
     def estimate(params: Params, memory: Memory, batch: Batch, key: PRNGKey | None = None) -> Gradient:
         gradient = estimator.estimate(params, memory, batch, key)
         # Probes' sums over the gradient stay their own: shared with the update's, those would be rounded otherwise.
-        watched = jax.lax.optimization_barrier(gradient)
-        seen = {name: _scalars(name, probe(params, memory, batch, watched)) for name, probe in probes.items()}
+        observed = jax.lax.optimization_barrier(gradient)
+        seen = {name: _scalars(name, probe(params, memory, batch, observed)) for name, probe in probes.items()}
         return gradient._replace(info=MonitoredInfo(gradient.info, seen))
 
     return Estimator(estimator.init, estimate)

@@ -9,8 +9,9 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from tbptt.diagnostics.carries import check_carry, check_floating, check_inputs
+from tbptt.diagnostics.carries import check_carry, check_inputs
 from tbptt.types import Carry, Cell, Params
+from tbptt.unroll.validate import check_floating
 
 
 class Powers(NamedTuple):

@@ -9,8 +9,8 @@ from jax.nn import sigmoid
 from jaxtyping import Array, Bool, Float
 
 from tbptt.cells import GRU, LSTM, DiagonalLinear, Elman, GRUResetBefore, Stack
-from tbptt.clipping import ClippedCell
-from tbptt.diagnostics.recorded import Recorded
+from tbptt.cells.clipped import ClippedCell
+from tbptt.cells.recorded import Recorded
 from tbptt.types import Carry, Cell, Params
 from tbptt.unroll import unroll
 

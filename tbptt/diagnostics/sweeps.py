@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from tbptt.diagnostics.carries import check_carry, check_floating, check_inputs
-from tbptt.norms import expand, measure, norm_dtype
+from tbptt.diagnostics.carries import check_carry, check_inputs
+from tbptt.numerics import expand, measure, norm_dtype
 from tbptt.types import Carry, Cell, Params
+from tbptt.unroll.validate import check_floating
 
 
 class Sizes(NamedTuple):

@@ -2,7 +2,7 @@
 
 import jax
 
-from tbptt.estimators.sums import WindowInfo, checked
+from tbptt.estimators._accumulate import WindowInfo, checked_loss
 from tbptt.types import Batch, Carry, Estimator, Gradient, LossFn, Memory, Params, PRNGKey
 from tbptt.windows import length, means, total_weight
 
@@ -22,7 +22,7 @@ def full_bptt(loss_fn: LossFn) -> Estimator:
 
     References: Werbos, *Backpropagation through time: what it does and how to do it*, Proc. IEEE 78, 1990.
     """
-    loss_fn = checked(loss_fn)
+    loss_fn = checked_loss(loss_fn)
 
     def init(params: Params, carry: Carry, batch: Batch) -> Memory:
         del params, batch

@@ -1,17 +1,22 @@
-"""Truncated back-propagation through time, TBPTT(k1, k2)."""
+"""Truncated back-propagation through time, TBPTT(k1, k2), with disjoint or overlapping windows."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
 
-from tbptt.estimators.overlapping import Past, init_past, overlapping_window
-from tbptt.estimators.side_by_side import at_once, disjoint_side_by_side, overlapping_side_by_side
-from tbptt.estimators.sums import Sums, checked, divided, one_after_another
+from tbptt.estimators._accumulate import Sums, accumulate, checked_loss, weighted_mean
+from tbptt.estimators.window_batch import disjoint_batch, overlapping_batch
 from tbptt.types import Batch, Carry, Estimator, Gradient, LossFn, Memory, Params, PRNGKey
 from tbptt.windows import check_window, cut, length, split
 
 
-def truncated_bptt(loss_fn: LossFn, k1: int, k2: int, *, group: int | None = None) -> Estimator:
-    """Cuts time into windows of k1 new steps and differentiates each through the last k2 steps of its past.
+def truncated_bptt(loss_fn: LossFn, k1: int, k2: int, *, group: int = 1) -> Estimator:
+    """Estimate the gradient by truncated back-propagation through time, TBPTT(k1, k2).
 
         g = (1 / W) sum_j d/dparams sum_{j k1 <= t < (j+1) k1} w_t L_t,
             with the carry that enters step (j+1) k1 - k2 held constant,    W = sum_t w_t
@@ -23,91 +28,180 @@ def truncated_bptt(loss_fn: LossFn, k1: int, k2: int, *, group: int | None = Non
                 return loss_fn(params, carry, batch[j * k1 : end])[0]                                # counted
             g += grad(loss)(params) / W
 
-    k2 = k1: disjoint windows. k2 > k1: overlapping ones, whose older k2 - k1 steps are replayed from the remembered carry
-    under the CURRENT parameters (Williams and Peng's BPTT(h; h') with h = k2, h' = k1). k2 < k1: of each window the first
-    k1 - k2 steps run forward only; they add to the reported loss and not to the gradient. k2 >= T: full BPTT, to rounding.
+    k2 = k1: disjoint windows. k2 > k1: overlapping windows, whose older k2 - k1 steps are replayed from a remembered
+    carry under the CURRENT parameters (Williams and Peng's BPTT(h; h') with h = k2, h' = k1). k2 < k1: the first k1 - k2
+    steps of each window run forward only; they add to the reported loss and not to the gradient. k2 >= T: full BPTT, to
+    rounding.
 
-    One call on T = n k1 steps gives the mean over its n windows at fixed parameters; a call on k1 steps is one step of
-    online training. Many windows in one call can be differentiated side by side, `group` at a time: one forward pass gives
-    the constant carries, and then they do not wait for each other. Memory of the backward pass depends on k2 and group,
-    never on T. Exact with any additive `LossFn`, for a stream in pieces of any multiple of k1 steps, beginning included.
+    A call on T = n k1 steps returns the mean over its n windows at fixed parameters; a call on k1 steps is one step of
+    online training. The memory of the backward pass depends on k2 and `group`, not on T. The estimator is exact for any
+    additive `LossFn`, and for a stream that is fed in parts of any multiple of k1 steps.
 
-    Args:
+    Args (all static):
       loss_fn: any `LossFn`.
-      k1: stride, steps between windows; static int >= 1; must divide T.
-      k2: window, steps that the gradient flows back; static int >= 1.
-      group: windows differentiated as one batch; static int >= 1. 1 = one after another; None = 1 on a CPU,
-        where that measured faster, else so many that lanes times windows make about 256 rows. A group needs the memory
-        of its windows together.
+      k1: stride, steps between windows, at least 1; must divide T.
+      k2: window, steps through which the gradient flows back, at least 1.
+      group: number of windows of one call that are differentiated as one batch; 1 for one after another. A forward pass
+        computes their constant carries first, so the windows are independent. A group needs the memory of its windows
+        together. On an accelerator choose a group of about 256 / B windows; on a CPU 1 is fastest for most sizes.
 
     Returns:
-      An `Estimator`; its info is a `WindowInfo` of the n windows. Memory is the carry (k2 <= k1) or an `overlapping.Past`.
+      An `Estimator`; its info is a `WindowInfo` of the n windows. Its memory is the carry (k2 <= k1) or a `Past`.
 
     Raises:
-      TypeError, ValueError: k1 or k2 is no static int >= 1; at `estimate`: T is not a multiple of k1.
+      TypeError, ValueError: k1, k2 or group is no int of at least 1; at `estimate`, T is not a multiple of k1.
+
+    Example:
+      >>> import flax.linen as nn, jax, jax.numpy as jnp, tbptt
+      >>> cell, readout = tbptt.LSTM(2, 8), nn.Dense(1)
+      >>> params = tbptt.init_params(jax.random.key(0), cell, readout)
+      >>> batch = tbptt.Batch(jnp.ones((20, 4, 2)), jnp.zeros((20, 4, 1)))
+      >>> estimator = tbptt.truncated_bptt(tbptt.sequence_loss(cell, readout, tbptt.squared_error), k1=5, k2=10)
+      >>> memory = estimator.init(params, cell.initial_carry((4,)), batch)
+      >>> gradient = estimator.estimate(params, memory, batch)
+      >>> gradient.info.losses.shape
+      (4,)
 
     References: Williams and Peng, *An efficient gradient-based algorithm for on-line training of recurrent network
     trajectories*, Neural Computation 2, 1990. Sutskever, *Training recurrent neural networks*, thesis, 2013, section 2.8.6.
     """
-    k1, k2 = check_window("k1", k1), check_window("k2", k2)
-    group = None if group is None else check_window("group", group)
-    loss_fn = checked(loss_fn)
-    sums = _overlapping_sums(loss_fn, k1, k2) if k2 > k1 else _disjoint_sums(loss_fn, k1, k2)
-
-    def init(params: Params, carry: Carry, batch: Batch) -> Memory:
-        del params
-        return init_past(carry, batch, k2 - k1) if k2 > k1 else carry
+    k1, k2, group = check_window("k1", k1), check_window("k2", k2), check_window("group", group)
+    make = _overlapping if k2 > k1 else _disjoint
+    init, window, window_batch = make(checked_loss(loss_fn), k1, k2)
 
     def estimate(params: Params, memory: Memory, batch: Batch, key: PRNGKey | None = None) -> Gradient:
         del key
         windows = cut(batch, k1)
-        return divided(*sums(params, memory, windows, group or at_once(batch, length(windows))))
+        if group == 1:
+            memory, sums = accumulate(window, params, memory, windows)
+        else:
+            memory, sums = window_batch(params, memory, windows, group)
+        return weighted_mean(memory, sums)
 
     return Estimator(init, estimate)
 
 
-def _disjoint_sums(loss_fn: LossFn, k1: int, k2: int):
-    """k2 <= k1: every window starts where the one before it ended."""
-    one = _disjoint_window(loss_fn, k1, k2)
+def _disjoint(loss_fn: LossFn, k1: int, k2: int) -> tuple[Callable, Callable, Callable]:
+    """k2 <= k1: every window starts where the previous one ended."""
 
-    def sums(params: Params, carry: Carry, windows: Batch, group: int) -> tuple[Carry, Sums]:
-        if group == 1:
-            return one_after_another(one, params, carry, windows)
-        return disjoint_side_by_side(loss_fn, k2, group, params, carry, windows)
+    def init(params: Params, carry: Carry, batch: Batch) -> Carry:
+        del params, batch
+        return carry
 
-    return sums
+    def window(params: Params, carry: Carry, batch: Batch):
+        # The carry is an argument that is not differentiated, so nothing before the window is kept for the backward pass.
+        forward_sum = 0.0
+        if k2 < k1:
+            forward_only, batch = split(batch, k1 - k2)
+            forward_sum, carry = loss_fn(params, carry, forward_only)
+        (loss_sum, carry), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, carry, batch)
+        return forward_sum + loss_sum, grads, carry
+
+    def window_batch(params: Params, carry: Carry, windows: Batch, group: int) -> tuple[Carry, Sums]:
+        return disjoint_batch(loss_fn, k2, group, params, carry, windows)
+
+    return init, window, window_batch
 
 
-def _overlapping_sums(loss_fn: LossFn, k1: int, k2: int):
-    """k2 > k1: the first windows of a call may find the stream younger than k2, so they go one after another."""
-    one = overlapping_window(loss_fn, k1, k2)
-    first = -(-(k2 - k1) // k1)
+class Past(NamedTuple):
+    """Memory of overlapping windows.
 
-    def sums(params: Params, past: Past, windows: Batch, group: int) -> tuple[Past, Sums]:
-        if group == 1 or length(windows) <= first + 1:
-            return one_after_another(one, params, past, windows)
-        young, rest = split(windows, first)
-        past, a = one_after_another(one, params, past, young)
+    carry: the carry that enters the oldest remembered step
+    batch: the last k2 - k1 steps, oldest first; while the stream is younger, only its newest `age` steps are real
+    age:   scalar, the number of real steps, at most k2 - k1
+    """
+
+    carry: Carry
+    batch: Batch
+    age: Int[Array, ""]
+
+
+def init_past(carry: Carry, batch: Batch, steps: int) -> Past:
+    """Make the empty past of a stream that starts from `carry`; `batch` (or its eval_shape) gives the shapes."""
+    length(batch)
+    empty = jax.tree.map(lambda leaf: jnp.zeros((steps, *np.shape(leaf)[1:]), jnp.result_type(leaf)), batch)
+    return Past(carry, empty, jnp.zeros((), jnp.int32))
+
+
+def _overlapping(loss_fn: LossFn, k1: int, k2: int) -> tuple[Callable, Callable, Callable]:
+    """k2 > k1: the last k2 - k1 steps are remembered and replayed before the k1 new ones.
+
+        array position   0 ........ k1 ........ k2-k1 ......... k2
+                         |  leave   |           |   new steps   |
+                         |      remembered      |
+
+    `carry` enters position 0; the next window starts from the carry at position k1. Remembered and new steps are separate
+    calls of the loss function, so that the loss of the remembered ones can be discarded.
+    """
+    old = k2 - k1
+
+    def init(params: Params, carry: Carry, batch: Batch) -> Past:
+        del params
+        return init_past(carry, batch, old)
+
+    def window(params: Params, past: Past, new: Batch):
+        steps = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), past.batch, new)
+        # The cond is outside of the differentiation: inside, the intermediates of both branches would be kept.
+        loss_sum, grads, carry = jax.lax.cond(past.age == old, whole, young, params, past.carry, steps, past.age)
+        age = jnp.minimum(past.age + k1, old)
+        return loss_sum, grads, Past(carry, jax.tree.map(lambda a: a[k1:], steps), age)
+
+    def whole(params: Params, carry: Carry, steps: Batch, age: Int[Array, ""]):
+        """Differentiate a window of k2 real steps, split where the next window starts and where the loss counts."""
+        del age
+        edges = sorted({k1, old})
+        starts = [0, *edges]
+
+        def loss(params: Params) -> tuple[Array, Carry]:
+            counted, entering, next_start = [], carry, carry
+            for start, segment in zip(starts, split(steps, *edges), strict=True):
+                if start == k1:
+                    next_start = entering
+                segment_sum, entering = loss_fn(params, entering, segment)
+                if start >= old:
+                    counted.append(segment_sum)
+            return functools.reduce(jnp.add, counted), next_start
+
+        (loss_sum, next_start), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        return loss_sum, grads, next_start
+
+    def young(params: Params, carry: Carry, steps: Batch, age: Int[Array, ""]):
+        """Differentiate a window of a stream younger than k2 steps.
+
+        The age is a multiple of k1, so the remembered steps are split into segments of k1 steps that are real or not as a
+        whole; the carry is held over those that are not.
+        """
+        held, first = old // k1, old % k1
+        segments = jax.tree.map(lambda a: a[first:old].reshape(held, k1, *a.shape[1:]), steps)
+        is_real = (held - jnp.arange(held)) * k1 <= age
+        new = split(steps, old)[1]
+
+        def loss(params: Params) -> Array:
+            def replay(carry: Carry, now: tuple[Batch, Array]) -> tuple[Carry, None]:
+                segment, real = now
+                return jax.lax.cond(real, lambda c: loss_fn(params, c, segment)[1], lambda c: c, carry), None
+
+            entering, _ = jax.lax.scan(replay, carry, (segments, is_real))
+            return loss_fn(params, entering, new)[0]
+
+        def leave() -> Carry:
+            return loss_fn(params, carry, split(steps, first, k1)[1])[1]
+
+        loss_sum, grads = jax.value_and_grad(loss)(params)
+        # Only the window that completes the past leaves steps behind: those between position `first` and k1.
+        return loss_sum, grads, jax.lax.cond(age + k1 > old, leave, lambda: carry)
+
+    def window_batch(params: Params, past: Past, windows: Batch, group: int) -> tuple[Past, Sums]:
+        first = -(-old // k1)  # the stream may be younger than k2 in so many windows, which go one after another
+        if length(windows) <= first + 1:
+            return accumulate(window, params, past, windows)
+        young_windows, rest = split(windows, first)
+        past, a = accumulate(window, params, past, young_windows)
         new = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), rest)
         steps = jax.tree.map(lambda p, q: jnp.concatenate([p, q]), past.batch, new)
-        carry, b = overlapping_side_by_side(loss_fn, k1, k2, group, params, past.carry, steps)
+        carry, b = overlapping_batch(loss_fn, k1, k2, group, params, past.carry, steps)
         past = past._replace(carry=carry, batch=jax.tree.map(lambda leaf: leaf[length(new) :], steps))
         losses, weights = (jnp.concatenate([getattr(a, name), getattr(b, name)]) for name in ("losses", "weights"))
         return past, Sums(losses, weights, jax.tree.map(jnp.add, a.grads, b.grads))
 
-    return sums
-
-
-def _disjoint_window(loss_fn: LossFn, k1: int, k2: int):
-    """k2 <= k1: run forward through k1 - k2 steps, differentiate the rest. Truncation is structural: the carry is an
-    argument that is not differentiated, so nothing before the window is kept for the backward pass."""
-
-    def window(params: Params, carry: Carry, batch: Batch):
-        ahead_sum = 0.0
-        if k2 < k1:
-            ahead, batch = split(batch, k1 - k2)
-            ahead_sum, carry = loss_fn(params, carry, ahead)
-        (loss_sum, carry), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, carry, batch)
-        return ahead_sum + loss_sum, grads, carry
-
-    return window
+    return init, window, window_batch

@@ -25,9 +25,10 @@ from tbptt.cells import (
     Stack,
     initializers,
 )
+from tbptt.cells.base import SplitCell
 from tbptt.cells.linear import DiagonalLinearCarry, DiagonalLinearParams
-from tbptt.cells.products import FEW, input_side, outer_and_sum
-from tbptt.types import Cell, SplitCell
+from tbptt.cells.matmul import FEW, outer_and_sum, project_inputs
+from tbptt.types import Cell
 from tbptt.unroll import unroll
 
 D, H = 3, 6
@@ -253,9 +254,9 @@ def test_longest_lag_needs_room():
 @pytest.mark.parametrize("D", [rarely(1), rarely(2), FEW, FEW + 1, rarely(9)])
 def test_the_input_side_of_few_inputs_and_of_many(D, shape):
     xs, w_x, b = normal((*shape, D), (D, 7), 7)
-    np.testing.assert_allclose(jax.jit(input_side, static_argnums=3)(xs, w_x, b, None), xs @ w_x + b, **close)
+    np.testing.assert_allclose(jax.jit(project_inputs, static_argnums=3)(xs, w_x, b, None), xs @ w_x + b, **close)
     # What XLA cannot fuse is there only where it pays.
-    assert ("dot_general" in str(jax.make_jaxpr(input_side, static_argnums=3)(xs, w_x, b, None))) == (D > FEW)
+    assert ("dot_general" in str(jax.make_jaxpr(project_inputs, static_argnums=3)(xs, w_x, b, None))) == (D > FEW)
 
 
 @pytest.mark.parametrize("shape", [(), rarely((5,)), (4, 3)])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tbptt.cells import DiagonalLinear, MinGRU, MinGRUCarry, MinGRUParams, MinLSTM, MinLSTMCarry, MinLSTMParams
-from tbptt.types import AffineCell
+from tbptt.cells.base import AffineCell
 from tests.support.problems import problem
 
 D, H = 3, 4

@@ -100,8 +100,10 @@ def test_a_folder_named_from_here_is_found(tmp_path, monkeypatch):
 )
 def test_what_a_train_step_overwrites_is_saved_as_it_was(make, tmp_path):
     cell, readout = tbptt.Elman(1, 4), nn.Dense(1, param_dtype=float)
-    estimator = tbptt.guarded(make(tbptt.sequence_loss(cell, readout, tbptt.squared_error)))
-    optimizer = optax.chain(tbptt.watched(optax.clip_by_global_norm(1.0)), tbptt.skip_non_finite(optax.adam(0.1)))
+    estimator = tbptt.optim.reset_on_non_finite(make(tbptt.sequence_loss(cell, readout, tbptt.squared_error)))
+    optimizer = optax.chain(
+        tbptt.optim.with_clip_stats(optax.clip_by_global_norm(1.0)), tbptt.optim.skip_non_finite(optax.adam(0.1))
+    )
     batch = jax.tree.map(jnp.asarray, tbptt.Batch(*(f(np.arange(8.0))[:, None, None] for f in (np.sin, np.cos))))
     step = tbptt.make_train_step(estimator, optimizer)
 

@@ -5,9 +5,8 @@ import pytest
 
 from tbptt.data import (
     BadSample,
-    LaneStream,
+    RecordingStream,
     Vocabulary,
-    bad_samples,
     count_bad,
     count_classes,
     count_symbols,
@@ -26,6 +25,7 @@ from tbptt.data import (
     whole_recordings,
     without,
 )
+from tbptt.data.tables import bad_samples
 
 ROWS = np.random.default_rng(0).normal(size=(60, 3)) * [1, 10, 0.1] + [0, 1e4, 5]
 
@@ -49,7 +49,7 @@ def lane(stream, lane=0):
 @pytest.mark.parametrize("chunk", [1, 2, 7, 64])
 @pytest.mark.parametrize("horizons", [(1,), (4, 2)])
 def test_forecasts_are_the_pairs_of_each_recording(chunk, horizons, source):
-    got = lane(LaneStream(source, 1, chunk, forecast_batches("1", horizons)))
+    got = lane(RecordingStream(source, 1, chunk, forecast_batches("1", horizons)))
     np.testing.assert_array_equal(got.inputs, ROWS)
     for a, b in [(0, 25), (25, 28), (28, 60)]:
         n = max(0, b - a - max(horizons))
@@ -60,7 +60,7 @@ def test_forecasts_are_the_pairs_of_each_recording(chunk, horizons, source):
 
 
 def test_a_forecast_may_look_beyond_its_lane_but_not_beyond_its_part(source):
-    stream = LaneStream(part(source, 0, 20), 2, 5, forecast_batches("0", (3,)))
+    stream = RecordingStream(part(source, 0, 20), 2, 5, forecast_batches("0", (3,)))
     first, second = lane(stream, 0), lane(stream, 1)
     np.testing.assert_array_equal(first.targets[:, 0], ROWS[3:13, 0])
     np.testing.assert_array_equal(second.weights, [1] * 7 + [0] * 3)
@@ -72,7 +72,7 @@ def test_forecast_faults(source):
         with pytest.raises(error, match="horizons"):
             forecast_batches("0", horizons)
     with pytest.raises(ValueError, match="target must be a column of the source, 0, 1, 2; got 'x'"):
-        LaneStream(source, 1, 4, forecast_batches("x", (1,)))
+        RecordingStream(source, 1, 4, forecast_batches("x", (1,)))
 
 
 def test_symbols_of_a_text(tmp_path):
@@ -86,7 +86,7 @@ def test_symbols_of_a_text(tmp_path):
     vocabulary = count_symbols(source, block=4)
     assert vocabulary == Vocabulary(bytes(sorted(set(b"".join(data)))))
     np.testing.assert_array_equal(vocabulary.encode(data[1]), [vocabulary.symbols.index(b) for b in data[1]])
-    got = lane(LaneStream(source, 1, 4, symbol_batches(vocabulary)))
+    got = lane(RecordingStream(source, 1, 4, symbol_batches(vocabulary)))
     assert vocabulary.decode(got.inputs) == "".join(texts) and got.inputs.dtype == np.int32
     asked = np.ones(len(got.weights))
     asked[[len(data[0]) - 1, -1]] = 0
@@ -95,7 +95,7 @@ def test_symbols_of_a_text(tmp_path):
     train = count_symbols(part(source, 0, 4))  # G r and the two bytes of a letter
     assert train.symbols == bytes(sorted("Grü".encode()))
     with pytest.raises(BadSample, match=r"0.txt, byte 4 \(from 0\) is b'\\xc3'|0.txt, byte 5 \(from 0\) is b'\\x9f'"):
-        LaneStream(source, 1, 4, symbol_batches(train)).chunk(1)
+        RecordingStream(source, 1, 4, symbol_batches(train)).chunk(1)
     with pytest.raises(BadSample, match="byte 2 of the text is b'!', a symbol that is not in the vocabulary"):
         vocabulary.encode(b"ab!")
     (tmp_path / "empty.txt").touch()
@@ -135,7 +135,7 @@ def test_one_label_a_recording_asked_for_after_its_last_step(chunk, labelled):
     lengths, labels, rows, path = labelled
     source = without(split_by(open_source(path), "0"), ("0",))
     assert count_classes(source, "2") == (3.0, 7.0)
-    stream = LaneStream(source, 2, chunk, label_batches("2", (3, 7)), layout=whole_recordings)
+    stream = RecordingStream(source, 2, chunk, label_batches("2", (3, 7)), layout=whole_recordings)
     seen = []
     for spans, got in zip(whole_recordings(lengths, 2), (lane(stream, 0), lane(stream, 1)), strict=True):
         assert got.inputs.shape[1:] == (1,) and got.targets.dtype == np.int32
@@ -150,13 +150,13 @@ def test_one_label_a_recording_asked_for_after_its_last_step(chunk, labelled):
 def test_a_label_that_changes_or_is_unknown_is_named(labelled, tmp_path):
     *_, rows, path = labelled
     source = split_by(open_source(path), "0")
-    stream = LaneStream(source, 1, 64, label_batches("2", (7, 8)), layout=whole_recordings)
+    stream = RecordingStream(source, 1, 64, label_batches("2", (7, 8)), layout=whole_recordings)
     with pytest.raises(BadSample, match=r"l.npy, row 4 .*column '2' is 3, none of the known classes \(7, 8\)"):
         stream.chunk(0)
     rows[7, 2] = 7
     np.save(tmp_path / "changed.npy", rows)
     source = split_by(open_source(tmp_path / "changed.npy"), "0")
-    stream = LaneStream(source, 1, 3, label_batches("2", (3, 7)), layout=whole_recordings)
+    stream = RecordingStream(source, 1, 3, label_batches("2", (3, 7)), layout=whole_recordings)
     stream.chunk(1)
     with pytest.raises(BadSample, match="changed.npy, row 7 .*column '2' is 7, and 3 where the recording starts"):
         stream.chunk(2)
@@ -174,7 +174,7 @@ def test_labels_of_a_masked_recording_are_asked_for_after_its_last_step_that_cou
     for name, (a, b) in {"0": (0, 4), "1": (4, 6), "2": (6, 8)}.items():
         np.save(tmp_path / f"{name}.npy", rows[a:b])
     source = masking_bad(open_source(sorted(tmp_path.glob("*.npy"))))
-    got = lane(LaneStream(source, 1, 2, label_batches("1", count_classes(source, "1")), layout=whole_recordings))
+    got = lane(RecordingStream(source, 1, 2, label_batches("1", count_classes(source, "1")), layout=whole_recordings))
     np.testing.assert_array_equal(got.mask, [1, 0, 1, 0, 1, 0, 0, 1])
     np.testing.assert_array_equal(got.weights, [0, 0, 1, 0, 1, 0, 0, 1])
     np.testing.assert_array_equal(got.targets, [0, 0, 0, 0, 1, 1, 0, 0])

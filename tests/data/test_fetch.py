@@ -11,7 +11,7 @@ import pytest
 
 from tbptt.data import DataDamaged, DataUnavailable, fetch, read_member
 
-module = importlib.import_module("tbptt.data.fetch")  # the package's attribute of that name is the function
+module = importlib.import_module("tbptt.data.datasets.fetch")  # the package's attribute of that name is the function
 FILE = "demo-1.0-py3-none-any.whl"
 
 

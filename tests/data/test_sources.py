@@ -8,7 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tbptt.data import BadSample, DataUnavailable, SourceChanged, open_source, table_cache, table_csv, table_parquet
+from tbptt.data import BadSample, DataUnavailable, SourceChanged, open_source
+from tbptt.data.tables import cache as table_cache
+from tbptt.data.tables import csv as table_csv
+from tbptt.data.tables import parquet as table_parquet
 
 ROWS = np.random.default_rng(0).normal(size=(1000, 3)).astype(np.float32)
 FORMATS = ["c.npy", "f.npy", "ints.npy", "x.csv", "x.parquet"]

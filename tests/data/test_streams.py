@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tbptt.data import Chunk, DiscontinuousFeed, chunks, continuous, lanes
+from tbptt.data import Chunk, DiscontinuousFeed, chunks, continuous, split_into_streams
 from tbptt.types import Batch
 
 
@@ -20,7 +20,7 @@ def stream(T: int = 12, n: int | None = 2) -> Batch:
 @pytest.mark.parametrize(("n", "xp"), [(1, np), (2, np), (3, np), (12, np), (3, jnp)])
 def test_lane_i_holds_its_own_contiguous_steps(n: int, xp) -> None:
     tree = {"x": xp.arange(24).reshape(12, 2), "y": xp.arange(12)}
-    laid = lanes(tree, n)
+    laid = split_into_streams(tree, n)
     assert laid["x"].shape == (12 // n, n, 2) and laid["y"].shape == (12 // n, n)
     assert isinstance(laid["x"], type(tree["x"]))
     laid, tree = jax.tree.map(np.asarray, (laid, tree))
@@ -31,22 +31,22 @@ def test_lane_i_holds_its_own_contiguous_steps(n: int, xp) -> None:
 
 def test_lanes_of_a_batch_are_views() -> None:
     batch = stream(12, None)
-    laid = lanes(batch, 4)
+    laid = split_into_streams(batch, 4)
     assert isinstance(laid, Batch) and laid.resets is None and np.shape(laid.inputs) == (3, 4, 3)
     assert np.shares_memory(np.asarray(laid.inputs), np.asarray(batch.inputs))
 
 
 def test_lanes_faults() -> None:
     with pytest.raises(ValueError, match="got T=12, n=5. Trim to T=10 explicitly"):
-        lanes(np.zeros(12), 5)
+        split_into_streams(np.zeros(12), 5)
     with pytest.raises(ValueError, match="got T=12, n=13. Take at most n=12"):
-        lanes(np.zeros(12), 13)
+        split_into_streams(np.zeros(12), 13)
     with pytest.raises(ValueError, match="n must be at least 1"):
-        lanes(np.zeros(12), 0)
+        split_into_streams(np.zeros(12), 0)
     with pytest.raises(TypeError):
-        lanes(np.zeros(12), 2.0)  # pyright: ignore[reportArgumentType]
+        split_into_streams(np.zeros(12), 2.0)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="must share their leading time axis"):
-        lanes({"a": np.zeros(12), "b": np.zeros(10)}, 2)
+        split_into_streams({"a": np.zeros(12), "b": np.zeros(10)}, 2)
 
 
 @pytest.mark.parametrize("length", [1, 3, 4, 12])

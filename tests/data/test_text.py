@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tbptt.data import Alphabet, DataDamaged, alphabet_of, next_symbol_lanes, read_members, shakespeare
+from tbptt.data import Alphabet, DataDamaged, alphabet_of, next_symbol_streams, read_members, shakespeare
 
 
 def test_an_alphabet_is_sorted_and_goes_both_ways() -> None:
@@ -39,18 +39,18 @@ def test_codes_outside_the_alphabet(codes: list[int]) -> None:
 
 def test_lanes_predict_the_symbol_that_follows() -> None:
     codes = np.arange(100, 120, dtype=np.int32)
-    batch, left_out = next_symbol_lanes(codes, 2, 4)  # 19 pairs, lanes of 9, of which 8 are whole windows
+    batch, left_out = next_symbol_streams(codes, 2, 4)  # 19 pairs, lanes of 9, of which 8 are whole windows
     np.testing.assert_array_equal(batch.inputs[:, 0], codes[:8])
     np.testing.assert_array_equal(batch.inputs[:, 1], codes[8:16])
     np.testing.assert_array_equal(batch.targets, np.asarray(batch.inputs) + 1)
     assert left_out == 3
-    assert next_symbol_lanes(codes[:9], 2, 4)[1] == 0
+    assert next_symbol_streams(codes[:9], 2, 4)[1] == 0
 
 
 @pytest.mark.parametrize("length", [0, 1, 8])
 def test_a_text_shorter_than_one_window_is_refused(length: int) -> None:
     with pytest.raises(ValueError, match=rf"the text has {length} characters.*one window of 4 in each of 2.*= 9"):
-        next_symbol_lanes(np.zeros(length, np.int32), 2, 4)
+        next_symbol_streams(np.zeros(length, np.int32), 2, 4)
 
 
 PLAYS = {

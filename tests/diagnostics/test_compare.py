@@ -9,7 +9,7 @@ import pytest
 from tbptt.cells import GRU, DiagonalLinear
 from tbptt.diagnostics import EstimatorRow, compare_estimators, estimator_bias, frontier
 from tbptt.estimators import full_bptt, truncated_bptt
-from tbptt.objectives import sequence_loss, squared_error
+from tbptt.losses.sequence import sequence_loss, squared_error
 from tbptt.types import Batch, Estimator
 from tests.support.sequences import cell_params, sequence_params, zero_carry
 

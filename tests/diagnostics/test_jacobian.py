@@ -252,7 +252,7 @@ class ClipsItself(tbptt.Elman):
     """A user's own cell that clips what it sends back."""
 
     def __call__(self, params, carry, x):
-        return super().__call__(params, tbptt.clip_cotangent(carry, 1.0), x)
+        return super().__call__(params, tbptt.cells.clip_cotangent(carry, 1.0), x)
 
 
 @each_measure

@@ -21,7 +21,7 @@ from tbptt.diagnostics import (
     saturation_probe,
 )
 from tbptt.estimators import full_bptt, truncated_bptt
-from tbptt.objectives import sequence_loss, squared_error
+from tbptt.losses.sequence import sequence_loss, squared_error
 from tbptt.training import init_state, make_train_epoch
 from tbptt.types import Batch
 from tbptt.unroll import unroll

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from jax.nn import sigmoid
 
-from tbptt.cells import GRU, LSTM, DiagonalLinear, Elman, ElmanCarry, GRUResetBefore, Stack
-from tbptt.clipping import ClippedCell
+from tbptt.cells import GRU, LSTM, ClippedCell, DiagonalLinear, Elman, ElmanCarry, GRUResetBefore, Stack
 from tbptt.diagnostics import Gate, gates, saturation
 from tbptt.unroll import unroll
 from tests.support.sequences import cell_params, zero_carry

@@ -66,7 +66,9 @@ def test_outside_jit_a_choice_without_a_bound_warns_in_words():
     ):
         tbptt.choose_window(geometric(0.99, 50), (1, 5, 20), 0.5, 25, scale=0.99 / 0.01)
     choice = tbptt.choose_window(geometric(0.5, 50), (1, 5, 20), 0.5, 25)
-    assert tbptt.explain_choice(choice, (1, 5, 20), 0.5).startswith("k2 = 5: its relative bias is at most 0.067, below")
+    assert tbptt.estimators.explain_choice(choice, (1, 5, 20), 0.5).startswith(
+        "k2 = 5: its relative bias is at most 0.067, below"
+    )
 
 
 @pytest.mark.parametrize("k1", [1, 4])

@@ -16,7 +16,7 @@ from tests.support.estimating import READOUT
 )
 def test_the_exact_gradient_of_a_local_lstm_is_e_prop(factory):
     """e_t = f_t e_{t-1} + dc_t/dparams at a held carry;  g = sum_t dl_t/dc_t e_t + dl_t/dparams at held h, c_t."""
-    cell = tbptt.LocalLSTM(D, 3)
+    cell = tbptt.cells.LocalLSTM(D, 3)
     loss_fn, params, carry, batch = one_lane(cell)
     lstm_loss = tbptt.sequence_loss(tbptt.LSTM(D, 3), READOUT, tbptt.squared_error)
     flat, unravel = ravel_pytree(params)
@@ -40,7 +40,7 @@ def test_the_exact_gradient_of_a_local_lstm_is_e_prop(factory):
 
 @pytest.mark.parametrize(
     "local, whole",
-    [pytest.param(tbptt.LocalLSTM, tbptt.LSTM, marks=pytest.mark.exhaustive), (tbptt.LocalGRU, tbptt.GRU)],
+    [pytest.param(tbptt.cells.LocalLSTM, tbptt.LSTM, marks=pytest.mark.exhaustive), (tbptt.cells.LocalGRU, tbptt.GRU)],
 )
 def test_local_cells_run_like_the_whole_ones_at_a_diagonal_price(local, whole):
     loss_fn, params, carry, batch = problem(local(D, 3))
@@ -50,7 +50,7 @@ def test_local_cells_run_like_the_whole_ones_at_a_diagonal_price(local, whole):
     same(grads, full(loss_fn, params, carry, batch).grads)
     P = ravel_pytree(params.cell)[0].size
     # One number a parameter, two where an LSTM's c and h both remember it within the step: h is forgotten by the next.
-    assert sum(a.size for a in out.memory.influences) <= 3 * P * (2 if local is tbptt.LocalLSTM else 1)
+    assert sum(a.size for a in out.memory.influences) <= 3 * P * (2 if local is tbptt.cells.LocalLSTM else 1)
     assert relative_error(full(other, params, carry, batch).grads, grads) > 0.01
 
 

@@ -8,7 +8,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import tbptt
-from tbptt.estimators import fits
+from tbptt.estimators.online import memory_check as fits
 from tests.estimators.test_online import ALL, CELLS, B, each_estimator, full, in_pieces, problem, same
 from tests.support.estimating import READOUT
 

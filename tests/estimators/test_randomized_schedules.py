@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import tbptt
-from tbptt.estimators.random_windows import draw_cuts
-from tbptt.estimators.randomized import draw_factors
-from tbptt.estimators.schedules import AwdLengths, ConstantRate, HeavyTail, LogUniformLengths
+from tbptt.estimators.randomized.estimator import draw_factors
+from tbptt.estimators.randomized.random_windows import draw_cuts
+from tbptt.estimators.randomized.schedules import AwdLengths, ConstantRate, HeavyTail, LogUniformLengths
 from tests.estimators.test_randomized_unbiased import each_schedule
 from tests.support import oracle
 from tests.support.estimating import CELLS, make, own_problem

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import tbptt
-from tbptt.estimators import randomized
-from tbptt.estimators.random_windows import draw_cuts
-from tbptt.estimators.randomized import draw_factors
-from tbptt.estimators.schedules import AwdLengths, ConstantRate, HeavyTail, LogUniformLengths
-from tbptt.estimators.seams import seam_gradient
+from tbptt.estimators.randomized import estimator as randomized
+from tbptt.estimators.randomized.boundaries import boundary_gradient
+from tbptt.estimators.randomized.estimator import draw_factors
+from tbptt.estimators.randomized.random_windows import draw_cuts
+from tbptt.estimators.randomized.schedules import AwdLengths, ConstantRate, HeavyTail, LogUniformLengths
 from tbptt.windows import cut
 from tests.experiments.test_influence_balancing import N as STATES
 from tests.experiments.test_influence_balancing import closed_form, linear_loss
@@ -55,7 +55,7 @@ def all_gradients(loss_fn, params, carry, batch, k1):
     """Makes the compiled function of factors `[rows, seams]` that gives one flat gradient for each row: `[rows, P]`."""
 
     def one(row):
-        return flatten(seam_gradient(loss_fn, params, carry, cut(batch, k1), row[None]).grads)
+        return flatten(boundary_gradient(loss_fn, params, carry, cut(batch, k1), row[None]).grads)
 
     compiled = jax.jit(jax.vmap(one))
     return lambda factors: np.asarray(compiled(np.asarray(factors, float)))
@@ -153,7 +153,7 @@ def test_the_reported_variance_is_that_of_the_estimate():
     schedule, k1, draws, n = SCHEDULES["constant"], 3, 4, 4000
     p, factors = (np.array(column) for column in zip(*outcomes(schedule, 3, k1), strict=True))
     grads, rows = all_gradients(loss_fn, params, carry, batch, k1)(factors), slice(2, 6)
-    by_rows = jax.jit(lambda p, c, b, factors: seam_gradient(loss_fn, p, c, cut(b, k1), factors))
+    by_rows = jax.jit(lambda p, c, b, factors: boundary_gradient(loss_fn, p, c, cut(b, k1), factors))
     estimate, each = jax.device_get(by_rows(params, carry, batch, factors[rows])), grads[rows]
     np.testing.assert_allclose(flat(estimate.grads), each.mean(axis=0), rtol=1e-11, atol=1e-14)
     np.testing.assert_allclose(estimate.info.variance, np.trace(np.cov(each.T)) / len(each), rtol=1e-10)

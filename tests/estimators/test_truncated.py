@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tbptt
-from tbptt.estimators import side_by_side
+from tbptt.estimators import window_batch as side_by_side
 from tests.support import oracle
 from tests.support.estimating import CELLS, EXTRAS, B, D, T, make, own_problem, run
 

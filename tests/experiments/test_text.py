@@ -16,7 +16,7 @@ import pytest
 
 import tbptt
 from experiments.support import characters, midi, ngram, note_baselines, note_model, note_split
-from tbptt.data import alphabet_of, next_symbol_lanes
+from tbptt.data import alphabet_of, next_symbol_streams
 
 A, B, C = 0, 1, 2
 
@@ -153,7 +153,7 @@ def in_float32(test):
 def test_a_text_known_by_heart_is_predicted_and_continued():
     alphabet, text = alphabet_of("abcd"), "abcd" * 200
     codes = alphabet.encode(text)
-    batch, _ = next_symbol_lanes(codes, 4, 4 * characters.SECTION)
+    batch, _ = next_symbol_streams(codes, 4, 4 * characters.SECTION)
     model = characters.make_model(4, 1, 12, 4, 0.1)
     seen = []
     params, curve = characters.train(

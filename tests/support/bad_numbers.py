@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from tbptt.cells import LSTM
-from tbptt.objectives import init_params
+from tbptt.losses.sequence import init_params
 
 CELL, READOUT = LSTM(2, 3), nn.Dense(1, param_dtype=jnp.float64)
 _SHAPES = jax.eval_shape(lambda: init_params(jax.random.key(0), CELL, READOUT))

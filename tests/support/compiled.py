@@ -1,8 +1,8 @@
-"""Compiled functions as Python calls them: those of `tbptt.native` have no way in but from each other."""
+"""Compiled functions as Python calls them: those of `tbptt.backends.numba_cpu` have no way in but from each other."""
 
 import numba
 
-from tbptt.native.frame import OPTIONS
+from tbptt.backends.numba_cpu.xla_ffi import OPTIONS
 
 
 def callable_here(function):

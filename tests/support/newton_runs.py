@@ -7,14 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tbptt.newton import newton_unroll, quasi_newton_unroll
+from tbptt.unroll.newton import newton_unroll_with_report, quasi_newton_unroll_with_report
 from tests.support.problems import functional
 
 D, H, B, T = 3, 4, 2, 9
 rarely = pytest.mark.exhaustive
-NEWTON, QUASI = pytest.param(newton_unroll, id="newton"), pytest.param(quasi_newton_unroll, id="quasi")
+NEWTON, QUASI = (
+    pytest.param(newton_unroll_with_report, id="newton"),
+    pytest.param(quasi_newton_unroll_with_report, id="quasi"),
+)
 each_engine = pytest.mark.parametrize("engine", [NEWTON, QUASI])
-newton_first = pytest.mark.parametrize("engine", [NEWTON, pytest.param(quasi_newton_unroll, id="quasi", marks=rarely)])
+newton_first = pytest.mark.parametrize(
+    "engine", [NEWTON, pytest.param(quasi_newton_unroll_with_report, id="quasi", marks=rarely)]
+)
 
 
 @functools.cache

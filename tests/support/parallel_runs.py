@@ -27,7 +27,8 @@ RATES = [1e-2, 3e-2, float("inf")]  # of three seeds side by side: the last one 
 LSTM, MIN, SMALL = tbptt.LSTM(D, H), tbptt.MinLSTM(D, H), tbptt.Elman(D, 3)
 READOUT = nn.Dense(1, param_dtype=float)  # what jax takes for a float: 64 bits where x64 is on
 OPTIMIZER = optax.chain(
-    tbptt.watched(optax.clip_by_global_norm(0.5)), optax.inject_hyperparams(optax.adam)(learning_rate=RATES[0])
+    tbptt.optim.with_clip_stats(optax.clip_by_global_norm(0.5)),
+    optax.inject_hyperparams(optax.adam)(learning_rate=RATES[0]),
 )
 # name -> cell, estimator of a loss function
 CASES = {
@@ -81,7 +82,7 @@ def train(step, state, batches) -> tuple[tbptt.TrainState, list[float]]:
 
 
 def on_one_device(name: str) -> list[float]:
-    """Without a line of tbptt.parallel."""
+    """Without a line of tbptt.distributed."""
     state = jax.jit(lambda: make_state(name, plain_loss(name), B))()
     return train(step_of(name, plain_loss(name)), state, stream())[1]
 
@@ -90,15 +91,15 @@ class Parallel:
     """A run on a row of devices."""
 
     def __init__(self, name: str, devices: int | None, key=None):
-        self.mesh = tbptt.lane_mesh(devices)
-        self.loss_fn = tbptt.over_lanes(plain_loss(name), ALL_CASES[name][0].initial_carry, self.mesh)
+        self.mesh = tbptt.distributed.batch_mesh(devices)
+        self.loss_fn = tbptt.distributed.sharded_loss(plain_loss(name), ALL_CASES[name][0].initial_carry, self.mesh)
         self.make_state = functools.partial(make_state, name, self.loss_fn, key=key)
-        self.state = tbptt.init_lanes(self.make_state, B, self.mesh)
-        self.step = tbptt.make_parallel_step(step_of(name, self.loss_fn), self.state)
-        self.own = tbptt.own_lanes(B, self.mesh)
+        self.state = tbptt.distributed.init_sharded_state(self.make_state, B, self.mesh)
+        self.step = tbptt.distributed.make_sharded_step(step_of(name, self.loss_fn), self.state)
+        self.own = tbptt.distributed.local_rows(B, self.mesh)
 
     def batches(self) -> list[Batch]:
-        return [tbptt.put_lanes(batch, self.mesh) for batch in stream(self.own)]
+        return [tbptt.distributed.put_batch(batch, self.mesh) for batch in stream(self.own)]
 
     def train(self, start: int = 0, stop: int = UPDATES) -> list[float]:
         self.state, losses = train(self.step, self.state, self.batches()[start:stop])
@@ -141,9 +142,9 @@ def compiled(step, state, batch) -> list[tuple[str, bool, int]]:
 
 
 def left_to_xla(name: str) -> list[tuple[str, bool, int]]:
-    """The collectives of a step that is given sharded arguments and no `over_lanes`."""
+    """The collectives of a step that is given sharded arguments and no `sharded_loss`."""
     run = Parallel(name, 8)
-    step = tbptt.make_parallel_step(step_of(name, plain_loss(name)), run.state)
+    step = tbptt.distributed.make_sharded_step(step_of(name, plain_loss(name)), run.state)
     return compiled(step, run.state, run.batches()[0])
 
 
@@ -156,7 +157,7 @@ def with_rate(state, rate):
 
 
 def seeds_alone(name: str) -> list[list[float]]:
-    """Three seeds with rates of their own, one after another, without a line of tbptt.parallel."""
+    """Three seeds with rates of their own, one after another, without a line of tbptt.distributed."""
     loss_fn = plain_loss(name)
     make, step = jax.jit(lambda key, rate: with_rate(make_state(name, loss_fn, B, key), rate)), step_of(name, loss_fn)
     return [train(step, make(key, rate), stream()[:FEW])[1] for key, rate in zip(seed_keys(), RATES, strict=True)]
@@ -166,20 +167,20 @@ def seeds_together(name: str, devices: int | None) -> list[list[float]]:
     """The same three in one program, on so many devices; None: without a mesh."""
     loss_fn, chunks = plain_loss(name), stream()[:FEW]
     if devices is not None:
-        mesh = tbptt.lane_mesh(devices)
-        loss_fn = tbptt.over_lanes(loss_fn, ALL_CASES[name][0].initial_carry, mesh)
-        chunks = [tbptt.put_lanes(batch, mesh) for batch in chunks]
+        mesh = tbptt.distributed.batch_mesh(devices)
+        loss_fn = tbptt.distributed.sharded_loss(loss_fn, ALL_CASES[name][0].initial_carry, mesh)
+        chunks = [tbptt.distributed.put_batch(batch, mesh) for batch in chunks]
 
     def together(lanes):
         make = functools.partial(make_state, name, loss_fn, lanes)
-        return with_rate(tbptt.init_seeds(make, seed_keys()), RATES)
+        return with_rate(tbptt.distributed.init_seeds(make, seed_keys()), RATES)
 
-    step = tbptt.over_seeds(step_of(name, loss_fn))
+    step = tbptt.distributed.over_seeds(step_of(name, loss_fn))
     if devices is None:
         states = together(B)
     else:
-        states = tbptt.init_lanes(together, B, mesh)
-        step = tbptt.make_parallel_step(step, states)
+        states = tbptt.distributed.init_sharded_state(together, B, mesh)
+        step = tbptt.distributed.make_sharded_step(step, states)
     losses = []
     for batch in chunks:
         states, metrics = step(states, batch)
@@ -188,11 +189,13 @@ def seeds_together(name: str, devices: int | None) -> list[list[float]]:
 
 
 def refused(*lanes: int) -> list[str]:
-    """What put_lanes says of so many lanes on all devices."""
+    """What put_batch says of so many lanes on all devices."""
     said = []
     for n in lanes:
         try:
-            tbptt.put_lanes(jax.tree.map(lambda a, n=n: np.repeat(a, 2, axis=1)[:, :n], stream()[0]), tbptt.lane_mesh())
+            tbptt.distributed.put_batch(
+                jax.tree.map(lambda a, n=n: np.repeat(a, 2, axis=1)[:, :n], stream()[0]), tbptt.distributed.batch_mesh()
+            )
         except ValueError as error:
             said.append(str(error))
     return said
@@ -200,7 +203,7 @@ def refused(*lanes: int) -> list[str]:
 
 def two_devices(folder: Path) -> dict:
     """What the first tier looks at: a run of the first of three seeds, the three side by side, the three alone."""
-    found: dict = {"split": [tbptt.split_cpu(2), jax.device_count()], "alone": seeds_alone(FIRST)}
+    found: dict = {"split": [tbptt.distributed.split_cpu(2), jax.device_count()], "alone": seeds_alone(FIRST)}
     run = Parallel(FIRST, None, seed_keys()[0])
     found["collectives"], found["devices"] = compiled(run.step, run.state, run.batches()[0]), run.train(0, FEW)
     return found | {"together": seeds_together(FIRST, 2), "refused": refused(3, 1)}
@@ -237,7 +240,7 @@ def resumed(on_eight: Parallel, folder: Path) -> list[float]:
 
 
 def two_processes(folder: Path, port: str, index: str) -> dict:
-    started = tbptt.start_processes(f"127.0.0.1:{port}", 2, int(index), timeout=120)
+    started = tbptt.distributed.start_processes(f"127.0.0.1:{port}", 2, int(index), timeout=120)
     run = Parallel("truncated", None)
     found = {"started": started, "own": [run.own.start, run.own.stop], "losses": run.train()}
     run.restore(folder / "saved", SPLITS[1])  # eight devices have written it

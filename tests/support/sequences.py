@@ -5,7 +5,7 @@ import functools
 import jax
 import numpy as np
 
-from tbptt.objectives import init_params
+from tbptt.losses.sequence import init_params
 
 _draw = jax.jit(init_params, static_argnums=(1, 2, 3))
 _draw_cell = jax.jit(lambda key, cell: cell.init(key), static_argnums=1)

@@ -1,0 +1,171 @@
+"""A cell's loops as two operations of XLA on the CPU; their derivatives, and batches of weights, run as scans."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_batching import custom_vmap
+from jaxtyping import Array, Bool, Float
+
+from tbptt.backends.numba_cpu.gemm import PACKED_NDIM, pack
+from tbptt.backends.numba_cpu.thread_count import thread_count
+from tbptt.backends.numba_cpu.xla_ffi import registered
+from tbptt.cells.base import CellVJP
+from tbptt.types import Carry, Params
+from tbptt.unroll.backend import Residuals, ScanBackend
+from tbptt.unroll.scan import Steps
+
+
+class Weights(NamedTuple):
+    """The parameters of a cell, and its `w_h` for the products ahead and back: as it is, or packed for `gemm`."""
+
+    params: Params
+    ahead: Float[Array, "H G"] | Float[Array, "J H C"]
+    behind: Float[Array, "H G"] | Float[Array, "J G C"]
+
+
+@dataclasses.dataclass(frozen=True)
+class NumbaBackend:
+    """The loops of a cell as two compiled operations: a `Backend` that computes what `ScanBackend(cell_vjp)` computes.
+
+    call_forward, call_backward: `Backend.forward` without its ys, and `Backend.backward`, by `call_loop`; the first
+      argument of both is `cell_vjp`, the second of the forward one is `keep`.
+    packed: whether the weights are packed for `gemm` (several batch rows) or read as they are by `gemv`.
+    factors: whether `cell_vjp.collect` reads factors, so that `call_backward` returns them.
+    """
+
+    cell_vjp: CellVJP
+    call_forward: Callable[..., Any]
+    call_backward: Callable[..., Any]
+    packed: bool
+    factors: bool
+
+    def prepare(self, params: Params) -> Weights:
+        w: Any = params.w_h
+        return Weights(params, pack(w), pack(w.T)) if self.packed else Weights(params, w, w)
+
+    def forward(self, weights: Weights, start: Carry, carry: Carry, steps: Steps, keep: bool) -> tuple[Carry, Array, Any]:
+        plain = ScanBackend(self.cell_vjp)
+
+        def scan(weights: Weights, start: Carry, carry: Carry, steps: Steps) -> Any:
+            carries, _, saved = plain.forward(plain.prepare(weights.params), start, carry, steps, keep)
+            return carries, saved
+
+        def more_rows(weights: Weights, start: Carry, carry: Carry, steps: Steps) -> Any:
+            carries, _, saved = self._packed().forward(self._repacked(weights), start, carry, steps, keep)
+            return carries, saved
+
+        call = functools.partial(self.call_forward, self.cell_vjp, keep)
+        carries, saved = _operation(call, scan, more_rows, (0, 0, 1), (1, 1))(weights, start, carry, steps)
+        return carries, carries.h, saved
+
+    def backward(self, weights: Weights, residuals: Residuals, d: Carry, d_ys: Any) -> tuple[Carry, Any, Any]:
+        plain = ScanBackend(self.cell_vjp)
+
+        def scan(weights: Weights, residuals: Residuals, d: Carry, d_ys: Any) -> Any:
+            d, emitted, factors = plain.backward(plain.prepare(weights.params), residuals, d, d_ys)
+            return d, emitted, factors if self.factors else None
+
+        def more_rows(weights: Weights, residuals: Residuals, d: Carry, d_ys: Any) -> Any:
+            return self._packed().backward(self._repacked(weights), residuals, d, d_ys)
+
+        call = functools.partial(self.call_backward, self.cell_vjp)
+        return _operation(call, scan, more_rows, (1, 0, 1), (0, 1, 1))(weights, residuals, d, d_ys)
+
+    def _packed(self) -> "NumbaBackend":
+        return dataclasses.replace(self, packed=True)
+
+    def _repacked(self, weights: Weights) -> Weights:
+        return weights if self.packed else self._packed().prepare(weights.params)
+
+
+def _operation(
+    call: Callable[..., Any],
+    scan: Callable[..., Any],
+    more_rows: Callable[..., Any],
+    axes: tuple[int, ...],
+    out_axes: tuple[int, ...],
+) -> Callable[..., Any]:
+    """Make a function of weights and more arguments that is `call`, with `scan` as its derivative.
+
+    Under `jax.vmap` it is `more_rows` if the weights are shared, one operation with more batch rows. With a batch of weights
+    it is `scan`: the operations would run one after another, while the products of the scan grow with the batch.
+
+    Args (static):
+      axes, out_axes: of each argument after the weights, and of each result, the position of its first batch axis.
+    """
+    single = custom_vmap(call)
+
+    @single.def_vmap
+    def _batched(axis_size: int, batched: Any, weights: Weights, *args: Any) -> tuple[Any, Any]:
+        if any(jax.tree.leaves(batched[0])):
+            in_axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, batched)
+            out = jax.vmap(scan, in_axes=tuple(in_axes), axis_size=axis_size)(weights, *args)
+        else:
+            rows = [_with_rows(*each, axis_size) for each in zip(args, batched[1:], axes, strict=True)]
+            out = tuple(
+                jax.tree.map(functools.partial(jnp.moveaxis, source=axis, destination=0), each)
+                for each, axis in zip(more_rows(weights, *rows), out_axes, strict=True)
+            )
+        return out, jax.tree.map(lambda _: True, out)
+
+    @jax.custom_jvp
+    def run(*args: Any) -> Any:
+        return single(*args)
+
+    run.defjvp(lambda primals, tangents: jax.jvp(scan, primals, tangents))
+    return run
+
+
+def _with_rows(tree: Any, batched: Any, axis: int, size: int) -> Any:
+    """Move the mapped axis of every leaf to `axis`; repeat a leaf that is not mapped `size` times."""
+
+    def one(leaf: Array, is_batched: bool) -> Array:
+        if is_batched:
+            return jnp.moveaxis(leaf, 0, axis)
+        return jnp.broadcast_to(jnp.expand_dims(leaf, axis), (*leaf.shape[:axis], size, *leaf.shape[axis:]))
+
+    return jax.tree.map(one, tree, batched)
+
+
+def call_loop(
+    make: Callable[..., Any], packed: bool, w: Array, arguments: Any, out: Any, steps: int, product: tuple[int, ...]
+) -> Any:
+    """Call a compiled loop as an operation of XLA.
+
+    Args:
+      make: the function that `xla_ffi.registered` compiles.
+      packed, w: whether the weights are packed, and the weights.
+      arguments: a pytree of arrays, passed in this order; all of one dtype, flags boolean.
+      out: a pytree of shapes.
+      steps: the number of steps.
+      product: the shape of one step's product; a workspace of that many rows is passed after `out`.
+    """
+    leaves = jax.tree.leaves(arguments)
+    shapes, tree = jax.tree.flatten(out)
+    dtypes = {a.dtype for a in (*leaves, *shapes) if a.dtype != bool}
+    if len(dtypes) > 1:  # a loop would read numbers of one kind as those of another
+        raise TypeError(
+            f"params, carry and xs must be of one dtype; got {', '.join(sorted(map(str, dtypes)))}: convert them"
+        )
+    rows, columns = math.prod(product[:-1]), w.shape[0] * w.shape[2] if packed else product[-1]
+    work = jax.ShapeDtypeStruct((rows, columns), shapes[0].dtype)
+    operation = jax.ffi.ffi_call(registered(make, shapes[0].dtype, packed), (*shapes, work))
+    parts = thread_count(rows, steps * w.size) if packed else 1
+    *made, _ = operation(*leaves, parts=np.int64(parts))
+    return jax.tree.unflatten(tree, made)
+
+
+def is_packed(weights: Weights) -> bool:
+    """Return whether the weights are packed for `gemm`."""
+    return weights.ahead.ndim == PACKED_NDIM
+
+
+def given(flags: Bool[Array, "T *batch"] | None) -> Array:
+    """Return the flags, or an empty array for None."""
+    return jnp.zeros((0,), bool) if flags is None else flags

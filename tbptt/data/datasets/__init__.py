@@ -1,0 +1,1 @@
+"""Data sets that are downloaded once and checked by their digest."""

@@ -1,0 +1,152 @@
+"""Sources made of a source: a part of it, one cut into recordings, one scaled."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Num
+
+from tbptt.data.streams.forecast import Scaling
+from tbptt.data.tables.bad_samples import may_mask
+from tbptt.data.tables.sources import Source
+
+
+class Part:
+    """Rows [start, stop) of a source, as recordings of the given lengths. Made by `part` and `split_by`."""
+
+    def __init__(self, source: Any, start: int, lengths: Sequence[int]):
+        self.names, self.lengths = source.names, tuple(lengths)
+        self._source, self._start, self._rows = source, start, sum(lengths)
+        if may_mask(source):
+            self.good = self._good
+        if hasattr(source, "read_unchecked"):
+            self.read_unchecked = self._read_unchecked
+
+    def read(self, start: int, stop: int) -> Num[np.ndarray, "n C"]:
+        """Reads rows, counted from the part's first one."""
+        return self._source.read(*self._place(start, stop))
+
+    def path_of(self, row: int) -> str:
+        """Says which file a row is from, and where in it."""
+        return self._source.path_of(self._start + row)
+
+    def _read_unchecked(self, start: int, stop: int) -> Num[np.ndarray, "n C"]:
+        return self._source.read_unchecked(*self._place(start, stop))
+
+    def _good(self, start: int, stop: int) -> Bool[np.ndarray, " n"]:
+        return self._source.good(*self._place(start, stop))
+
+    def _place(self, start: int, stop: int) -> tuple[int, int]:
+        if not 0 <= start <= stop <= self._rows:
+            raise IndexError(f"rows [{start}, {stop}) are not among the {self._rows} rows of this part of the source")
+        return self._start + start, self._start + stop
+
+
+def part(source: Source, start: int, stop: int) -> Part:
+    """Takes rows [start, stop) of a source: its training part, or the end that is held out.
+
+    A recording that the part cuts ends there: no forecast looks beyond it.
+
+    Raises:
+        ValueError: there are no such rows, or none.
+    """
+    total = sum(source.lengths)
+    if not 0 <= start < stop <= total:
+        raise ValueError(f"a part must be rows [start, stop), 0 <= start < stop <= {total}; got start={start}, stop={stop}")
+    lengths, begin = [], 0
+    for length in source.lengths:
+        lengths.append(min(stop, begin + length) - max(start, begin))
+        begin += length
+    return Part(source, start, [length for length in lengths if length > 0])
+
+
+def split_by(source: Source, column: str, block: int = 65536) -> Part:
+    """Cuts recordings wherever a column's value changes, as a table does that holds many of them one under another.
+
+    One pass over the column, `block` rows at a time; what is kept is one number a recording. The column itself stays in
+    the source: `without` then leaves it out of the model's inputs.
+
+    Raises:
+        ValueError: the source has no such column. BadSample, SourceChanged: from reading it.
+    """
+    if column not in source.names:
+        raise ValueError(f"column must be one of the source's, {', '.join(source.names)}; got {column!r}")
+    place, lengths, begin = source.names.index(column), [], 0
+    for length in source.lengths:
+        edges, before = [0], None
+        for start in range(begin, begin + length, block):
+            values = source.read(start, min(start + block, begin + length))[:, place]
+            joined = values if before is None else np.concatenate([[before], values])
+            offset = start - begin - (before is not None)
+            edges += (np.flatnonzero(joined[1:] != joined[:-1]) + 1 + offset).tolist()
+            before = values[-1]
+        lengths += np.diff([*edges, length]).tolist()
+        begin += length
+    return Part(source, 0, lengths)
+
+
+class Without:
+    """A source without some of its columns. Made by `without`."""
+
+    def __init__(self, source: Any, columns: Sequence[str]):
+        self.names, self.lengths = tuple(name for name in source.names if name not in columns), source.lengths
+        self._places = [source.names.index(name) for name in self.names]
+        self._source = source
+        if may_mask(source):
+            self.good = source.good
+
+    def read(self, start: int, stop: int) -> Num[np.ndarray, "n C"]:
+        """Reads rows of the columns that are left."""
+        return self._source.read(start, stop)[:, self._places]
+
+    def path_of(self, row: int) -> str:
+        """Says which file a row is from, and where in it."""
+        return self._source.path_of(row)
+
+
+def without(source: Source, columns: Sequence[str]) -> Without:
+    """Leaves columns out of a source, for example the one that `split_by` was given.
+
+    Raises:
+        TypeError: `columns` is one string.
+        ValueError: the source has no such column, or no other.
+    """
+    if isinstance(columns, str):
+        raise TypeError(f"columns must be a sequence of names; got the string {columns!r}. Write ({columns!r},)")
+    if missing := [name for name in columns if name not in source.names]:
+        raise ValueError(f"columns must be the source's, {', '.join(source.names)}; got {missing[0]!r}")
+    if set(columns) == set(source.names):
+        raise ValueError(f"columns must leave at least one of {', '.join(source.names)}; got all of them")
+    return Without(source, columns)
+
+
+class Standardised:
+    """A source with every value scaled. Made by `standardised`."""
+
+    def __init__(self, source: Any, scaling: Scaling):
+        self.names, self.lengths = source.names, source.lengths
+        self._source, self._scaling = source, scaling
+        if may_mask(source):
+            self.good = source.good
+
+    def read(self, start: int, stop: int) -> Float[np.ndarray, "n C"]:
+        """Reads rows, scaled in float64, of the dtype of the source; a row that a masked source takes out is zeros."""
+        values = self._source.read(start, stop)
+        scaled = ((values - self._scaling.mean) / self._scaling.scale).astype(values.dtype)
+        return np.where(self._source.good(start, stop)[:, None], scaled, 0) if may_mask(self._source) else scaled
+
+    def path_of(self, row: int) -> str:
+        """Says which file a row is from, and where in it."""
+        return self._source.path_of(row)
+
+
+def standardised(source: Source, scaling: Scaling) -> Standardised:
+    """Scales a source as it is read: (value - mean) / scale, column by column; see `stream_scaling`.
+
+    Raises:
+        ValueError: the scaling is for another number of columns.
+    """
+    C = len(source.names)
+    if np.shape(scaling.mean) != (C,) or np.shape(scaling.scale) != (C,):
+        raise ValueError(f"scaling must be for the {C} columns of the source; got {scaling}")
+    return Standardised(source, Scaling(np.asarray(scaling.mean, np.float64), np.asarray(scaling.scale, np.float64)))

@@ -1,0 +1,1 @@
+"""A user's own files of numbers or text, read by rows."""

@@ -1,0 +1,98 @@
+"""A text of any size as a stream of symbols: its bytes, and the vocabulary that they make."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from tbptt.data.tables.bad_samples import BadSample
+from tbptt.data.tables.file_changes import SourceChanged, watch
+from tbptt.data.tables.files import check_file
+from tbptt.data.tables.sources import Files, Source
+from tbptt.data.tables.table import Table
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """The symbols of a text, bytes in ascending order: symbol number i is the byte `symbols[i]`.
+
+    A letter of ASCII is one symbol; any other character is as many as its UTF-8 has bytes.
+    """
+
+    symbols: bytes
+
+    def __len__(self) -> int:
+        return len(self.symbols)
+
+    def encode(
+        self, text: UInt8[np.ndarray, " n"] | bytes, place: Callable[[int], str] = lambda at: f"byte {at} of the text"
+    ) -> Int[np.ndarray, " n"]:
+        """Returns the numbers of a text's symbols, int32.
+
+        Args:
+            place: says where the at-th one is, for the error.
+
+        Raises:
+            BadSample: a symbol is not in the vocabulary.
+        """
+        found = np.frombuffer(text, np.uint8) if isinstance(text, bytes) else text
+        table = np.full(256, -1, np.int32)
+        table[np.frombuffer(self.symbols, np.uint8)] = np.arange(len(self.symbols))
+        numbers = table[found]
+        if (numbers < 0).any():
+            at = int(np.argmax(numbers < 0))
+            raise BadSample(
+                f"{place(at)} is {bytes([found[at]])!r}, a symbol that is not in the vocabulary, so not in the training "
+                "text. Remove or replace it there, or train on a text that has it"
+            )
+        return numbers
+
+    def decode(self, numbers: Iterable[int | np.integer]) -> str:
+        """Returns the text of symbols' numbers; what is no UTF-8 appears as the replacement character."""
+        return bytes(self.symbols[int(number)] for number in numbers).decode("utf-8", errors="replace")
+
+
+def open_text(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Files:
+    """Opens one or several text files as recordings of bytes: a `Source` with one column, "byte", dtype uint8.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError: there is no such file.
+        ValueError: no path, or an empty file.
+    """
+    files = [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]
+    if not files:
+        raise ValueError("paths must name at least one file; got none. Does the pattern match any?")
+    return Files([_open(path) for path in files], np.uint8)
+
+
+def count_symbols(source: Source, block: int = 1 << 20) -> Vocabulary:
+    """Counts which bytes a text has, in one pass that holds one block at a time.
+
+    Args:
+        source: from `open_text`; of the training part only (`part`), if the rest is to be unseen.
+        block: bytes read at once.
+    """
+    counts, total = np.zeros(256, np.int64), sum(source.lengths)
+    for start in range(0, total, block):
+        counts += np.bincount(source.read(start, min(start + block, total))[:, 0], minlength=256)
+    return Vocabulary(bytes(np.flatnonzero(counts).astype(np.uint8)))
+
+
+def _open(path: Path) -> Table:
+    check_file(path, "open_text wants the files")
+    watched = watch(path)
+    if watched.size == 0:
+        raise ValueError(f"{path} is empty; wanted text")
+
+    def read(start: int, stop: int) -> np.ndarray:
+        with path.open("rb") as file:
+            file.seek(start)
+            found = file.read(stop - start)
+        if len(found) < stop - start:
+            raise SourceChanged(f"{path} ended early, at byte {start + len(found)}: it was shortened")
+        return np.frombuffer(found, np.uint8)[:, None]
+
+    return Table(watched, ("byte",), watched.size, read, lambda row: f"byte {row} (from 0)")

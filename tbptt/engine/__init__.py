@@ -1,1 +1,0 @@
-"""How a cell is taken through time and back: the scan, the backward pass with the weights out of its loop, the plans."""

@@ -1,0 +1,1 @@
+"""Truncation whose window follows a measured bias (adaptive TBPTT)."""

@@ -1,0 +1,1 @@
+"""Online estimators: RTRL, SnAp and UORO."""

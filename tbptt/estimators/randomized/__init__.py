@@ -1,0 +1,1 @@
+"""Truncation at random steps."""

@@ -1,0 +1,181 @@
+"""The unroll with a hand-written backward pass, by blocks of steps; the loops over time come from a backend."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tbptt.cells.base import CellVJP, LayeredCell
+from tbptt.numerics import select
+from tbptt.types import Carry, Cell, Params
+from tbptt.unroll.autodiff_vjp import AutodiffVJP, cell_vjp_of
+from tbptt.unroll.backend import Backend, Residuals, leaf_index
+from tbptt.unroll.block_size import BLOCK_BYTES, block_length, steps_kept
+from tbptt.unroll.remat import CarriesOnly, MemoryBudget, Remat, Segments, in_segments, resolve_budget
+from tbptt.unroll.scan import Steps, entering_carry, plain_scan, reverse_time
+from tbptt.unroll.validate import validated_steps
+from tbptt.windows import split
+
+# (cell, its backward pass, the carry that enters the layer) -> the loops that run the layer
+BackendFn = Callable[[Cell, CellVJP, Carry], Backend]
+
+
+def blocked_unroll(
+    backend_fn: BackendFn,
+    cell: Cell,
+    params: Params,
+    carry: Carry,
+    xs: Any,
+    resets: Any,
+    mask: Any,
+    reverse: bool,
+    remat: Remat | MemoryBudget | None,
+    block_bytes: int = BLOCK_BYTES,
+) -> tuple[Carry, Any]:
+    """Run a cell over a sequence with the loops of a backend: what `unroll` and the backends' unroll functions share.
+
+    JAX differentiates a scan by adding an outer product to the weight gradient at every step. Here the reverse loop
+    carries only the cotangent of the carry; the rest is computed for all steps of a block at once, before the loop
+    (`linearize`) and after it (`collect`: one matrix product for the weights):
+
+        for block in reversed(blocks):
+            common, factors = cell_vjp.linearize(weights, xs, entering, leaving, saved)      # backend.backward:
+            for t in reversed(block):                                                        # these three lines
+                d, emitted[t] = cell_vjp.backward(common, factors[t], d, d_ys[t])
+            d_params, d_xs[block] += cell_vjp.collect(params, xs, entering, leaving, factors, emitted)
+
+    Residuals are the inputs, the carries and what the cell saves (four gates for an LSTM), or without the latter under
+    `CarriesOnly`: `linearize` then recomputes the gates in one product a block. A stack runs layer by layer.
+    """
+    steps = validated_steps(cell, params, carry, xs, resets, mask)
+    T = steps.xs.shape[0]
+    remat = resolve_budget(cell, params, steps.xs, remat)
+    if isinstance(remat, Segments):
+
+        def segment(carry: Carry, steps: Steps) -> tuple[Carry, Any]:
+            return blocked_unroll(
+                backend_fn, cell, params, carry, *steps, reverse=False, remat=None, block_bytes=block_bytes
+            )
+
+        carry, ys = in_segments(segment, remat, T)(carry, reverse_time(steps) if reverse else steps)
+        return carry, reverse_time(ys) if reverse else ys
+
+    steps = reverse_time(steps) if reverse else steps
+    if isinstance(cell, LayeredCell):
+        carries, ys = [], steps.xs
+        for layer, p, c in zip(cell.cells, params, carry, strict=True):
+            now = steps._replace(xs=ys)
+            c, ys = _layer_fn(backend_fn, layer, remat, block_bytes, p, c, now)(p, c, now)
+            carries.append(c)
+        carry = tuple(carries)
+    else:
+        carry, ys = _layer_fn(backend_fn, cell, remat, block_bytes, params, carry, steps)(params, carry, steps)
+    return carry, reverse_time(ys) if reverse else ys
+
+
+def _layer_fn(
+    backend_fn: BackendFn,
+    layer: Cell,
+    remat: CarriesOnly | None,
+    block_bytes: int,
+    params: Params,
+    carry: Carry,
+    steps: Steps,
+) -> Callable[[Params, Carry, Steps], tuple[Carry, Any]]:
+    """Choose the function `(params, carry, steps) -> (carry, ys)` that runs one layer over these steps."""
+    if isinstance(layer, LayeredCell):  # a stack within a stack
+        return lambda p, c, s: blocked_unroll(backend_fn, layer, p, c, *s, reverse=False, remat=remat)
+    T, cell_vjp, recompute = steps.xs.shape[0], cell_vjp_of(layer), isinstance(remat, CarriesOnly)
+    initial = functools.partial(layer.initial_carry, steps.xs.shape[1:-1])
+    # One step has no loop to move work out of, and can then be differentiated in forward mode too. Without a backward
+    # pass of the cell's own, recomputing a step costs more than keeping JAX's intermediates.
+    if T <= 1 or not _all_floating((params, carry)) or (isinstance(cell_vjp, AutodiffVJP) and not recompute):
+        return lambda p, c, s: plain_scan(functools.partial(layer, p), initial(), c, s)
+    backend = backend_fn(layer, cell_vjp, carry)
+    keep = not recompute and T < steps_kept(cell_vjp, params, carry, steps.xs[0])
+    length = block_length(cell_vjp, params, steps.xs, block_bytes)
+    even = T // length * length
+    blocks = _blocks(backend, initial, even // length, keep)
+    if even == T:
+        return blocks
+    tail_block = _blocks(backend, initial, 1, keep)
+
+    def blocks_and_tail(params: Params, carry: Carry, steps: Steps) -> tuple[Carry, Any]:
+        most, tail = split(steps, even)
+        carry, ys = blocks(params, carry, most)
+        carry, tail_ys = tail_block(params, carry, tail)
+        return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ys, tail_ys)
+
+    return blocks_and_tail
+
+
+def _blocks(backend: Backend, initial: Callable[[], Carry], n: int, keep: bool) -> Callable[..., tuple[Carry, Any]]:
+    """Make the differentiable function `(params, carry, steps) -> (carry, ys)` of n blocks of equal length."""
+    run = jax.custom_vjp(lambda *args: _forward(backend, initial, n, False, *args)[0])
+    run.defvjp(functools.partial(_forward, backend, initial, n, keep), functools.partial(_backward, backend, initial, n))
+    return run
+
+
+def _forward(
+    backend: Backend, initial: Callable[[], Carry], n: int, keep: bool, params: Params, carry: Carry, steps: Steps
+) -> Any:
+    weights, start = backend.prepare(params), initial()
+    output_leaf: list[int | None] = []  # the leaf of the carries that the outputs are, so that it is kept once
+
+    def parts(carries: Carry, ys: Any, saved: Any) -> tuple[Any, Any, Any, Any]:
+        output_leaf[:] = [leaf_index(carries, ys)]
+        return jax.tree.map(lambda a: a[-1], carries), carries, ys if output_leaf[0] is None else None, saved
+
+    if n == 1:
+        last, *out = parts(*backend.forward(weights, start, carry, steps, keep))
+        starts, carries, ys, saved = jax.tree.map(lambda a: a[None], (carry, *out))
+    else:
+
+        def block(carry: Carry, now: Steps) -> tuple[Carry, Any]:
+            last, *out = parts(*backend.forward(weights, start, carry, now, keep))
+            return last, (carry, *out)
+
+        last, (starts, carries, ys, saved) = jax.lax.scan(block, carry, _cut(steps, n))
+    ys = ys if output_leaf[0] is None else jax.tree.leaves(carries)[output_leaf[0]]
+    ys = jax.tree.map(lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:]), ys)  # -1 fails if an axis is empty
+    if steps.mask is not None:
+        ys = select(steps.mask, ys, jax.tree.map(jnp.zeros_like, ys))
+    return (last, ys), (params, starts, carries, saved, steps)
+
+
+def _backward(backend: Backend, initial: Callable[[], Carry], n: int, residuals: Any, cotangents: Any) -> Any:
+    params, starts, carries, saved, steps = residuals
+    d_last, d_ys = cotangents
+    cell_vjp, start, weights = backend.cell_vjp, initial(), backend.prepare(params)
+
+    def block(d: Carry, now: Any) -> tuple[Carry, Any]:
+        block_start, leaving, kept, steps, d_ys = now
+        before = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b[:-1]]), block_start, leaving)
+        entering = entering_carry(before, start, steps.resets)
+        d, emitted, factors = backend.backward(weights, Residuals(steps, entering, leaving, kept), d, d_ys)
+        return d, cell_vjp.collect(params, steps.xs, entering, leaving, factors, emitted)
+
+    def add(state: Any, now: Any) -> tuple[Any, Any]:
+        d, total = state
+        d, (d_params, d_xs) = block(d, now)
+        return (d, jax.tree.map(jnp.add, total, d_params)), d_xs
+
+    per_block = (starts, carries, saved, _cut(steps, n), _cut(d_ys, n))
+    if n == 1:
+        d, (d_params, d_xs) = block(d_last, jax.tree.map(lambda a: a[0], per_block))
+    else:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        (d, d_params), d_xs = jax.lax.scan(add, (d_last, zeros), per_block, reverse=True)
+        d_xs = d_xs.reshape(steps.xs.shape)
+    return d_params, d, Steps(d_xs, None, None)
+
+
+def _cut(tree: Any, n: int) -> Any:
+    """Reshape every leaf `[T, ...]` to n blocks `[n, T // n, ...]`."""
+    return jax.tree.map(lambda a: a.reshape(n, a.shape[0] // n, *a.shape[1:]), tree)
+
+
+def _all_floating(tree: Any) -> bool:
+    return all(jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,288 @@
+"""The engine against the plain scan, which it must equal to rounding: blocks, rests, plans, any cell, any batch shape."""
+
+import dataclasses
+import functools
+import itertools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tbptt
+from tbptt.cells import GRU, LSTM, DiagonalLinear, Elman, GRUResetBefore, MinGRU, MinLSTM, Stack
+from tbptt.unroll import blocked_vjp
+from tbptt.unroll.autodiff_vjp import AutodiffVJP, cell_vjp_of
+from tbptt.unroll.block_size import even_share
+from tbptt.unroll.remat import CarriesOnly
+from tests.support.problems import B, D, H, assert_same, everything, plain_answer, problem, with_gradients
+
+
+class LeakyParams(NamedTuple):
+    w: jax.Array
+    leak: jax.Array
+
+
+class LeakyCarry(NamedTuple):
+    h: jax.Array
+    trace: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaky:
+    """A user's cell in one piece: its output is no leaf of the carry, and it works on its weights before using them."""
+
+    input_dim: int
+    hidden_dim: int
+
+    def init(self, key):
+        size = (self.input_dim + self.hidden_dim, self.hidden_dim)
+        return LeakyParams(jax.random.normal(key, size) * 0.6, jnp.array(0.3))
+
+    def initial_carry(self, batch_shape=()):
+        zero = jnp.zeros((*batch_shape, self.hidden_dim))
+        return LeakyCarry(zero, zero + 0.5)  # resets must go here, not to zero
+
+    def __call__(self, params, carry, x):
+        w = params.w / jnp.linalg.norm(params.w, axis=0)
+        new = jax.nn.relu(jnp.concatenate([x, carry.h], -1) @ w) + 0.1 * jnp.sin(carry.trace)
+        trace = params.leak * carry.trace + (1 - params.leak) * new
+        return LeakyCarry(new, trace), new * trace
+
+
+CELLS = [
+    Elman(D, H, gain=1.2),
+    Elman(D, H, activation=jax.nn.softplus),
+    GRU(D, H),
+    GRUResetBefore(D, H),
+    LSTM(D, H),
+    DiagonalLinear(D, H),
+    Leaky(D, H),
+    Stack((LSTM(D, 5), Leaky(5, 3), GRU(3, H))),
+]
+TANH, SOFTPLUS, GRU_CELL, RESET_BEFORE, LSTM_CELL, DIAGONAL, LEAKY, STACK = CELLS
+# With a backward pass of their own; without a plan the others run as a plain scan, which is plain_unroll itself.
+OWN = [TANH, SOFTPLUS, GRU_CELL, LSTM_CELL, STACK]
+MIN_GRU, MIN_LSTM = MinGRU(D, H), MinLSTM(D, H)
+
+
+def cells(*others, among=CELLS, essential=()):
+    """Sets of every cell and `others` (further parameters); all but the `essential` cells are in the second tier."""
+    tier = lambda cell: () if cell in essential else pytest.mark.exhaustive  # noqa: E731
+    name = lambda cell: type(cell).__name__ + ("-softplus" if "softplus" in repr(cell) else "")  # noqa: E731
+    return [pytest.param(cell, *others, marks=tier(cell), id=" ".join([name(cell), *map(str, others)])) for cell in among]
+
+
+def both(cell, use="resets mask", batch_shape=(B,), steps=7, **options):
+    """Values and gradients of unroll and of plain_unroll on the same problem."""
+    params, carry, xs, given = problem(cell, batch_shape, steps)
+    given = {name: given[name] for name in use.split()}
+    fast = everything(lambda *a: tbptt.unroll(cell, *a, **given, **options), params, carry, xs)
+    return fast, plain_answer(cell, batch_shape, steps, use)
+
+
+def in_blocks_of_two(monkeypatch):
+    monkeypatch.setattr(blocked_vjp, "block_length", lambda *_: 2)
+
+
+@pytest.mark.parametrize(
+    ("cell", "remat"),
+    [
+        *cells(None, among=OWN, essential=(GRU_CELL, LSTM_CELL)),
+        *cells(CarriesOnly(), essential=(SOFTPLUS, LSTM_CELL, STACK)),
+    ],
+)
+def test_blocks_and_a_rest_equal_the_plain_scan(cell, remat, monkeypatch):
+    """In blocks of 2: four of them, or three and one step left over, in turns."""
+    in_blocks_of_two(monkeypatch)
+    steps = 7 + (CELLS.index(cell) + (remat is None)) % 2
+    params, carry, xs, given = problem(cell, steps=steps)
+    run = with_gradients(functools.partial(tbptt.unroll, cell, remat=remat))
+    neutral = {"resets": np.zeros((steps, B), bool), "mask": np.ones((steps, B), bool)}
+    for use in ("", "resets", "resets mask"):
+        fast = run(params, carry, xs, **neutral | {name: given[name] for name in use.split()})
+        plain = plain_answer(cell, steps=steps, use=use)
+        assert_same(fast, plain)
+        assert min(np.max(np.abs(g)) for g in jax.tree.leaves(plain[1][0])) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("cell", "remat", "use"),
+    [
+        *cells(CarriesOnly(), "", essential=(LEAKY,)),
+        *cells(CarriesOnly(), "resets"),
+        *cells(None, "", among=OWN, essential=(GRU_CELL,)),
+        *cells(None, "resets", among=OWN),
+    ],
+)
+def test_blocks_without_a_flag_equal_the_plain_scan(cell, remat, use, monkeypatch):
+    in_blocks_of_two(monkeypatch)
+    assert_same(*both(cell, use, steps=7 + CELLS.index(cell) % 2, remat=remat))
+
+
+@pytest.mark.parametrize(
+    ("cell", "batch_shape"), cells((), among=OWN, essential=(LSTM_CELL,)) + cells((2, 3), among=OWN, essential=(TANH,))
+)
+def test_any_batch_shape_equals_the_plain_scan(cell, batch_shape):
+    assert_same(*both(cell, batch_shape=batch_shape))
+
+
+@pytest.mark.parametrize("cell", cells(among=[*CELLS, MIN_GRU, MIN_LSTM], essential=(LSTM_CELL, MIN_GRU)))
+def test_under_vmap_equals_the_plain_scan(cell):
+    params, carry, xs, given = problem(cell, (2, 3))
+
+    def batched(params, carry, xs):
+        one = lambda c, x, r, m: tbptt.unroll(cell, params, c, x, resets=r, mask=m)  # noqa: E731
+        two = jax.vmap(jax.vmap(one, (0, 1, 1, 1), (0, 1)), (0, 1, 1, 1), (0, 1))
+        return two(carry, xs, given["resets"], given["mask"])
+
+    assert_same(everything(batched, params, carry, xs), plain_answer(cell, (2, 3)))
+
+
+@pytest.mark.parametrize("cell", cells(among=OWN, essential=(TANH,)))
+def test_the_backward_pass_can_be_differentiated(cell):
+    params, carry, xs, given = problem(cell, steps=4)
+
+    def norm_of_gradient(unroll, params):
+        def loss(params):
+            last, ys = unroll(cell, params, carry, xs, **given)
+            return jnp.sum(jnp.sin(ys)) + sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(last))
+
+        return sum(jnp.sum(g**2) for g in jax.tree.leaves(jax.grad(loss)(params)))
+
+    slopes = jax.jit(lambda params: [jax.grad(norm_of_gradient, 1)(u, params) for u in (tbptt.unroll, tbptt.plain_unroll)])
+    assert_same(*slopes(params), 1e-9)
+
+
+def test_plain_unroll_goes_forward_too():
+    cell = LSTM(D, H)
+    params, carry, xs, given = problem(cell)
+    forward = jax.jacfwd(lambda p: tbptt.plain_unroll(cell, p, carry, xs, **given)[1])
+    back = jax.jacrev(lambda p: tbptt.unroll(cell, p, carry, xs, **given)[1])
+    assert_same(*jax.jit(lambda p: (forward(p), back(p)))(params))
+
+
+class Doubled(LSTM):
+    """A derived class that changes the recurrent step, and has JAX derive its backward pass."""
+
+    backprop = None
+
+    def recur(self, params, carry, z):
+        carry, y = super().recur(params, carry, z)
+        return carry._replace(h=2 * y), 2 * y
+
+
+class Inherits(LSTM):
+    """As Doubled, but it inherits the backward pass of another step."""
+
+    def recur(self, params, carry, z):
+        return super().recur(params, carry, 2 * z)
+
+
+class Whole(GRUResetBefore):
+    """A derived class that overrides its step as a whole: its parent's split is not its own."""
+
+    def __call__(self, params, carry, x):
+        carry, y = super().__call__(params, carry, x)
+        return carry._replace(h=0.5 * y), 0.5 * y
+
+
+class Squeezed(Whole):
+    """It overrides the input projection too, but not the recurrent step."""
+
+    def inputs(self, params, xs):
+        return super().inputs(params, jnp.tanh(xs))
+
+    __call__ = Whole.__call__
+
+
+class Renamed(LSTM):
+    """A derived class that changes nothing."""
+
+
+def test_a_derived_class_may_replace_its_step():
+    assert isinstance(cell_vjp_of(Doubled(D, H)), AutodiffVJP)
+    assert type(cell_vjp_of(Renamed(D, H))) is type(LSTM(D, H).backprop)
+    assert_same(*both(Doubled(D, H), remat=CarriesOnly()))
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        (Inherits(D, H), "Inherits overrides recur and inherits backprop.*or set `backprop = None`"),
+        (Whole(D, H), "Whole overrides __call__ and inherits inputs.*override inputs too"),
+        (Squeezed(D, H), "Squeezed overrides __call__ and inherits recur.*override recur too"),
+        (Stack((Whole(D, H), Elman(H, H))), "Whole overrides __call__ and inherits inputs"),
+        (tbptt.ClippedCell(Whole(D, H), 1.0), "Whole overrides __call__ and inherits inputs"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_part_that_belongs_to_another_step_is_refused(cell, words):
+    params, carry, xs, _ = problem(cell)
+    with pytest.raises(TypeError, match=words):
+        jax.eval_shape(functools.partial(tbptt.unroll, cell, remat=CarriesOnly()), params, carry, xs)
+
+
+@pytest.mark.parametrize("cell", [Elman(D, 8), GRU(D, 8), LSTM(D, 8)], ids=lambda cell: type(cell).__name__)
+def test_the_weights_gradient_is_one_product_outside_the_loop(cell):
+    """No loop of the compiled gradient holds a product that makes an array of the weights' shape."""
+    params, carry = jax.eval_shape(cell.init, jax.random.key(0)), jax.eval_shape(lambda: cell.initial_carry((5,)))
+    xs = jax.ShapeDtypeStruct((6, 5, D), float)
+
+    def products_in_loops(unroll):
+        traced = jax.make_jaxpr(jax.grad(lambda *given: jnp.sum(unroll(cell, *given)[1])))(params, carry, xs)
+        loops = [e.params["jaxpr"].jaxpr for e in inner_equations(traced.jaxpr) if e.primitive.name == "scan"]
+        assert loops
+        made = [e for loop in loops for e in inner_equations(loop) if e.primitive.name == "dot_general"]
+        return [e for e in made if sorted(e.outvars[0].aval.shape) == sorted(params.w_h.shape)]
+
+    assert not products_in_loops(tbptt.unroll)
+    assert products_in_loops(tbptt.plain_unroll)
+
+
+def inner_equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from inner_equations(inner)
+
+
+@pytest.mark.parametrize(
+    "cell", cells(among=[make(D, 16) for make in (Elman, GRU, GRUResetBefore, LSTM)], essential=(GRU(D, 16), LSTM(D, 16)))
+)
+def test_bfloat16_products_keep_a_float32_carry_and_a_stated_error(cell):
+    """Operands lose all but 8 bits, sums and carry none: about 2^-8 of gradient error, here at most 2 %."""
+    exact = dataclasses.replace(cell, dtype=jnp.float64)
+    mixed = dataclasses.replace(cell, dtype=jnp.float32, compute_dtype=jnp.bfloat16)
+    params, _, xs, _ = problem(cell, (3,), 40)
+
+    def gradient(cell, dtype):
+        @jax.jit
+        @jax.grad
+        def slopes(params, carry, xs):
+            last, ys = tbptt.unroll(cell, params, carry, xs)
+            assert all(leaf.dtype == dtype for leaf in jax.tree.leaves((last, ys)))
+            return jnp.sum(jnp.sin(3 * ys))
+
+        carry = jax.tree.map(lambda a: np.zeros(a.shape), jax.eval_shape(lambda: cell.initial_carry((3,))))
+        got = slopes(*jax.tree.map(lambda a: np.asarray(a, dtype), (params, carry, xs)))
+        return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(got)])
+
+    want, got = gradient(exact, np.float64), gradient(mixed, np.float32)
+    error = np.linalg.norm(got - want) / np.linalg.norm(want)
+    assert 1e-4 < error < 0.02, error  # not above: correct; not below: the products really are rounded
+
+
+def test_blocks_leave_nothing_over_where_a_divisor_is_near():
+    """A rest is the whole program once more; 35 steps of an LSTM with B, H = 20, 256 were 2 x 17 + 1."""
+    known = {(7, 16): 7, (35, 26): 35, (1000, 32): 25, (100, 16): 10, (150, 128): 150, (33, 16): 11, (62, 24): 31}
+    assert {case: even_share(*case) for case in known} == known
+    assert even_share(97, 16) == 13  # prime: 7 blocks of 13 and a rest of 6
+    for steps, most in itertools.product(range(1, 300), (16, 26, 50)):
+        near = [d for d in range(1, steps + 1) if steps % d == 0 and most <= 2 * d <= 3 * most]
+        block = even_share(steps, most)
+        assert 1 <= block <= 2 * most and (steps % block == 0 or not near)
+        assert (block == steps) == (steps <= 2 * most)

@@ -1,0 +1,140 @@
+"""Memory by plan: every plan gives the same gradient and needs the bytes it says; a budget takes the cheapest that fits."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tbptt
+from tbptt.cells import GRU, LSTM, Stack
+from tbptt.unroll import remat as remat_module
+from tbptt.unroll.remat import CarriesOnly, Segments
+from tests.support.problems import B, D, H, T, assert_same
+from tests.unroll.test_blocked_vjp import Leaky, both
+
+
+def loss_problem(cell, T=60, B=3):
+    random, readout = np.random.default_rng(0), nn.Dense(1, param_dtype=jnp.float64)
+    batch = tbptt.Batch(
+        random.normal(size=(T, B, D)),
+        random.normal(size=(T, B, 1)),
+        weights=random.random((T, B)),
+        resets=random.random((T, B)) < 0.1,
+        mask=random.random((T, B)) < 0.8,
+    )
+    params, carry = jax.eval_shape(
+        lambda key: (tbptt.init_params(key, cell, readout), cell.initial_carry((B,))), jax.random.key(0)
+    )
+    params = jax.tree.map(lambda a: 0.5 * random.normal(size=a.shape), params)
+    return readout, params, jax.tree.map(lambda a: np.zeros(a.shape), carry), batch
+
+
+LAYER, LAYERS = LSTM(D, H), Stack((Leaky(D, 5), GRU(5, H)))
+PLANS = [CarriesOnly(), Segments(), Segments(7), Segments((20, 6)), Segments((31, 10, 3))]
+ESSENTIAL = [(LAYER, Segments((20, 6))), (LAYERS, CarriesOnly())]
+
+
+@functools.cache
+def loss_and_gradient(cell, remat=None):
+    readout, params, carry, batch = loss_problem(cell)
+    loss_fn = tbptt.sequence_loss(cell, readout, tbptt.squared_error, remat=remat)
+    return jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params, carry, batch)
+
+
+@pytest.mark.parametrize(
+    ("cell", "remat"),
+    [
+        pytest.param(cell, remat, marks=() if (cell, remat) in ESSENTIAL else pytest.mark.exhaustive)
+        for cell in (LAYER, LAYERS)
+        for remat in PLANS
+    ],
+    ids=lambda value: str(value) if isinstance(value, CarriesOnly | Segments) else type(value).__name__,
+)
+def test_every_plan_gives_the_same_loss_and_gradient(cell, remat):
+    (want, _), grads = loss_and_gradient(cell)
+    assert_same(loss_and_gradient(cell, remat), loss_and_gradient(cell), 1e-10)
+    assert np.isfinite(want) and min(np.max(np.abs(g)) for g in jax.tree.leaves(grads)) > 1e-3
+
+
+def budget_problem(T=4000, B=4, H=32):
+    cell, readout = LSTM(D, H, dtype=jnp.float32), nn.Dense(1, dtype=jnp.float32)
+    shapes = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32)  # noqa: E731
+    params = jax.eval_shape(lambda: tbptt.init_params(jax.random.key(0), cell, readout))
+    params = jax.tree.map(lambda a: shapes(*a.shape), params)
+    return cell, readout, params, tbptt.Batch(shapes(T, B, D), shapes(T, B, 1))
+
+
+def compiled_bytes(cell, readout, params, batch, remat):
+    loss_fn = tbptt.sequence_loss(cell, readout, tbptt.squared_error, remat=remat)
+    carry = jax.eval_shape(lambda: cell.initial_carry(batch.inputs.shape[1:-1]))
+    gradient = jax.jit(jax.grad(lambda *a: loss_fn(*a)[0]))
+    return gradient.lower(params, carry, batch).compile().memory_analysis().temp_size_in_bytes
+
+
+rarely = functools.partial(pytest.param, marks=pytest.mark.exhaustive)
+
+
+@pytest.mark.parametrize("remat", [None, rarely(CarriesOnly()), rarely(Segments()), Segments((400, 20))], ids=str)
+def test_predicted_bytes_are_those_of_the_compiler(remat):
+    cell, readout, params, batch = budget_problem()
+    predicted = tbptt.memory_plan(cell, readout, params, batch, remat=remat).predicted_bytes
+    assert 0.6 < compiled_bytes(cell, readout, params, batch, remat) / predicted < 1.3
+
+
+def test_a_budget_takes_the_cheapest_plan_that_fits():
+    cell, readout, params, batch = budget_problem()
+    plan = lambda size: tbptt.memory_plan(cell, readout, params, batch, remat=tbptt.MemoryBudget(size))  # noqa: E731
+    kept = plan(1 << 40)
+    assert kept.remat is None and kept.extra_forwards == 0
+    chosen = [plan(int(kept.predicted_bytes / share)) for share in (1, 1.2, 10, 40)]
+    assert [p.extra_forwards for p in chosen] == [0, 0, 1, 1] and chosen[1].remat == CarriesOnly()
+    assert all(p.predicted_bytes <= kept.predicted_bytes / s for p, s in zip(chosen, (1, 1.2, 10, 40), strict=True))
+    with pytest.raises(
+        ValueError, match=r"MemoryBudget.bytes=20000 is too small for T=4000: the leanest plan needs about \d+"
+    ):
+        plan(20_000)
+
+
+@pytest.mark.exhaustive
+def test_a_tight_budget_is_kept_by_the_compiled_program():
+    cell, readout, params, batch = budget_problem()
+    kept = tbptt.memory_plan(cell, readout, params, batch).predicted_bytes
+    budget = tbptt.MemoryBudget(kept // 40)
+    tight = tbptt.memory_plan(cell, readout, params, batch, remat=budget)
+    assert compiled_bytes(cell, readout, params, batch, budget) < 2 * tight.predicted_bytes
+
+
+def test_a_budget_works_in_unroll_with_resets_and_mask():
+    cell = LSTM(D, H)
+    kept = remat_module.predicted_bytes(None, sizes_of(cell, 16), 16)
+    fast, plain = both(cell, steps=16, remat=tbptt.MemoryBudget(kept * 3 // 4))
+    assert_same(fast, plain, 1e-10)
+
+
+def sizes_of(cell, steps):
+    params = jax.eval_shape(cell.init, jax.random.key(0))
+    return remat_module.step_bytes(cell, params, (B,), jax.ShapeDtypeStruct((B, D), jnp.float64))
+
+
+def test_a_stack_needs_what_its_layers_need():
+    lower, upper = LSTM(D, 5), GRU(5, H)
+    stack = sizes_of(Stack((lower, upper)), T)
+    one = sizes_of(lower, T)
+    upper_params = jax.eval_shape(upper.init, jax.random.key(0))
+    two = remat_module.step_bytes(upper, upper_params, (B,), jax.ShapeDtypeStruct((B, 5), jnp.float64))
+    assert stack.kept == one.kept + two.kept and stack.carry == one.carry + two.carry
+    assert np.isclose(one.kept, 8 * B * 6 * 5) and two.kept == 8 * B * 5 * H  # h c and four gates; h and four
+
+
+@pytest.mark.parametrize("size", [0, -5, True])
+def test_a_budget_is_a_positive_int(size):
+    with pytest.raises(ValueError, match=r"MemoryBudget.bytes must be a positive Python int"):
+        tbptt.MemoryBudget(size)
+
+
+def test_nested_segments_are_longest_first():
+    with pytest.raises(ValueError, match=r"Segments.length as a tuple holds steps, the longest first; got \(4, 9\)"):
+        Segments((4, 9))
