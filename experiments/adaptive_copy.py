@@ -28,13 +28,13 @@ import jax
 import numpy as np
 
 import tbptt
-from experiments.support import program
-from experiments.support.asked_window import make_look
-from experiments.support.console import console
-from experiments.support.copy_claims import claims
-from experiments.support.copy_figure import draw as draw
-from experiments.support.copy_training import LAG, LOOK, PASS, Task, make_trainer
-from experiments.support.jobs import on_all_devices
+from experiments.support.common import program
+from experiments.support.common.console import console
+from experiments.support.common.jobs import on_all_devices
+from experiments.support.estimators.copy_claims import claims
+from experiments.support.estimators.copy_figure import draw as draw
+from experiments.support.estimators.copy_training import LAG, LOOK, PASS, Task, make_trainer
+from experiments.support.estimators.required_window import make_look
 
 K1 = 10
 

@@ -16,8 +16,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.support import characters, known, ngram, program, style
-from experiments.support.console import console, progress, table
+from experiments.support.common import ngram, program, style
+from experiments.support.common import targets as known
+from experiments.support.common.console import console, progress, table
+from experiments.support.tasks import characters
 from tbptt.data import Alphabet, Plays, alphabet_of, next_symbol_streams, shakespeare
 
 VALID, TEST = ("the-tempest", "julius-caesar"), ("twelfth-night", "richard-ii", "king-lear")

@@ -18,8 +18,10 @@ import jax
 import numpy as np
 
 import tbptt
-from experiments.support import known, midi, note_baselines, note_model, note_split, program, style
-from experiments.support.console import progress, table
+from experiments.support.common import program, style
+from experiments.support.common import targets as known
+from experiments.support.common.console import progress, table
+from experiments.support.tasks import midi, note_baselines, note_model, note_split
 from tbptt.data import chorales
 from tbptt.data.datasets.bach import LOWEST, PITCHES
 

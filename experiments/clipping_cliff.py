@@ -20,9 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.support import known, program, style
-from experiments.support.cliff import descend, final_errors, surface
-from experiments.support.g_max import sweep_g_max
+from experiments.support.common import program, style
+from experiments.support.common import targets as known
+from experiments.support.lecture.cliff import descend, final_errors, surface
+from experiments.support.lecture.clipping_sweep import sweep_g_max
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,8 +22,10 @@ import numpy as np
 import optax
 
 import tbptt
-from experiments.support import known, program, side_by_side, style
-from experiments.support.console import console
+from experiments.support.common import program, style
+from experiments.support.common import targets as known
+from experiments.support.common import vmap_seeds as side_by_side
+from experiments.support.common.console import console
 from tbptt import data as tasks
 
 S, A = 3, 4

@@ -23,13 +23,15 @@ import flax.linen as nn
 import numpy as np
 
 import tbptt
-from experiments.support import ecg_figure, known, program
-from experiments.support.console import human_bytes, table
-from experiments.support.ecg_baselines import Form, baselines
-from experiments.support.ecg_data import TRAIN_END, all_pairs, make_keep, make_score, recent
-from experiments.support.forecasting import Model
-from experiments.support.race import shown_race
-from experiments.support.stream_runs import make_runners
+from experiments.support.common import program
+from experiments.support.common import targets as known
+from experiments.support.common.console import human_bytes, table
+from experiments.support.common.equal_time import shown_race
+from experiments.support.common.forecasting import Model
+from experiments.support.estimators.stream_runs import make_runners
+from experiments.support.tasks import ecg_figure
+from experiments.support.tasks.ecg_baselines import Form, baselines
+from experiments.support.tasks.ecg_data import TRAIN_END, all_pairs, make_keep, make_score, recent
 from tbptt.data import ecg, standardise
 
 PAST = 7

@@ -19,10 +19,11 @@ import jax.numpy as jnp
 import optax
 
 import tbptt
-from experiments.support import influence, program
-from experiments.support.frontier_figure import draw as draw
-from experiments.support.frontier_figure import show
-from experiments.support.theorem import bound_rows
+from experiments.support.common import program
+from experiments.support.estimators import influence
+from experiments.support.estimators.frontier_figure import draw as draw
+from experiments.support.estimators.frontier_figure import show
+from experiments.support.estimators.theorem import bound_rows
 from tbptt.data import copy_stream, forecast_pairs, ppg, standardise
 from tbptt.diagnostics import EstimatorRow, frontier
 

@@ -19,8 +19,8 @@ import numpy as np
 import optax
 
 import tbptt
-from experiments.support import program, style
-from experiments.support.by_hand import overflow_in_integers
+from experiments.support.common import program, style
+from experiments.support.lecture.reference import overflow_in_integers
 from tbptt.cells import DiagonalLinearParams, ElmanParams
 from tbptt.diagnostics import gradient_reach, last_useful_lag, powers
 

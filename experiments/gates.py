@@ -20,7 +20,7 @@ import numpy as np
 import optax
 
 import tbptt
-from experiments.support import program, style
+from experiments.support.common import program, style
 from tbptt.diagnostics import gradient_by_lag
 
 BATCH = 32

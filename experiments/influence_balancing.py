@@ -18,9 +18,10 @@ import numpy as np
 import optax
 
 import tbptt
-from experiments.support import influence, program
-from experiments.support.console import console
-from experiments.support.influence_figure import draw as draw
+from experiments.support.common import program
+from experiments.support.common.console import console
+from experiments.support.estimators import influence
+from experiments.support.estimators.influence_figure import draw as draw
 
 GRID_K1 = (1, 5, 10, 25, 50, 80, 100, 110, 200)
 GRID_K2 = (1, 5, 10, 20, 40, 41, 43, 46, 50, 65, 80, 94, 100, 107, 110, 120, 200)

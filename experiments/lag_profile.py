@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import tbptt
-from experiments.support import program
-from experiments.support.forecasting import Job, Model, estimator_of, make_job, train
-from experiments.support.lag_figure import draw as draw
+from experiments.support.common import program
+from experiments.support.common.forecasting import Job, Model, estimator_of, make_job, train
+from experiments.support.lecture.lag_figure import draw as draw
 from tbptt.data import mackey_glass, ppg
 from tbptt.diagnostics import (
     LagProfile,

@@ -27,8 +27,8 @@ from experiments import (
     repeated_tanh,
     truncation,
 )
-from experiments.support import page, program, run_folder
-from experiments.support.console import console
+from experiments.support.common import page, program, run_folder
+from experiments.support.common.console import console
 from tbptt.data import DataUnavailable
 
 # (experiment, heading, the statement of the lecture in our words), in the order of the page

@@ -18,7 +18,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 import tbptt
-from experiments.support import program, style
+from experiments.support.common import program, style
 from tbptt.cells import initializers
 from tbptt.diagnostics import gradient_by_lag, lyapunov_spectrum, memory_horizon
 

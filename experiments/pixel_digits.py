@@ -19,10 +19,12 @@ from typing import Any
 import jax
 
 import tbptt
-from experiments.support import digit_figure, known, program
-from experiments.support.console import console, human_bytes, table
-from experiments.support.digit_job import Net, Recipe, Task, make_runners, make_task, test_accuracy
-from experiments.support.race import shown_race
+from experiments.support.common import program
+from experiments.support.common import targets as known
+from experiments.support.common.console import console, human_bytes, table
+from experiments.support.common.equal_time import shown_race
+from experiments.support.tasks import digit_figure
+from experiments.support.tasks.digit_job import Net, Recipe, Task, make_runners, make_task, test_accuracy
 from tbptt.cells import initializers
 from tbptt.data import mnist
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import tbptt
-from experiments.support import program, style
+from experiments.support.common import program, style
 from tbptt.cells import ElmanCarry, ElmanParams
 from tbptt.diagnostics import carry_influence, gradient_by_lag, log_bound, spectral_radius
 

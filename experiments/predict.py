@@ -23,15 +23,15 @@ from typing import Annotated, Any
 
 import tyro
 
-from experiments.support.console import console
-from experiments.support.json_file import read_config
-from experiments.support.predicting import Score, predict_blocks
-from experiments.support.prediction_file import PredictionFile
-from experiments.support.prediction_steps import open_for
-from experiments.support.progress_view import Pace, Status, make_view
-from experiments.support.run_model import Model, make_model
-from experiments.support.run_params import load_params
-from experiments.support.run_task import Task, from_json
+from experiments.support.common.console import console
+from experiments.support.common.json_file import read_config
+from experiments.support.train.model import Model, make_model
+from experiments.support.train.params import load_params
+from experiments.support.train.predicting import Score, predict_blocks
+from experiments.support.train.prediction_file import PredictionFile
+from experiments.support.train.prediction_steps import open_for
+from experiments.support.train.progress_view import Pace, Status, make_view
+from experiments.support.train.task import Task, from_json
 from tbptt.data import DataUnavailable, Source, SourceChanged
 
 

@@ -20,11 +20,13 @@ import jax
 import numpy as np
 
 import tbptt
-from experiments.support import baselines, known, program, pulse_figure
-from experiments.support.console import console, human_bytes, table
-from experiments.support.forecasting import Job, Model, errors, make_job
-from experiments.support.race import clock, shown_race
-from experiments.support.stream_runs import make_runners
+from experiments.support.common import baselines, program
+from experiments.support.common import targets as known
+from experiments.support.common.console import console, human_bytes, table
+from experiments.support.common.equal_time import clock, shown_race
+from experiments.support.common.forecasting import Job, Model, errors, make_job
+from experiments.support.estimators.stream_runs import make_runners
+from experiments.support.lecture import pulse_figure
 from tbptt.data import ppg
 
 T, TEST_START, HORIZONS = 65_536, 200_000, (8, 16, 24, 32)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import tbptt
-from experiments.support import program, style
+from experiments.support.common import program, style
 from tbptt.cells.initializers import identity
 
 DEPTHS = (1, 2, 5, 10, 100)

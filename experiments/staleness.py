@@ -20,8 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import tbptt
-from experiments.support import influence, program, style
-from experiments.support.console import console
+from experiments.support.common import program, style
+from experiments.support.common.console import console
+from experiments.support.estimators import influence
 
 K2, LOWEST, HIGHEST = 100, 1e-5, 1e-1
 LIMIT = 2 / 36  # of gradient descent: the loss is (6 theta + 1)^2 / 2, its curvature 36

@@ -18,8 +18,8 @@ from typing import Any
 
 import tyro
 
-from experiments.support import known
-from experiments.support.console import console
+from experiments.support.common import targets as known
+from experiments.support.common.console import console
 
 NAMES = (
     "adding",

@@ -24,13 +24,16 @@ from typing import Any, Literal
 import jax
 import tyro
 
-from experiments.support import loop, out_of_memory, run_config, run_result, run_setup
-from experiments.support.run_choices import resolve
-from experiments.support.run_data import open_data
-from experiments.support.run_end import best_seed, finish, tell
-from experiments.support.run_log import RunLog
-from experiments.support.run_processes import is_first, join, log_place, wait_for_all
-from experiments.support.stopping import Stop
+from experiments.support.common.stopping import Stop
+from experiments.support.train import config as run_config
+from experiments.support.train import loop, out_of_memory
+from experiments.support.train import result as run_result
+from experiments.support.train import setup as run_setup
+from experiments.support.train.choices import resolve
+from experiments.support.train.data import open_data
+from experiments.support.train.end import best_seed, finish, tell
+from experiments.support.train.log import RunLog
+from experiments.support.train.processes import is_first, join, log_place, wait_for_all
 from tbptt.checkpoints import Checkpoints
 from tbptt.data import DataUnavailable
 from tbptt.distributed import split_cpu

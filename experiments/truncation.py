@@ -22,10 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import tbptt
-from experiments.support import influence, program, style
-from experiments.support.by_hand import bptt_errors
-from experiments.support.forecasting import Job, Model, estimator_of, make_job, train
-from experiments.support.race import clock
+from experiments.support.common import program, style
+from experiments.support.common.equal_time import clock
+from experiments.support.common.forecasting import Job, Model, estimator_of, make_job, train
+from experiments.support.estimators import influence
+from experiments.support.lecture.reference import bptt_errors
 from tbptt.data import forecast_pairs, ppg, standardise
 
 WINDOWS, QUICK_WINDOWS = (10, 50, 250, 1000), (1, 50)

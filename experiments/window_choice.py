@@ -17,9 +17,9 @@ import flax.linen as nn
 import numpy as np
 
 import tbptt
-from experiments.support import program, style
-from experiments.support.console import console
-from experiments.support.forecasting import Model, errors, make_job, train
+from experiments.support.common import program, style
+from experiments.support.common.console import console
+from experiments.support.common.forecasting import Model, errors, make_job, train
 from tbptt.data import ppg
 
 K1, TRAIN_END, TEST_START = 50, 180_000, 200_000

@@ -21,9 +21,19 @@ import numpy as np
 import tyro
 
 import tbptt
-from experiments.support import baselines, run_folder, tradeoff_figure, tradeoff_table
-from experiments.support.console import progress
-from experiments.support.forecasting import Job, Model, Run, epoch_temp_bytes, errors, make_job, step_temp_bytes, train
+from experiments.support.common import baselines, run_folder
+from experiments.support.common.console import progress
+from experiments.support.common.forecasting import (
+    Job,
+    Model,
+    Run,
+    epoch_temp_bytes,
+    errors,
+    make_job,
+    step_temp_bytes,
+    train,
+)
+from experiments.support.lecture import tradeoff_figure, tradeoff_table
 from tbptt.data import DataUnavailable, mackey_glass, ppg
 from tbptt.diagnostics import gradient_by_lag
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.support.baselines import persistence, ridge_ar
+from experiments.support.common.baselines import persistence, ridge_ar
 from tbptt.data import DataUnavailable, ppg, standardise
 
 

@@ -12,7 +12,8 @@ import jax
 import pytest
 
 from experiments import lecture, truncation
-from experiments.support import known, program
+from experiments.support.common import program
+from experiments.support.common import targets as known
 
 ROOT = pathlib.Path(__file__).parents[2]
 

@@ -11,11 +11,12 @@ import pytest
 
 import tbptt
 from experiments import ecg, pixel_digits, pulse_65k
-from experiments.support import digit_job, ecg_data, linear_forecast
-from experiments.support import race as races
-from experiments.support.baselines import ridge_ar
-from experiments.support.forecasting import Model, make_job
-from experiments.support.race import Runner, race
+from experiments.support.common import equal_time as races
+from experiments.support.common import linear_forecast
+from experiments.support.common.baselines import ridge_ar
+from experiments.support.common.equal_time import Runner, race
+from experiments.support.common.forecasting import Model, make_job
+from experiments.support.tasks import digit_job, ecg_data
 from tbptt.data import Digits, Recording
 
 

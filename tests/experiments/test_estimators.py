@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from experiments import adaptive_copy, estimator_frontier, influence_balancing, staleness
-from experiments.support import asked_window, copy_training, frontier_figure, influence, jobs, published_copy, theorem
+from experiments.support.common import jobs
+from experiments.support.estimators import copy_training, frontier_figure, influence, published_copy, theorem
+from experiments.support.estimators import required_window as asked_window
 from tbptt import Batch
 
 

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import pytest
 
 from experiments import gates, lecture, repeated_tanh
-from experiments.support import by_hand, page, program, run_folder
+from experiments.support.common import page, program, run_folder
+from experiments.support.lecture import reference as by_hand
 from tbptt.diagnostics import overflow_step
 
 ROOT = Path(__file__).parents[2]

@@ -15,10 +15,11 @@ import tyro
 
 import tbptt
 from experiments import train
-from experiments.support import loop, out_of_memory, run_setup
-from experiments.support.run_model import init_params, make_model
-from experiments.support.run_task import Forecast
-from experiments.support.stopping import Stop
+from experiments.support.common.stopping import Stop
+from experiments.support.train import loop, out_of_memory
+from experiments.support.train import setup as run_setup
+from experiments.support.train.model import init_params, make_model
+from experiments.support.train.task import Forecast
 from tbptt.checkpoints import Checkpoints, finished, manifest
 
 CELL = "mingru"  # it has no loops that numba compiles
@@ -31,7 +32,7 @@ def setting(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TBPTT_DATA", str(tmp_path / "cache"))
     monkeypatch.setattr(
-        "experiments.support.run_end.write_report", lambda folder: folder / "report.html"
+        "experiments.support.train.end.write_report", lambda folder: folder / "report.html"
     )  # has its own tests
     t = np.arange(800)
     waves = np.stack([np.sin(t / 5), np.cos(t / 7)], axis=1)

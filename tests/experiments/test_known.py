@@ -8,7 +8,8 @@ import types
 import pytest
 
 from experiments import table
-from experiments.support import known, program
+from experiments.support.common import program
+from experiments.support.common import targets as known
 
 
 @pytest.mark.parametrize(("numbers", "bounds", "of", "reached"), [

@@ -17,13 +17,13 @@ import scipy.special
 
 import tbptt
 from experiments import predict
-from experiments.support import run_task
-from experiments.support.predicting import Score, predict_blocks
-from experiments.support.prediction_file import PredictionFile
-from experiments.support.prediction_steps import open_for, read_steps
-from experiments.support.run_model import init_params, make_model
-from experiments.support.run_params import load_params
-from experiments.support.run_task import Characters, Classify, Forecast
+from experiments.support.train import task as run_task
+from experiments.support.train.model import init_params, make_model
+from experiments.support.train.params import load_params
+from experiments.support.train.predicting import Score, predict_blocks
+from experiments.support.train.prediction_file import PredictionFile
+from experiments.support.train.prediction_steps import open_for, read_steps
+from experiments.support.train.task import Characters, Classify, Forecast
 from tbptt.checkpoints import Checkpoints
 from tbptt.data import BadSample
 from tbptt.training import TrainState

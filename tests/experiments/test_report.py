@@ -11,9 +11,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from experiments.support import report_figures, run_task
-from experiments.support.report import write_report
-from experiments.support.run_task import Characters, Classify, Forecast
+from experiments.support.train import report_figures
+from experiments.support.train import task as run_task
+from experiments.support.train.report import write_report
+from experiments.support.train.task import Characters, Classify, Forecast
 
 ROOT = Path(__file__).parents[2]
 FORECAST = Forecast(("ppg",), "ppg", 32, (1100.0,), (200.0,), 1100.0, 200.0)
@@ -173,7 +174,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 @pytest.mark.exhaustive
 def test_the_program_says_so_in_one_line(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "experiments.support.report", str(tmp_path)],
+        [sys.executable, "-m", "experiments.support.train.report", str(tmp_path)],
         cwd=ROOT,
         capture_output=True,
         text=True,

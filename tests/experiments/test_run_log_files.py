@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.support import metrics_file
-from experiments.support.metrics_file import MetricsFile, cut_after, read_rows
-from experiments.support.run_log import RunLog
+from experiments.support.train import metrics_file
+from experiments.support.train.log import RunLog
+from experiments.support.train.metrics_file import MetricsFile, cut_after, read_rows
 from tbptt import Metrics
 from tests.support.logged_updates import LOSSES, NORMS, N, metrics, one, silent
 

@@ -7,9 +7,9 @@ import optax
 import pytest
 
 import tbptt
-from experiments.support import health
-from experiments.support.metrics_file import read_rows
-from experiments.support.run_log import RunLog
+from experiments.support.train import health
+from experiments.support.train.log import RunLog
+from experiments.support.train.metrics_file import read_rows
 from tbptt import Metrics
 from tests.support.logged_updates import N, metrics, said, silent
 

@@ -7,7 +7,7 @@ import select
 import pytest
 from rich.console import Console
 
-from experiments.support.progress_view import LiveView, Pace, PlainView, Status, describe, duration, make_view
+from experiments.support.train.progress_view import LiveView, Pace, PlainView, Status, describe, duration, make_view
 from tests.support.logged_updates import said, silent
 
 

@@ -13,7 +13,8 @@ import pytest
 
 import tbptt
 from experiments import adding, continual_reber, copy_memory, temporal_order
-from experiments.support import program, side_by_side
+from experiments.support.common import program
+from experiments.support.common import vmap_seeds as side_by_side
 from tbptt import data as tasks
 
 

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 import tbptt
-from experiments.support import characters, midi, ngram, note_baselines, note_model, note_split
+from experiments.support.common import ngram
+from experiments.support.tasks import characters, midi, note_baselines, note_model, note_split
 from tbptt.data import alphabet_of, next_symbol_streams
 
 A, B, C = 0, 1, 2

@@ -45,9 +45,7 @@ def open_parquet(path: Path, columns: Sequence[str] | None) -> Table:
             )
     kinds = [pa.array([], schema.field(name).type).to_numpy(zero_copy_only=False).dtype for name in names]
     dtype = np.result_type(np.float32, *kinds)
-    return converted(
-        watched, names, str(schema), lambda: _blocks(path, names, dtype), lambda row: f"row {row} (from 0)"
-    )
+    return converted(watched, names, str(schema), lambda: _blocks(path, names, dtype), lambda row: f"row {row} (from 0)")
 
 
 def _blocks(path: Path, names: tuple[str, ...], dtype: Any) -> Iterator[np.ndarray]:

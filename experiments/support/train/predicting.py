@@ -1,0 +1,115 @@
+"""A trained model along recordings of any length: block by block, or one step at a time, with equal outcome."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import scipy.special
+
+import tbptt
+from experiments.support.train.model import Model
+from experiments.support.train.prediction_steps import Steps, read_steps
+from experiments.support.train.task import Characters, Forecast, Task, shown_symbols
+from tbptt.data import Source
+
+
+def predict_blocks(
+    task: Task, model: Model, params: Any, source: Source, block: int, *, score: bool = False, skip: int = 0
+) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, Steps]]:
+    """Runs the model over a source, handing the carry on, and yields its answers as they come.
+
+        carry = initial
+        for start in range(0, rows, block):
+            carry, outputs = predict(params, carry, rows[start : start + block])         # the last block is padded
+
+    Only one block is in memory. Every block runs the same compiled program, the last one too, padded with zeros: so
+    what is predicted at a row depends on nothing that comes after it, to the bit. Another `block` is another program and
+    may round otherwise.
+
+    Args:
+        task: what the model was trained for; source: from `open_for`, or a part of one.
+        block: steps at a time, at least 1.
+        score: the target was read too: answers have the columns `truth`, and `p_truth` of classes and symbols.
+        skip: rows at the start that the model only warms up on; nothing is yielded for them.
+
+    Yields:
+        (columns, outputs, steps): the answers of some rows, "row" first, as counted from the source's first; the
+        readout's outputs `[n, K]` behind them; and what was fed.
+    """
+    if block < 1:
+        raise ValueError(f"--block must be at least 1 step; got {block}")
+    run, total = _program(model), sum(source.lengths)
+    carry = model.cell.initial_carry((1,))
+    for start in range(0, total, block):
+        steps = read_steps(task, source, start, min(start + block, total), score)
+        n = len(steps.resets)
+        padded = [np.concatenate([leaf, np.zeros((block - n, *leaf.shape[1:]), leaf.dtype)]) for leaf in steps[:2]]
+        carry, outputs = run(params, carry, padded[0][:, None], padded[1][:, None])
+        outputs = np.asarray(outputs)[:n, 0]
+        keep = slice(min(max(skip - start, 0), n), n)
+        if keep.start < n:
+            kept = Steps(*(leaf[keep] for leaf in steps))
+            rows = np.arange(start + keep.start, start + n)
+            yield _columns(task, rows, outputs[keep], kept, score), outputs[keep], kept
+
+
+@functools.cache
+def _program(model: Model) -> Callable[..., tuple[Any, jax.Array]]:
+    def run(params: Any, carry: Any, inputs: Any, resets: Any) -> tuple[Any, Any]:
+        batch = tbptt.Batch(inputs, None, resets=resets)
+        return tbptt.predict(model.cell, model.readout, params, carry, batch, embedding=model.embedding)
+
+    return jax.jit(run)
+
+
+def _columns(task: Task, rows: np.ndarray, outputs: np.ndarray, steps: Steps, score: bool) -> dict[str, np.ndarray]:
+    answers = task.answers(outputs)
+    if not score:
+        return {"row": rows, **answers}
+    if isinstance(task, Forecast):
+        return {"row": rows, "truth": np.where(steps.counts, steps.truth, np.nan), **answers}
+    names = shown_symbols(task) if isinstance(task, Characters) else np.array([f"{value:g}" for value in task.classes])
+    chances = scipy.special.softmax(outputs.astype(np.float64), axis=1)[np.arange(len(rows)), steps.truth]
+    known = {
+        "truth": np.where(steps.counts, names[steps.truth], ""),
+        "p_truth": np.where(steps.counts, chances, np.nan),
+    }
+    return {"row": rows, **known, **answers}
+
+
+class Score:
+    """How good answers are, gathered block by block: the metric, by its name, over the rows that count.
+
+    mse                 of a forecast, in units of the target's variance over the training part, as the run's own metric
+    rmse                of a forecast, in the target's units
+    accuracy            of classes, at the end of each recording
+    bits_per_character  of a text
+    """
+
+    def __init__(self, task: Task) -> None:
+        self._task, self._sum, self._count = task, 0.0, 0
+
+    def add(self, outputs: np.ndarray, steps: Steps) -> None:
+        """Takes in one block of `predict_blocks`."""
+        outputs, truth = outputs[steps.counts].astype(np.float64), steps.truth[steps.counts]
+        self._count += len(truth)
+        if isinstance(self._task, Forecast):
+            scaled = (truth - self._task.target_mean) / self._task.target_scale
+            self._sum += float(np.sum((outputs[:, -1] - scaled) ** 2))
+        elif isinstance(self._task, Characters):
+            logs = scipy.special.log_softmax(outputs, axis=1)
+            self._sum -= float(np.sum(logs[np.arange(len(truth)), truth])) / np.log(2)
+        else:
+            self._sum += int(np.sum(np.argmax(outputs, axis=1) == truth))
+
+    def result(self) -> dict[str, float | int]:
+        """Returns the metric and `scored`, the number of rows behind it; no metric if there are none."""
+        if not self._count:
+            return {"scored": 0}
+        mean = self._sum / self._count
+        if isinstance(self._task, Forecast):
+            return {"scored": self._count, "mse": mean, "rmse": mean**0.5 * self._task.target_scale}
+        name = "bits_per_character" if isinstance(self._task, Characters) else "accuracy"
+        return {"scored": self._count, name: mean}

@@ -1,0 +1,94 @@
+"""What a trained model is fed, of a file's rows, and what its answers are held against."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.support.train.task import Characters, Classify, Forecast, Task
+from tbptt.data import BadSample, Source, Vocabulary, open_source, open_text, split_by
+
+
+class Steps(NamedTuple):
+    """Rows [start, stop) as a model takes them.
+
+    inputs: `[n, D]` scaled, or `[n]` numbers of symbols
+    resets: `[n]` True where a recording begins
+    truth:  `[n]` a value in its own units, or the number of a class or symbol; where counts is False, anything
+    counts: `[n]` whether the answer is scored: for a forecast where its row is in the recording, for a class at the end
+    """
+
+    inputs: np.ndarray
+    resets: np.ndarray
+    truth: np.ndarray
+    counts: np.ndarray
+
+
+def open_for(task: Task, paths: Sequence[Path], score: bool, dtype: Any = np.float32) -> Source:
+    """Opens the columns that a task needs, found by name in whatever order the files have them.
+
+    Args:
+        score: read the target too, if it is not among the inputs.
+
+    Raises:
+        ValueError: a column is missing; names it and the file's columns. See `open_source`, `open_text`.
+    """
+    if isinstance(task, Characters):
+        return open_text(paths)
+    more = ((task.target,) if score else ()) + ((task.group,) if task.group else ())
+    columns = tuple(dict.fromkeys(task.columns + more))
+    source = open_source(paths, columns, dtype=dtype)
+    return split_by(source, task.group) if task.group else source
+
+
+def read_steps(task: Task, source: Source, start: int, stop: int, score: bool) -> Steps:
+    """Reads rows [start, stop) of a source from `open_for`; without score, truth is empty and nothing counts.
+
+    Raises:
+        BadSample, SourceChanged: what is wrong with the file, and where: a missing value, an unknown symbol or class.
+    """
+    edges = np.cumsum((0, *source.lengths))
+    at = np.arange(start, stop)
+    ends = edges[np.searchsorted(edges, at, side="right")]  # where the recording of each row ends
+    resets = np.isin(at, edges)
+    if isinstance(task, Characters):
+        inputs, truth, counts = _symbols(task, source, start, stop, score, ends)
+    else:
+        horizon = task.horizon if isinstance(task, Forecast) and score else 0
+        rows = source.read(start, min(stop + horizon, int(edges[-1])))
+        places = [source.names.index(name) for name in task.columns]
+        mean, scale = np.asarray(task.mean, np.float64), np.asarray(task.scale, np.float64)
+        inputs = ((rows[: stop - start, places] - mean) / scale).astype(rows.dtype)
+        if not score:
+            truth, counts = np.zeros(stop - start), np.zeros(stop - start, bool)
+        elif isinstance(task, Forecast):
+            found = rows[horizon:, source.names.index(task.target)]
+            truth = np.concatenate([found, np.zeros(stop - start - len(found))]).astype(np.float64)
+            counts = at + horizon < ends
+        else:
+            truth, counts = _classes(task, source, start, rows), at + 1 == ends
+    return Steps(inputs, resets, truth, counts)
+
+
+def _symbols(
+    task: Characters, source: Source, start: int, stop: int, score: bool, ends: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    upto = min(stop + score, sum(source.lengths))
+    text = source.read(start, upto)[:, 0]
+    numbers = Vocabulary(bytes(task.vocabulary)).encode(text, lambda at: source.path_of(start + at))
+    following = np.append(numbers[1:], 0)[: stop - start]
+    return numbers[: stop - start], following, (np.arange(start, stop) + 1 < ends) & score
+
+
+def _classes(task: Classify, source: Source, start: int, rows: np.ndarray) -> np.ndarray:
+    labels = rows[:, source.names.index(task.target)].astype(np.float64)
+    known = np.asarray(task.classes)
+    numbers = np.searchsorted(known, labels).clip(max=len(known) - 1)
+    if (strange := known[numbers] != labels).any():
+        row = int(np.argmax(strange))
+        raise BadSample(
+            f"{source.path_of(start + row)}, column {task.target!r} is {labels[row]:g}, none of the classes that the run "
+            f"was trained on ({', '.join(f'{value:g}' for value in task.classes)}). Correct it, or predict without --score"
+        )
+    return numbers
