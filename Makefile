@@ -25,7 +25,7 @@ demo: $(VENV)/.installed-experiments  ## the window trade-off: what k2 buys and 
 setup: $(VENV)/.installed-runs  ## what every program in experiments/ needs; then: . .venv/bin/activate
 
 .PHONY: bench
-bench: $(VENV)/.installed-peers  ## all benchmarks in their quick form, and the README's table; ARGS=--full for the real ones
+bench: $(VENV)/.installed-peers  ## all benchmarks in their quick form, and benchmarks/README.md; ARGS=--full for the real ones
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: test
@@ -75,19 +75,19 @@ clean:  ## remove virtual environments, caches and builds (runs/ stays)
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp for each set of dependencies, so that `make demo` downloads no developer's tools; a set brings the smaller ones.
-$(VENV)/.installed-experiments: EXTRAS := experiments
-$(VENV)/.installed-runs: EXTRAS := experiments,runs
+$(VENV)/.installed-experiments: GROUPS := experiments
+$(VENV)/.installed-runs: GROUPS := experiments runs
 $(VENV)/.installed-runs: INCLUDES := experiments
-$(VENV)/.installed-peers: EXTRAS := experiments,peers
+$(VENV)/.installed-peers: GROUPS := experiments peers
 $(VENV)/.installed-peers: INCLUDES := experiments
-$(VENV)/.installed-test: EXTRAS := experiments,test
-$(VENV)/.installed-test: INCLUDES := experiments
-$(VENV)/.installed-all: EXTRAS := experiments,runs,test,dev,notebooks
+$(VENV)/.installed-test: GROUPS := experiments test
+$(VENV)/.installed-test: INCLUDES := experiments runs
+$(VENV)/.installed-all: GROUPS := experiments runs test dev notebooks
 $(VENV)/.installed-all: INCLUDES := experiments runs test
 
 $(VENV)/.installed-%: pyproject.toml $(VENV)/.created
-	@echo "Installing tbptt[$(EXTRAS)] into $(VENV) ..." >&2
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]' >&2
+	@echo "Installing tbptt and $(GROUPS) into $(VENV) ..." >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . $(GROUPS:%=--group %) >&2
 	@touch $@ $(INCLUDES:%=$(VENV)/.installed-%)
 
 $(VENV)/.created:
@@ -96,4 +96,5 @@ $(VENV)/.created:
 	  echo "Name another interpreter: make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) >&2 || { \
 	  echo "error: '$(PYTHON) -m venv' failed; Debian and Ubuntu have it in the package python3-venv." >&2; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1' >&2  # --group is new in it
 	@touch $@

@@ -1,1 +1,1 @@
-"""One file a question, one honest clock."""
+"""Benchmarks of speed, memory and precision: one file per question, one clock for all."""

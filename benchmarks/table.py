@@ -1,153 +1,281 @@
-"""The README's table of benchmarks, from the newest results; what is not reached says so.
+"""Rewrite the tables of benchmarks/README.md and experiments/README.md from the results files.
 
-    python -m benchmarks.table [--results DIR] [--readme FILE]      a second; reads files, measures nothing
+    python -m benchmarks.table [--results DIR] [--readme FILE]      a second; it measures nothing
 
-Replaces what stands between two marker comments of the README. A full run is taken before a quick one, then the newest;
-results of another device than a CPU are left to their own section. The last line of stdout is JSON: the files it is from.
+Replaces the text between two marker comments of each file; with --results or --readme of the
+first file alone. Of every benchmark and unroll function, a full run comes before a quick one,
+then the newest; results of other devices than a CPU have a section of their own. The last line of
+stdout is JSON: the results files that were used.
 """
 
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from benchmarks.support.program import say
+from benchmarks.support.program import NUMBA, SCAN, say
+from benchmarks.systems import registry
+from experiments import table as experiments_table
+from experiments.support.common.markdown import grid, replace_between
 
-RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parent.parent / "README.md"
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+README = HERE / "README.md"
 BEGIN = "<!-- benchmarks: begin; written by python -m benchmarks.table -->"
 END = "<!-- benchmarks: end -->"
-LARGE = "peers_large"  # cases that take long, in a file of their own: perhaps of another machine than the others
+LARGE = "peers_large"  # the cases that take longest, in a file of their own
 COMMANDS = {LARGE: 'peers --cases "B=64 H=512"'}
-NAMES = ("peers", LARGE, "full_vs_truncated", "windows_in_parallel", "memory_plan", "precision", "streaming")
+PEERS = ("peers", LARGE)
+NAMES = (
+    *PEERS,
+    "full_vs_truncated",
+    "windows_in_parallel",
+    "memory_plan",
+    "precision",
+    "streaming",
+)
+
+Summary = dict[str, Any]
 
 
-def newest(name: str, folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The result to show of one benchmark, or None."""
-    known = []
-    for path in folder.glob(f"{name}_cpu_*.json"):
-        summary = json.loads(path.read_text())
-        if summary.get("environment", {}).get("device") == "cpu":
-            known.append((not summary["quick"], summary["environment"]["date"], path, summary))
-    return max(known, key=lambda k: k[:2])[2:] if known else None
+class Result(NamedTuple):
+    """A results file: name of the benchmark, unroll function, path, content."""
+
+    name: str
+    unroll: str | None
+    path: Path
+    summary: Summary
 
 
-def grid(head: list[str], rows: list[list[str]]) -> list[str]:
-    """A markdown table."""
-    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+def unroll_of(name: str, summary: Summary) -> str | None:
+    """Return the unroll function that a run timed: "scan", "numba", or None if it does not apply.
+
+    Runs without the key were measured when compiled loops ran wherever numba was installed.
+    """
+    if name in (*PEERS, "precision", "gpu"):
+        return None
+    had_numba = "numba" in summary["environment"]["versions"]
+    return summary.get("unroll", NUMBA if had_numba else SCAN)
+
+
+def renamed(summary: Summary) -> Summary:
+    """Rename the systems of an older run of `peers`, which called the compiled loops `tbptt`."""
+    rows = summary["rows"]
+    if any(row["system"].startswith(registry.NUMBA) for row in rows):
+        return summary
+    if "numba" not in summary["environment"]["versions"]:
+        return summary
+
+    def name(text: str) -> str:
+        ours = text.startswith(registry.OURS)
+        return text.replace(registry.OURS, registry.NUMBA, 1) if ours else text
+
+    targets = [
+        row | {"ours": name(row["ours"])} if "ours" in row else row
+        for row in summary.get("targets", [])
+    ]
+    return summary | {
+        "rows": [row | {"system": name(row["system"])} for row in rows],
+        "targets": targets,
+        "reference": registry.NUMBA,
+    }
+
+
+def results(folder: Path) -> list[Result]:
+    """Return the result to show of every benchmark and unroll function, in the order of NAMES."""
+    found = []
+    for name in NAMES:
+        seen: dict[str | None, list[tuple[bool, str, Result]]] = {}
+        patterns = (f"{name}_cpu_*.json", f"{name}_{NUMBA}_cpu_*.json")
+        for path in (path for pattern in patterns for path in sorted(folder.glob(pattern))):
+            summary = json.loads(path.read_text())
+            machine = summary.get("environment", {})
+            if machine.get("device") == "cpu":
+                summary = renamed(summary) if name in PEERS else summary
+                result = Result(name, unroll_of(name, summary), path, summary)
+                key = not summary["quick"], machine["date"]
+                seen.setdefault(result.unroll, []).append((*key, result))
+        for runs in seen.values():
+            found.append(max(runs, key=lambda run: run[:2])[2])
+    return found
 
 
 def number(value: float | None) -> str:
-    """Three digits; a dash where there is nothing."""
+    """Return a number with three digits, or a dash."""
     return "–" if value is None else f"{value:.3g}"
 
 
-def origin(name: str, summary: dict[str, Any]) -> str:
-    """Says where a result comes from."""
-    machine, quick = summary["environment"], " **Quick run: too short to conclude from.**" if summary["quick"] else ""
-    load = machine["load_before"][0] if machine["load_before"] else float("nan")
-    versions = ", ".join(
-        f"{key} {value}" for key, value in machine["versions"].items() if key not in ("jaxlib", "matplotlib")
-    )
-    cpu = " with ".join(filter(None, (machine["cpu"], machine.get("vectors"))))  # older results do not name the vectors
-    where = f"{machine['date'][:10]}, {cpu}, {machine['cores']} cores, load {load:.1f} before"
-    note = f" {summary['note'][0].upper()}{summary['note'][1:]}." if summary.get("note") else ""
-    return f"`python -m benchmarks.{COMMANDS.get(name, name)}`: {where}; {versions}.{quick}{note}"
+def origin(result: Result) -> str:
+    """Return command, date, machine and versions of a run in one line."""
+    summary = result.summary
+    machine = summary["environment"]
+    load = (machine.get("load") or machine.get("load_before") or [float("nan")])[0]
+    left_out = ("jaxlib", "matplotlib")
+    versions = [f"{k} {v}" for k, v in machine["versions"].items() if k not in left_out]
+    cpu = " with ".join(filter(None, (machine["cpu"], machine.get("vectors"))))
+    cores = machine.get("cpus") or machine.get("cores")
+    where = f"{machine['date'][:10]}, {cpu}, {cores} cores, load {load:.1f} before"
+    quick = " **Quick run: too short for conclusions.**" if summary["quick"] else ""
+    note = summary.get("note", "")
+    note = f" {note[0].upper()}{note[1:]}." if note else ""
+    unroll = f" --unroll {result.unroll}" if result.unroll else ""
+    command = f"python -m benchmarks.{COMMANDS.get(result.name, result.name)}{unroll}"
+    return f"`{command}`: {where}; {', '.join(versions)}.{quick}{note}"
 
 
-def targets(summaries: dict[str, dict[str, Any]]) -> list[str]:
-    """What was wanted, and whether it is reached, every row of every benchmark."""
+def targets(found: list[Result]) -> list[str]:
+    """Return the table of all targets: wanted, measured, reached."""
     rows = []
-    for summary in summaries.values():
-        for row in summary.get("targets", []):
+    for result in found:
+        for row in result.summary.get("targets", []):
             other = row.get("against_any_form")
-            any_form = f"{number(other['ratio'])} ({other['system']}, {other['form']})" if other else ""
-            rows.append([
-                row["case"], row["against"], row["what"], f"{row['bound']} {row['wanted']:g}", number(row["measured"]),
-                "reached" if row["reached"] else "**NOT reached**", row.get("ours", ""),
-                number(row["on_one_device"]) if "on_one_device" in row else "", any_form,
-            ])  # fmt: skip
-    head = ["case", "against", "measure", "wanted", "measured", "", "ours", "ours on one device", "the fastest of any form"]
-    return grid(head, rows) if rows else []
+            any_form = ""
+            if other:
+                any_form = f"{number(other['ratio'])} ({other['system']}, {other['form']})"
+            default = number(row.get("default_unroll")) if "ours" in row else ""
+            ours = row.get("ours", f"unroll: {result.unroll}" if result.unroll else "")
+            rows.append(
+                [
+                    row["case"],
+                    row["against"],
+                    row["what"],
+                    f"{row['bound']} {row['wanted']:g}",
+                    number(row["measured"]),
+                    "reached" if row["reached"] else "**NOT reached**",
+                    ours,
+                    default,
+                    any_form,
+                ]
+            )
+    head = ["case", "against", "measure", "wanted", "measured", "", "ours"]
+    head += ["with `tbptt.unroll`", "against the fastest of any form"]
+    return ["### Targets", "", *grid(head, rows)] if rows else []
 
 
-def peers(summary: dict[str, Any]) -> list[str]:
-    """How many times faster ours is than every system in every form; the smallest number as large as the largest."""
+def peers(result: Result) -> list[str]:
+    """Return the table of ratios of every system and form, with the smallest and the largest."""
+    summary = result.summary
     rows = [row for row in summary["rows"] if row.get("ratio") is not None]
     cases = list(dict.fromkeys(row["case"]["name"] for row in rows))
     systems = list(dict.fromkeys((row["system"], row["form"]) for row in rows))
     ratios = {(row["system"], row["form"], row["case"]["name"]): row["ratio"] for row in rows}
-    lines = ["How many times faster `tbptt` (`make_train_epoch`, one program) trains; below 1 the other one is faster:", ""]
+    reference = summary.get("reference", registry.OURS)
+    lines = [f"### Other libraries: {', '.join(cases)}", ""]
+    lines += [f"Seconds divided by those of `{reference}`, one program; below 1 is faster:", ""]
     lines += grid(
         ["system", "form", *cases],
-        [[system, form, *(number(ratios.get((system, form, case))) for case in cases)] for system, form in systems],
+        [
+            [system, form, *(number(ratios.get((system, form, case))) for case in cases)]
+            for system, form in systems
+        ],
     )
-    others = [row for row in rows if not row["system"].startswith("tbptt")]
+    others = [row for row in rows if not registry.is_ours(row["system"])]
     if others:
-        least, most = (pick(others, key=lambda row: row["ratio"]) for pick in (min, max))
-        said = (f"{number(r['ratio'])} ({r['case']['name']}, {r['system']}, {r['form']})" for r in (least, most))
-        lines += ["", "Smallest ratio {}, largest {}.".format(*said)]
+        ends = [pick(others, key=lambda row: row["ratio"]) for pick in (min, max)]
+        texts = (
+            f"{number(r['ratio'])} ({r['case']['name']}, {r['system']}, {r['form']})" for r in ends
+        )
+        lines += ["", "Smallest ratio {}, largest {}.".format(*texts)]
     for row in summary["rows"]:
-        what = row.get("missing") or row.get("refused") or row.get("failed")
+        reason = row.get("missing") or row.get("refused") or row.get("failed")
         where = f" ({row['case']['name']})" if row["case"] else ""
-        lines += ["", f"Not compared: {row['system']}{where}: {what}."] if what else []
+        lines += ["", f"Not compared: {row['system']}{where}: {reason}."] if reason else []
     return lines
 
 
-def lengths(summary: dict[str, Any]) -> list[str]:
-    """Seconds and bytes against T, a column a system."""
-    systems = list(dict.fromkeys(row["system"] for row in summary["rows"]))
-    cells = {}
-    for row in summary["rows"]:
+def lengths(result: Result) -> list[str]:
+    """Return the table of seconds and bytes by T, one column per system."""
+    rows, cells = result.summary["rows"], {}
+    systems = list(dict.fromkeys(row["system"] for row in rows))
+    for row in rows:
         time = "not run" if row.get("skipped") else f"{number(row['seconds'])} s"
-        cells[row["case"]["T"], row["system"]] = f"{time}, {number(row['temp_bytes'] / 2**20)} MiB"
-    lines = ["One gradient, B=8, H=128, seconds and temporary MiB:", ""]
-    T = sorted({row["case"]["T"] for row in summary["rows"]})
-    return lines + grid(["T", *systems], [[f"{t:,}", *(cells.get((t, s), "–") for s in systems)] for t in T])
+        memory = f"{number(row['temp_bytes'] / 2**20)} MiB"
+        cells[row["case"]["T"], row["system"]] = f"{time}, {memory}"
+    lines = [f"### One gradient by its length (unroll: {result.unroll})", ""]
+    lines += ["B=8, D=8, H=128, seconds and temporary MiB:", ""]
+    T = sorted({row["case"]["T"] for row in rows})
+    table = [[f"{t:,}", *(cells.get((t, s), "–") for s in systems)] for t in T]
+    return lines + grid(["T", *systems], table)
 
 
-def precision(summary: dict[str, Any]) -> list[str]:
-    """The worst error of each precision."""
-    worst = summary["worst_relative_error"]
-    rows = [[system, "not run" if value is None else f"{value:.1e}"] for system, value in worst.items()]
-    return ["Largest relative error of the gradient against float64, over all cells and lengths:", ""] + grid(
-        ["precision", "error"], rows
-    )
+def precision(result: Result) -> list[str]:
+    """Return the table of the largest error of each precision."""
+    worst = result.summary["worst_relative_error"].items()
+    rows = [[system, "not run" if value is None else f"{value:.1e}"] for system, value in worst]
+    lines = ["### Precision", ""]
+    lines += ["Largest relative error of the gradient against float64, all cells and lengths:", ""]
+    return lines + grid(["precision", "error"], rows)
+
+
+def accelerator(folder: Path) -> tuple[list[str], list[Path]]:
+    """Return the tables of the results of `gpu` and `diagnostics_cost`, and their files."""
+    lines, files = [], []
+    runs = [path for path in sorted(folder.glob("gpu_*.json")) if "_cpu_" not in path.name]
+    if runs:
+        path = max(runs, key=lambda path: path.stem.rpartition("_")[2])
+        summary = json.loads(path.read_text())
+        machine = summary.get("environment", summary)
+        device = f"{machine['device']}, jax {machine['jax']}"
+        rows = []
+        for row in summary["rows"]:
+            sizes = ", ".join(f"{key}={value}" for key, value in row["case"].items())
+            memory = number(row["temp_bytes"] / 2**20)
+            rows.append([sizes, row["system"], number(row["seconds"] * 1e3), memory])
+        lines += ["### Accelerator", "", f"One gradient of an LSTM layer on one {device}:", ""]
+        lines += grid(["case", "system", "ms", "temporary MiB"], rows)
+        files.append(path)
+    rows = []
+    for path in sorted(folder.glob("diagnostics_cost_*.json")):
+        summary = json.loads(path.read_text())
+        machine = summary.get("environment") or summary["machine"]
+        unroll = summary.get("unroll", SCAN)
+        if not summary["quick"]:
+            files.append(path)
+            for cell, overhead in summary["overhead"].items():
+                rows.append([machine["device"], unroll, cell, f"{overhead:.1%}"])
+    if rows:
+        lines += ["", "### Diagnostics inside a train step", ""]
+        lines += ["Added time of all diagnostics, B=32, H=128, TBPTT(50, 50):", ""]
+        lines += grid(["device", "unroll", "cell", "overhead"], rows)
+    return lines, files
 
 
 def markdown(folder: Path) -> tuple[str, list[Path]]:
-    """Makes the text between the markers, and names the files that it is from."""
-    found = {name: result for name in NAMES if (result := newest(name, folder))}
-    summaries = {name: summary for name, (_, summary) in found.items()}
-    parts = [targets(summaries)]
+    """Return the text between the markers, and the files that it is from."""
+    found = results(folder)
+    blocks = [targets(found)]
     makers = {"peers": peers, LARGE: peers, "full_vs_truncated": lengths, "precision": precision}
-    parts += [maker(summaries[name]) for name, maker in makers.items() if name in summaries]
-    parts.append([f"- {origin(name, summary)}" for name, summary in summaries.items()])
-    missing = [name for name in NAMES if name not in found]
-    parts += [[f"No results yet of: {', '.join(missing)}."]] if missing else []
-    return "\n\n".join("\n".join(part) for part in parts if part), [path for path, _ in found.values()]
+    blocks += [makers[result.name](result) for result in found if result.name in makers]
+    lines, files = accelerator(folder)
+    blocks.append(lines)
+    if found:
+        blocks.append(["### Runs", "", *(f"- {origin(result)}" for result in found)])
+    missing = [name for name in NAMES if name not in {result.name for result in found}]
+    blocks += [[f"No results yet of: {', '.join(missing)}."]] if missing else []
+    text = "\n\n".join("\n".join(block).strip() for block in blocks if block)
+    return text, [*(result.path for result in found), *files]
 
 
 def write(readme: Path, folder: Path) -> list[Path]:
-    """Replaces what stands between the markers; a ValueError if the README has not exactly one pair."""
-    text = readme.read_text()
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"{readme} must hold each of these two lines once, in this order: {BEGIN!r} and {END!r}")
-    made, files = markdown(folder)
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    readme.write_text(f"{before}{BEGIN}\n\n{made}\n\n{END}{after}")
+    """Replace the text between the markers of a file, and return the results files it is from."""
+    text, files = markdown(folder)
+    replace_between(readme, BEGIN, END, text)
     return files
 
 
 def main() -> None:
-    """Writes the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Rewrite the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--readme", type=Path, default=README)
     flags = parser.parse_args()
-    files = write(flags.readme, flags.results)
+    files = [str(path) for path in write(flags.readme, flags.results)]
     say(f"{flags.readme}: from {len(files)} results")
-    print(json.dumps({"files": [str(path) for path in files]}))
+    if (flags.results, flags.readme) == (RESULTS, README):
+        files += experiments_table.main(experiments_table.Config())["files"]
+    print(json.dumps({"files": files}))
 
 
 if __name__ == "__main__":

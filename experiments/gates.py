@@ -1,11 +1,12 @@
-"""Gates: what a simple network, a GRU and an LSTM can learn at which lag (claim 7 of the lecture).
+"""Compare the lags that an Elman network, a GRU and an LSTM can learn (claim 7 of the lecture).
 
     python -m experiments.gates            about 60 seconds on two cores
 
-A sign is shown, noise as strong as the sign follows, and the target `lag` steps later is the sign. Expected: a simple
-network with an orthogonal W times 0.9 learns lag 30 and fails at 100; gates with their usual biases reach no further; the
-LSTM whose forget biases are spread over the lag (chrono initialisation) learns every lag tried. An orthogonal W of gain 1
-helps the simple network, though not reliably: it may fail at a lag and learn a longer one.
+The input is a sign followed by noise of the same magnitude, and the target `lag` steps later is the
+sign. Expected: an Elman network with W = 0.9 times an orthogonal matrix learns lag 30 and fails at
+100. Gated cells with the usual biases learn no longer lags. The LSTM whose forget biases cover the
+lag (chrono initialisation) learns every lag tried. An orthogonal W of gain 1 helps the Elman
+network, but not reliably: it may fail at a lag and learn a longer one.
 """
 
 import dataclasses
@@ -21,13 +22,14 @@ import optax
 
 import tbptt
 from experiments.support.common import program, style
+from experiments.support.common.unroll_choice import choose_unroll
 from tbptt.diagnostics import gradient_by_lag
 
 BATCH = 32
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(program.Common):
+class Config(program.Trained):
     """Five cells at four lags, every one trained for the same number of updates."""
 
     hidden: int = 32
@@ -41,48 +43,60 @@ class Config(program.Common):
 
 
 def cells(config: Config, lag: int) -> dict[str, tuple[Any, Any]]:
-    """Make the competitors: the cell that draws the parameters, and the equal one that runs them in a shared program."""
+    """Make pairs of cells: one for the initialisation, one that shares a compiled program."""
     H = config.hidden
-    # With a compute_dtype the Elman network runs by XLA: numba takes longer to compile its loops than a quick run takes.
-    elman = tbptt.Elman(2, H, compute_dtype=jnp.float32 if config.quick else None)
-    gru, lstm = tbptt.GRU(2, H), tbptt.LSTM(2, H)
+    elman, gru, lstm = tbptt.Elman(2, H), tbptt.GRU(2, H), tbptt.LSTM(2, H)
     made = {
         "Elman, gain 0.9": (tbptt.Elman(2, H, gain=0.9), elman),
         "Elman, orthogonal": (tbptt.Elman(2, H), elman),
         "GRU": (gru, gru),
         "LSTM, forget bias 1": (lstm, lstm),
-        "LSTM, chrono": (tbptt.LSTM(2, H, longest_lag=max(lag, 3)), lstm),  # drawn for this lag
+        "LSTM, chrono": (tbptt.LSTM(2, H, longest_lag=max(lag, 3)), lstm),  # biases for this lag
     }
-    return {name: pair for name, pair in made.items() if not (config.quick and name in ("Elman, orthogonal", "GRU"))}
+    return {
+        name: pair
+        for name, pair in made.items()
+        if not (config.quick and name in ("Elman, orthogonal", "GRU"))
+    }
 
 
 def recall(seed: int, sequences: int, lag: int, T: int) -> tbptt.Batch:
-    """Make sequences of T steps end to end: channel 0 a sign `lag` steps before the end, channel 1 noise.
+    """Make concatenated sequences: channel 0 is a sign `lag` steps before the end, channel 1 noise.
 
-    Only the last step counts, and the carry is reset where the sign is shown: what comes before changes nothing.
+    Only the last step counts. The carry is reset at the step of the sign, so that earlier steps
+    have no effect.
     """
     rng = np.random.default_rng(seed)
     signs = rng.choice(np.asarray([-1, 1], np.float32), size=(sequences, 1, BATCH))
-    shown, asked = (np.arange(T) == step for step in (T - 1 - lag, T - 1))
+    shown, recalled = (np.arange(T) == step for step in (T - 1 - lag, T - 1))
     inputs = rng.standard_normal((sequences, T, BATCH, 2), np.float32)
     inputs[..., 0] = shown[None, :, None] * signs
     targets = np.broadcast_to(signs, (sequences, T, BATCH))[..., None]
-    weights, resets = (np.broadcast_to(flags[None, :, None], (sequences, T, BATCH)) for flags in (asked, shown))
+    weights, resets = (
+        np.broadcast_to(flags[None, :, None], (sequences, T, BATCH)) for flags in (recalled, shown)
+    )
     made = (inputs, targets, weights.astype(np.float32), resets)
     return tbptt.Batch(*(jnp.asarray(a.reshape(-1, *a.shape[2:])) for a in made))
 
 
 @functools.cache
-def epoch_of(cell: Any, T: int, updates: int, lr: float) -> tuple[tbptt.Estimator, Any, Any]:
-    """Make full BPTT over sequences of T steps: (estimator, optimizer, one program for all updates)."""
-    estimator = tbptt.full_bptt(tbptt.sequence_loss(cell, nn.Dense(1), tbptt.squared_error))
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(lr, updates)))
+def epoch_of(
+    cell: Any, unroll: tbptt.UnrollFn, T: int, updates: int, lr: float
+) -> tuple[tbptt.Estimator, Any, Any]:
+    """Return (estimator, optimizer, program for all updates) of full BPTT over T steps."""
+    loss_fn = tbptt.sequence_loss(cell, nn.Dense(1), tbptt.squared_error, unroll=unroll)
+    estimator = tbptt.full_bptt(loss_fn)
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(lr, updates))
+    )
     return estimator, optimizer, tbptt.make_train_epoch(estimator, optimizer, T)
 
 
 def learn(drawn: Any, cell: Any, lag: int, T: int, updates: int, config: Config) -> float:
     """Train on sequences of T steps and return the mean loss of the last tenth of the updates."""
-    estimator, optimizer, epoch = epoch_of(cell, T, updates, config.lr)
+    estimator, optimizer, epoch = epoch_of(
+        cell, choose_unroll(config.unroll), T, updates, config.lr
+    )
     params = tbptt.init_params(jax.random.key(config.seed), drawn, nn.Dense(1))
     batch = recall(config.seed, updates, lag, T)
     state = tbptt.init_state(estimator, optimizer, params, cell.initial_carry((BATCH,)), batch)
@@ -97,16 +111,19 @@ def by_lag(cell: Any, params: Any, xs: jax.Array) -> jax.Array:
 
 
 def profile(drawn: Any, cell: Any, steps: int, seed: int) -> list[float]:
-    """Return the untrained cell's gradient by lag, relative to lag 1, on the task's noise; 1e-38 stands for underflow."""
+    """Return the gradient of the untrained cell by lag, relative to lag 1, on noise.
+
+    1e-38 is underflow.
+    """
     norms = by_lag(cell, drawn.init(jax.random.key(seed)), recall(seed, 1, steps, steps + 1).inputs)
     median = np.median(np.asarray(norms, np.float64), axis=1)
     return np.maximum(median / median[0], 1e-38).tolist()
 
 
 def longest_learnt(lags: tuple[int, ...], losses: list[float]) -> int:
-    """Return the longest lag that is learnt together with all shorter ones, 0 if the first is not; lags ascend.
+    """Return the longest of the ascending lags that is learnt with all shorter ones, or 0.
 
-    A constant answer has an error of 1; below 0.1 the sign is recalled.
+    A constant prediction has an error of 1; a lag is learnt if the error is below 0.1.
     """
     longest = 0
     for lag, loss in zip(lags, losses, strict=True):
@@ -123,7 +140,7 @@ def missed(lags: tuple[int, ...], losses: list[float]) -> list[int]:
 
 
 def measure(config: Config) -> dict[str, Any]:
-    """Measure what is learnt at every lag, and the gradient by lag before training."""
+    """Measure the loss after training at every lag, and the gradient by lag before training."""
     lags = (30, 100) if config.quick else config.lags
     updates = 120 if config.quick else config.updates
     losses: dict[str, list[float]] = {}
@@ -132,8 +149,11 @@ def measure(config: Config) -> dict[str, Any]:
         for name, (drawn, cell) in cells(config, lag).items():
             losses.setdefault(name, []).append(learn(drawn, cell, lag, T, updates, config))
     steps = 100 if config.quick else 300
-    profiles = {name: profile(drawn, cell, steps, config.seed) for name, (drawn, cell) in cells(config, 300).items()}
-    reach = {name: longest_learnt(lags, row) for name, row in losses.items()}
+    profiles = {
+        name: profile(drawn, cell, steps, config.seed)
+        for name, (drawn, cell) in cells(config, 300).items()
+    }
+    longest = {name: longest_learnt(lags, row) for name, row in losses.items()}
     gaps = {name: missed(lags, row) for name, row in losses.items() if missed(lags, row)}
     at_100 = {name: row[99] for name, row in profiles.items()}
     return {
@@ -144,21 +164,33 @@ def measure(config: Config) -> dict[str, Any]:
         "claims": [
             program.claim(
                 7,
-                "norm of the gradient 100 steps back over that 1 step back, before training: Elman network of gain 0.9; "
+                "norm of the gradient 100 steps back over that 1 step back, before training: Elman "
+                "network of gain 0.9; "
                 "LSTM of forget bias 1; chrono LSTM",
-                "; ".join(f"{at_100[n]:.1e}" for n in ("Elman, gain 0.9", "LSTM, forget bias 1", "LSTM, chrono")),
-                "the LSTM's is larger than the Elman network's, the chrono LSTM's at least 1000 times as large",
-                at_100["LSTM, chrono"] > 1000 * at_100["Elman, gain 0.9"] < at_100["LSTM, forget bias 1"],
+                "; ".join(
+                    f"{at_100[n]:.1e}"
+                    for n in ("Elman, gain 0.9", "LSTM, forget bias 1", "LSTM, chrono")
+                ),
+                "the LSTM's is larger than the Elman network's, the chrono LSTM's at least 1000 "
+                "times as large",
+                at_100["LSTM, chrono"]
+                > 1000 * at_100["Elman, gain 0.9"]
+                < at_100["LSTM, forget bias 1"],
             ),
             program.claim(
                 7,
                 f"longest lag that is learnt in {updates} updates together with all shorter ones",
-                ", ".join(f"{name}: {lag}" for name, lag in reach.items())
+                ", ".join(f"{name}: {lag}" for name, lag in longest.items())
                 + "".join(
-                    f" ({name} also learns {', '.join(map(str, more))}, after a failure)" for name, more in gaps.items()
+                    f" ({name} also learns {', '.join(map(str, more))}, after a failure)"
+                    for name, more in gaps.items()
                 ),
-                "Elman network of gain 0.9: below 100; chrono LSTM: 100 or more, and no other cell learns a longer one",
-                reach["Elman, gain 0.9"] < 100 <= reach["LSTM, chrono"] == max(reach.values()),
+                "Elman network of gain 0.9: below 100; chrono LSTM: 100 or more, and no other cell "
+                "learns a longer one",
+                longest["Elman, gain 0.9"]
+                < 100
+                <= longest["LSTM, chrono"]
+                == max(longest.values()),
             ),
         ],
     }
@@ -170,13 +202,25 @@ def draw(data: dict[str, Any], folder: Path) -> None:
     for index, (name, norms) in enumerate(data["profiles"].items()):
         axes[0].plot(np.arange(1, len(norms) + 1), norms, label=name, **style.line(index))
         if name in data["losses"]:
-            axes[1].plot(data["lags"], data["losses"][name], marker=style.MARKERS[index], label=name, **style.line(index))
-    axes[0].set(xlabel="lag k (steps back)", ylabel="gradient k steps back / 1 step back", yscale="log")
+            axes[1].plot(
+                data["lags"],
+                data["losses"][name],
+                marker=style.MARKERS[index],
+                label=name,
+                **style.line(index),
+            )
+    axes[0].set(
+        xlabel="lag k (steps back)", ylabel="gradient k steps back / 1 step back", yscale="log"
+    )
     axes[0].set_title("Before training")
     axes[0].set_ylim(bottom=max(min(min(row) for row in data["profiles"].values()), 1e-30))
     axes[1].axhline(0.1, color=style.GREY, lw=1.0, ls=":")
-    axes[1].set(xscale="log", xlabel="lag of the sign to recall (steps)", ylabel="mean squared error (constant answer: 1)")
-    axes[1].set(title=f"After {data['updates']} updates (dotted: recalled)", ylim=(0, None))
+    axes[1].set(
+        xscale="log",
+        xlabel="lag of the sign to recall (steps)",
+        ylabel="mean squared error (constant prediction: 1)",
+    )
+    axes[1].set(title=f"After {data['updates']} updates (dotted: threshold)", ylim=(0, None))
     axes[1].set_xticks(data["lags"], [str(lag) for lag in data["lags"]])
     axes[1].minorticks_off()
     for axis in axes:

@@ -1,11 +1,12 @@
-"""Gradient by lag, the horizon that the dynamics predict, and the bias and cost of TBPTT(k1, k2): one plot (claim 10).
+"""Measure the gradient by lag, its horizon, and bias and cost of TBPTT(k1, k2) (claim 10).
 
     python -m experiments.lag_profile            about 60 seconds on two cores
 
-One LSTM is trained on the pulse recording `ppg`, another on the synthetic Mackey-Glass series. Expected: the lag at which
-1 % of the gradient is left is the one that the largest Lyapunov exponent predicts, within a factor of 2; the bias of the
-truncated gradient falls with k2 as the gradient by lag does, and is below 10 % at the first window of at least twice the
-measured lag; the norm neither explodes nor vanishes at any window; the memory grows with k2.
+One LSTM is trained on the pulse recording `ppg`, another on the synthetic Mackey-Glass series.
+Expected: the lag at which 1 % of the gradient is left is the one that the largest Lyapunov exponent
+predicts, within a factor of 2. The bias of the truncated gradient falls with k2 as the gradient by
+lag does, and is below 10 % at the first window of at least twice the measured lag. The norm neither
+explodes nor vanishes at any window, and the memory grows with k2.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ import numpy as np
 import tbptt
 from experiments.support.common import program
 from experiments.support.common.forecasting import Job, Model, estimator_of, make_job, train
+from experiments.support.common.unroll_choice import choose_unroll
 from experiments.support.lecture.lag_figure import draw as draw
 from tbptt.data import mackey_glass, ppg
 from tbptt.diagnostics import (
@@ -36,11 +38,11 @@ from tbptt.optim import global_norm
 WINDOWS, QUICK_WINDOWS = (5, 10, 25, 50, 100, 200, 400, 1000), (5, 50, 1000)
 LENGTH, QUICK_LENGTH = 4000, 2000
 ROWS = 8  # batch rows that are measured
-LEFT = 0.01  # the share of a gradient that counts as forgotten
+LEFT = 0.01  # fraction of the gradient that defines the horizon
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(program.Common):
+class Config(program.Trained):
     """Profile, horizon, bias and cost of a trained LSTM on two recordings."""
 
     hidden: int = 32
@@ -52,7 +54,7 @@ class Config(program.Common):
 
 
 def jobs(config: Config) -> dict[str, Job]:
-    """Make both recordings forecasting jobs, 32 steps ahead, batch rows of 5,000 steps."""
+    """Make a forecasting job of each recording, 32 steps ahead, with batch rows of 5,000 steps."""
     rows, end, samples = (12, 60_000, 61_000) if config.quick else (36, 180_000, 220_000)
     recordings = {"ppg": ppg(2), "mackey_glass": mackey_glass(samples, seed=config.seed)}
     return {name: make_job(r, (32,), rows, end, end + 500) for name, r in recordings.items()}
@@ -61,13 +63,24 @@ def jobs(config: Config) -> dict[str, Job]:
 def trained(job: Job, model: Model, config: Config) -> Any:
     """Train with TBPTT(50, 50) and return the parameters."""
     epochs = 6 if config.quick else config.epochs
-    return train(estimator_of(model, 50, 50), model, job, 50, lr=6e-3, clip=1.0, epochs=epochs, seed=config.seed).params
+    return train(
+        estimator_of(model, 50, 50),
+        model,
+        job,
+        50,
+        lr=6e-3,
+        clip=1.0,
+        epochs=epochs,
+        seed=config.seed,
+    ).params
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def profile(model: Model, params: Any, batch: tbptt.Batch, lags: int) -> tuple[LagProfile, Any, jax.Array, jax.Array]:
-    """Return the gradient by lag of losses 300 steps apart and where it has fallen to LEFT of it; and what is predicted:
-    the largest Lyapunov exponent along the first row, and the lag that follows from it."""
+def profile(
+    model: Model, params: Any, batch: tbptt.Batch, lags: int
+) -> tuple[LagProfile, Any, jax.Array, jax.Array]:
+    """Return the gradient by lag of losses 300 steps apart, its measured horizon, the largest
+    Lyapunov exponent along the first batch row, and the horizon that it predicts."""
     cell = model.cell
 
     def error(y: jax.Array, s: jax.Array) -> jax.Array:
@@ -76,14 +89,18 @@ def profile(model: Model, params: Any, batch: tbptt.Batch, lags: int) -> tuple[L
 
     T, rows = batch.inputs.shape[:2]
     at = np.arange(lags + 100, T, 300)
-    seen = lag_profile(cell, params.cell, cell.initial_carry((rows,)), batch.inputs, error, lags=lags, at=at)
-    spectrum = lyapunov_spectrum(cell, params.cell, cell.initial_carry(), batch.inputs[:, 0], count=1, warmup=500)
+    norms = lag_profile(
+        cell, params.cell, cell.initial_carry((rows,)), batch.inputs, error, lags=lags, at=at
+    )
+    spectrum = lyapunov_spectrum(
+        cell, params.cell, cell.initial_carry(), batch.inputs[:, 0], count=1, warmup=500
+    )
     rate = spectrum.exponents[0]
-    return seen, measured_horizon(seen, LEFT), rate, memory_horizon(rate, LEFT)
+    return norms, measured_horizon(norms, LEFT), rate, memory_horizon(rate, LEFT)
 
 
 def estimate(model: Model, estimator: tbptt.Estimator, params: Any, batch: tbptt.Batch) -> Any:
-    """Return an estimator's gradient of the whole batch, its windows at fixed parameters."""
+    """Return the gradient of an estimator for the whole batch, with fixed parameters."""
     carry = model.cell.initial_carry(batch.inputs.shape[1:2])
     return estimator.estimate(params, estimator.init(params, carry, batch), batch).grads
 
@@ -91,13 +108,14 @@ def estimate(model: Model, estimator: tbptt.Estimator, params: Any, batch: tbptt
 @functools.partial(jax.jit, static_argnums=0)
 def full_gradient(model: Model, params: Any, batch: tbptt.Batch) -> Any:
     """Return the gradient by full BPTT."""
-    loss_fn = tbptt.sequence_loss(model.cell, model.readout, tbptt.squared_error)
-    return estimate(model, tbptt.full_bptt(loss_fn), params, batch)
+    return estimate(model, tbptt.full_bptt(model.loss_fn()), params, batch)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def compared(model: Model, k1: int, k2: int, params: Any, batch: tbptt.Batch, reference: Any) -> dict[str, jax.Array]:
-    """Compare the gradient by TBPTT(k1, k2) with a reference: bias, cosine, and the ratio of their norms."""
+def compared(
+    model: Model, k1: int, k2: int, params: Any, batch: tbptt.Batch, reference: Any
+) -> dict[str, jax.Array]:
+    """Return bias, cosine and relative norm of the gradient by TBPTT(k1, k2)."""
     grads = estimate(model, estimator_of(model, k1, k2), params, batch)
     error = compare_gradients(reference, grads)
     norm = global_norm(grads) / global_norm(reference)
@@ -105,25 +123,38 @@ def compared(model: Model, k1: int, k2: int, params: Any, batch: tbptt.Batch, re
 
 
 def measured(config: Config, model: Model) -> dict[str, dict[str, Any]]:
-    """Measure on each recording the profile of h and c, the predicted horizon, and bias, norm and bytes of every window."""
+    """Measure profile, horizon, and bias, norm and bytes of every window, on each recording."""
     results, programs = {}, {}
     for name, job in jobs(config).items():
         params = trained(job, model, config)
-        batch = jax.tree.map(lambda leaf: leaf[: QUICK_LENGTH if config.quick else LENGTH, :ROWS], job.batch)
-        seen, horizon, rate, predicted = profile(model, params, batch, config.lags)
+        batch = jax.tree.map(
+            lambda leaf: leaf[: QUICK_LENGTH if config.quick else LENGTH, :ROWS], job.batch
+        )
+        norms, horizon, rate, predicted = profile(model, params, batch, config.lags)
         reference = full_gradient(model, params, batch)
         rows = []
         for k2 in QUICK_WINDOWS if config.quick else WINDOWS:
             k1 = min(k2, 50)
             if k2 not in programs:
                 programs[k2] = compared.lower(model, k1, k2, params, batch, reference).compile()
-            row = {name: float(value) for name, value in programs[k2](params, batch, reference).items()}
+            row = {
+                name: float(value) for name, value in programs[k2](params, batch, reference).items()
+            }
             temp_bytes = programs[k2].memory_analysis().temp_size_in_bytes
             rows.append({"k1": k1, "k2": k2, "temp_bytes": temp_bytes, **row})
         results[name] = {
-            "profile": {name: np.asarray(mean, np.float64).tolist() for name, mean in seen.mean._asdict().items()},
-            "low": {n: np.asarray(q[0], np.float64).tolist() for n, q in seen.quantiles._asdict().items()},
-            "high": {n: np.asarray(q[2], np.float64).tolist() for n, q in seen.quantiles._asdict().items()},
+            "profile": {
+                name: np.asarray(mean, np.float64).tolist()
+                for name, mean in norms.mean._asdict().items()
+            },
+            "low": {
+                n: np.asarray(q[0], np.float64).tolist()
+                for n, q in norms.quantiles._asdict().items()
+            },
+            "high": {
+                n: np.asarray(q[2], np.float64).tolist()
+                for n, q in norms.quantiles._asdict().items()
+            },
             "rate": float(rate),
             "predicted": finite(predicted),
             "measured": {name: finite(lag) for name, lag in horizon._asdict().items()},
@@ -133,7 +164,10 @@ def measured(config: Config, model: Model) -> dict[str, dict[str, Any]]:
 
 
 def beyond(result: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the first window of at least twice the measured horizon of h and c; None if none is, or it is infinite."""
+    """Return the first window of at least twice the measured horizon of h and c.
+
+    None if none is, or it is infinite.
+    """
     horizon = max(math.inf if lag is None else lag for lag in result["measured"].values())
     return next((row for row in result["windows"] if row["k2"] >= 2 * horizon), None)
 
@@ -145,13 +179,14 @@ def near(result: dict[str, Any]) -> bool:
 
 
 def finite(value: Any) -> float | None:
-    """Return None for infinity, which JSON does not have: the gradient is not forgotten within the lags of the profile."""
+    """Return None for infinity, a horizon beyond the lags of the profile."""
     return float(value) if np.isfinite(value) else None
 
 
 def measure(config: Config) -> dict[str, Any]:
     """Train and measure on both recordings."""
-    results = measured(config, Model(tbptt.LSTM(1, config.hidden), nn.Dense(1)))
+    model = Model(tbptt.LSTM(1, config.hidden), nn.Dense(1), choose_unroll(config.unroll))
+    results = measured(config, model)
     falls = {n: [r["bias"] for r in d["windows"]] for n, d in results.items()}
     after = {n: beyond(d) for n, d in results.items()}
     norms = [r["norm"] for d in results.values() for r in d["windows"]]
@@ -169,7 +204,8 @@ def measure(config: Config) -> dict[str, Any]:
             ),
             program.claim(
                 10,
-                "lag at which 1 % of the gradient is left: predicted from the largest exponent; measured for h and for c",
+                "lag at which 1 % of the gradient is left: predicted from the largest exponent; "
+                "measured for h and for c",
                 ", ".join(
                     f"{n}: {d['predicted'] or math.inf:.0f}; "
                     + " and ".join(f"{lag or math.inf:.0f}" for lag in d["measured"].values())
@@ -181,13 +217,17 @@ def measure(config: Config) -> dict[str, Any]:
             program.claim(
                 10,
                 "bias at the first window of at least twice the measured lag",
-                ", ".join(f"{n}: none" if r is None else f"{n}: {r['bias']:.1e} at {r['k2']}" for n, r in after.items()),
+                ", ".join(
+                    f"{n}: none" if r is None else f"{n}: {r['bias']:.1e} at {r['k2']}"
+                    for n, r in after.items()
+                ),
                 "below 0.1",
                 all(r is not None and r["bias"] < 0.1 for r in after.values()),
             ),
             program.claim(
                 10,
-                "a truncated gradient neither explodes nor vanishes: smallest and largest norm, full gradient = 1",
+                "a truncated gradient neither explodes nor vanishes: smallest and largest norm, "
+                "full gradient = 1",
                 f"{min(norms):.2f}; {max(norms):.2f}",
                 "between 0.01 and 100",
                 0.01 < min(norms) and max(norms) < 100,

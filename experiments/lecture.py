@@ -1,11 +1,13 @@
-"""The lecture, claim by claim: runs every experiment of the gradient laboratory and writes one HTML page.
+"""Run the experiments on the twelve claims of the lecture and write one HTML page.
 
     python -m experiments.lecture            about 4 minutes on two cores
     python -m experiments.lecture --quick    at most 90 CPU seconds
 
-Expected: all twelve claims hold. The page (lecture.html, by its absolute path in the summary) is self-contained: figures
-inlined, nothing fetched. If a claim does not hold, stderr and the summary name it and the exit status is 1; the page and the
-summary are written all the same.
+Expected: all twelve claims hold. The page, lecture.html, contains its figures; the summary has its
+absolute path. If a
+claim does not hold, stderr and the summary name it, and the exit status is 1. The page and the
+summary are written in
+either case.
 """
 
 import dataclasses
@@ -31,57 +33,71 @@ from experiments.support.common import page, program, run_folder
 from experiments.support.common.console import console
 from tbptt.data import DataUnavailable
 
-# (experiment, heading, the statement of the lecture in our words), in the order of the page
+# (experiment, heading, statement of the lecture), in the order of the page
 CHAPTERS = (
     (
         powers_of_w,
         "Powers of W (claims 2 and 3)",
-        "Without a nonlinearity every step multiplies the state by W, so the state grows or decays like the n-th power of an "
-        "eigenvalue λ. The gradient does the same, backwards in time. It explodes for λ above 1 and vanishes for λ below 1.",
+        "Without a nonlinearity every step multiplies the state by W, so the state grows or decays "
+        "like the n-th power of an "
+        "eigenvalue λ. The gradient does the same, backwards in time. It explodes for λ above 1 "
+        "and vanishes for λ below 1.",
     ),
     (
         lyapunov,
         "Lyapunov exponents (claim 3, for any network)",
-        "For a nonlinear network the Lyapunov exponent takes the place of log λ. It is the mean growth rate of a small change "
-        "of the state along the network's own trajectory. It predicts, before any training, how far back a gradient reaches.",
+        "For a nonlinear network the Lyapunov exponent takes the place of log λ. It is the mean "
+        "growth rate of a small change "
+        "of the state along the network's own trajectory. It predicts, before any training, how "
+        "far back a gradient reaches.",
     ),
     (
         finite_precision,
         "Finite precision (claim 4)",
-        "An exploding gradient ends as inf or NaN. A vanishing gradient stops training long before it is zero: an update that "
-        "is smaller than half the spacing of the numbers around a parameter does not change the parameter.",
+        "An exploding gradient ends as inf or NaN. A vanishing gradient stops training long before "
+        "it is zero: an update that "
+        "is smaller than half the spacing of the numbers around a parameter does not change the "
+        "parameter.",
     ),
     (
         repeated_tanh,
         "Repeated tanh (claim 5)",
-        "The slope of tanh is 1 at 0 and smaller everywhere else. The more often tanh is applied, the flatter the map becomes. "
+        "The slope of tanh is 1 at 0 and smaller everywhere else. The more often tanh is applied, "
+        "the flatter the map becomes. "
         "This alone can only make gradients vanish.",
     ),
     (
         clipping_cliff,
         "Clipping (claim 6)",
-        "If the norm of a gradient g exceeds G_max, it is replaced by G_max g / ‖g‖, which has the same direction and norm "
-        "G_max. A clipped step is short by construction. Whether descents end at a lower error is measured: most do, but not "
+        "If the norm of a gradient g exceeds G_max, it is replaced by G_max g / ‖g‖, which has the "
+        "same direction and norm "
+        "G_max. A clipped step is short by construction. Whether descents end at a lower error is "
+        "measured: most do, but not "
         "from every start. G_max is an engineering choice; the sweep shows how much it matters.",
     ),
     (
         gates,
         "Gates (claim 7)",
-        "Vanishing gradients have no such simple remedy. The lecture proposes other architectures, GRU and LSTM. The "
-        "measurements show that the forget bias decides how far back a gated network learns, and that an orthogonal W helps a "
+        "Vanishing gradients have no such simple remedy. The lecture proposes other architectures, "
+        "GRU and LSTM. The "
+        "measurements show that the forget bias decides how far back a gated network learns, and "
+        "that an orthogonal W helps a "
         "simple network too.",
     ),
     (
         truncation,
         "Full and truncated BPTT (claims 1, 8, 9, 11 and 12)",
-        "The gradient by BPTT is a sum over time. Over a long sequence it needs much memory and gives few updates. Truncated "
-        "BPTT updates after every window. The best window length depends on the task and is found by trying. k1 and k2 may "
+        "The gradient by BPTT is a sum over time. Over a long sequence it needs much memory and "
+        "gives few updates. Truncated "
+        "BPTT updates after every window. The best window length depends on the task and is found "
+        "by trying. k1 and k2 may "
         "differ.",
     ),
     (
         lag_profile,
         "Truncation against all three problems (claim 10)",
-        "The gradient of a short window neither explodes nor vanishes, and it is biased. The bias follows from how the gradient "
+        "The gradient of a short window neither explodes nor vanishes, and it is biased. The bias "
+        "follows from how the gradient "
         "falls with the lag.",
     ),
 )
@@ -116,35 +132,50 @@ def main(config: Config) -> dict[str, Any]:
         name = module.__name__.rsplit(".", 1)[-1]
         console.print(f"[{index + 1}/{len(CHAPTERS)}] {name} ...")
         settings = module.Config(seed=config.seed, quick=config.quick, out=folder / name)
-        # Quick programs run for less time than XLA takes to optimize them.
+        # Quick programs run for less time than XLA needs to optimize them.
         with program.optimizations(most=not config.quick):
             summary = program.execute(module, settings)
-        program.tell(summary)
+        program.show(summary)
         rows += summary["claims"]
         figures = [folder / name / figure for figure in summary["figures"]]
         command = f"python -m experiments.{name}" + (" --quick" if config.quick else "")
         sections.append(
-            {"heading": heading, "text": text, "rows": summary["claims"], "figures": figures, "command": command}
+            {
+                "heading": heading,
+                "text": text,
+                "rows": summary["claims"],
+                "figures": figures,
+                "command": command,
+            }
         )
     claims, where = combine(rows), run_folder.environment()
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
     held = sum(claim["holds"] for claim in claims)
     quick = (
-        "This is the quick form: it runs smaller and shorter experiments, and compiles most programs with few optimizations. "
+        "This is the quick form: it runs smaller and shorter experiments, and compiles most "
+        "programs with few optimizations. "
         if config.quick
         else ""
     )
     footer = (
-        f"{quick}Measured on {where['date']} on {where['cpus']} CPU cores ({where['machine']}) with Python {where['python']} and "
+        f"{quick}Measured on {where['date']} on {where['cpus']} CPU cores ({where['machine']}) "
+        f"with Python {where['python']} and "
         f"jax {where['jax']} in {seconds:.0f} s."
     )
     failed = [str(claim["claim"]) for claim in claims if not claim["holds"]]
     intro = (
-        "This page measures twelve claims of a lecture on vanishing and exploding gradients and truncated back-propagation "
-        f"through time (BPTT). The run that wrote the page computed every number on it. {held} of 12 claims hold"
-        + (f"; these do not: {', '.join(failed)}." if failed else ".")
+        "This page measures twelve claims of a lecture on vanishing and exploding gradients and "
+        "truncated back-propagation "
+        f"through time (BPTT). The run that wrote the page computed every number on it. {held} of "
+        f"12 claims hold" + (f"; these do not: {', '.join(failed)}." if failed else ".")
     )
-    page.write(folder / "lecture.html", "Gradients through time: twelve claims, measured", intro, sections, footer)
+    page.write(
+        folder / "lecture.html",
+        "Gradients through time: twelve claims, measured",
+        intro,
+        sections,
+        footer,
+    )
     summary = {
         "experiment": "lecture",
         "quick": config.quick,

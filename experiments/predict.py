@@ -1,17 +1,18 @@
-"""Use what a run of experiments.train has learnt: predictions for a file, one row a step, in the data's own units.
+"""Predict with a model trained by experiments.train, one prediction per row of a file.
 
     python -m experiments.predict runs/train/2026-11-25_10-00-00 --data new.csv
-    python -m experiments.predict RUN --data new.parquet --out forecast.parquet --block 1       one step at a time
+    python -m experiments.predict RUN --data new.parquet --out forecast.parquet --block 1
 
-The file is streamed: any length, in the memory of one block. Blocks of any length, 1 included, give the same predictions to
-rounding. Columns are found by their names. A prediction at a row uses that row and the ones before it, nothing later.
+The file is streamed in blocks, so its length is not limited by memory. The predictions do not
+depend on the block length up to rounding. Columns are found by name. A prediction uses its row and
+the rows before it, and no later row.
 
-    forecast   row, prediction: the target's value `horizon` rows after the row
-    classes    row, prediction, p_CLASS ...: the class of the recording, told after every row
-    text       row, prediction, p_prediction: the likeliest next symbol (bytes that are no printable ASCII are escaped)
+    forecast   row, prediction: the value of the target `horizon` rows after the row
+    classes    row, prediction, p_CLASS ...: the class of the recording, predicted after every row
+    text       row, prediction, p_prediction: the most likely next symbol (escaped unless ASCII)
 
-With --score the file must hold the target too: the truth is written beside each prediction, and the last line, JSON, has
-the metric.
+With --score the file must contain the target. The true values are then written beside the
+predictions, and the last line of stdout (JSON) contains the metric.
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ import tyro
 
 from experiments.support.common.console import console
 from experiments.support.common.json_file import read_config
+from experiments.support.common.unroll_choice import choose_unroll, print_unroll
 from experiments.support.train.model import Model, make_model
 from experiments.support.train.params import load_params
 from experiments.support.train.predicting import Score, predict_blocks
@@ -42,22 +44,27 @@ class Config:
     run: Annotated[Path, tyro.conf.Positional]
     """folder of a run of experiments.train"""
     data: Path
-    """.csv, .parquet or .npy with the columns that the run was trained on, in any order; of a text run, a text file"""
+    """.csv, .parquet or .npy file with the columns of the training data, in any order; for a text
+    run, a text file"""
     out: Path | None = None
-    """.csv, .parquet, or .npy (predictions alone); default RUN/predictions-NAME.csv"""
+    """.csv or .parquet, or .npy for the predictions alone; default RUN/predictions-NAME.csv"""
     block: int = 1024
-    """steps at a time; 1 for one step at a time"""
+    """number of steps per block; 1 for one step at a time"""
     score: bool = False
-    """compare with the truth, which the file must then hold"""
+    """compare with the true values, which the file must contain"""
     seed: int | None = None
-    """of a run with --seeds: which of them, from 0; default the one that its summary names"""
+    """for a run with several --seeds: index of the seed, from 0; default the one in its summary"""
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Loads the model, predicts the file, and returns what was done."""
+    """Load the model, predict the file, and return a summary."""
     settings = read_config(config.run)
     task = from_json(settings.get("task", {}), f"{config.run / 'config.json'}")
-    model = make_model(task, settings["cell"], settings["hidden"], settings["layers"])
+    unroll = settings.get("unroll", "scan")
+    model = make_model(
+        task, settings["cell"], settings["hidden"], settings["layers"], choose_unroll(unroll)
+    )
+    print_unroll(unroll)
     source = open_for(task, [config.data], config.score)
     out = config.out or config.run / f"predictions-{config.data.stem}.csv"
     params, loaded = load_params(config.run, model, settings.get("seeds", 1), config.seed)
@@ -75,13 +82,24 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def predict_file(
-    task: Task, model: Model, params: Any, source: Source, file: PredictionFile, block: int, score: bool
+    task: Task,
+    model: Model,
+    params: Any,
+    source: Source,
+    file: PredictionFile,
+    block: int,
+    score: bool,
 ) -> dict[str, Any]:
-    """Streams a source through the model into a file; returns rows, rows_per_second, and the metric if it was scored."""
+    """Stream a source through the model into a file.
+
+    Return rows, rows_per_second, and with `score` the metric.
+    """
     total, scored, begin = sum(source.lengths), Score(task), time.perf_counter()
     pace, view, rows = Pace(total, None), make_view(console, every=10.0), 0
     try:
-        for columns, outputs, steps in predict_blocks(task, model, params, source, block, score=score):
+        for columns, outputs, steps in predict_blocks(
+            task, model, params, source, block, score=score
+        ):
             file.write(columns)
             scored.add(outputs, steps)
             rows += len(outputs)
@@ -92,11 +110,23 @@ def predict_file(
         pace.mark(rows)
         view.end(_status(rows, total, pace))
     seconds = time.perf_counter() - begin
-    return {"rows": rows, "rows_per_second": round(rows / seconds, 1), **(scored.result() if score else {})}
+    return {
+        "rows": rows,
+        "rows_per_second": round(rows / seconds, 1),
+        **(scored.result() if score else {}),
+    }
 
 
 def _status(rows: int, total: int, pace: Pace) -> Status:
-    return Status(rows, total, rows / total, rate=pace.rate(), unit="rows", left=pace.left(rows, 0.0), what="row")
+    return Status(
+        rows,
+        total,
+        rows / total,
+        rate=pace.rate(),
+        unit="rows",
+        left=pace.left(rows, 0.0),
+        what="row",
+    )
 
 
 if __name__ == "__main__":

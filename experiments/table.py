@@ -1,14 +1,16 @@
-"""The README's table of tasks with known numbers: expected, measured, reached; what is not reached says so.
+"""Rewrite the tables of experiments/README.md from the results files.
 
-    python -m experiments.table [--results DIR] [--runs DIR] [--readme FILE]      a second; reads files, measures nothing
+    python -m experiments.table [--results DIR] [--runs DIR] [--readme FILE]      a second
 
-Of every experiment it takes the newest full run with the experiment's own settings: what experiments/results/NAME holds, or
-a newer one of runs/NAME, which is then kept there (summary, config, figures), so that the README links to no file that is
-missing elsewhere. A quick run is never taken. What stands between two marker comments of the README is replaced. The last
-line of stdout is JSON: `rows` of experiment, expected, measured, reached, and how many of them are reached. The exit status
-is 0 even if a number is not reached: the run that measured it ended with 1.
+Of every experiment it takes the newest full run with the default settings: the one in
+experiments/results/NAME, or a newer one in runs/NAME, whose summary, config and figures are then
+copied to experiments/results/NAME. Quick runs are ignored. The text between two marker comments
+of the file is replaced. `python -m benchmarks.table` rewrites this file, too. The last line of
+stdout is JSON: `rows` of experiment, expected, measured, reached, and how many are reached. The
+exit status is 0 even if a number is not reached.
 """
 
+import ast
 import dataclasses
 import json
 import shutil
@@ -18,8 +20,9 @@ from typing import Any
 
 import tyro
 
-from experiments.support.common import targets as known
+from experiments.support.common import targets
 from experiments.support.common.console import console
+from experiments.support.common.markdown import grid, replace_between
 
 NAMES = (
     "adding",
@@ -32,48 +35,87 @@ NAMES = (
     "ecg",
     "pulse_65k",
 )
+# Group -> programs. Those of the lecture share the results of `lecture`.
+LECTURE = (
+    "powers_of_w",
+    "lyapunov",
+    "finite_precision",
+    "repeated_tanh",
+    "clipping_cliff",
+    "gates",
+    "truncation",
+    "lag_profile",
+)
+GROUPS = {
+    "The cost of a window": ("window_tradeoff",),
+    "The lecture: gradients through time": ("lecture", *LECTURE),
+    "Beyond a fixed window": (
+        "influence_balancing",
+        "staleness",
+        "estimator_frontier",
+        "window_choice",
+        "adaptive_copy",
+    ),
+    "Tasks with expected numbers": NAMES,
+    "Your own data, and this file": ("train", "predict", "table"),
+}
 BEGIN = "<!-- experiments: begin; written by python -m experiments.table -->"
 END = "<!-- experiments: end -->"
 HERE = Path(__file__).parent
 
+Summary = dict[str, Any]
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Where results are read from, and the file whose table is replaced."""
+    """Folders of the results, and the file whose tables are replaced."""
 
     results: Path = HERE / "results"
-    """results that are kept, a folder an experiment"""
+    """committed results, one folder per experiment"""
     runs: Path = Path("runs")
     """runs of this machine: RUNS/NAME/TIMESTAMP"""
-    readme: Path = HERE.parent / "README.md"
+    readme: Path = HERE / "README.md"
     """file with the two marker comments"""
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Reads a summary.
+def read(path: Path) -> Summary:
+    """Read a summary.
 
     Raises:
-      ValueError: the file is no JSON object; the message names it.
+      ValueError: the file is not a JSON object; the message names it.
     """
     try:
         summary = json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}): delete that run, or write it again") from error
+        raise ValueError(
+            f"{path} is not JSON ({error}): delete that run, or write it again"
+        ) from error
     if not isinstance(summary, dict):
-        raise ValueError(f"{path} must hold a JSON object; got {type(summary).__name__}: delete that run")
+        kind = type(summary).__name__
+        raise ValueError(f"{path} must hold a JSON object; got {kind}: delete that run")
     return summary
 
 
-def newest(name: str, results: Path, runs: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Finds the summary to show of one experiment: the newest full run with standard settings; None if there is none."""
-    paths = [results / name / "summary.json", *sorted((runs / name).glob("*/summary.json"))]
+def newest(name: str, results: Path, runs: Path) -> tuple[Path, Summary] | None:
+    """Return path and summary of the newest full run with default settings; None without one.
+
+    Some committed results are older than the key `standard`; a run in `runs` must have it.
+    """
+    kept = results / name / "summary.json"
+    paths = [kept, *sorted((runs / name).glob("*/summary.json"))]
     found = [(path, read(path)) for path in paths if path.exists()]
-    full = [item for item in found if item[1].get("targets") and not item[1]["quick"] and item[1].get("standard")]
+    full = [
+        (path, summary)
+        for path, summary in found
+        if any(summary.get(key) for key in ("targets", "claims", "rows"))
+        and not summary["quick"]
+        and summary.get("standard", path == kept)
+    ]
     return max(full, key=lambda item: item[1]["environment"]["date"]) if full else None
 
 
 def keep(path: Path, results: Path, name: str) -> Path:
-    """Copies a run's summary, config and figures into results/NAME, in place of what is there; returns where."""
+    """Copy the summary, config and figures of a run to results/NAME, and return the new path."""
     home = results / name
     if path.parent.resolve() != home.resolve():
         home.mkdir(parents=True, exist_ok=True)
@@ -84,12 +126,15 @@ def keep(path: Path, results: Path, name: str) -> Path:
     return home / "summary.json"
 
 
-def row_of(name: str, summary: dict[str, Any] | None) -> dict[str, Any]:
-    """Makes one row of the JSON."""
+def row_of(name: str, summary: Summary | None) -> dict[str, Any]:
+    """Make one row of the JSON."""
     if summary is None:
-        return {"experiment": name, "expected": None, "measured": None, "reached": False, "verdict": "no full run yet"}
+        nothing = {"expected": None, "measured": None, "reached": False}
+        return {"experiment": name, **nothing, "verdict": "no full run yet"}
     missed = [row for row in summary["targets"] if not row["reached"]]
-    said = " ".join(dict.fromkeys(f"{row['what']}: {known.describe(row)}. {row['otherwise']}".strip() for row in missed))
+    reasons = [
+        f"{row['what']}: {targets.describe(row)}. {row['otherwise']}".strip() for row in missed
+    ]
     return {
         "experiment": name,
         "expected": summary["expected"],
@@ -97,61 +142,150 @@ def row_of(name: str, summary: dict[str, Any] | None) -> dict[str, Any]:
         "reached": not missed,
         "seeds": summary["seeds"],
         "seconds": summary["seconds"],
-        "verdict": f"NOT reached: {said}" if missed else "reached",
+        "verdict": f"NOT reached: {' '.join(dict.fromkeys(reasons))}" if missed else "reached",
     }
 
 
-def markdown(rows: list[dict[str, Any]], summaries: dict[str, dict[str, Any]], link: str) -> str:
-    """Makes the text between the markers; `link` leads from the README to the results."""
-    lines = ["| experiment | expected | measured | seeds | seconds | |", "|---|---|---|---|---|---|"]
-    for row in rows:
-        name, summary = row["experiment"], summaries.get(row["experiment"])
-        if summary is None:
-            lines.append(f"| `{name}` | | | | | no full run yet |")
-            continue
-        expected = "<br>".join(f"{target['what']}: {target['expected']}" for target in summary["targets"])
-        measured = "<br>".join(
-            known.describe(target) + ("" if target["reached"] else " **(NOT reached)**") for target in summary["targets"]
-        )
-        verdict = "reached" if row["reached"] else "**NOT reached**"
-        figures = " ".join(f"[{Path(file).stem}]({link}/{name}/{file})" for file in summary["figures"])
-        cells = (f"`{name}`<br>{figures}", expected, measured, str(row["seeds"]), f"{row['seconds']:.0f}", verdict)
-        lines.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
-    done = [row for row in rows if row["expected"] is not None]
-    lines += ["", f"{sum(row['reached'] for row in rows)} of {len(rows)} reached."]
-    lines += [f"`{row['experiment']}` {row['verdict']}" for row in done if not row["reached"]]
-    lines += [""] + [f"- `python -m experiments.{name}`: {origin(summary)}" for name, summary in summaries.items()]
-    return "\n".join(lines)
+def description(name: str) -> str:
+    """Return the first line of the docstring of a program."""
+    docstring = ast.get_docstring(ast.parse((HERE / f"{name}.py").read_text())) or ""
+    return docstring.partition("\n")[0]
 
 
-def origin(summary: dict[str, Any]) -> str:
-    """Says where and with what a run was made."""
+def verdict(summary: Summary) -> str:
+    """Return how many numbers of a run are reached, or how many of its claims hold."""
+    rows, word = summary.get("targets"), "reached"
+    if not rows:
+        rows, word = summary.get("claims"), "holds"
+    if not rows:
+        return "-"
+    good = sum(row[word] for row in rows)
+    text = f"{good} of {len(rows)} {'reached' if word == 'reached' else 'hold'}"
+    return text if good == len(rows) else f"**{text}**"
+
+
+def program_rows(names: tuple[str, ...], summaries: dict[str, Summary]) -> list[list[str]]:
+    """Make the rows of one group: program, description, measured seconds, verdict."""
+    rows = []
+    for name in names:
+        summary = summaries.get(name)
+        if summary is not None:
+            seconds = f"{summary['seconds']:.0f}" if "seconds" in summary else "-"
+            result = f"[{verdict(summary)}](#{name})" if details(name, summary, "") else "-"
+        elif name in LECTURE:
+            seconds, result = "-", "see `lecture`"
+        else:
+            seconds, result = "-", "no full run yet" if name in NAMES else "-"
+        rows.append([f"`{name}`", description(name), seconds, result])
+    return rows
+
+
+def details(name: str, summary: Summary, link: str) -> list[str]:
+    """Make the lines of one experiment with its numbers: expected, measured, verdict."""
+    if summary.get("targets"):
+        rows = [
+            [
+                row["what"],
+                row["expected"],
+                targets.describe(row),
+                "reached" if row["reached"] else "**NOT reached**",
+            ]
+            for row in summary["targets"]
+        ]
+        head = ["number", "expected", "measured", ""]
+    elif summary.get("claims"):
+        rows = [
+            [
+                str(row["claim"]),
+                str(row.get("text", "")),
+                str(row["expected"]),
+                _number(row["measured"]),
+                "holds" if row["holds"] else "**does NOT hold**",
+            ]
+            for row in summary["claims"]
+        ]
+        head = ["", "claim", "expected", "measured", ""]
+    else:
+        rows = [
+            [
+                f"{row['estimator']}, k1 = {row['k1']:,}, k2 = {row['k2']:,}",
+                f"{row['updates']:,}",
+                f"{row['temp_bytes'] / 2**20:.1f}",
+                f"{row['valid_mse']:.3f}",
+                f"{row['test_mse']:.3f}",
+            ]
+            for row in summary["rows"]
+        ]
+        memory = "temporary MiB per step"
+        head = ["estimator", "updates", memory, "validation MSE", "test MSE"]
+    drawn = LECTURE if name == "lecture" else (name,)  # older summaries do not list their figures
+    figures = summary.get("figures", [f"{one}.png" for one in drawn])
+    links = "".join(f"; [{Path(file).stem}.png]({link}/{name}/{file})" for file in figures)
+    lines = [f"### {name}", "", f"`python -m experiments.{name}`: {origin(summary)}{links}.", ""]
+    lines += grid(head, rows)
+    missed = [row for row in summary.get("targets", []) if not row["reached"] and row["otherwise"]]
+    for row in missed:
+        lines += ["", f"NOT reached: {row['what']}. {row['otherwise']}"]
+    if not summary.get("targets") and not summary.get("claims"):
+        lines += ["", _without_a_network(summary)]
+    return lines
+
+
+def _without_a_network(summary: Summary) -> str:
+    baselines = ", ".join(f"{name} {mse:.3f}" for name, mse in summary["baselines"].items())
+    chosen = summary["chosen"]
+    return (
+        f"Test MSE without a network: {baselines}. Chosen by validation: k1 = {chosen['k1']}, "
+        f"k2 = {chosen['k2']}, test MSE {chosen['test_mse']:.3f}."
+    )
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def origin(summary: Summary) -> str:
+    """Return time, machine and versions of a run in one line."""
     machine = summary["environment"]
     versions = {"python": machine["python"], "jax": machine["jax"], **machine.get("versions", {})}
-    where = f"{machine['date'][:10]}, {machine['device']}, {machine['cpus']} cores ({machine['machine']})"
-    return f"{where}, seed {summary['seed']}; " + ", ".join(f"{key} {value}" for key, value in versions.items())
+    where = f"{machine['date'][:10]}, {machine['device']}, {machine['cpus']} cores"
+    run = f"{summary['seconds']:.0f} s, " if "seconds" in summary else ""
+    run += f"seed {summary['seed']}, " if "seed" in summary else ""
+    run += f"{summary['seeds']} seeds, " if "seeds" in summary else ""
+    names = ("python", "jax", "flax", "optax", "numpy", "numba")
+    used = ", ".join(f"{name} {versions[name]}" for name in names if name in versions)
+    return f"{run}{where}, {used}"
 
 
-def write(readme: Path, made: str) -> None:
-    """Replaces what stands between the markers; a ValueError if the README has not exactly one pair."""
-    text = readme.read_text()
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"{readme} must hold each of these two lines once, in this order: {BEGIN!r} and {END!r}")
-    readme.write_text(f"{text.split(BEGIN)[0]}{BEGIN}\n\n{made}\n\n{END}{text.split(END)[1]}")
+def markdown(summaries: dict[str, Summary], reached: int, link: str) -> str:
+    """Make the text between the markers; `link` is the path from the file to the results."""
+    blocks = []
+    for group, names in GROUPS.items():
+        head = ["program", "what it does", "seconds", "result"]
+        blocks.append([f"## {group}", "", *grid(head, program_rows(names, summaries))])
+        if names == NAMES:
+            blocks.append([f"{reached} of {len(NAMES)} reached."])
+    blocks.append(["## Numbers"])
+    blocks += [details(name, summary, link) for name, summary in summaries.items()]
+    return "\n\n".join("\n".join(block) for block in blocks)
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Writes the table and returns what the last line says."""
-    found = {name: item for name in NAMES if (item := newest(name, config.results, config.runs))}
+    """Rewrite the tables, and return what the last line of stdout holds."""
+    names = [name for group in GROUPS.values() for name in group]
+    found = {name: item for name in names if (item := newest(name, config.results, config.runs))}
     files = {name: keep(path, config.results, name) for name, (path, _) in found.items()}
     summaries = {name: summary for name, (_, summary) in found.items()}
     rows = [row_of(name, summaries.get(name)) for name in NAMES]
-    home, results = config.readme.resolve().parent, config.results.resolve()
-    link = results.relative_to(home).as_posix() if results.is_relative_to(home) else results.as_posix()
-    write(config.readme, markdown(rows, summaries, link))
     reached = sum(row["reached"] for row in rows)
-    console.print(f"{config.readme}: {reached} of {len(rows)} reached, from {len(files)} full runs")
-    return {"rows": rows, "reached": reached, "of": len(rows), "files": [str(path) for path in files.values()]}
+    home, results = config.readme.resolve().parent, config.results.resolve()
+    inside = results.is_relative_to(home)
+    link = results.relative_to(home).as_posix() if inside else results.as_posix()
+    replace_between(config.readme, BEGIN, END, markdown(summaries, reached, link))
+    text = f"{config.readme}: {reached} of {len(rows)} reached, from {len(files)} full runs"
+    console.print(text)
+    paths = [str(path) for path in files.values()]
+    return {"rows": rows, "reached": reached, "of": len(rows), "files": paths}
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
-"""Train a recurrent network on data of your own, by full or truncated BPTT or what this library has besides.
+"""Train a recurrent network on your own data, by full or truncated BPTT or another estimator.
 
-    python -m experiments.train --data my.csv --target price --horizon 10
-    python -m experiments.train --data walk.csv run.csv sit.csv --task classify --target activity --group person
-    python -m experiments.train --data book.txt --task characters --k1 100 --minutes 10
+    python -m experiments.train --data my.csv --target price --horizon 10 python -m
+    experiments.train --data walk.csv run.csv sit.csv --task classify --target activity --group
+    person python -m experiments.train --data book.txt --task characters --k1 100 --minutes 10
     python -m experiments.train --resume runs/train/2026-11-25_10-00-00
 
-The rows are steps of equal length in time. The end of the data is held out: the last tenth is looked at once, for the test,
-the tenth before it chooses the best checkpoint. The run's folder holds config.json, metrics.jsonl, checkpoints/, and at the
-end predictions.csv, summary.json and report.html; the last line of stdout is the summary. `python -m experiments.predict`
-uses the result.
+The rows of the data are steps of equal length in time. The end of the data is held out: the last
+tenth is the test part, and the tenth before it is the validation part, which selects the best
+checkpoint. The folder of the run contains config.json, metrics.jsonl and checkpoints/, and at the
+end predictions.csv, summary.json and report.html. The last line of stdout is the summary. `python
+-m experiments.predict` predicts with the result.
 
-Ctrl-C and SIGTERM finish the update, write a checkpoint, say how to go on, and exit with 130 and 143. A run that goes on
-ends with the same parameters, to the bit, as one that was never stopped, however it was stopped.
+Ctrl-C and SIGTERM finish the current update, write a checkpoint, print the command that resumes the
+run, and exit with status 130 and 143. A resumed run ends with the same parameters, bit for bit, as
+an uninterrupted one.
 """
 
 import contextlib
@@ -25,13 +27,14 @@ import jax
 import tyro
 
 from experiments.support.common.stopping import Stop
+from experiments.support.common.unroll_choice import UnrollName, choose_unroll, print_unroll
 from experiments.support.train import config as run_config
 from experiments.support.train import loop, out_of_memory
 from experiments.support.train import result as run_result
 from experiments.support.train import setup as run_setup
 from experiments.support.train.choices import resolve
 from experiments.support.train.data import open_data
-from experiments.support.train.end import best_seed, finish, tell
+from experiments.support.train.end import best_seed, finish, print_line
 from experiments.support.train.log import RunLog
 from experiments.support.train.processes import is_first, join, log_place, wait_for_all
 from tbptt.checkpoints import Checkpoints
@@ -41,123 +44,149 @@ from tbptt.distributed import split_cpu
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Train on data of your own."""
+    """Train a recurrent network on your own data."""
 
     data: tuple[Path, ...] = ()
-    """.csv, .parquet or .npy files, each a recording (several: one after another); for characters, text files"""
+    """.csv, .parquet or .npy files, one recording each, concatenated in this order; text files for
+    --task characters"""
     target: str | None = None
-    """the column to forecast, or that holds the class; of .npy files columns are 0, 1, ..."""
+    """column to forecast, or column with the class; the columns of .npy files are 0, 1, ..."""
     horizon: int = 1
-    """how many rows ahead to forecast"""
+    """number of rows ahead to forecast"""
     task: Literal["forecast", "classify", "characters"] = "forecast"
-    """forecast a column; tell the class of each recording at its end; or predict the next character of a text"""
+    """forecast a column, classify each recording at its end, or predict the next character of a
+    text"""
     columns: tuple[str, ...] = ()
-    """the columns that are inputs; default: all (but not --group, nor a class)"""
+    """input columns; default all numeric columns except --group and the class"""
     group: str | None = None
-    """the column that tells recordings apart within a file: a new one begins where it changes"""
+    """column that separates the recordings within a file: a new recording starts where its value
+    changes"""
     forecasts: int = 1
-    """forecast so many evenly spaced horizons up to --horizon (must divide it); the last one counts, the others teach"""
+    """number of evenly spaced horizons to predict, up to --horizon; only the last one is scored"""
     cell: Literal["lstm", "gru", "elman", "minlstm", "mingru"] = "lstm"
+    """recurrent cell"""
     hidden: int = 64
     """units of each layer"""
     layers: int = 1
-    estimator: Literal["full", "truncated", "adaptive", "randomized", "snap1", "rtrl", "uoro"] = "truncated"
-    """how gradients go through time; full: through a whole lane, one update a pass"""
+    """number of stacked layers"""
+    estimator: Literal["full", "truncated", "adaptive", "randomized", "snap1", "rtrl", "uoro"] = (
+        "truncated"
+    )
+    """gradient estimator; full: through each whole training sequence, with one update per pass"""
     k1: int = 50
-    """steps between updates (randomized: between places where the gradient may be cut)"""
+    """steps between updates; randomized: steps between possible truncation points"""
     k2: int | None = None
-    """steps that the gradient goes back; default 2 k1 (adaptive: up to 8 k1; randomized: 8 k1, cut at random)"""
+    """steps through which the gradient is propagated; default 2 k1 (adaptive: at most 8 k1;
+    randomized: blocks of 8 k1)"""
     delta: float = 0.1
-    """adaptive: relative bias of the gradient that is allowed"""
-    lanes: int | None = None
-    """parts of the training data that run side by side, the batch; default 32, fewer if the data are short"""
+    """adaptive: tolerated relative bias of the gradient"""
+    unroll: UnrollName = "scan"
+    """function that runs the cell through time; numba: compiled CPU loops; parallel: minlstm and
+    mingru only"""
+    batch: int | None = None
+    """number of sequences trained side by side, contiguous segments of the training data; default
+    32, or fewer for short data"""
     clip: float = 1.0
     """global norm at which gradients are clipped"""
     lr: float = 3e-3
-    """Adam's rate at the start; falls along half a cosine with --epochs, stays with --minutes"""
+    """initial learning rate of Adam; cosine decay with --epochs, constant with --minutes"""
     memory: int | None = None
-    """MiB for the intermediates of one gradient; part of the forward pass is then computed again as needed"""
+    """MiB for the intermediates of one gradient; the backward pass recomputes the rest"""
     epochs: float | None = None
-    """passes over the training data; default 10 if there is no --minutes"""
+    """passes over the training data; default 10 if --minutes is not given"""
     minutes: float | None = None
-    """training time, earlier sessions of the run included"""
+    """training time, including earlier sessions of the run"""
     valid: float = 0.1
-    """share of the data for validation, before the test part"""
+    """fraction of the data for validation, before the test part"""
     test: float = 0.1
-    """share of the data for the test, the very end"""
+    """fraction of the data for the test, at the end"""
     valid_every: int | None = None
     """updates between validations; default one pass"""
     checkpoint_seconds: float = 60.0
-    """seconds between checkpoints, besides one at each validation"""
+    """seconds between checkpoints, in addition to one per validation"""
     keep: int = 3
-    """how many of the newest checkpoints are kept, besides the best"""
+    """number of newest checkpoints to keep, in addition to the best"""
     devices: int = 1
-    """over which the lanes are dealt out"""
+    """number of devices over which the batch is sharded"""
     coordinator: str | None = None
-    """several processes: host:port of the first one, the same for all; with --processes, --process, and a shared --out"""
+    """for several processes: host:port of the first one; requires --processes, --process and a
+    shared --out"""
     processes: int | None = None
-    """how many"""
+    """number of processes"""
     process: int | None = None
-    """which one this is, from 0"""
+    """index of this process, from 0"""
     cluster: bool = False
-    """several processes that Slurm or Open MPI has started: they tell coordinator, processes and process"""
+    """take coordinator, processes and process from Slurm or Open MPI"""
     seeds: int = 1
-    """runs side by side that differ in their seed alone; the best by validation is kept"""
+    """number of seeds trained together; the best by validation is used"""
     seed: int = 0
+    """seed of parameters and sampling"""
     tensorboard: bool = False
-    """write event files too (extra: tensorboard)"""
+    """also write TensorBoard event files (extra: tensorboard)"""
     resume: Path | None = None
-    """folder of a run to go on with, by its own flags; only how long, how often and on what devices may be changed"""
+    """folder of a run to resume with its own flags; only duration, frequencies and devices may be
+    changed"""
     out: Path | None = None
     """folder of the run; default runs/train/TIMESTAMP"""
 
 
 def main(config: Config, stop: Stop) -> dict[str, Any]:
-    """Trains, and returns the summary; of a run that was stopped, how to go on."""
+    """Train and return the summary; if the run was stopped, return how to resume it."""
     folder = run_config.folder_of(config)
     wait_for_all("the folder is free")
     data = open_data(config)
     config = resolve(config, data)
-    with Checkpoints(folder / "checkpoints", run_config.must_agree(config, data), config.keep) as checkpoints:
-        made = run_setup.build(config, data)
+    with Checkpoints(
+        folder / "checkpoints", run_config.must_agree(config, data), config.keep
+    ) as checkpoints:
+        setup = run_setup.build(config, data, choose_unroll(config.unroll))
         if is_first():
             run_config.write_config(folder, config, data, run_result.metric_name(data))
-        state, position = loop.resumed(checkpoints, made.state, tell)
-        what = f"goes on after update {position}" if position else f"{config.lanes} lanes of {max(made.stream.steps)} steps"
-        tell(f"{folder}: {what}; {len(made.stream)} updates a pass")
-        total, seconds = made.updates, None if config.minutes is None else 60 * config.minutes
-        place, people = log_place(folder)
+        state, position = loop.resumed(checkpoints, setup.state, print_line)
+        what = f"batch of {config.batch} sequences of {max(setup.stream.steps)} steps"
+        what = f"resuming after update {position}" if position else what
+        print_line(f"{folder}: {what}; {len(setup.stream)} updates per pass")
+        print_unroll(config.unroll)
+        total, seconds = setup.updates, None if config.minutes is None else 60 * config.minutes
+        log_folder, log_console = log_place(folder)
         log = RunLog(
-            place,
+            log_folder,
             total,
-            console=people,
+            console=log_console,
             seconds=seconds,
-            steps_per_update=made.chunk * made.stream.lanes * config.seeds,
+            steps_per_update=setup.chunk * setup.stream.streams * config.seeds,
             settings=dataclasses.asdict(config),
             start=position,
             tensorboard=config.tensorboard,
         )
         plan = loop.Plan(
-            stream=made.stream,
-            put=made.put,
-            step=made.step,
-            one=made.one,
-            score=lambda state: best_seed(config, data, made, state)[0],
+            stream=setup.stream,
+            put=setup.put,
+            step=setup.step,
+            merge=setup.merge,
+            score=lambda state: best_seed(config, data, setup, state)[0],
             updates=total,
             seconds=seconds,
-            valid_every=config.valid_every or len(made.stream),
-            saved_every=config.checkpoint_seconds,
+            valid_every=config.valid_every or len(setup.stream),
+            checkpoint_seconds=config.checkpoint_seconds,
         )
         try:
             with log:
                 ended = loop.run(plan, state, position, log, checkpoints, stop)
         except jax.errors.JaxRuntimeError as error:
-            raise out_of_memory.explained(error, config, made) from error
-        going_on = f"python -m experiments.train --resume {folder}"
+            raise out_of_memory.explained(error, config, setup) from error
+        command = f"python -m experiments.train --resume {folder}"
         if not ended.done:
-            tell(f"stopped by {stop.name} after update {ended.position}. To go on: {going_on}")
-            return {"stopped": stop.name, "updates": ended.position, "folder": str(folder), "resume": going_on}
-        return finish(config, data, made, folder, checkpoints, ended.state)
+            print_line(
+                f"Stopped by {stop.name} after update {ended.position}. To resume: {command}"
+            )
+            return {
+                "stopped": stop.name,
+                "updates": ended.position,
+                "folder": str(folder),
+                "resume": command,
+            }
+        return finish(config, data, setup, folder, checkpoints, ended.state)
 
 
 FAULTS = (
@@ -165,18 +194,21 @@ FAULTS = (
     FloatingPointError,
     ImportError,
     MemoryError,
-    OSError,  # no such file, a folder in use, a checkpoint that cannot be written, a file that changed
+    # A missing file, a folder in use, a checkpoint that cannot be written, a file that changed.
+    OSError,
     ValueError,
 )
 
 
 def run(parse: Any) -> int:
-    """Runs the program; returns the exit status."""
+    """Run the program and return its exit status."""
     with Stop() as stop:
         try:
             config = run_config.settings(parse, Config)
-            if config.devices > 1:  # of CPUs as many are made as are wanted; other devices are there or are not
-                with contextlib.suppress(RuntimeError):  # too late: whoever runs this as a function has started jax
+            if config.devices > 1:  # splits the CPU; has no effect on other platforms
+                with contextlib.suppress(
+                    RuntimeError
+                ):  # the caller of this function has initialised jax before
                     split_cpu(-(-config.devices // (config.processes or 1)))
             join(config)
             summary = main(config, stop)

@@ -1,11 +1,14 @@
-"""What truncation is and what it changes: claims 1, 8, 9, 11 and 12 of the lecture.
+"""Measure gradient, cost and error of full and truncated BPTT (claims 1, 8, 9, 11 and 12).
 
     python -m experiments.truncation            about 60 seconds on two cores
 
-Expected: BPTT equals the sum over time written out by hand; one more step costs a full gradient at least the memory of h
-and c and at most what `tbptt.memory_plan` predicts, and a truncated gradient only a copy of its data; after equal seconds
-the error of truncated training is far below that of full BPTT, and the best window lies inside the range tried;
-TBPTT(10, 100) has the right derivative where TBPTT(100, 100) has the wrong sign.
+Expected: BPTT equals the explicit sum over time. Each additional step costs a full gradient at
+least the memory of h
+and c and at most what `tbptt.memory_plan` predicts, and a truncated gradient only a copy of its
+data. After equal
+seconds the error of truncated training is far below that of full BPTT, and the best window lies
+inside the range tried.
+TBPTT(10, 100) has the correct derivative where TBPTT(100, 100) has the wrong sign.
 """
 
 import dataclasses
@@ -25,6 +28,7 @@ import tbptt
 from experiments.support.common import program, style
 from experiments.support.common.equal_time import clock
 from experiments.support.common.forecasting import Job, Model, estimator_of, make_job, train
+from experiments.support.common.unroll_choice import choose_unroll
 from experiments.support.estimators import influence
 from experiments.support.lecture.reference import bptt_errors
 from tbptt.data import forecast_pairs, ppg, standardise
@@ -37,7 +41,7 @@ K = 128  # the window whose cost is measured
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(program.Common):
+class Config(program.Trained):
     """Definitions, cost by length, and error by window at equal seconds."""
 
     seconds: float = 8.0
@@ -48,19 +52,21 @@ class Config(program.Common):
     """units"""
 
 
-def cost(length: int, hidden: int, repeats: int) -> dict[str, Any]:
-    """Measure one gradient over `length` steps of both pulse recordings, full and TBPTT(K, K), at fixed parameters.
+def cost(length: int, hidden: int, unroll: tbptt.UnrollFn, repeats: int) -> dict[str, Any]:
+    """Measure one gradient over `length` steps of both pulse recordings, full and TBPTT(K, K).
 
     Returns:
-      seconds, compile_seconds and bytes (temporary, as XLA plans them) of both, and what the bytes are judged by:
-      plan_bytes, what `tbptt.memory_plan` predicts for the full gradient; carry_bytes, h and c of one step; step_bytes,
-      input and target of one step.
+      seconds, compile_seconds and bytes (temporary, as XLA plans them) of both, and the quantities
+      for comparison: plan_bytes, the prediction of `tbptt.memory_plan` for the full gradient;
+      carry_bytes, those of h and c of one step; step_bytes, those of input and target of one step.
     """
     scaled = [standardise(ppg(subject).values[:, :1], 180_000)[0] for subject in (1, 2)]
     pairs = zip(*(forecast_pairs(values, 0, (32,)) for values in scaled), strict=True)
-    batch = tbptt.Batch(*(jnp.asarray(np.stack([a[:length] for a in both], axis=1), jnp.float32) for both in pairs))
+    batch = tbptt.Batch(
+        *(jnp.asarray(np.stack([a[:length] for a in both], axis=1), jnp.float32) for both in pairs)
+    )
     cell, readout = tbptt.LSTM(1, hidden), nn.Dense(1)
-    loss_fn = tbptt.sequence_loss(cell, readout, tbptt.squared_error)
+    loss_fn = tbptt.sequence_loss(cell, readout, tbptt.squared_error, unroll=unroll)
     params, carry = tbptt.init_params(jax.random.key(0), cell, readout), cell.initial_carry((2,))
     row: dict[str, Any] = {
         "length": length,
@@ -68,11 +74,14 @@ def cost(length: int, hidden: int, repeats: int) -> dict[str, Any]:
         "carry_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(carry)),
         "step_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(batch)) / length,
     }
-    for name, estimator in (("full", tbptt.full_bptt(loss_fn)), ("truncated", tbptt.truncated_bptt(loss_fn, K, K))):
+    for name, estimator in (
+        ("full", tbptt.full_bptt(loss_fn)),
+        ("truncated", tbptt.truncated_bptt(loss_fn, K, K)),
+    ):
         memory = estimator.init(params, carry, batch)
         begin = time.perf_counter()
         jitted: Any = jax.jit(lambda p, m, b, e=estimator: e.estimate(p, m, b).grads)
-        with program.optimizations(most=True):  # times and bytes are those of a user's program
+        with program.optimizations(most=True):  # as in a user's program
             compiled = jitted.lower(params, memory, batch).compile()
         row[f"{name}_compile_seconds"] = time.perf_counter() - begin
         seconds = []
@@ -86,28 +95,42 @@ def cost(length: int, hidden: int, repeats: int) -> dict[str, Any]:
 
 
 def by_window(config: Config) -> list[dict[str, Any]]:
-    """Train with every window for the same seconds; full BPTT over batch rows of FULL steps last."""
+    """Train with every window for the same seconds, and last by full BPTT."""
     batch, end = (12, 60_000) if config.quick else (36, 180_000)
     job = make_job(ppg(2), (32,), batch, end, end + 20_000)
-    model = Model(tbptt.LSTM(1, config.hidden), nn.Dense(1))
-    loss_fn = tbptt.sequence_loss(model.cell, model.readout, tbptt.squared_error)
+    model = Model(tbptt.LSTM(1, config.hidden), nn.Dense(1), choose_unroll(config.unroll))
     seconds = 0.5 if config.quick else config.seconds
     rows = []
     for k in (*(QUICK_WINDOWS if config.quick else WINDOWS), FULL):
-        estimator = tbptt.full_bptt(loss_fn) if k == FULL else estimator_of(model, k, k)
-        run = train(estimator, model, job, k, lr=6e-3, clip=1.0, seconds=seconds, seed=config.seed, clock=clock)
-        rows.append({"k": k, "updates": run.updates, "valid_mse": valid_error(model, run.params, job)})
+        estimator = tbptt.full_bptt(model.loss_fn()) if k == FULL else estimator_of(model, k, k)
+        run = train(
+            estimator,
+            model,
+            job,
+            k,
+            lr=6e-3,
+            clip=1.0,
+            seconds=seconds,
+            seed=config.seed,
+            clock=clock,
+        )
+        rows.append(
+            {"k": k, "updates": run.updates, "valid_mse": valid_error(model, run.params, job)}
+        )
     return rows
 
 
 def valid_error(model: Model, params: Any, job: Job) -> float:
-    """Return the mean squared error on the validation part, in four rows; 500 steps of each are for the carry alone."""
+    """Return the validation error of four batch rows, each with a warm-up of 500 steps."""
     start, end = job.valid
     length = (end - start - job.horizon) // 4
     inputs, targets = (
-        job.values[first : first + 4 * length, 0].reshape(4, length).T for first in (start, start + job.horizon)
+        job.values[first : first + 4 * length, 0].reshape(4, length).T
+        for first in (start, start + job.horizon)
     )
-    outputs = np.asarray(forecast(model, params, jnp.asarray(inputs[..., None], jnp.float32)), np.float64)
+    outputs = np.asarray(
+        forecast(model, params, jnp.asarray(inputs[..., None], jnp.float32)), np.float64
+    )
     return float(np.mean((outputs - targets)[500:] ** 2))
 
 
@@ -115,40 +138,55 @@ def valid_error(model: Model, params: Any, job: Job) -> float:
 def forecast(model: Model, params: Any, inputs: jax.Array) -> jax.Array:
     """Return the forecasts of the last horizon, `[T, rows]`."""
     carry = model.cell.initial_carry(inputs.shape[1:2])
-    return tbptt.predict(model.cell, model.readout, params, carry, tbptt.Batch(inputs, None))[1][..., -1]
+    batch = tbptt.Batch(inputs, None)
+    return tbptt.predict(model.cell, model.readout, params, carry, batch, unroll=model.unroll)[1][
+        ..., -1
+    ]
 
 
 def memory_claims(shorter: dict[str, Any], longer: dict[str, Any]) -> list[dict[str, Any]]:
-    """Judge the memory of a gradient over a long sequence by what must be kept of a step, and by what is documented.
+    """Compare the memory of a gradient with its lower bound and the documented formula.
 
-    Full BPTT without rematerialisation keeps h and c of every step. Beside them it holds outputs and their cotangents:
-    that is the formula of `tbptt.memory_plan`. Truncated BPTT holds the residuals of one window, and a copy of the data
-    that is cut into windows.
+    Full BPTT without rematerialisation keeps h and c of every step, and also outputs and their
+    cotangents, as the formula of `tbptt.memory_plan` states. Truncated BPTT keeps the residuals of
+    one window and a copy of the data, which it splits into windows.
     """
     steps, times = longer["length"] - shorter["length"], longer["length"] / shorter["length"]
-    each = {name: (longer[f"{name}_bytes"] - shorter[f"{name}_bytes"]) / steps for name in ("full", "truncated")}
+    each = {
+        name: (longer[f"{name}_bytes"] - shorter[f"{name}_bytes"]) / steps
+        for name in ("full", "truncated")
+    }
     grown = {name: longer[f"{name}_bytes"] / shorter[f"{name}_bytes"] for name in each}
     planned = (longer["plan_bytes"] - shorter["plan_bytes"]) / steps
     least, most, data = longer["carry_bytes"], 1.05 * planned, longer["step_bytes"]
     mebibytes = {name: longer[f"{name}_bytes"] / 2**20 for name in each}
-    seconds, compiling = ([f"{longer[f'{name}_{what}']:.1f} s" for name in each] for what in ("seconds", "compile_seconds"))
+    seconds, compiling = (
+        [f"{longer[f'{name}_{what}']:.1f} s" for name in each]
+        for what in ("seconds", "compile_seconds")
+    )
     return [
         program.claim(
             8,
-            f"memory of a gradient over two recordings of {longer['length']:,} steps, and its ratio to that over "
+            f"memory of a gradient over two recordings of {longer['length']:,} steps, and its "
+            f"ratio to that over "
             f"{shorter['length']:,} steps: full BPTT; TBPTT({K}, {K})",
             "; ".join(f"{mebibytes[name]:.1f} MiB (×{grown[name]:.2f})" for name in each)
-            + f". Time of one gradient {' and '.join(seconds)}; to compile it {' and '.join(compiling)}",
-            f"full BPTT grows as T: ×{0.85 * times:.2f} to ×{1.05 * times:.2f}, as the work space of a block of steps "
+            + f". Time of one gradient {' and '.join(seconds)}; to compile it "
+            f"{' and '.join(compiling)}",
+            f"full BPTT grows as T: ×{0.85 * times:.2f} to ×{1.05 * times:.2f}, as the work space "
+            f"of a block of steps "
             "is constant; TBPTT needs at most a tenth of it. The times are not judged",
-            0.85 * times <= grown["full"] <= 1.05 * times and mebibytes["truncated"] < 0.1 * mebibytes["full"],
+            0.85 * times <= grown["full"] <= 1.05 * times
+            and mebibytes["truncated"] < 0.1 * mebibytes["full"],
         ),
         program.claim(
             8,
             f"memory that one more step costs: full BPTT; TBPTT({K}, {K})",
             "; ".join(f"{value:.1f} bytes" for value in each.values()),
-            f"full BPTT: at least h and c of the step, {least} bytes, and at most what tbptt.memory_plan predicts, "
-            f"{planned:.0f} bytes + 5 %; TBPTT: at most a copy of the step's input and target, {data:.0f} bytes + 5 %",
+            f"full BPTT: at least h and c of the step, {least} bytes, and at most what "
+            f"tbptt.memory_plan predicts, "
+            f"{planned:.0f} bytes + 5 %; TBPTT: at most a copy of the step's input and target, "
+            f"{data:.0f} bytes + 5 %",
             least <= each["full"] <= most and each["truncated"] <= 1.05 * data,
         ),
     ]
@@ -157,10 +195,14 @@ def memory_claims(shorter: dict[str, Any], longer: dict[str, Any]) -> list[dict[
 def measure(config: Config) -> dict[str, Any]:
     """Measure the definitions, the cost and the sweep."""
     if len(config.lengths) < 2:
-        raise ValueError(f"--lengths must be at least two numbers of steps, which are compared; got {config.lengths}")
+        raise ValueError(
+            f"--lengths must be at least two numbers of steps, which are compared; got "
+            f"{config.lengths}"
+        )
     hand, differences = bptt_errors(config.seed)
     lengths = config.lengths[-2:] if config.quick else config.lengths
-    costs = [cost(length, config.hidden, 1 if config.quick else 3) for length in lengths]
+    unroll = choose_unroll(config.unroll)
+    costs = [cost(length, config.hidden, unroll, 1 if config.quick else 3) for length in lengths]
     rows = by_window(config)
     best, full = min(rows, key=lambda r: r["valid_mse"]), rows[-1]
     middle = next(r for r in rows if r["k"] == 50)
@@ -175,7 +217,8 @@ def measure(config: Config) -> dict[str, Any]:
         "claims": [
             program.claim(
                 1,
-                "relative error of BPTT against the sum over time written out by hand; against finite differences",
+                "relative error of BPTT against the explicit sum over time; against finite "
+                "differences",
                 f"{hand:.1e}; {differences:.1e}",
                 "below 1e-12; below 1e-7",
                 hand < 1e-12 and differences < 1e-7,
@@ -183,21 +226,24 @@ def measure(config: Config) -> dict[str, Any]:
             *memory_claims(*costs[-2:]),
             program.claim(
                 9,
-                "updates and validation error after equal training seconds: TBPTT(50, 50); full BPTT",
+                "updates and validation error after equal training seconds: TBPTT(50, 50); full "
+                "BPTT",
                 "; ".join(f"{r['updates']} updates, {r['valid_mse']:.3f}" for r in (middle, full)),
                 "TBPTT: more updates, lower error",
                 middle["valid_mse"] < full["valid_mse"] and middle["updates"] > full["updates"],
             ),
             program.claim(
                 11,
-                "validation error by window k1 = k2 after equal training seconds; 5000 is full BPTT",
+                "validation error by window k1 = k2 after equal training seconds; 5000 is full "
+                "BPTT",
                 ", ".join(f"{r['k']}: {r['valid_mse']:.3f}" for r in rows) + f"; best {best['k']}",
                 "the best window is neither the shortest nor the longest",
                 best["k"] not in (rows[0]["k"], rows[-1]["k"]),
             ),
             program.claim(
                 12,
-                "k1 may differ from k2: mean derivative by TBPTT(10, 100); by TBPTT(100, 100); largest error against "
+                "k1 may differ from k2: mean derivative by TBPTT(10, 100); by TBPTT(100, 100); "
+                "largest error against "
                 "the closed form",
                 f"{sign[(10, 100)]:.3f}; {sign[(100, 100)]:+.3f}; {worst:.0e}",
                 "-6.00 (the true derivative is -6); +0.58, which has the wrong sign; below 1e-9",
@@ -218,19 +264,32 @@ def draw(data: dict[str, Any], folder: Path) -> None:
         for x, y, r in zip(lengths, sizes, data["cost"], strict=True):
             text = f"{r[f'{name}_seconds'] * 1e3:.0f} ms"
             axes[0].annotate(
-                text, (x, y), xytext=(0, 7 if index == 0 else -14), textcoords="offset points", fontsize=8, ha="center"
+                text,
+                (x, y),
+                xytext=(0, 7 if index == 0 else -14),
+                textcoords="offset points",
+                fontsize=8,
+                ha="center",
             )
     axes[0].set(
-        xscale="log", yscale="log", xlabel="T (steps of two recordings)", ylabel="temporary memory of one gradient (MiB)"
+        xscale="log",
+        yscale="log",
+        xlabel="T (steps of two recordings)",
+        ylabel="temporary memory of one gradient (MiB)",
     )
     axes[0].set_title("Long recordings (numbers: time of one gradient)")
     axes[0].margins(0.2)
-    ticks = [a for a, b in itertools.pairwise([*lengths, math.inf]) if len(lengths) < 3 or b > 3 * a]  # labels with room
+    # Labels with room.
+    ticks = [
+        a for a, b in itertools.pairwise([*lengths, math.inf]) if len(lengths) < 3 or b > 3 * a
+    ]
     axes[0].set_xticks(ticks, [f"{length:,}" for length in ticks])
     axes[0].minorticks_off()
     axes[0].legend(fontsize=9, loc="upper left")
     rows = data["rows"]
-    axes[1].plot([r["k"] for r in rows], [r["valid_mse"] for r in rows], marker="o", **style.line(0))
+    axes[1].plot(
+        [r["k"] for r in rows], [r["valid_mse"] for r in rows], marker="o", **style.line(0)
+    )
     for r in rows:
         axes[1].annotate(
             f"{r['updates']} updates",
@@ -240,12 +299,14 @@ def draw(data: dict[str, Any], folder: Path) -> None:
             fontsize=8,
             ha="center",
         )
-    axes[1].set(xscale="log", xlabel="window k1 = k2 (steps; 5000 is full BPTT)", ylabel="validation MSE")
+    axes[1].set(
+        xscale="log", xlabel="window k1 = k2 (steps; 5000 is full BPTT)", ylabel="validation MSE"
+    )
     axes[1].set_title("Pulse recording, equal training seconds")
     axes[1].set_ylim(0, 1.15 * max(r["valid_mse"] for r in rows))
     axes[1].margins(x=0.15)
     ages = np.arange(1, len(data["curve"]) + 1)
-    axes[2].plot(ages, data["curve"], label="derivative seen by a loss of this age", **style.line(0))
+    axes[2].plot(ages, data["curve"], label="derivative of a loss of this age", **style.line(0))
     for index, r in enumerate(data["derivatives"]):
         axes[2].plot(
             r["k2"],
@@ -257,7 +318,11 @@ def draw(data: dict[str, Any], folder: Path) -> None:
         )
     axes[2].axhline(-6, color=style.GREY, lw=1, ls=":")
     axes[2].axhline(0, color="black", lw=0.8)
-    axes[2].set(xlabel="steps the gradient flows back", ylabel="∂s₀/∂θ (true: -6, dotted)", title="Influence balancing")
+    axes[2].set(
+        xlabel="steps the gradient flows back",
+        ylabel="∂s₀/∂θ (true: -6, dotted)",
+        title="Influence balancing",
+    )
     axes[2].legend(fontsize=8)
     style.save(figure, folder, "truncation")
 

@@ -1,6 +1,6 @@
-"""Runs every notebook of this folder in a fresh kernel, and fails with the error of the cell that failed.
+"""Run every notebook of this folder in a fresh kernel, and report the error of a failing cell.
 
-python notebooks/check.py [NOTEBOOK ...]
+    python notebooks/check.py [NOTEBOOK ...]
 
 The files are not changed.
 """
@@ -20,7 +20,7 @@ CELL_TIMEOUT = 600  # seconds
 def main() -> int:
     paths = [Path(argument) for argument in sys.argv[1:]] or sorted(FOLDER.glob("*.ipynb"))
     if not paths:
-        print(f"There is no notebook in {FOLDER}", file=sys.stderr)
+        print(f"no notebook in {FOLDER}", file=sys.stderr)
         return 1
     failed = 0
     for path in paths:
@@ -35,9 +35,14 @@ def main() -> int:
 
 
 def run(path: Path) -> Exception | None:
-    """Executes a copy in memory, by the interpreter that runs this file; returns what went wrong, or None."""
+    """Execute a copy in memory with this interpreter, and return the error or None."""
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(notebook, timeout=CELL_TIMEOUT, kernel_name="python3", resources={"metadata": {"path": FOLDER}})
+    client = NotebookClient(
+        notebook,
+        timeout=CELL_TIMEOUT,
+        kernel_name="python3",
+        resources={"metadata": {"path": FOLDER}},
+    )
     try:
         client.execute()
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:

@@ -1,16 +1,18 @@
 """Back-propagation through time in JAX, full and truncated.
 
-A cell is a pure function, an unroll function runs it through time, a loss function adds up what it predicts, an estimator
-differentiates the loss function through time, and a train step applies the estimated gradient:
+A cell is a pure function. An unroll function runs it through time, a loss function sums the losses
+of its outputs, an estimator differentiates the loss function through time, and a train step applies
+the estimated gradient:
 
 - cells: `Elman`, `GRU`, `LSTM`, `Stack`, ...; your own flax cells by `LinenCell`, `NnxCell`;
-- unroll functions: `unroll`, `plain_unroll`, `parallel_unroll`, `newton_unroll`, `backends.numba_cpu.unroll`;
+- unroll functions: `unroll`, `plain_unroll`, `parallel_unroll`, `newton_unroll`, and those of
+  `backends`;
 - loss functions: `sequence_loss`, or any `(params, carry, batch) -> (loss_sum, carry)`;
 - estimators: `full_bptt`, `truncated_bptt`, `adaptive_bptt`, `rtrl`, ...;
 - training: `init_state`, `make_train_step`, `make_train_epoch`.
 
-More is in the subpackages `backends`, `cells`, `checkpoints`, `data`, `diagnostics`, `distributed`, `estimators`,
-`losses` and `optim`, which are imported when they are first used.
+More is in the subpackages `backends`, `cells`, `checkpoints`, `data`, `diagnostics`, `distributed`,
+`estimators`, `losses` and `optim`, which are imported when they are first used.
 
 Example:
   >>> import flax.linen as nn, jax, jax.numpy as jnp, optax, tbptt
@@ -19,10 +21,10 @@ Example:
   >>> loss_fn = tbptt.sequence_loss(cell, readout, tbptt.squared_error)
   >>> estimator = tbptt.truncated_bptt(loss_fn, k1=10, k2=20)
   >>> optimizer = optax.chain(tbptt.optim.clip_by_global_norm(1.0), optax.adam(1e-2))
-  >>> x = jnp.sin(jnp.arange(101.0) / 5)[:, None, None]                            # [T, B, D]
+  >>> x = jnp.sin(jnp.arange(101.0) / 5)[:, None, None]                # [T, B, D]
   >>> batch = tbptt.Batch(inputs=x[:-1], targets=x[1:])
   >>> state = tbptt.init_state(estimator, optimizer, params, cell.initial_carry((1,)), batch)
-  >>> epoch = tbptt.make_train_epoch(estimator, optimizer, chunk=10)               # an update every 10 steps
+  >>> epoch = tbptt.make_train_epoch(estimator, optimizer, chunk=10)   # an update every 10 steps
   >>> state, metrics = epoch(state, batch)
   >>> metrics.loss.shape
   (10,)
@@ -157,7 +159,7 @@ _SUBPACKAGES = (
 def __getattr__(name: str) -> _Any:
     if name in _SUBPACKAGES:
         return _importlib.import_module(f"tbptt.{name}")
-    raise AttributeError(f"module 'tbptt' has no attribute {name!r}; see dir(tbptt) and the subpackages {_SUBPACKAGES}")
+    raise AttributeError(f"module 'tbptt' has no attribute {name!r}; see dir(tbptt)")
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""A global norm that neither overflows nor underflows, for whoever measures gradients."""
+"""Numerics of trees: a global norm without overflow, selection by batch row, floating leaves."""
 
 from typing import Any, NamedTuple
 
@@ -11,12 +11,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class Measure(NamedTuple):
-    """The norm of each batch element's part of a tree, as `size 2^exponent` (which may be too large for the dtype).
+    """A norm in scaled form, `size 2^exponent`, whose value may be too large for the dtype.
 
-    size:     the norm of the tree times down; inf or NaN exactly where an entry is
-    exponent: which power of two the largest entry is about; 0 where there is none, or an entry is not finite
+    size:     the norm of the tree times `down`; inf or NaN exactly where an entry is inf or NaN
+    exponent: binary exponent of the largest entry; 0 if all entries are 0 or one is not finite
     down:     2^-exponent
-    norm:     size / down, at most the largest finite number; inf or NaN exactly where an entry is inf or NaN
+    norm:     size / down, at most the largest finite number; inf or NaN exactly where an entry is
+      inf or NaN
     """
 
     size: Float[Array, "*batch"]
@@ -26,33 +27,40 @@ class Measure(NamedTuple):
 
 
 def global_norm(tree: Any) -> Float[Array, ""]:
-    """Computes the Euclidean norm of all entries of a tree together, without overflow or underflow on the way.
+    """Compute the Euclidean norm of all entries of a tree, without intermediate over- or underflow.
 
         norm = sqrt(sum_i (g_i s)^2) / s,    s = the power of two that brings max_i |g_i| to about 1
 
-    in float32, or in float64 if a leaf is. Where optax.tree.norm is right, the two agree to rounding; it squares in the
-    gradient's own dtype, so 2e19 in float32 and 300 in float16 are infinite for it, and 1e-30 is zero.
+    The norm is computed in float32, or in float64 if a leaf is float64. `optax.tree.norm` squares
+    in the dtype of the gradient: 2e19 in float32 and 300 in float16 overflow there, and 1e-30
+    underflows. Elsewhere the two agree to rounding.
 
     Args:
-      tree: floating leaves of any dtypes, mixed; integer leaves do not count; no leaf at all has norm 0.
+      tree: floating leaves, whose dtypes may differ; integer leaves are ignored.
 
     Returns:
-      The norm: 0 at 0 (with gradient 0), inf or NaN exactly if an entry is inf or NaN, and the dtype's largest number
-      if the true norm is above it. XLA reads subnormal float32 (below 1.2e-38) as zero on most devices; so does this.
+      The norm, a scalar: 0 for zeros (with gradient 0) and for a tree without leaves; inf or NaN
+      exactly if an entry is inf or NaN; the largest number of the dtype if the true norm is above
+      it. XLA treats subnormal float32 numbers (below 1.2e-38) as zero on most devices.
     """
-    return usual_measure(tree).norm
+    return fast_measure(tree).norm
 
 
 def measure(tree: Any, batch_dims: int = 0) -> Measure:
-    """Measures the norm over all but the first `batch_dims` axes of all floating leaves together."""
+    """Compute the joint norm of all floating leaves, over all but the first `batch_dims` axes.
+
+    Returns:
+      A `Measure` with fields of shape `[*batch]`, the first `batch_dims` axes of the leaves.
+    """
     dtype = norm_dtype(tree)
-    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
+    leaves = floating_leaves(tree)
     wide = [jnp.abs(leaf).astype(dtype) for leaf in leaves]
     axes = [tuple(range(batch_dims, leaf.ndim)) for leaf in leaves]
     largest = jnp.zeros((), dtype)
     for leaf, over in zip(wide, axes, strict=True):
         largest = jnp.maximum(largest, jnp.max(leaf, axis=over, initial=0))
-    # A power of two is exact, and is never divided by: XLA multiplies by the reciprocal, which is 0 for 3e38.
+    # Scaling by a power of two is exact. Multiply, never divide: XLA divides by multiplying with
+    # the reciprocal, which is 0 for 3e38.
     largest = jax.lax.stop_gradient(largest)  # the norm does not depend on it
     usable = jnp.isfinite(largest) & (largest > 0)
     _, exponent = jnp.frexp(jnp.where(usable, largest, 1))
@@ -61,7 +69,8 @@ def measure(tree: Any, batch_dims: int = 0) -> Measure:
     down, up = jnp.ldexp(jnp.ones((), dtype), -exponent), jnp.ldexp(jnp.ones((), dtype), exponent)
     total = jnp.zeros((), dtype)
     for leaf, over in zip(wide, axes, strict=True):
-        # The maximum changes nothing, but without it XLA makes leaf^2 down^2 of a leaf that is a constant: inf 0.
+        # The maximum has no effect on the value. Without it XLA rewrites the square of a constant
+        # leaf as leaf^2 down^2 = inf 0.
         scaled = jnp.maximum(leaf * expand(down, leaf), 0)
         total = total + jnp.sum(jnp.square(scaled), axis=over)
     size = jnp.where(total == 0, 0, jnp.sqrt(jnp.where(total == 0, 1, total)))
@@ -69,56 +78,84 @@ def measure(tree: Any, batch_dims: int = 0) -> Measure:
     return Measure(size, exponent, down, norm)
 
 
-def usual_measure(tree: Any) -> Measure:
-    """Measure the norm of a tree as `measure` does; exponent is 0 and down is 1 wherever plain squares are safe.
+def fast_measure(tree: Any) -> Measure:
+    """Compute `measure(tree)`, with exponent 0 and down 1 on a CPU if plain squares are safe.
 
-    On a CPU the plain sum of squares, which the optimizer's clipping computes anyway, decides by a branch. On an accelerator
-    a branch waits for the host, and a second pass over the leaves costs less.
+    On a CPU a branch on the plain sum of squares avoids the second pass over the leaves. On an
+    accelerator the second pass costs less than a branch, which waits for the host.
     """
-    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
+    leaves = floating_leaves(tree)
     leaves = [jnp.abs(leaf) if jnp.iscomplexobj(leaf) else leaf for leaf in leaves]
-    return jax.lax.platform_dependent(leaves, cpu=_usual_measure, default=measure)
+    return jax.lax.platform_dependent(leaves, cpu=_fast_measure_cpu, default=measure)
 
 
-@jax.jit  # outside of jit a branch would be compiled again at every call
-def _usual_measure(leaves: list[Array]) -> Measure:
+@jax.jit  # outside of jit, a cond would be compiled again at every call
+def _fast_measure_cpu(leaves: list[Array]) -> Measure:
     dtype = norm_dtype(leaves)
     total = sum((jnp.sum(jnp.square(leaf.astype(dtype))) for leaf in leaves), jnp.zeros((), dtype))
-    # What squares may have lost by underflow is less than total's rounding, and no sum overflowed. NaN is not usual.
+    # Safe: underflow of the squares is below the rounding of total, nothing overflowed, no NaN.
     limits = jnp.finfo(dtype)
     least = sum(leaf.size for leaf in leaves) * float(limits.tiny) / float(limits.eps)
-    usual = (total > least) & (total <= limits.max)
+    is_safe = (total > least) & (total <= limits.max)
 
     def plain(leaves: list[Array]) -> Measure:
-        norm = jnp.sqrt(jnp.where(usual, total, 1))
+        norm = jnp.sqrt(jnp.where(is_safe, total, 1))
         return Measure(norm, jnp.zeros((), jnp.int32), jnp.ones((), dtype), norm)
 
     def scaled(leaves: list[Array]) -> Measure:
-        # As one leaf: XLA compiles, nearly always for nothing, a handful of loops for every leaf.
-        return measure(jnp.concatenate([jnp.zeros(1, dtype), *(leaf.astype(dtype).ravel() for leaf in leaves)]))
+        # Concatenate to one leaf: the branch is rare, and XLA compiles several loops for each leaf.
+        flat = [leaf.astype(dtype).ravel() for leaf in leaves]
+        return measure(jnp.concatenate([jnp.zeros(1, dtype), *flat]))
 
-    return jax.lax.cond(usual, plain, scaled, leaves)
+    return jax.lax.cond(is_safe, plain, scaled, leaves)
 
 
 def is_floating(leaf: Any) -> bool:
-    """Says whether a leaf counts: integers, and the empty cotangents that JAX gives them, do not."""
+    """Return whether a leaf holds floating or complex numbers.
+
+    Integers, booleans, keys and the empty cotangents that JAX gives them are not floating.
+    """
     return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 
 
+def floating_leaves(tree: Any) -> list[Array]:
+    """Return the floating leaves of a tree, in order: those that a gradient flows through."""
+    return [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
+
+
+def replace_floating_leaves(tree: Any, leaves: list[Array]) -> Any:
+    """Return the tree with its floating leaves replaced by `leaves`, in the same order."""
+    new = iter(leaves)
+    return jax.tree.map(lambda leaf: next(new) if is_floating(leaf) else leaf, tree)
+
+
 def norm_dtype(tree: Any) -> DTypeLike:
-    """At least float32, and the widest of the leaves."""
-    dtypes = [jnp.finfo(jnp.result_type(leaf)).dtype for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
+    """Return the dtype in which norms are computed: the widest of the leaves, at least float32."""
+    dtypes = [
+        jnp.finfo(jnp.result_type(leaf)).dtype
+        for leaf in jax.tree.leaves(tree)
+        if is_floating(leaf)
+    ]
     return jnp.result_type(jnp.float32, *dtypes)
 
 
 def expand(values: Array, leaf: Array) -> Array:
-    """Gives `[*batch]` values the rank of a leaf `[*batch, ...]`."""
+    """Reshape `[*batch]` values so that they broadcast against a leaf `[*batch, ...]`."""
     return values.reshape(values.shape + (1,) * (leaf.ndim - values.ndim))
 
 
 def clip_tree(tree: Any, max_norm: ArrayLike, batch_dims: int = 0) -> tuple[Any, Array, Array]:
-    """Clips each batch element's part of a tree; returns (tree, norms before, whether clipped), the last two `[*batch]`."""
-    size, _, down, norm = measure(tree, batch_dims) if batch_dims else usual_measure(tree)
+    """Clip the norm of a tree to `max_norm`, for each of its batch rows separately.
+
+    Args:
+      tree: floating leaves `[*batch, ...]`; other leaves are returned unchanged.
+      max_norm: the largest norm of a row.
+      batch_dims: the number of batch axes; 0 clips the whole tree.
+
+    Returns:
+      `(tree, norms before clipping, whether clipped)`, the last two `[*batch]`.
+    """
+    size, _, down, norm = measure(tree, batch_dims) if batch_dims else fast_measure(tree)
     clipped = jnp.isfinite(norm) & (norm > max_norm)
     factor = jnp.asarray(max_norm, norm.dtype) / jnp.where(clipped, size, 1)
 
@@ -133,18 +170,33 @@ def clip_tree(tree: Any, max_norm: ArrayLike, batch_dims: int = 0) -> tuple[Any,
 
 
 def check_max_norm(name: str, max_norm: Any) -> None:
-    """Raises a ValueError if max_norm is a concrete number (of Python, NumPy or JAX) that is not a positive scalar."""
+    """Raise an error if `max_norm` is concrete and not a positive scalar.
+
+    Numbers of Python, NumPy and JAX are checked; a traced value is not known and passes.
+
+    Raises:
+      TypeError: max_norm is not a real number.
+      ValueError: max_norm is not a scalar, or not positive.
+    """
     if isinstance(max_norm, Tracer):
-        return  # its value is not known while tracing
+        return
     number = np.asarray(max_norm)
     if number.dtype.kind not in "iufV":  # V: bfloat16
-        raise TypeError(f"{name}'s max_norm must be a positive number (inf: never clip); got {max_norm!r}")
+        raise TypeError(
+            f"{name}'s max_norm must be a positive number (inf: never clip); got {max_norm!r}"
+        )
     if number.shape != () or not number > 0:
-        raise ValueError(f"{name}'s max_norm must be a positive number (inf: never clip); got {max_norm}")
+        raise ValueError(
+            f"{name}'s max_norm must be a positive number (inf: never clip); got {max_norm}"
+        )
 
 
 def select(condition: Bool[Array, "*batch"], chosen: Any, other: Any) -> Any:
-    """Select between two trees with leaves `[*batch, ...]`: `chosen` where `condition` is True, else `other`."""
+    """Select between two trees with leaves `[*batch, ...]`.
+
+    Returns:
+      A tree with the entries of `chosen` where `condition` is True, else those of `other`.
+    """
 
     def one(a: Array, b: Array) -> Array:
         rank = max(jnp.ndim(a), jnp.ndim(b))
@@ -153,6 +205,18 @@ def select(condition: Bool[Array, "*batch"], chosen: Any, other: Any) -> Any:
     return jax.tree.map(one, chosen, other)
 
 
-def zero_where_masked(xs: Array, mask: Bool[Array, "T *batch"] | None) -> Array:
-    """Replace what stands at masked steps by 0: NaN padding would reach the weight gradient as 0 * NaN."""
-    return xs if mask is None else jnp.where(expand(jnp.asarray(mask), xs), xs, 0)
+def zero_where_masked(tree: Any, mask: Bool[Array, "*steps"] | None) -> Any:
+    """Replace the entries of leaves `[*steps, ...]` by 0 where the mask `[*steps]` is False.
+
+    Padding may hold NaN, and the derivative of a masked step would then be 0 * NaN. None masks
+    nothing.
+    """
+    if mask is None:
+        return tree
+    keep = jnp.asarray(mask)
+
+    def zeroed(leaf: Any) -> Array:
+        leaf = jnp.asarray(leaf)
+        return jnp.where(expand(keep, leaf), leaf, 0)
+
+    return jax.tree.map(zeroed, tree)

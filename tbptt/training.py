@@ -1,4 +1,4 @@
-"""Training through time: one jitted step a chunk, or one compiled program for a whole epoch of chunks."""
+"""Training steps: one jitted update per chunk, or one compiled program for an epoch of chunks."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,16 +10,17 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tbptt.numerics import global_norm
 from tbptt.types import Batch, Carry, Estimator, Memory, Params, PRNGKey
-from tbptt.windows import check_window, cut
+from tbptt.windows import check_window, split_windows
 
 
 class TrainState(NamedTuple):
-    """All that a run needs to go on.
+    """State of a training run.
 
-    params, opt_state: what is learnt, and the optimizer's state
-    memory: the estimator's, with the carry that crosses the cut
-    step:   scalar, updates so far
-    key:    for estimators that draw; None otherwise
+    params:    the trainable parameters
+    opt_state: the state of the optimizer
+    memory:    the memory of the estimator, including the carry that enters the next chunk
+    step:      scalar, the number of updates so far
+    key:       the key for estimators that draw random numbers; None otherwise
     """
 
     params: Params
@@ -30,13 +31,16 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """What one update looked like, on device; all but info scalars (`[n]` after an epoch of n updates).
+    """Metrics of one update, as device arrays; scalars except `info`.
+
+    After an epoch of n updates every field, and every leaf of info, has a leading axis `[n]`.
 
     loss:       weighted mean over the chunk, before the update
     grad_norm:  global norm of the estimated gradient, before clipping
-    clipped:    whether the optimizer clipped it; None unless its chain has a `clipping.with_clip_stats` transformation
-    non_finite: whether loss or gradient holds NaN or inf
-    info:       the estimator's info of this update; after an epoch every leaf of it has a leading axis `[n]`
+    clipped:    whether the optimizer clipped the gradient; None if the optimizer does not report
+      it, see `tbptt.optim.clip_by_global_norm` and `tbptt.optim.with_clip_stats`
+    non_finite: whether the loss or the gradient holds NaN or inf
+    info:       the info of the estimator for this update
     """
 
     loss: Float[Array, "*n"]
@@ -57,13 +61,22 @@ def init_state(
     batch: Batch,
     key: PRNGKey | None = None,
 ) -> TrainState:
-    """Makes the state before the first update.
+    """Return the state before the first update.
 
     Args:
-      params: the starting parameters; copied, because a train step donates (overwrites) the state it is given.
-      carry: what enters the first step, for example `cell.initial_carry((B,))`.
-      batch: an example of what will be fed (or its `jax.eval_shape`): for shapes only.
-      key: for estimators that draw; consumed.
+      estimator: static; the estimator of the train step.
+      optimizer: static; the optimizer of the train step.
+      params: the initial parameters; copied, because a train step donates the state that it takes.
+      carry: the carry that enters the first step, for example `cell.initial_carry((B,))`; copied.
+      batch: an example of the batches to come, `[T, *batch, ...]`, or its `jax.eval_shape`; only
+        its shapes are used.
+      key: for estimators that draw random numbers; consumed. None for all others.
+
+    Returns:
+      A `TrainState` at step 0.
+
+    Raises:
+      TypeError, ValueError: as the `init` of the estimator and of the optimizer.
     """
     params, carry, key = jax.tree.map(jnp.copy, (params, carry, key))
     return TrainState(
@@ -76,51 +89,111 @@ def init_state(
 
 
 def rewind(estimator: Estimator, state: TrainState, carry: Carry, batch: Batch) -> TrainState:
-    """Forgets the stream but nothing that was learnt: the next chunk begins at `carry`, as at the start of an epoch."""
-    return state._replace(memory=estimator.init(state.params, jax.tree.map(jnp.copy, carry), batch))
+    """Restart the stream at `carry`, for example at the start of an epoch.
+
+    Parameters, optimizer state, step and key remain. Only the memory of the estimator is replaced.
+
+    Args:
+      estimator: static; the estimator of the train step.
+      state: a `TrainState`.
+      carry: the carry that enters the next chunk; copied.
+      batch: an example; only its shapes are used.
+
+    Returns:
+      The new `TrainState`.
+    """
+    memory = estimator.init(state.params, jax.tree.map(jnp.copy, carry), batch)
+    return state._replace(memory=memory)
 
 
 def make_train_step(estimator: Estimator, optimizer: optax.GradientTransformation) -> TrainStep:
-    """Makes the jitted update of one chunk; the state is donated, so use only the one it returns.
+    """Return the jitted update by the gradient of one chunk.
 
-        gradient = estimator.estimate(params, memory, batch)
+        gradient = estimator.estimate(params, memory, batch, key)
         updates, opt_state = optimizer.update(gradient.grads, opt_state, params)
         params, memory, step = params + updates, gradient.memory, step + 1
 
-    Args (static): estimator, optimizer (clip by `optax.chain(optax.clip_by_global_norm(g_max), optax.adam(lr))`).
+    Args (static):
+      estimator: any `Estimator`.
+      optimizer: any optax transformation, for example
+        `optax.chain(tbptt.optim.clip_by_global_norm(1.0), optax.adam(1e-3))`.
 
     Returns:
-      `step(state, batch) -> (state, metrics)`. Compiled once for each shape of batch.
+      `step(state, batch) -> (state, metrics)` with a batch `[T, *batch, ...]` and scalar `Metrics`.
+      The step donates its state: do not use the old state after the call. It is compiled once for
+      each shape of batch.
+
+    Raises:
+      TypeError, ValueError: at the first call of `step`, as `estimator.estimate`.
+
+    Example:
+      >>> import flax.linen as nn, jax, jax.numpy as jnp, optax, tbptt
+      >>> cell, readout, optimizer = tbptt.GRU(2, 8), nn.Dense(1), optax.adam(1e-3)
+      >>> params = tbptt.init_params(jax.random.key(0), cell, readout)
+      >>> batch = tbptt.Batch(jnp.ones((20, 4, 2)), jnp.zeros((20, 4, 1)))
+      >>> loss_fn = tbptt.sequence_loss(cell, readout, tbptt.squared_error)
+      >>> estimator = tbptt.truncated_bptt(loss_fn, k1=20, k2=20)
+      >>> carry = cell.initial_carry((4,))
+      >>> state = tbptt.init_state(estimator, optimizer, params, carry, batch)
+      >>> step = tbptt.make_train_step(estimator, optimizer)
+      >>> state, metrics = step(state, batch)
+      >>> int(state.step), metrics.loss.shape
+      (1, ())
     """
     return jax.jit(_make_update(estimator, optimizer), donate_argnums=0)
 
 
-def make_train_epoch(estimator: Estimator, optimizer: optax.GradientTransformation, chunk: int) -> TrainStep:
-    """Makes the jitted pass over many chunks with an update after each: one program, a scan over chunks.
+def make_train_epoch(
+    estimator: Estimator, optimizer: optax.GradientTransformation, chunk: int
+) -> TrainStep:
+    """Return the jitted pass over the chunks of a batch, with an update after each chunk.
 
-        for window in cut(batch, chunk):
+        for i, window in enumerate(split_windows(batch, chunk)):       # compiled to one scan
             state, metrics[i] = step(state, window)
 
-    The carry is handed from chunk to chunk, and on to the next call: `rewind` at the start of a new pass.
+    The carry continues from chunk to chunk and from call to call. Call `rewind` to start again.
 
-    Args (static): estimator; optimizer; chunk, steps an update, which must divide T (a multiple of the estimator's k1).
+    Args (static):
+      estimator: any `Estimator`.
+      optimizer: any optax transformation, as for `make_train_step`.
+      chunk: steps per update; must divide T, and be a multiple of the k1 of the estimator.
 
     Returns:
-      `epoch(state, batch) -> (state, metrics)`; batch `[T, *batch, ...]`, metrics `[T // chunk]`; the state is donated.
+      `epoch(state, batch) -> (state, metrics)` with a batch `[T, *batch, ...]` and `Metrics` of
+      leading axis `[T // chunk]`. The epoch donates its state: do not use the old state after the
+      call. It is compiled once for each shape of batch.
+
+    Raises:
+      TypeError, ValueError: chunk is not a static int >= 1; at the call of `epoch`: T is not a
+        multiple of chunk, or as `estimator.estimate`.
+
+    Example:
+      >>> import flax.linen as nn, jax, jax.numpy as jnp, optax, tbptt
+      >>> cell, readout, optimizer = tbptt.GRU(2, 8), nn.Dense(1), optax.adam(1e-3)
+      >>> params = tbptt.init_params(jax.random.key(0), cell, readout)
+      >>> stream = tbptt.Batch(jnp.ones((60, 4, 2)), jnp.zeros((60, 4, 1)))
+      >>> loss_fn = tbptt.sequence_loss(cell, readout, tbptt.squared_error)
+      >>> estimator = tbptt.truncated_bptt(loss_fn, k1=10, k2=20)
+      >>> carry = cell.initial_carry((4,))
+      >>> state = tbptt.init_state(estimator, optimizer, params, carry, stream)
+      >>> epoch = tbptt.make_train_epoch(estimator, optimizer, chunk=20)
+      >>> state, metrics = epoch(state, stream)
+      >>> int(state.step), metrics.loss.shape
+      (3, (3,))
     """
     chunk = check_window("chunk", chunk)
     update = _make_update(estimator, optimizer)
 
     def epoch(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        return jax.lax.scan(update, state, cut(batch, chunk, name="chunk"))
+        return jax.lax.scan(update, state, split_windows(batch, chunk, name="chunk"))
 
     return jax.jit(epoch, donate_argnums=0)
 
 
 def _make_update(estimator: Estimator, optimizer: optax.GradientTransformation) -> TrainStep:
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        use, keep = (None, None) if state.key is None else jax.random.split(state.key)
-        gradient = estimator.estimate(state.params, state.memory, batch, use)
+        estimate_key, next_key = (None, None) if state.key is None else jax.random.split(state.key)
+        gradient = estimator.estimate(state.params, state.memory, batch, estimate_key)
         updates, opt_state = optimizer.update(gradient.grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         grad_norm = global_norm(gradient.grads)
@@ -132,6 +205,6 @@ def _make_update(estimator: Estimator, optimizer: optax.GradientTransformation) 
             non_finite=~(jnp.isfinite(gradient.loss) & jnp.isfinite(grad_norm)),
             info=gradient.info,
         )
-        return TrainState(params, opt_state, gradient.memory, state.step + 1, keep), metrics
+        return TrainState(params, opt_state, gradient.memory, state.step + 1, next_key), metrics
 
     return update

@@ -1,4 +1,4 @@
-"""Cutting time into windows and running them, counting of weights, and the errors when time does not divide."""
+"""Functions that split time into windows, scan over segments, and sum the weights of steps."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -14,13 +14,22 @@ Tree = TypeVar("Tree")
 
 
 def length(batch: Any) -> int:
-    """Returns T, the common leading size of every leaf; a ValueError names the leaves that disagree."""
+    """Return T, the common leading size of all leaves.
+
+    Raises:
+      ValueError: there is no leaf, a leaf is a scalar, or leaves disagree; the message names them.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(batch)
     if not leaves:
-        raise ValueError("a batch needs at least one array with a leading time axis; got a pytree without leaves")
+        raise ValueError(
+            "a batch needs at least one array with a leading time axis; got a pytree without leaves"
+        )
     for path, leaf in leaves:
         if np.ndim(leaf) == 0:
-            raise ValueError(f"batch{jax.tree_util.keystr(path)} needs a leading time axis [T, ...]; got a scalar")
+            raise ValueError(
+                f"batch{jax.tree_util.keystr(path)} needs a leading time axis [T, ...]; "
+                "got a scalar"
+            )
     sizes = {f"batch{jax.tree_util.keystr(path)}": np.shape(leaf)[0] for path, leaf in leaves}
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{name} has T={size}" for name, size in sizes.items())
@@ -29,11 +38,11 @@ def length(batch: Any) -> int:
 
 
 def check_window(name: str, value: object) -> int:
-    """Returns `value` if it is a static int >= 1; else raises a TypeError or ValueError that names it."""
+    """Return `value` if it is a static int >= 1; raise a TypeError or ValueError otherwise."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(
-            f"{name} must be a Python int (windows are static, so that shapes are); got {value!r} of type "
-            f"{type(value).__name__}"
+            f"{name} must be a Python int (it determines static shapes); got {value!r} of "
+            f"type {type(value).__name__}"
         )
     if value < 1:
         raise ValueError(f"{name} must be at least 1 step; got {name}={value}")
@@ -41,32 +50,53 @@ def check_window(name: str, value: object) -> int:
 
 
 def count(T: int, k1: int, *, name: str = "k1") -> int:
-    """Returns the number of windows of k1 steps in T steps; T must be a multiple of k1, a tail is never dropped."""
+    """Return the number of windows of k1 steps in T steps.
+
+    T must be a multiple of k1: a tail is never dropped. The error message calls k1 `name`.
+    """
     if T < k1 or T % k1:
         padded = -(-max(T, 1) // k1) * k1
         raise ValueError(
-            f"T must be a positive multiple of {name}; got T={T}, {name}={k1}. Pad the batch to T={padded} with "
-            f"weights=0 on the added steps (or mask=False, which also holds the carry), or choose another {name}"
+            f"T must be a positive multiple of {name}; got T={T}, {name}={k1}. Pad the batch to "
+            f"T={padded} with weights=0 on the added steps (or mask=False, which also keeps the "
+            f"carry unchanged), or choose another {name}"
         )
     return T // k1
 
 
-def cut(tree: Tree, k1: int, *, name: str = "k1") -> Tree:
-    """Reshapes every leaf `[T, ...]` to `[T // k1, k1, ...]`: window j holds steps j*k1 .. (j+1)*k1 - 1."""
+def split_windows(tree: Tree, k1: int, *, name: str = "k1") -> Tree:
+    """Reshape every leaf `[T, ...]` to `[T // k1, k1, ...]`.
+
+    Window j holds the steps j*k1 .. (j+1)*k1 - 1. T must be a multiple of k1, see `count`.
+    """
     n = count(length(tree), k1, name=name)
     return jax.tree.map(lambda leaf: jnp.reshape(leaf, (n, k1, *np.shape(leaf)[1:])), tree)
 
 
 def split(tree: Tree, *points: int) -> list[Tree]:
-    """Cuts every leaf along time before each of the given steps: `split(b, 3)` is `[b[:3], b[3:]]`."""
+    """Split every leaf along time before each of the given steps.
+
+    For example `split(b, 3)` is `[b[:3], b[3:]]`.
+    """
     edges = [0, *points, length(tree)]
-    return [jax.tree.map(lambda leaf, a=a, b=b: leaf[a:b], tree) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [
+        jax.tree.map(lambda leaf, a=a, b=b: leaf[a:b], tree)
+        for a, b in zip(edges[:-1], edges[1:], strict=True)
+    ]
 
 
 def scan_blocks(
-    run: Callable[[Any, Any], tuple[Any, Any]], carry: Any, steps: Any, n: int, reverse: bool = False
+    run: Callable[[Any, Any], tuple[Any, Any]],
+    carry: Any,
+    steps: Any,
+    n: int,
+    reverse: bool = False,
 ) -> tuple[Any, Any]:
-    """Runs n blocks of equal length one after another; what comes out has a leading axis `[n]`. One block needs no loop."""
+    """Scan `run(carry, block) -> (carry, out)` over n blocks of equal length.
+
+    Returns:
+      The last carry and the stacked outputs, with a leading axis `[n]`. One block needs no loop.
+    """
     blocks = jax.tree.map(lambda a: a.reshape(n, a.shape[0] // n, *a.shape[1:]), steps)
     if n > 1:
         return jax.lax.scan(run, carry, blocks, reverse=reverse)
@@ -74,46 +104,64 @@ def scan_blocks(
     return carry, jax.tree.map(lambda a: a[None], out)
 
 
-def in_pieces(run: Callable[[Any, Any], tuple[Any, Any]], carry: Any, steps: Any, piece: int) -> tuple[Any, Any]:
-    """Runs pieces of equal length as one scan, and what is left over as a shorter piece of its own."""
-    n, rest = divmod(length(steps), piece)
-    even = jax.tree.map(lambda a: a[: n * piece], steps)
-    tail = jax.tree.map(lambda a: a[n * piece :], steps)
+def scan_segments(
+    run: Callable[[Any, Any], tuple[Any, Any]], carry: Any, steps: Any, length: int
+) -> tuple[Any, Any]:
+    """Scan `run(carry, segment) -> (carry, out)` over segments of `length` steps.
+
+        outs = []                                                             # as a plain loop
+        for start in range(0, T, length):
+            carry, out = run(carry, steps[start : start + length])
+            outs.append(out)
+        return carry, concatenate(outs)
+
+    T need not be a multiple of `length`: the last segment is the remainder. The leading axis of an
+    output need not be time.
+    """
+    T = np.shape(jax.tree.leaves(steps)[0])[0]
+    n, remainder = divmod(T, length)
+    even = jax.tree.map(lambda a: a[: n * length], steps)
+    tail = jax.tree.map(lambda a: a[n * length :], steps)
     if n == 0:
         return run(carry, tail)
-    carry, ys = scan_blocks(run, carry, even, n)
-    ys = jax.tree.map(lambda a: a.reshape(n * piece, *a.shape[2:]), ys)
-    if not rest:
-        return carry, ys
-    carry, tail_ys = run(carry, tail)
-    return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ys, tail_ys)
+    carry, outs = scan_blocks(run, carry, even, n)
+    outs = jax.tree.map(lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:]), outs)
+    if not remainder:
+        return carry, outs
+    carry, tail_out = run(carry, tail)
+    return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), outs, tail_out)
 
 
 def step_shape(batch: Batch) -> tuple[int, ...]:
-    """Returns `[T, *batch]`, the shape in which steps are counted.
+    """Return `[T, *batch]`, the shape of the per-step arrays of a batch.
 
-    It is that of weights, mask or resets where one is given; else that of inputs without their last axis (floats) or
-    whole (integers are symbols). Raises ValueError when the given ones disagree.
+    It is the shape of weights, mask or resets if one of them is given. Otherwise it is the shape of
+    inputs without the last axis (floats), or the whole shape (integer symbols).
+
+    Raises:
+      ValueError: weights, mask and resets disagree, or floating inputs have no feature axis.
     """
     shapes = {name: np.shape(getattr(batch, name)) for name in ("weights", "mask", "resets")}
     given = {name: shape for name, shape in shapes.items() if getattr(batch, name) is not None}
     if len(set(given.values())) > 1:
         listed = ", ".join(f"{name} {shape}" for name, shape in given.items())
-        raise ValueError(f"weights, mask and resets must all have the shape [T, *batch]; got {listed}")
+        raise ValueError(
+            f"weights, mask and resets must all have the shape [T, *batch]; got {listed}"
+        )
     if given:
         return next(iter(given.values()))
     symbols = not jnp.issubdtype(jnp.result_type(batch.inputs), jnp.floating)
     inputs = np.shape(batch.inputs)
     if not symbols and len(inputs) < 2:
         raise ValueError(
-            f"batch.inputs must be [T, *batch, D]; got shape {inputs}. Add a feature axis (inputs[..., None]), or give "
-            "batch.weights [T, *batch], from which the steps are then counted"
+            f"batch.inputs must be [T, *batch, D]; got shape {inputs}. Add a feature axis "
+            "(inputs[..., None]), or give batch.weights, whose shape is then taken for [T, *batch]"
         )
     return inputs if symbols else inputs[:-1]
 
 
 def total_weight(batch: Batch) -> Float[Array, ""]:
-    """Returns the sum of the weights of the steps that exist: what a loss sum is divided by, once."""
+    """Return the sum of the weights of the steps that exist, the divisor of a loss sum."""
     shape = step_shape(batch)
     dtype = jnp.result_type(float) if batch.weights is None else jnp.result_type(batch.weights)
     weights = jnp.ones(shape, dtype) if batch.weights is None else jnp.asarray(batch.weights)
@@ -123,11 +171,13 @@ def total_weight(batch: Batch) -> Float[Array, ""]:
 
 
 def mean(total: Float[Array, "*n"], weight: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """Divides a sum by its weight. Where the weight is 0 there is nothing to average: the mean is 0, not NaN."""
+    """Divide a sum by its weight. The mean is 0, not NaN, where the weight is 0."""
     return jnp.where(weight == 0, 0, total / jnp.where(weight == 0, 1, weight)).astype(total.dtype)
 
 
-def means(loss_sum: Float[Array, ""], grads: Any, weight: Float[Array, ""]) -> tuple[Float[Array, ""], Any]:
-    """Turns the sums of a loss and of its gradient into means: the one division of an estimate."""
+def means(
+    loss_sum: Float[Array, ""], grads: Any, weight: Float[Array, ""]
+) -> tuple[Float[Array, ""], Any]:
+    """Divide the sums of a loss and of its gradient by the total weight."""
     scale = mean(jnp.ones_like(weight), weight)
     return mean(loss_sum, weight), jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)

@@ -1,17 +1,19 @@
-"""Set up the tests: float64, a compile cache that outlives the run, quick compilation, two tiers, a count of programs."""
+"""Set up the tests: float64, a compile cache, quick compilation, two tiers, a program count."""
 
 import importlib.metadata
 import os
 
 from tests.support import compile_cache
 
-# Most of the suite's time is spent compiling thousands of small programs that run once. So LLVM works less hard on them.
-# Set before jax is imported; workers and the programs that tests start inherit it.
+# Most of the suite's time is spent compiling thousands of small programs that run once. So LLVM
+# works less hard on them. Set before jax is imported; workers and the programs that tests start
+# inherit it.
 _FLAGS = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
 _JAXLIB = importlib.metadata.version("jaxlib")
 if tuple(map(int, _JAXLIB.split(".")[:2])) < (0, 11):
-    # Half the time to compile; newer versions of XLA refuse the flag. Without fused multiply-add a program rounds alike
-    # however XLA groups its operations, so tests may compare two programs bit by bit.
+    # Half the time to compile; newer versions of XLA refuse the flag. Without fused multiply-add a
+    # program rounds alike however XLA groups its operations, so tests may compare two programs bit
+    # by bit.
     _FLAGS += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_max_isa=AVX"]
 if _FLAGS[0] not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS]).strip()
@@ -36,11 +38,19 @@ def key():
 
 
 def pytest_addoption(parser):
-    parser.addoption("--programs", type=int, default=0, metavar="N", help="list the N tests that compile most programs")
+    parser.addoption(
+        "--programs",
+        type=int,
+        default=0,
+        metavar="N",
+        help="list the N tests that compile most programs",
+    )
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "exhaustive: second tier, `make test-all`; `make test` leaves it out")
+    config.addinivalue_line(
+        "markers", "exhaustive: second tier, `make test-all`; `make test` leaves it out"
+    )
     _counted.start()
 
 
@@ -76,6 +86,8 @@ def pytest_testnodedown(node, error):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    terminalreporter.write_line(f"{_counted.compiled} programs compiled, {_counted.loaded} loaded from the cache")
+    terminalreporter.write_line(
+        f"{_counted.compiled} programs compiled, {_counted.loaded} loaded from the cache"
+    )
     for test, number in _counted.by_test.most_common(config.getoption("--programs")):
         terminalreporter.write_line(f"{number:5d}  {test}")

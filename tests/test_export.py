@@ -1,4 +1,4 @@
-"""A program that is compiled here can be exported for every platform, whatever packages are installed."""
+"""Train steps can be exported for every platform, whatever packages are installed."""
 
 import flax.linen as nn
 import jax
@@ -17,14 +17,21 @@ ESTIMATORS = {
     "full": tbptt.full_bptt,
 }
 ESSENTIAL = [(tbptt.LSTM, "20, 40", "epoch"), (tbptt.GRU, "full", "step")]
-ALL = [(cell, e, form) for cell in (tbptt.LSTM, tbptt.GRU) for e in ESTIMATORS for form in ("step", "epoch")]
+ALL = [
+    (cell, e, form)
+    for cell in (tbptt.LSTM, tbptt.GRU)
+    for e in ESTIMATORS
+    for form in ("step", "epoch")
+]
 
 
 @pytest.mark.parametrize(
     ("make", "estimator", "form"),
     [
         pytest.param(
-            *each, marks=() if each in ESSENTIAL else pytest.mark.exhaustive, id=f"{each[0].__name__}-{each[1]}-{each[2]}"
+            *each,
+            marks=() if each in ESSENTIAL else pytest.mark.exhaustive,
+            id=f"{each[0].__name__}-{each[1]}-{each[2]}",
         )
         for each in ALL
     ],
@@ -40,7 +47,9 @@ def test_training_is_exported_for_every_platform(make, estimator, form):
         train = tbptt.make_train_step(made, optimizer)
         if form == "epoch":
             train = tbptt.make_train_epoch(made, optimizer, T if estimator == "full" else 20)
-        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), (state, batch))
+        shapes = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), (state, batch)
+        )
         leaves, tree = jax.tree.flatten(shapes)
 
         def run(*leaves):  # jax.export serialises no NamedTuple that it does not know

@@ -1,4 +1,4 @@
-"""Training: an epoch is its chunks one after another, the carry is carried, and the metrics tell the truth."""
+"""Training: an epoch equals its chunks in sequence; the carry continues; metrics are correct."""
 
 import functools
 
@@ -28,11 +28,17 @@ ESTIMATORS = {
     "overlapping": functools.partial(truncated_bptt, k1=4, k2=10),
 }
 each_estimator = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.exhaustive] * (name != "overlapping")) for name in ESTIMATORS]
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.exhaustive] * (name != "overlapping"))
+        for name in ESTIMATORS
+    ],
 )
 CARRY = zero_carry(CELL, (B,))
 XS = np.random.default_rng(1).normal(size=(T, B, D))
-BATCH = Batch(XS, np.cumsum(XS[..., :1], axis=0) / 3, weights=np.random.default_rng(2).random((T, B)))
+BATCH = Batch(
+    XS, np.cumsum(XS[..., :1], axis=0) / 3, weights=np.random.default_rng(2).random((T, B))
+)
 CHUNKS = [steps_of(BATCH, t, t + CHUNK) for t in range(0, T, CHUNK)]
 start = jax.jit(init_state, static_argnums=(0, 1))  # estimator, optimizer
 
@@ -44,7 +50,7 @@ def params():
 
 @functools.cache
 def compiled(name):
-    """An estimator, the step and the epoch with it: each compiled once for all tests."""
+    """Return an estimator, its step and its epoch; each is compiled once for all tests."""
     estimator = ESTIMATORS[name](LOSS)
     return estimator, make_train_step(estimator, ADAM), make_train_epoch(estimator, ADAM, CHUNK)
 
@@ -60,7 +66,7 @@ def plain(tree):
 @functools.partial(jax.jit, static_argnums=3)
 @functools.partial(jax.value_and_grad, has_aux=True)
 def window(params, carry, batch, replayed):
-    """The loss of all but the replayed steps, one step a call of the loss, and the carry at every step."""
+    """Return the loss of all but the replayed steps, and the carry at every step."""
 
     def step(carry, one):
         loss_sum, carry = LOSS(params, carry, one)
@@ -76,18 +82,20 @@ def adam_step(params, opt_state, grads):
     return optax.apply_updates(params, updates), opt_state
 
 
-def by_hand(make, params, carry):
-    """Each chunk, each window of its own: nothing of the estimators or of training is used."""
+def reference(make, params, carry):
+    """Train by a plain loop over chunks and windows, without estimators and training."""
     k1, k2 = make.keywords.values() if make is not full_bptt else (CHUNK, CHUNK)
     opt_state, carries, losses, norms = plain(jax.jit(ADAM.init)(params)), {0: carry}, [], []
     for first, last in zip(range(0, T, CHUNK), range(CHUNK, T + 1, CHUNK), strict=True):
         loss_sum, sums = 0.0, jax.tree.map(np.zeros_like, params)
         for end in range(first + k1, last + 1, k1):
             begin = max(0, end - k2)
-            (piece_sum, seen), g = plain(window(params, carries[begin], steps_of(BATCH, begin, end), end - k1 - begin))
+            (window_sum, seen), g = plain(
+                window(params, carries[begin], steps_of(BATCH, begin, end), end - k1 - begin)
+            )
             carries |= {begin + 1 + t: steps_of(seen, t, t + 1) for t in range(end - begin)}
             carries = {t: jax.tree.map(lambda a: a.reshape(B, H), c) for t, c in carries.items()}
-            loss_sum, sums = loss_sum + piece_sum, jax.tree.map(np.add, sums, g)
+            loss_sum, sums = loss_sum + window_sum, jax.tree.map(np.add, sums, g)
         scale = 1 / np.sum(BATCH.weights[first:last])
         grads = jax.tree.map(functools.partial(np.multiply, scale), sums)
         losses.append(loss_sum * scale)
@@ -97,7 +105,7 @@ def by_hand(make, params, carry):
 
 
 @each_estimator
-def test_epoch_is_its_steps_is_the_loop_by_hand(name, params):
+def test_an_epoch_equals_its_steps_and_the_plain_loop(name, params):
     estimator, step, epoch = compiled(name)
     whole, metrics = plain(epoch(start(estimator, ADAM, params, CARRY, BATCH), BATCH))
     state, seen = start(estimator, ADAM, params, CARRY, BATCH), []
@@ -108,22 +116,24 @@ def test_epoch_is_its_steps_is_the_loop_by_hand(name, params):
     assert_same(metrics, jax.tree.map(lambda *m: np.stack(m), *seen))
     assert metrics.loss.shape == (3,) and metrics.clipped is None and not np.any(metrics.non_finite)
     assert int(whole.step) == 3 and whole.key is None
-    hand = by_hand(ESTIMATORS[name], params, CARRY)
-    assert_same((whole.params, whole.opt_state, metrics.loss, metrics.grad_norm), hand)
+    want = reference(ESTIMATORS[name], params, CARRY)
+    assert_same((whole.params, whole.opt_state, metrics.loss, metrics.grad_norm), want)
     moved = jax.tree.map(lambda a, b: float(np.max(np.abs(a - b))), params, whole.params)
     assert min(jax.tree.leaves(moved)) > 1e-3
 
 
-def test_the_carry_is_carried_and_rewind_forgets_it(params):
+def test_the_carry_continues_and_rewind_resets_it(params):
     estimator, step, _ = compiled("full")
     frozen = optax.set_to_zero()
-    state, _ = make_train_epoch(estimator, frozen, CHUNK)(start(estimator, frozen, params, CARRY, BATCH), BATCH)
+    state, _ = make_train_epoch(estimator, frozen, CHUNK)(
+        start(estimator, frozen, params, CARRY, BATCH), BATCH
+    )
     assert_same(state.memory, jax.jit(functools.partial(unroll, CELL))(params.cell, CARRY, XS)[0])
     assert_same(state.params, params, 0)
 
-    def one_more(first_of_all):
+    def one_more(change):
         state, _ = step(start(estimator, ADAM, params, CARRY, BATCH), CHUNKS[0])
-        return plain(step(first_of_all(state), CHUNKS[1]))
+        return plain(step(change(state), CHUNKS[1]))
 
     carried, carried_metrics = one_more(lambda s: s)
     zeroed, zeroed_metrics = one_more(lambda s: s._replace(memory=CARRY))
@@ -139,18 +149,20 @@ def test_rewind_restarts_overlapping_windows(params):
     def fresh():
         return start(estimator, ADAM, params, CARRY, BATCH)
 
-    def untrained(state):  # the stream of one state, what was learnt of another
+    def untrained(state):  # the memory of `state`, the parameters of a fresh one
         return fresh()._replace(memory=state.memory)
 
     state, first = epoch(fresh(), BATCH)
     again, third = untrained(rewind(estimator, state, CARRY, BATCH)), untrained(state)
     assert_same(plain(epoch(again, BATCH)[1]), plain(first), 0)
-    assert abs(float(epoch(third, BATCH)[1].loss[0]) - float(first.loss[0])) > 1e-3  # without it the stream goes on
+    assert (
+        abs(float(epoch(third, BATCH)[1].loss[0]) - float(first.loss[0])) > 1e-3
+    )  # without rewind the stream continues
 
 
 @each_estimator
 def test_one_trace_however_many_chunks(name, params):
-    """Nothing is computed: a state has the shapes, dtypes and weak types that it had before."""
+    """By shapes only: a step preserves the shapes, dtypes and weak types of the state."""
     traces = []
 
     def counted(params, carry, batch):
@@ -166,7 +178,7 @@ def test_one_trace_however_many_chunks(name, params):
         first = len(traces)
         for batch in batches[1:]:
             state, _ = jax.eval_shape(step, state, batch)
-        assert len(traces) == first  # the second one traces nothing
+        assert len(traces) == first  # no new trace
         return first
 
     epoch = functools.partial(make_train_epoch, chunk=CHUNK)
@@ -174,7 +186,7 @@ def test_one_trace_however_many_chunks(name, params):
     assert traces_of(make_train_step, *CHUNKS) > 0
 
 
-def test_metrics_are_before_clipping_and_say_whether_it_clipped(params):
+def test_metrics_are_before_clipping_and_report_whether_it_clipped(params):
     estimator, step, _ = compiled("full")
     batches = CHUNKS[0], CHUNKS[0]._replace(targets=10 * CHUNKS[0].targets)
     reference = jax.jit(jax.value_and_grad(LOSS, has_aux=True))
@@ -198,7 +210,9 @@ def test_non_finite_is_flagged(params):
     estimator, _, epoch = compiled("overlapping")
     targets = BATCH.targets.copy()
     targets[10] = np.nan
-    _, metrics = plain(epoch(start(estimator, ADAM, params, CARRY, BATCH), BATCH._replace(targets=targets)))
+    _, metrics = plain(
+        epoch(start(estimator, ADAM, params, CARRY, BATCH), BATCH._replace(targets=targets))
+    )
     assert metrics.non_finite.tolist()[:2] == [False, True]
     assert np.isfinite(metrics.loss[0]) and np.isnan(metrics.loss[1])
 
@@ -215,8 +229,8 @@ def test_the_users_arrays_survive_donation(params):
     assert_same(carry, CARRY, 0)  # rewind copies it too
 
 
-def made_up(estimate):
-    """An estimator of one parameter that makes its gradient up."""
+def estimator_of(estimate):
+    """Return an estimator of one parameter with the given estimate, its params and carry."""
     return Estimator(lambda params, carry, batch: carry, estimate), {"w": np.zeros(2)}, np.zeros(())
 
 
@@ -224,7 +238,7 @@ def test_keys_are_consumed():
     def estimate(params, memory, batch, key=None):
         return Gradient(jax.random.uniform(key, dtype=float), params, memory, ())
 
-    noisy, params, carry = made_up(estimate)
+    noisy, params, carry = estimator_of(estimate)
     batch = Batch(np.zeros((T, 1)), np.zeros((T, 1)))
     state = start(noisy, ADAM, params, carry, batch, jax.random.key(3))
     _, metrics = make_train_epoch(noisy, ADAM, CHUNK)(state, batch)
@@ -233,19 +247,26 @@ def test_keys_are_consumed():
 
 def test_chunk_must_divide(params):
     estimator = full_bptt(LOSS)
-    with pytest.raises(ValueError, match=r"multiple of chunk; got T=24, chunk=5\. Pad the batch to T=25"):
+    with pytest.raises(
+        ValueError, match=r"multiple of chunk; got T=24, chunk=5\. Pad the batch to T=25"
+    ):
         make_train_epoch(estimator, ADAM, 5)(start(estimator, ADAM, params, CARRY, BATCH), BATCH)
     with pytest.raises(ValueError, match=r"chunk must be at least 1 step; got chunk=0"):
         make_train_epoch(estimator, ADAM, 0)
 
 
-def test_watched_passes_gradients_exactly_and_counts():
+def test_with_clip_stats_passes_gradients_exactly_and_counts():
     clip, seen = optax.clip_by_global_norm(1.0), with_clip_stats(optax.clip_by_global_norm(1.0))
     grads = {"w": np.array([0.3, -0.4]), "b": np.array(0.1)}
     state = jax.jit(seen.init)(grads)
     assert isinstance(state, ClipStatsState) and not bool(state.clipped)
     ours, theirs = jax.jit(seen.update), jax.jit(lambda g: clip.update(g, clip.init(g))[0])
-    for scale, clipped, count in ((1.0, False, 0), (50.0, True, 1), (2.5, True, 2), (0.1, False, 2)):
+    for scale, clipped, count in (
+        (1.0, False, 0),
+        (50.0, True, 1),
+        (2.5, True, 2),
+        (0.1, False, 2),
+    ):
         scaled = jax.tree.map(lambda g, s=scale: s * g, grads)
         new, state = ours(scaled, state)
         assert_same(new, theirs(scaled), 0)
@@ -266,14 +287,19 @@ def test_the_norm_of_a_huge_gradient_is_finite():
     assert not metrics.non_finite
 
 
-def test_non_finite_looks_at_loss_and_gradient():
+def test_non_finite_checks_loss_and_gradient():
     def estimate(params, memory, batch, key=None):
         return Gradient(batch.inputs[0, 0], {"w": batch.inputs[1]}, memory, ())
 
-    given, params, carry = made_up(estimate)
+    given, params, carry = estimator_of(estimate)
     optimizer = optax.sgd(0.1)
     step = make_train_step(given, optimizer)
-    for loss, entry, says in ((1.0, 2.0, False), (np.nan, 2.0, True), (1.0, np.inf, True), (1.0, -np.nan, True)):
+    for loss, entry, expected in (
+        (1.0, 2.0, False),
+        (np.nan, 2.0, True),
+        (1.0, np.inf, True),
+        (1.0, -np.nan, True),
+    ):
         batch = Batch(np.array([[loss, 0.0], [1.0, entry]]), np.zeros((2, 1)))
         _, metrics = step(start(given, optimizer, params, carry, batch), batch)
-        assert bool(metrics.non_finite) is says
+        assert bool(metrics.non_finite) is expected

@@ -1,4 +1,4 @@
-"""Cutting time: pure reshapes that lose nothing, counted weights, and errors that say how to pad."""
+"""Windows of time: reshapes that keep every step, sums of weights, and errors with a remedy."""
 
 import jax
 import jax.numpy as jnp
@@ -6,27 +6,45 @@ import numpy as np
 import pytest
 
 from tbptt.types import Batch
-from tbptt.windows import check_window, count, cut, length, mean, means, split, step_shape, total_weight
+from tbptt.windows import (
+    check_window,
+    count,
+    length,
+    mean,
+    means,
+    split,
+    split_windows,
+    step_shape,
+    total_weight,
+)
 
 T, B, D = 12, 2, 3
 INPUTS = np.arange(T * B * D, dtype=float).reshape(T, B, D)
-BATCH = Batch(INPUTS, (INPUTS[..., 0], np.arange(T)), weights=INPUTS[..., 1], mask=INPUTS[..., 2] > 9)
+BATCH = Batch(
+    INPUTS, (INPUTS[..., 0], np.arange(T)), weights=INPUTS[..., 1], mask=INPUTS[..., 2] > 9
+)
 
 
 @pytest.mark.parametrize("k1", [1, 3, 12])
-def test_cut_keeps_the_order_of_time(k1):
-    windows = cut(BATCH, k1)
+def test_split_windows_keeps_the_order_of_time(k1):
+    windows = split_windows(BATCH, k1)
     assert windows.resets is None and windows.inputs.shape == (T // k1, k1, B, D)
     for j in range(T // k1):
         want = jax.tree.map(lambda a, j=j: a[j * k1 : (j + 1) * k1], BATCH)
-        jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda a, j=j: a[j], windows), want)
+        jax.tree.map(
+            np.testing.assert_array_equal, jax.tree.map(lambda a, j=j: a[j], windows), want
+        )
 
 
 def test_split_then_concatenate_is_the_identity():
     for points in ((), (5,), (0, 4, 4, T)):
-        pieces = split(BATCH, *points)
-        assert [length(piece) for piece in pieces] == np.diff([0, *points, T]).tolist()
-        jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda *a: np.concatenate(a), *pieces), BATCH)
+        segments = split(BATCH, *points)
+        assert [length(segment) for segment in segments] == np.diff([0, *points, T]).tolist()
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            jax.tree.map(lambda *a: np.concatenate(a), *segments),
+            BATCH,
+        )
 
 
 def test_length_and_its_errors():
@@ -41,14 +59,18 @@ def test_length_and_its_errors():
 
 def test_count_and_its_errors():
     assert (count(12, 4), count(12, 12), count(7, 1)) == (3, 1, 7)
-    with pytest.raises(ValueError, match=r"multiple of k1; got T=10, k1=4\. Pad the batch to T=12 with weights=0"):
+    with pytest.raises(
+        ValueError, match=r"multiple of k1; got T=10, k1=4\. Pad the batch to T=12 with weights=0"
+    ):
         count(10, 4)
     with pytest.raises(ValueError, match=r"got T=3, k1=4\. Pad the batch to T=4"):
         count(3, 4)
-    with pytest.raises(ValueError, match=r"got T=0, chunk=5\. Pad the batch to T=5.*choose another chunk"):
+    with pytest.raises(
+        ValueError, match=r"got T=0, chunk=5\. Pad the batch to T=5.*choose another chunk"
+    ):
         count(0, 5, name="chunk")
     with pytest.raises(ValueError, match=r"got T=12, chunk=5"):
-        cut(BATCH, 5, name="chunk")
+        split_windows(BATCH, 5, name="chunk")
 
 
 def test_windows_are_static_ints():
@@ -65,11 +87,18 @@ def test_windows_are_static_ints():
 def test_step_shape():
     assert step_shape(Batch(INPUTS, None)) == (T, B)
     assert step_shape(Batch(jnp.zeros((T, B), int), None)) == (T, B)  # integers are symbols
-    assert step_shape(Batch(INPUTS[..., 0], None, weights=jnp.ones((T, B)))) == (T, B)  # the given flags decide
+    assert step_shape(Batch(INPUTS[..., 0], None, weights=jnp.ones((T, B)))) == (
+        T,
+        B,
+    )  # given flags determine it
     assert step_shape(Batch(INPUTS, None, resets=jnp.zeros((T,), bool))) == (T,)
-    with pytest.raises(ValueError, match=r"must all have the shape.*weights \(12, 2\), mask \(12,\)"):
+    with pytest.raises(
+        ValueError, match=r"must all have the shape.*weights \(12, 2\), mask \(12,\)"
+    ):
         step_shape(Batch(INPUTS, None, weights=jnp.ones((T, B)), mask=jnp.ones((T,), bool)))
-    with pytest.raises(ValueError, match=r"batch.inputs must be.*got shape \(12,\)\. Add a feature axis"):
+    with pytest.raises(
+        ValueError, match=r"batch.inputs must be.*got shape \(12,\)\. Add a feature axis"
+    ):
         step_shape(Batch(jnp.ones((T,)), None))
 
 
@@ -80,8 +109,11 @@ def test_total_weight_counts_steps_that_exist():
     assert float(total_weight(BATCH._replace(weights=None))) == mask.sum()
     assert float(total_weight(BATCH._replace(mask=None))) == weights.sum()
     assert float(total_weight(Batch(INPUTS, None))) == T * B
-    assert total_weight(Batch(INPUTS, None, weights=jnp.ones((T, B), jnp.float32))).dtype == jnp.float32
-    holes = jnp.where(mask, weights, jnp.nan)  # what stands at steps that do not exist is not looked at
+    assert (
+        total_weight(Batch(INPUTS, None, weights=jnp.ones((T, B), jnp.float32))).dtype
+        == jnp.float32
+    )
+    holes = jnp.where(mask, weights, jnp.nan)  # weights of masked steps are ignored
     assert float(total_weight(BATCH._replace(weights=holes))) == (weights * mask).sum()
 
 
@@ -94,4 +126,6 @@ def test_mean_of_nothing_is_zero():
     loss, grads = means(jnp.float64(6.0), {"w": jnp.array([8.0, 2.0])}, jnp.float64(4.0))
     assert float(loss) == 1.5 and grads["w"].tolist() == [2.0, 0.5]
     loss, grads = means(jnp.float64(0.0), {"w": jnp.zeros(2, jnp.float32)}, jnp.float64(0.0))
-    assert float(loss) == 0.0 and grads["w"].tolist() == [0.0, 0.0] and grads["w"].dtype == jnp.float32
+    assert (
+        float(loss) == 0.0 and grads["w"].tolist() == [0.0, 0.0] and grads["w"].dtype == jnp.float32
+    )

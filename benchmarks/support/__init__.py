@@ -1,1 +1,1 @@
-"""What the benchmarks share: the frame of a program, workers in processes of their own, figures."""
+"""What several benchmarks share."""

@@ -1,5 +1,6 @@
-"""One LSTM layer through time by every loop there is: ours, the plain scan, the fused kernel, and cuDNN's."""
+"""Time one LSTM layer by every unroll function that runs on an accelerator, and by cuDNN."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,15 +11,21 @@ import tbptt
 from benchmarks import clock
 from benchmarks.support.problem import relative_difference
 from benchmarks.support.program import say
+from tbptt.backends import pallas_gpu
 from tbptt.cells import LSTMParams
 
-# Within this, relative to the plain scan, values are taken for the same: on a GPU float32 products have TF32's 10 bits.
+# Largest relative difference from the plain scan: on a GPU float32 products have TF32's 10 bits.
 WITHIN = 0.02
-REFERENCE = "plain_unroll"
+REFERENCE, PALLAS, CUDNN = "plain_unroll", "pallas_gpu.unroll", "cuDNN"
 
 
 class Loop(NamedTuple):
-    """run: `(weights, xs) -> ys`, in the loop's own layout; in_our_layout: of a result, `ys` or `(d_weights, d_xs)`."""
+    """A program in the layout of its library.
+
+    run:           `(weights, xs) -> ys`
+    weights, xs:   its arguments
+    in_our_layout: converts a result, `ys` or `(d_weights, d_xs)`
+    """
 
     run: Callable[[Any, Any], Any]
     weights: Any
@@ -26,10 +33,18 @@ class Loop(NamedTuple):
     in_our_layout: Callable[[Any], Any] = lambda result: result
 
 
-def loops(T: int, B: int, H: int) -> dict[str, Callable[[], Loop]]:
-    """The loops by name, the reference first; made on demand, for making one may fail."""
+def loops(T: int, B: int, H: int, *, interpret: bool = False) -> dict[str, Callable[[], Loop]]:
+    """Return functions that make the loops, by name, the reference first.
+
+    Each is made when its function is called, because that may fail.
+
+    Args:
+      T, B, H: steps, batch, and both input and hidden size.
+      interpret: run the Pallas kernels in Pallas's interpreter, on any platform.
+    """
     cell, keys = tbptt.LSTM(H, H), jax.random.split(jax.random.key(0), 2)
-    params, xs, carry = cell.init(keys[0]), jax.random.normal(keys[1], (T, B, H)), cell.initial_carry((B,))
+    params, xs = cell.init(keys[0]), jax.random.normal(keys[1], (T, B, H))
+    carry = cell.initial_carry((B,))
 
     def of(unroll: Callable[..., Any]) -> Callable[[], Loop]:
         return lambda: Loop(lambda p, xs: unroll(cell, p, carry, xs)[1], params, xs)
@@ -37,13 +52,17 @@ def loops(T: int, B: int, H: int) -> dict[str, Callable[[], Loop]]:
     return {
         REFERENCE: of(tbptt.plain_unroll),
         "unroll": of(tbptt.unroll),
-        "fused_unroll": of(tbptt.backends.pallas_gpu.unroll),
-        "cuDNN": lambda: cudnn_loop(params, xs),
+        PALLAS: of(functools.partial(pallas_gpu.unroll, interpret=interpret)),
+        CUDNN: lambda: cudnn_loop(params, xs),
     }
 
 
 def cudnn_loop(params: LSTMParams, xs: Any) -> Loop:
-    """cuDNN's LSTM: batch-first, gates i, f, g, o as ours, all weights in one vector, a second bias that stays 0."""
+    """Return cuDNN's LSTM.
+
+    It is batch-first, with gates i, f, g, o as ours, and all weights in one vector. Its second
+    bias is 0.
+    """
     from jax.experimental import rnn
 
     (T, B, D), H = xs.shape, params.w_h.shape[0]
@@ -58,29 +77,35 @@ def cudnn_loop(params: LSTMParams, xs: Any) -> Loop:
         if isinstance(result, jax.Array):
             return result.swapaxes(0, 1)
         d_flat, d_xs = result
-        w_x, w_h, b, _ = jnp.split(d_flat, (4 * H * D, 4 * H * (D + H), 4 * H * (D + H + 1)))
-        return LSTMParams(w_x.reshape(4 * H, D).T, w_h.reshape(4 * H, H).T, b), d_xs.swapaxes(0, 1)
+        ends = (4 * H * D, 4 * H * (D + H), 4 * H * (D + H + 1))
+        w_x, w_h, b, _ = jnp.split(d_flat, ends)
+        d_params = LSTMParams(w_x.reshape(4 * H, D).T, w_h.reshape(4 * H, H).T, b)
+        return d_params, d_xs.swapaxes(0, 1)
 
-    flat = jnp.concatenate([params.w_x.T.ravel(), params.w_h.T.ravel(), params.b, jnp.zeros_like(params.b)])
-    return Loop(run, flat, xs.swapaxes(0, 1), in_our_layout)
+    weights = (params.w_x.T.ravel(), params.w_h.T.ravel(), params.b, jnp.zeros_like(params.b))
+    return Loop(run, jnp.concatenate(weights), xs.swapaxes(0, 1), in_our_layout)
 
 
-def measure(T: int, B: int, H: int, repeats: int) -> list[dict[str, Any]]:
-    """Compiles every loop forward and with its gradient, compares it with the plain scan, and races those that agree.
+def measure(
+    T: int, B: int, H: int, repeats: int, *, interpret: bool = False
+) -> list[dict[str, Any]]:
+    """Compile every loop forward and with its gradient, compare it with the plain scan, time it.
 
-    A loop that cannot be built, compiled or run here is a row with `error`; one that disagrees is a row with `refused`.
+    A loop that cannot be made, compiled or run here is a row with `error`. A loop whose values
+    differ from those of the plain scan is a row with `refused`.
     """
     rows = []
     for form, program_of in (("forward", lambda run: run), ("gradient", _gradient)):
         made, reference = {}, None
-        for name, make in loops(T, B, H).items():
+        for name, make in loops(T, B, H, interpret=interpret).items():
             row = {"case": {"T": T, "B": B, "H": H}, "system": name, "form": form}
             rows.append(row)
             try:
                 loop = make()
-                program = clock.prepare(program_of(loop.run), loop.weights, loop.xs)
-                result = jax.block_until_ready(loop.in_our_layout(program.run(*program.args)))
-            except Exception as error:  # whatever an installation lacks is an answer too
+                program = clock.compile_program(program_of(loop.run), loop.weights, loop.xs)
+                result = loop.in_our_layout(program.run(*program.args))
+                jax.block_until_ready(result)
+            except Exception as error:  # whatever is missing on this machine belongs in the row
                 row["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
                 say(f"{name}, {form}: {row['error']}")
                 continue
@@ -90,7 +115,7 @@ def measure(T: int, B: int, H: int, repeats: int) -> list[dict[str, Any]]:
                 made[name] = program
             else:
                 row["refused"] = f"its values differ from {REFERENCE}'s by more than {WITHIN:g}"
-        timings = clock.race(made, repeats)
+        timings = clock.time_interleaved(made, repeats)
         for row in rows:
             if row["form"] == form and row["system"] in timings:
                 timing = timings[row["system"]]
@@ -99,5 +124,5 @@ def measure(T: int, B: int, H: int, repeats: int) -> list[dict[str, Any]]:
 
 
 def _gradient(run: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """The gradient of sum(sin(ys)) with respect to weights and inputs: the same in every layout."""
+    """Return the gradient of sum(sin(ys)), the same scalar in every layout."""
     return jax.grad(lambda weights, xs: jnp.sum(jnp.sin(run(weights, xs))), argnums=(0, 1))

@@ -1,4 +1,4 @@
-"""The other end of `benchmarks.systems.serve`: a system in a process of its own, asked one thing at a time."""
+"""The client of `benchmarks.systems.serve`: one system in a process of its own."""
 
 import contextlib
 import json
@@ -10,38 +10,43 @@ from typing import Any
 
 
 class WorkerError(RuntimeError):
-    """A system could not do what it was asked; the message is its own."""
+    """A command failed in the process of a system; the message is that of the system."""
 
 
 class Worker:
-    """A child process that holds one system. `missing` is the answer's dict where a package is not installed, else None."""
+    """A child process that runs one system.
+
+    `missing` is the reply of the process if a package is not installed, otherwise None.
+    """
 
     def __init__(self, name: str):
         self.name = name
-        # A cache of compiled programs would make every second compilation look free.
-        env = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
+        # With a cache of compiled programs every second compilation would seem to cost nothing.
+        cache = "JAX_COMPILATION_CACHE_DIR"
+        env = {key: value for key, value in os.environ.items() if key != cache}
         command = [sys.executable, "-m", "benchmarks.systems.serve", name]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=env)
         self.missing: dict[str, Any] | None = None
 
     def ready(self) -> bool:
-        """Waits until the system is imported; False if it is missing."""
+        """Wait until the system is imported, and return whether its packages are installed."""
         reply = self._read()
         self.missing = reply if "missing" in reply else None
         return self.missing is None
 
     def prepare(self, case: Mapping[str, Any], compiles: int) -> dict[str, Any]:
-        """Compiles every form of a case so many times, and warms it up; see `serve`."""
-        return self._ask({"do": "prepare", "case": dict(case), "compiles": compiles})["forms"]
+        """Compile every form of a case `compiles` times, and warm it up; see `serve`."""
+        return self._send({"do": "prepare", "case": dict(case), "compiles": compiles})["forms"]
 
     def epoch(self, form: str, *, warm: float) -> float:
-        """Runs one epoch; returns its seconds, by the system's own clock."""
-        return self._ask({"do": "epoch", "form": form, "warm": warm})["seconds"]
+        """Run one epoch and return its seconds, measured by the process itself."""
+        return self._send({"do": "epoch", "form": form, "warm": warm})["seconds"]
 
     def close(self) -> None:
-        """Ends the process: it stops when its stdin ends."""
+        """End the process by closing its stdin."""
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended before, and its rows say so: the others' must not be lost
+        with contextlib.suppress(BrokenPipeError):  # it has already ended, which its rows report
             self._process.stdin.close()
         try:
             self._process.wait(timeout=20)
@@ -51,7 +56,7 @@ class Worker:
         assert self._process.stdout is not None
         self._process.stdout.close()
 
-    def _ask(self, command: dict[str, Any]) -> dict[str, Any]:
+    def _send(self, command: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(command) + "\n")
@@ -64,7 +69,10 @@ class Worker:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise WorkerError(f"{self.name}: the process ended with status {self._process.wait()}, see its messages above")
+            status = self._process.wait()
+            raise WorkerError(
+                f"{self.name}: the process ended with status {status}; see its messages above"
+            )
         reply = json.loads(line)
         if "error" in reply:
             raise WorkerError(f"{self.name}: {reply['error']}")

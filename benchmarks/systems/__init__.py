@@ -1,1 +1,1 @@
-"""The same training work in every system: one file a system, all behind `work.Form`, each run in a process of its own."""
+"""The same training work in every library: one file per system, all behind `work.Form`."""

@@ -1,4 +1,4 @@
-"""A pure step in JAX, run in its two forms: called chunk by chunk, and scanned over chunks in one program."""
+"""The two forms of a pure step in JAX: called per chunk, and scanned over the chunks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from benchmarks.clock import prepare
+from benchmarks.clock import compile_program
 from benchmarks.systems.work import CLIP, EPSILON, LEARNING_RATE, Case, Data, Form
 
 PER_CHUNK, ONE_PROGRAM = "per chunk", "one program"
@@ -17,58 +17,65 @@ Step = Callable[[Any, Any], tuple[Any, Any]]
 
 
 def optimizer() -> optax.GradientTransformation:
-    """What every system that uses optax updates with."""
+    """Return the optimizer of every system that uses optax."""
     return optax.chain(optax.clip_by_global_norm(CLIP), optax.adam(LEARNING_RATE, eps=EPSILON))
 
 
 def mean_loss(outputs: Any, targets: Any) -> Any:
-    """The mean over the chunk: squared error, or cross-entropy where targets are symbols."""
+    """Return the mean over the chunk: squared error, or cross-entropy if targets are symbols."""
     if jnp.issubdtype(targets.dtype, jnp.integer):
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(outputs, targets))
     return jnp.mean(optax.squared_error(outputs, targets))
 
 
 def devices_for(case: Case) -> int | None:
-    """The most devices that the lanes go into evenly; None where several are there and the lanes need but one."""
-    there = jax.device_count()
-    most = max(n for n in range(1, there + 1) if case.B % n == 0)
-    return most if most > 1 or there == 1 else None
+    """Return the largest number of devices that divides the batch; None if it is 1 of several."""
+    count = jax.device_count()
+    most = max(n for n in range(1, count + 1) if case.B % n == 0)
+    return most if most > 1 or count == 1 else None
 
 
 def features(inputs: Any, case: Any, dtype: Any) -> Any:
-    """Symbols as one-hot vectors; floats as they are."""
+    """Return symbols as one-hot vectors, and floats unchanged."""
     return jax.nn.one_hot(inputs, case.D, dtype=dtype) if case.symbols else inputs
 
 
 def jit_and_wait(step: Step) -> Any:
-    """Jits a step whose devices are CPU cores, and ends each call when it is done: several under way can block all."""
+    """Jit a step on several CPU devices, and wait for the result of each call.
+
+    Several dispatched updates on CPU devices can block each other for ever.
+    """
     jitted: Any = jax.jit(step)
 
     def run(state: Any, chunk: Any) -> Any:
         return jax.block_until_ready(jitted(state, chunk))
 
-    setattr(run, "lower", jitted.lower)  # noqa: B010, an attribute that a checker of types does not know
+    setattr(run, "lower", jitted.lower)  # noqa: B010, a function has no such attribute for pyright
     return run
 
 
 def compiling(jitted: Any, *args: Any) -> Callable[[], tuple[float, int]]:
-    """Makes `Form.compile` of a jitted function for its arguments."""
+    """Make `Form.compile` of a jitted function for its arguments."""
 
     def compile() -> tuple[float, int]:
-        program = prepare(jitted, *args)
+        program = compile_program(jitted, *args)
         return program.compile_seconds, program.temp_bytes
 
     return compile
 
 
 def chunks_of(data: Data) -> tuple[list[Any], Any]:
-    """Puts the data on the device: as a list of N chunks, and as one pair of arrays with a leading N."""
+    """Put the data on the device: as N chunks, and as a pair of arrays with a leading N."""
     whole = tuple(jnp.asarray(a) for a in data)
-    return [jax.tree.map(lambda a, i=i: a[i], whole) for i in range(data.inputs.shape[0])], whole
+    N = data.inputs.shape[0]
+    return [jax.tree.map(lambda a, i=i: a[i], whole) for i in range(N)], whole
 
 
 def per_chunk(jitted: Callable[..., Any], begin: Callable[[], Any], chunks: list[Any]) -> Form:
-    """The documented form: a Python loop over chunks calls the jitted step. Losses stay on the device until the end."""
+    """Make the documented form: a Python loop over chunks that calls the jitted step.
+
+    Losses stay on the device until the end.
+    """
 
     def epoch(state: Any) -> tuple[Any, Any]:
         losses = []
@@ -81,17 +88,22 @@ def per_chunk(jitted: Callable[..., Any], begin: Callable[[], Any], chunks: list
 
 
 def one_program(step: Step, begin: Callable[[], Any], whole: Any) -> Form:
-    """The best form of a pure step: scanned over the chunks, compiled once."""
+    """Make the fastest form of a pure step: scanned over the chunks, compiled once."""
     jitted = jax.jit(lambda state, chunks: jax.lax.scan(step, state, chunks))
-    return Form(begin, lambda state: jitted(state, whole), compiling(jitted, begin(), whole), jax.block_until_ready)
+    compile = compiling(jitted, begin(), whole)
+    return Form(begin, lambda state: jitted(state, whole), compile, jax.block_until_ready)
 
 
-def both_forms(step: Step, state: Any, data: Data, *, jit: Callable[[Step], Any] = jax.jit) -> dict[str, Form]:
-    """Makes both forms of a pure step.
+def both_forms(
+    step: Step, state: Any, data: Data, *, jit: Callable[[Step], Any] = jax.jit
+) -> dict[str, Form]:
+    """Make both forms of a pure step.
 
     Args:
-      state: where every epoch starts; a pytree of arrays. Nothing is donated, so it stays.
-      jit: how the library's documentation compiles a step.
+      step: `(state, (inputs, targets)) -> (state, loss)`.
+      state: the state before the first update; not donated, so it is reused.
+      data: the N chunks.
+      jit: the way the library's documentation compiles a step.
     """
     chunks, whole = chunks_of(data)
 

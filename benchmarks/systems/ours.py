@@ -1,8 +1,10 @@
-"""Ours: `tbptt.make_train_epoch`, the epoch as one program, and `tbptt.make_train_step`, chunk by chunk.
+"""`tbptt.make_train_epoch` as one program, and `tbptt.make_train_step` per chunk.
 
-On all cores: the same with `tbptt.distributed`, lanes dealt out over a device a core.
+Each with `tbptt.unroll` and with `tbptt.backends.numba_cpu.unroll`, on one device and on all
+cores: there by `tbptt.distributed`, with a device per core and the batch sharded over them.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -13,12 +15,12 @@ import optax
 import tbptt
 from benchmarks.systems import jax_forms
 from benchmarks.systems.work import Case, Data, Form, Weights
-from tbptt import distributed as parallel
+from tbptt import distributed
 from tbptt.cells.lstm import LSTMParams
 
 
 class OneHot(nn.Module):
-    """Symbols as vectors, in the place of an embedding."""
+    """One-hot vectors of symbols, in the place of an embedding."""
 
     symbols: int
     dtype: Any
@@ -29,49 +31,76 @@ class OneHot(nn.Module):
 
 
 def forms(case: Case, weights: Weights, data: Data) -> dict[str, Form]:
-    """Makes the forms on one device."""
-    return made(case, weights, data, None)
+    """Make the forms with `tbptt.unroll` on one device."""
+    return made(case, weights, data, tbptt.unroll, None)
+
+
+def numba_forms(case: Case, weights: Weights, data: Data) -> dict[str, Form]:
+    """Make the forms with `tbptt.backends.numba_cpu.unroll` on one device."""
+    return made(case, weights, data, tbptt.backends.numba_cpu.unroll, None)
 
 
 def forms_on_cores(case: Case, weights: Weights, data: Data) -> dict[str, Form]:
-    """Makes the forms on as many devices as there are and lanes go into; none where that is one of several."""
+    """Make the forms with `tbptt.unroll` on as many devices as divide the batch."""
+    return _on_cores(case, weights, data, tbptt.unroll)
+
+
+def numba_forms_on_cores(case: Case, weights: Weights, data: Data) -> dict[str, Form]:
+    """Make the forms with `numba_cpu.unroll` on as many devices as divide the batch."""
+    return _on_cores(case, weights, data, tbptt.backends.numba_cpu.unroll)
+
+
+def _on_cores(case: Case, weights: Weights, data: Data, unroll: tbptt.UnrollFn) -> dict[str, Form]:
     devices = jax_forms.devices_for(case)
-    return made(case, weights, data, parallel.batch_mesh(devices)) if devices else {}
+    mesh = distributed.batch_mesh(devices) if devices else None
+    return made(case, weights, data, unroll, mesh) if devices else {}
 
 
-def made(case: Case, weights: Weights, data: Data, mesh: Any) -> dict[str, Form]:
-    """Makes the forms. The states are donated, so every epoch begins with a copy."""
+def made(
+    case: Case, weights: Weights, data: Data, unroll: tbptt.UnrollFn, mesh: Any
+) -> dict[str, Form]:
+    """Make both forms. The states are donated, so every epoch begins with a copy."""
     dtype = weights.w_x.dtype
-    cell, readout = tbptt.LSTM(case.D, case.H, dtype=dtype), nn.Dense(case.outputs, param_dtype=dtype)
-    loss = optax.softmax_cross_entropy_with_integer_labels if case.symbols else tbptt.squared_error
+    cell = tbptt.LSTM(case.D, case.H, dtype=dtype)
+    readout = nn.Dense(case.outputs, param_dtype=dtype)
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+    loss = cross_entropy if case.symbols else tbptt.squared_error
     embedding = OneHot(case.D, dtype) if case.symbols else None
-    loss_fn = tbptt.sequence_loss(cell, readout, loss, embedding=embedding)
+    loss_fn = tbptt.sequence_loss(cell, readout, loss, embedding=embedding, unroll=unroll)
     if mesh is not None:
-        loss_fn = parallel.sharded_loss(loss_fn, cell.initial_carry, mesh)
+        loss_fn = distributed.sharded_loss(loss_fn, cell.initial_carry, mesh)
     # One chunk is the whole sequence: full BPTT. Otherwise disjoint windows, an update after each.
-    estimator = tbptt.full_bptt(loss_fn) if case.N == 1 else tbptt.truncated_bptt(loss_fn, case.k, case.k)
+    k = case.k
+    estimator = tbptt.full_bptt(loss_fn) if case.N == 1 else tbptt.truncated_bptt(loss_fn, k, k)
     optimizer, (chunks, whole) = jax_forms.optimizer(), jax_forms.chunks_of(data)
     batches = [tbptt.Batch(*chunk) for chunk in chunks]
-    everything = tbptt.Batch(*(a.reshape(case.N * case.k, *a.shape[2:]) for a in whole))
+    sequence = tbptt.Batch(*(a.reshape(case.N * k, *a.shape[2:]) for a in whole))
     params = converted(weights)
-    epoch: Any = tbptt.make_train_epoch(estimator, optimizer, chunk=case.k)
+    epoch: Any = tbptt.make_train_epoch(estimator, optimizer, chunk=k)
     step: Any = tbptt.make_train_step(estimator, optimizer)
 
-    def make_state(lanes: int) -> Any:
-        example = jax.tree.map(lambda a: jax.ShapeDtypeStruct((case.k, lanes, *a.shape[2:]), a.dtype), everything)
-        return tbptt.init_state(estimator, optimizer, params, cell.initial_carry((lanes,)), example)
+    def shape(batch_size: int, a: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((k, batch_size, *a.shape[2:]), a.dtype)
+
+    def make_state(batch_size: int) -> Any:
+        example = jax.tree.map(functools.partial(shape, batch_size), sequence)
+        carry = cell.initial_carry((batch_size,))
+        return tbptt.init_state(estimator, optimizer, params, carry, example)
 
     def begin() -> Any:
-        state = make_state(case.B) if mesh is None else parallel.init_sharded_state(make_state, case.B, mesh)
-        return jax.block_until_ready(state)
+        if mesh is None:
+            return jax.block_until_ready(make_state(case.B))
+        return jax.block_until_ready(distributed.init_sharded_state(make_state, case.B, mesh))
 
     if mesh is not None:
         state = begin()
-        epoch, step = parallel.make_sharded_step(epoch, state), parallel.make_sharded_step(step, state)
-        batches, everything = [parallel.put_batch(b, mesh) for b in batches], parallel.put_batch(everything, mesh)
+        epoch = distributed.make_sharded_step(epoch, state)
+        step = distributed.make_sharded_step(step, state)
+        batches = [distributed.put_batch(batch, mesh) for batch in batches]
+        sequence = distributed.put_batch(sequence, mesh)
 
     def run_epoch(state: Any) -> tuple[Any, Any]:
-        state, metrics = epoch(state, everything)
+        state, metrics = epoch(state, sequence)
         return state, metrics.loss
 
     def run_steps(state: Any) -> tuple[Any, Any]:
@@ -81,15 +110,19 @@ def made(case: Case, weights: Weights, data: Data, mesh: Any) -> dict[str, Form]
             losses.append(metrics.loss)
         return state, losses
 
-    block = jax.block_until_ready
+    def form(run: Any, jitted: Any, batch: Any) -> Form:
+        compiling = jax_forms.compiling(jitted, begin(), batch)
+        return Form(begin, run, compiling, jax.block_until_ready)
+
     return {
-        jax_forms.ONE_PROGRAM: Form(begin, run_epoch, jax_forms.compiling(epoch, begin(), everything), block),
-        jax_forms.PER_CHUNK: Form(begin, run_steps, jax_forms.compiling(step, begin(), batches[0]), block),
+        jax_forms.ONE_PROGRAM: form(run_epoch, epoch, sequence),
+        jax_forms.PER_CHUNK: form(run_steps, step, batches[0]),
     }
 
 
 def converted(weights: Weights) -> tbptt.SequenceParams:
-    """Puts the weights into our containers; the layout is ours."""
+    """Return the weights in our containers; the layout is ours."""
     w_x, w_h, b, w_y, b_y = (jnp.asarray(a) for a in weights)
-    embedding: Any = {}  # the one-hot module has no variables; without an embedding none is looked for
-    return tbptt.SequenceParams(LSTMParams(w_x, w_h, b), {"params": {"kernel": w_y, "bias": b_y}}, embedding)
+    readout = {"params": {"kernel": w_y, "bias": b_y}}
+    embedding: Any = {}  # the one-hot module has no variables
+    return tbptt.SequenceParams(LSTMParams(w_x, w_h, b), readout, embedding)

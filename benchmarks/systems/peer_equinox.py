@@ -1,4 +1,4 @@
-"""Equinox: `eqx.nn.LSTMCell` in a `lax.scan` over one sequence, `jax.vmap` over the batch, `eqx.filter_jit`: its docs."""
+"""Equinox, as documented: `eqx.nn.LSTMCell` in a `lax.scan`, `jax.vmap`, `eqx.filter_jit`."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from benchmarks.systems.work import Case, Data, Form, Weights, batch_major
 
 
 class Model(eqx.Module):
-    """One sequence: a cell scanned over time, and a readout of every step."""
+    """One sequence: a cell scanned over time, and a readout at every step."""
 
     cell: eqx.nn.LSTMCell
     readout: eqx.nn.Linear
@@ -26,7 +26,7 @@ class Model(eqx.Module):
 
 
 def forms(case: Case, weights: Weights, data: Data) -> dict[str, Form]:
-    """Makes the forms."""
+    """Make the forms."""
     dtype, optimizer = weights.w_x.dtype, jax_forms.optimizer()
 
     def loss_fn(model: Any, carry: Any, inputs: Any, targets: Any) -> tuple[Any, Any]:
@@ -35,18 +35,18 @@ def forms(case: Case, weights: Weights, data: Data) -> dict[str, Form]:
 
     def step(state: Any, chunk: Any) -> tuple[Any, Any]:
         model, opt_state, carry = state
-        (loss, carry), grads = eqx.filter_value_and_grad(loss_fn, has_aux=True)(model, carry, *chunk)
+        gradient = eqx.filter_value_and_grad(loss_fn, has_aux=True)
+        (loss, carry), grads = gradient(model, carry, *chunk)
         updates, opt_state = optimizer.update(grads, opt_state, model)
         return (eqx.apply_updates(model, updates), opt_state, carry), loss
 
     zeros, model = jnp.zeros((case.B, case.H), dtype), converted(case, weights)
     start = (model, optimizer.init(eqx.filter(model, eqx.is_array)), (zeros, zeros))
-    made = jax_forms.both_forms(step, start, batch_major(data), jit=eqx.filter_jit)
-    return made
+    return jax_forms.both_forms(step, start, batch_major(data), jit=eqx.filter_jit)
 
 
 def converted(case: Case, weights: Weights) -> Model:
-    """Equinox multiplies from the left: every matrix is transposed; gates i, f, g, o as ours."""
+    """Convert the weights: Equinox has every matrix transposed, and gates i, f, g, o as ours."""
     keys = jax.random.split(jax.random.key(0))
     cell = eqx.nn.LSTMCell(case.D, case.H, key=keys[0])
     values = [jnp.asarray(a.T) for a in weights]

@@ -1,4 +1,4 @@
-"""dm-haiku: `hk.dynamic_unroll` of `hk.LSTM` inside `hk.transform`, optax; the form of Haiku's own examples/rnn."""
+"""dm-haiku, as in its examples/rnn: `hk.dynamic_unroll` of `hk.LSTM`, `hk.transform`, optax."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from benchmarks.systems.work import Case, Data, Form, Weights
 
 
 def forms(case: Case, weights: Weights, data: Data) -> dict[str, Form]:
-    """Makes the forms."""
+    """Make the forms."""
     dtype, optimizer = weights.w_x.dtype, jax_forms.optimizer()
 
     def unroll(carry: Any, inputs: Any) -> tuple[Any, Any]:
@@ -39,7 +39,7 @@ def forms(case: Case, weights: Weights, data: Data) -> dict[str, Form]:
 
 
 def converted(weights: Weights) -> dict[str, Any]:
-    """Haiku's gates come as i, g, f, o, input and carry share one matrix, and 1 is added to the forget gate inside."""
+    """Convert the weights: gates i, g, f, o, one matrix, and 1 added to the forget gate."""
 
     def order(a: Any) -> Any:
         i, f, g, o = np.split(a, 4, axis=-1)

@@ -1,4 +1,4 @@
-"""Flax linen: `nn.RNN` around `OptimizedLSTMCell`, or around `LSTMCell` as in the docstring of `nn.RNN`; `TrainState`."""
+"""Flax linen, as documented: `nn.RNN` around `OptimizedLSTMCell` or `LSTMCell`, `TrainState`."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ GATES = ("i", "f", "g", "o")
 
 
 class Model(nn.Module):
-    """A recurrent layer and a readout, time-major, the carry handed in and out."""
+    """A recurrent layer and a readout, time-major, `(carry, xs) -> (carry, outputs)`."""
 
     cell: nn.RNNCellBase
     outputs: int
@@ -28,12 +28,12 @@ class Model(nn.Module):
 
 
 def optimized(case: Case, weights: Weights, data: Data) -> dict[str, Form]:
-    """Makes the forms of the cell that Flax recommends for speed."""
+    """Make the forms of the cell that Flax recommends for speed."""
     return _forms(nn.OptimizedLSTMCell(case.H), case, weights, data)
 
 
 def documented(case: Case, weights: Weights, data: Data) -> dict[str, Form]:
-    """Makes the forms of the cell in the examples of `nn.RNN`."""
+    """Make the forms of the cell in the examples of `nn.RNN`."""
     return _forms(nn.LSTMCell(case.H), case, weights, data)
 
 
@@ -41,23 +41,27 @@ def _forms(cell: nn.RNNCellBase, case: Case, weights: Weights, data: Data) -> di
     model, dtype = Model(cell, case.outputs), weights.w_x.dtype
 
     def loss_fn(params: Any, carry: Any, inputs: Any, targets: Any) -> tuple[Any, Any]:
-        carry, outputs = model.apply({"params": params}, carry, jax_forms.features(inputs, case, dtype))
+        xs = jax_forms.features(inputs, case, dtype)
+        carry, outputs = model.apply({"params": params}, carry, xs)
         return jax_forms.mean_loss(outputs, targets), carry
 
     def step(state: Any, chunk: Any) -> tuple[Any, Any]:
         train_state, carry = state
-        (loss, carry), grads = jax.value_and_grad(loss_fn, has_aux=True)(train_state.params, carry, *chunk)
+        gradient = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, carry), grads = gradient(train_state.params, carry, *chunk)
         return (train_state.apply_gradients(grads=grads), carry), loss
 
-    # The carry is linen's own, (c, h), zeros.
+    # The carry of linen is (c, h).
     zeros = jnp.zeros((case.B, case.H), dtype)
-    start = TrainState.create(apply_fn=model.apply, params=converted(weights), tx=jax_forms.optimizer())
-    start = start.replace(step=jnp.zeros((), jnp.int32))  # a Python 0 would be traced twice: weakly typed, then not
+    tx = jax_forms.optimizer()
+    start = TrainState.create(apply_fn=model.apply, params=converted(weights), tx=tx)
+    # A Python 0 has a weak type and would be traced twice.
+    start = start.replace(step=jnp.zeros((), jnp.int32))
     return jax_forms.both_forms(step, (start, (zeros, zeros)), data)
 
 
 def converted(weights: Weights) -> dict[str, Any]:
-    """Takes the gate blocks apart; the one bias belongs to the recurrent side."""
+    """Convert the weights: one array per gate, and the bias on the recurrent side."""
     w_x, w_h, b = (np.split(a, 4, axis=-1) for a in weights[:3])
     cell = {f"i{gate}": {"kernel": w_x[n]} for n, gate in enumerate(GATES)}
     cell |= {f"h{gate}": {"kernel": w_h[n], "bias": b[n]} for n, gate in enumerate(GATES)}

@@ -1,7 +1,7 @@
 """Flax nnx: `nnx.RNN` around `nnx.OptimizedLSTMCell`, `nnx.Optimizer`, and a step under `nnx.jit`.
 
-The step is bound to its model and optimizer by `nnx.cached_partial`, as Flax's performance guide recommends; in one program
-the same step is scanned with the modules split into arrays.
+`nnx.cached_partial` binds the step to its model and optimizer, as Flax's performance guide
+recommends. In one program the same step is scanned, with the modules split into arrays.
 """
 
 from typing import Any
@@ -10,32 +10,34 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from benchmarks.clock import prepare
+from benchmarks.clock import compile_program
 from benchmarks.systems import jax_forms
 from benchmarks.systems.work import Case, Data, Form, Weights
 
 
 class Model(nnx.Module):
-    """A recurrent layer and a readout, time-major, the carry handed in and out."""
+    """A recurrent layer and a readout, time-major, `(carry, xs) -> (carry, outputs)`."""
 
     def __init__(self, case: Case, weights: Weights):
         rngs = nnx.Rngs(0)
         self.cell = nnx.OptimizedLSTMCell(case.D, case.H, param_dtype=weights.w_x.dtype, rngs=rngs)
         self.rnn = nnx.RNN(self.cell, time_major=True, return_carry=True, rngs=False)
         self.readout = nnx.Linear(case.H, case.outputs, param_dtype=weights.w_x.dtype, rngs=rngs)
-        parts = {"kernel": weights.w_h, "bias": weights.b}, {"kernel": weights.w_y, "bias": weights.b_y}
-        for layer, values in zip((self.cell.dense_h, self.readout), parts, strict=True):
-            nnx.update(layer, {name: jnp.asarray(value) for name, value in values.items()})
+        for layer, kernel, bias in (
+            (self.cell.dense_h, weights.w_h, weights.b),
+            (self.readout, weights.w_y, weights.b_y),
+        ):
+            nnx.update(layer, {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)})
         nnx.update(self.cell.dense_i, {"kernel": jnp.asarray(weights.w_x)})
 
     def __call__(self, carry: Any, xs: Any) -> tuple[Any, Any]:
-        left: Any = self.rnn(xs, initial_carry=carry)
-        carry, ys = left
+        result: Any = self.rnn(xs, initial_carry=carry)
+        carry, ys = result
         return carry, self.readout(ys)
 
 
 def forms(case: Case, weights: Weights, data: Data) -> dict[str, Form]:
-    """Makes the forms. Modules are changed in place, so every epoch begins by putting the first values back."""
+    """Make the forms. Modules change in place, so every epoch first restores the initial values."""
     dtype = weights.w_x.dtype
     chunks, whole = jax_forms.chunks_of(data)
     zeros = jnp.zeros((case.B, case.H), dtype)
@@ -45,17 +47,19 @@ def forms(case: Case, weights: Weights, data: Data) -> dict[str, Form]:
     graph, fresh = nnx.split((model, optimizer))
     fresh = jax.tree.map(jnp.copy, fresh)
 
-    def train_step(model: Any, optimizer: Any, carry: Any, inputs: Any, targets: Any) -> tuple[Any, Any]:
+    def train_step(
+        model: Any, optimizer: Any, carry: Any, inputs: Any, targets: Any
+    ) -> tuple[Any, Any]:
         def loss_fn(model: Any) -> tuple[Any, Any]:
-            left, outputs = model(carry, jax_forms.features(inputs, case, dtype))
-            return jax_forms.mean_loss(outputs, targets), left
+            leaving, outputs = model(carry, jax_forms.features(inputs, case, dtype))
+            return jax_forms.mean_loss(outputs, targets), leaving
 
-        (loss, left), grads = nnx.value_and_grad(loss_fn, has_aux=True)(model)
+        (loss, leaving), grads = nnx.value_and_grad(loss_fn, has_aux=True)(model)
         optimizer.update(model, grads)
-        return left, loss
+        return leaving, loss
 
     jitted = nnx.jit(train_step)
-    # Bound once for all epochs: modules made anew would be traced anew.
+    # Bound once for all epochs: new modules would be traced again.
     bound = nnx.cached_partial(jitted, model, optimizer)
 
     def begin() -> Any:
@@ -70,11 +74,11 @@ def forms(case: Case, weights: Weights, data: Data) -> dict[str, Form]:
         return carry, losses
 
     def compile() -> tuple[float, int]:
-        program = prepare(jitted, model, optimizer, (zeros, zeros), *chunks[0])
+        program = compile_program(jitted, model, optimizer, (zeros, zeros), *chunks[0])
         return program.compile_seconds, program.temp_bytes
 
     def block(value: Any) -> Any:
-        # The last update lands in the modules and shows in no loss: their arrays are waited for too.
+        # The last update changes the modules only, so wait for their arrays, too.
         return jax.block_until_ready((nnx.state((model, optimizer)), value))
 
     made = {jax_forms.PER_CHUNK: Form(begin, epoch, compile, block)}

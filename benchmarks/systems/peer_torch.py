@@ -1,8 +1,8 @@
-"""PyTorch: `nn.LSTM` and `nn.Linear`, the carry detached between chunks, `clip_grad_norm_` and Adam; as its tutorials.
+"""PyTorch, as in its tutorials: `nn.LSTM`, `nn.Linear`, detached carry, `clip_grad_norm_`, Adam.
 
-PyTorch has two bias vectors where all others have one. `bias_hh` stays zero and is not trained, so that Adam's update of
-the sum is that of the others. Its best forms beside the documented one: Adam with `fused=True`, and for a batch of one also
-a single thread, as there is nothing to share out.
+PyTorch has two bias vectors where the other libraries have one. `bias_hh` is zero and not
+trained, so that Adam's update of the sum is that of the others. Besides the documented form: Adam
+with `fused=True`, and for a batch of one also with a single thread.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ THREADS = torch.get_num_threads()
 
 
 def forms(case: Case, weights: Weights, data: Data) -> dict[str, Form]:
-    """Makes the forms. Nothing is compiled, and on a CPU nothing is left to wait for."""
+    """Make the forms. Nothing is compiled, and on a CPU every call has ended when it returns."""
     inputs, targets = (torch.from_numpy(a) for a in data)
     if case.symbols:
         inputs, targets = inputs.long(), targets.long()
@@ -28,15 +28,17 @@ def forms(case: Case, weights: Weights, data: Data) -> dict[str, Form]:
     def begin(fused: bool, threads: int) -> Any:
         torch.set_num_threads(threads)
         lstm, readout = converted(case, weights)
-        learnt = [p for p in (*lstm.parameters(), *readout.parameters()) if p.requires_grad]
-        adam = torch.optim.Adam(learnt, lr=LEARNING_RATE, eps=EPSILON, fused=fused or None)
-        zeros = torch.zeros(1, case.B, case.H, dtype=learnt[0].dtype)
-        return lstm, readout, learnt, adam, (zeros, zeros)
+        trained = [p for p in (*lstm.parameters(), *readout.parameters()) if p.requires_grad]
+        adam = torch.optim.Adam(trained, lr=LEARNING_RATE, eps=EPSILON, fused=fused or None)
+        zeros = torch.zeros(1, case.B, case.H, dtype=trained[0].dtype)
+        return lstm, readout, trained, adam, (zeros, zeros)
 
     def epoch(state: Any) -> tuple[Any, Any]:
-        (lstm, readout, learnt, adam, carry), losses = state, []
+        (lstm, readout, trained, adam, carry), losses = state, []
         for inputs, targets in chunks:
-            xs = functional.one_hot(inputs, case.D).to(learnt[0].dtype) if case.symbols else inputs
+            xs = inputs
+            if case.symbols:
+                xs = functional.one_hot(inputs, case.D).to(trained[0].dtype)
             ys, carry = lstm(xs, carry)
             outputs = readout(ys)
             if case.symbols:
@@ -45,29 +47,33 @@ def forms(case: Case, weights: Weights, data: Data) -> dict[str, Form]:
                 loss = functional.mse_loss(outputs, targets)
             adam.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(learnt, CLIP)
+            nn.utils.clip_grad_norm_(trained, CLIP)
             adam.step()
             carry = tuple(c.detach() for c in carry)
             losses.append(loss.detach())
-        return (lstm, readout, learnt, adam, carry), losses
+        return (lstm, readout, trained, adam, carry), losses
 
     def compile() -> tuple[None, None]:
         return None, None
 
-    ways = {PER_CHUNK: (False, THREADS), FUSED: (True, THREADS)} | ({ONE_THREAD: (True, 1)} if case.B == 1 else {})
+    options = {PER_CHUNK: (False, THREADS), FUSED: (True, THREADS)}
+    if case.B == 1:
+        options[ONE_THREAD] = (True, 1)
     return {
-        name: Form(lambda way=way: begin(*way), epoch, compile, lambda value: value) for name, way in ways.items()
-    }  # fmt: skip
+        name: Form(lambda chosen=chosen: begin(*chosen), epoch, compile, lambda value: value)
+        for name, chosen in options.items()
+    }
 
 
 def converted(case: Case, weights: Weights) -> tuple[Any, Any]:
-    """PyTorch multiplies by the transposed matrix; gates i, f, g, o as ours."""
+    """Convert the weights: PyTorch has every matrix transposed, and gates i, f, g, o as ours."""
     values = [torch.from_numpy(a.T.copy()) for a in weights]
     lstm: Any = nn.LSTM(case.D, case.H, dtype=values[0].dtype)
     readout = nn.Linear(case.H, case.outputs, dtype=values[0].dtype)
     with torch.no_grad():
-        for parameter, value in zip((lstm.weight_ih_l0, lstm.weight_hh_l0, lstm.bias_ih_l0), values[:3], strict=True):
-            parameter.copy_(value)
+        lstm.weight_ih_l0.copy_(values[0])
+        lstm.weight_hh_l0.copy_(values[1])
+        lstm.bias_ih_l0.copy_(values[2])
         lstm.bias_hh_l0.zero_()
         readout.weight.copy_(values[3])
         readout.bias.copy_(values[4])

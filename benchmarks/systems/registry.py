@@ -1,15 +1,15 @@
-"""Which systems there are. A new one is a file that offers `forms(case, weights, data)`, and a line here."""
+"""The systems that are compared: a file with `forms(case, weights, data)` and a line here."""
 
 from typing import NamedTuple
 
 
 class System(NamedTuple):
-    """Where a system lives and what it needs.
+    """Where a system is defined and what it needs.
 
-    path:   "module:function", the function a `work.MakeForms`; imported in the system's own process only
-    needs:  packages to import, as Python names them; where one is not installed the system is reported missing
-    jax:    whether it is one of the JAX peers
-    cores:  whether its process sees the CPU as a device a core, lanes dealt out over them
+    path:  "module:function", the function a `work.MakeForms`; imported in its own process only
+    needs: packages to import, by their Python names; a system that lacks one is reported as missing
+    jax:   whether it is a JAX library
+    cores: whether its process sees every CPU core as a device, with the batch sharded over them
     """
 
     path: str
@@ -19,12 +19,18 @@ class System(NamedTuple):
 
 
 OURS, TEXTBOOK, TORCH = "tbptt", "textbook scan", "PyTorch"
-ON_CORES = "on all cores"  # added to the name of a system whose lanes are dealt out; PyTorch's threads are on all anyway
+NUMBA = f"{OURS} numba"  # the same with unroll=tbptt.backends.numba_cpu.unroll
+# Suffix of a system whose batch is sharded over the CPU cores. PyTorch's threads use all anyway.
+ON_CORES = "on all cores"
 
-# Ours first; every name that starts with `tbptt` is ours.
+# Every name that starts with `tbptt` is ours.
 SYSTEMS: dict[str, System] = {
     OURS: System("benchmarks.systems.ours:forms"),
+    NUMBA: System("benchmarks.systems.ours:numba_forms", ("numba",)),
     f"{OURS} {ON_CORES}": System("benchmarks.systems.ours:forms_on_cores", cores=True),
+    f"{NUMBA} {ON_CORES}": System(
+        "benchmarks.systems.ours:numba_forms_on_cores", ("numba",), cores=True
+    ),
     "linen OptimizedLSTMCell": System("benchmarks.systems.peer_linen:optimized"),
     "linen LSTMCell": System("benchmarks.systems.peer_linen:documented"),
     "nnx": System("benchmarks.systems.peer_nnx:forms"),
@@ -38,5 +44,5 @@ SYSTEMS: dict[str, System] = {
 
 
 def is_ours(system: str) -> bool:
-    """Whether a row's system is ours."""
+    """Return whether the system of a row is ours."""
     return system.startswith(OURS)

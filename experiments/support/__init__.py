@@ -1,1 +1,1 @@
-"""What several experiments share and the library does not need."""
+"""Modules that the programs in `experiments` share."""

@@ -1,4 +1,4 @@
-"""Recurrent cells as pure functions: one cell a file."""
+"""Recurrent cells: frozen dataclasses of static sizes whose methods are pure functions."""
 
 from tbptt.cells.base import AffineCell as AffineCell
 from tbptt.cells.base import CellVJP as CellVJP

@@ -1,4 +1,4 @@
-"""Optional parts of a cell: the split of a step into input projection and recurrent step, and its backward pass."""
+"""Optional parts of a cell: input projection, recurrent step, backward pass, affine recurrence."""
 
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
@@ -11,8 +11,9 @@ from tbptt.types import Carry, Cell, Params
 class SplitCell(Cell, Protocol):
     """A cell whose step is an input projection followed by a recurrent step.
 
-    `cell(params, carry, x)` equals `cell.recur(params, carry, cell.inputs(params, x))`. The input projection does not
-    depend on the carry, so `unroll` computes it for many steps as one matrix product.
+    `cell(params, carry, x)` equals `cell.recur(params, carry, cell.inputs(params, x))`. The input
+    projection does not depend on the carry, so `unroll` computes it for many steps as one matrix
+    product.
     """
 
     def inputs(self, params: Params, xs: Float[Array, "*time_batch D"]) -> Any:
@@ -26,20 +27,23 @@ class SplitCell(Cell, Protocol):
 
 @runtime_checkable
 class CellVJP(Protocol):
-    """The forward and backward pass of a cell, split so that the loops over time hold only what depends on the carry.
+    """The forward and backward pass of a cell, with all work that needs no carry outside the loops.
 
-    `unroll` computes T steps and their gradient as follows, where a carry is `entering` or `leaving` a step:
+    `unroll` computes T steps and their gradient as follows, where a carry is `entering` or
+    `leaving` a step:
 
         weights = prepare(params)
-        zs = inputs(weights, xs)                                                          # all steps at once
-        for t in range(T): leaving[t], ys[t], saved[t] = forward(weights, entering[t], zs[t])
-        common, factors = linearize(weights, xs, entering, leaving, saved)                # all steps at once
-        for t in reversed(range(T)): d, emitted[t] = backward(common, factors[t], d, d_ys[t])
-        d_params, d_xs = collect(params, xs, entering, leaving, factors, emitted)         # all steps at once
+        zs = inputs(weights, xs)                                                 # all steps at once
+        for t in range(T):
+            leaving[t], ys[t], saved[t] = forward(weights, entering[t], zs[t])
+        common, factors = linearize(weights, xs, entering, leaving, saved)       # all steps at once
+        for t in reversed(range(T)):
+            d, emitted[t] = backward(common, factors[t], d, d_ys[t])
+        d_params, d_xs = collect(params, xs, entering, leaving, factors, emitted)  # all steps
     """
 
     def prepare(self, params: Params) -> Any:
-        """Compute what every forward step needs of the parameters."""
+        """Compute the weights that every forward step uses."""
         ...
 
     def inputs(self, weights: Any, xs: Array) -> Any:
@@ -47,14 +51,16 @@ class CellVJP(Protocol):
         ...
 
     def forward(self, weights: Any, carry: Carry, z: Any) -> tuple[Carry, Any, Any]:
-        """Take one step; return `(leaving, y, saved)`, where `saved` spares `linearize` work."""
+        """Take one step; return `(leaving, y, saved)`, where `linearize` can reuse `saved`."""
         ...
 
-    def linearize(self, weights: Any, xs: Array, entering: Carry, leaving: Carry, saved: Any) -> tuple[Any, Any]:
-        """Compute all that `backward` needs except the cotangents, for a block of steps.
+    def linearize(
+        self, weights: Any, xs: Array, entering: Carry, leaving: Carry, saved: Any
+    ) -> tuple[Any, Any]:
+        """Compute the derivatives that `backward` applies, for a block of steps.
 
-        Return `(common, factors)`: what all steps share, and what belongs to each step. `saved` is None if it was not
-        kept.
+        Return `(common, factors)`: what all steps share, and what belongs to each step. `saved` is
+        None if it is rematerialised.
         """
         ...
 
@@ -65,13 +71,13 @@ class CellVJP(Protocol):
     def collect(
         self, params: Params, xs: Array, entering: Carry, leaving: Carry, factors: Any, emitted: Any
     ) -> tuple[Params, Array]:
-        """Compute the gradient of the parameters, summed over a block of steps, and the gradient of its inputs."""
+        """Compute the gradients of the parameters, summed over a block of steps, and of `xs`."""
         ...
 
 
 @runtime_checkable
 class CellWithVJP(Cell, Protocol):
-    """A cell with a backward pass of its own."""
+    """A cell with a hand-written backward pass."""
 
     @property
     def backprop(self) -> CellVJP: ...
@@ -79,7 +85,7 @@ class CellWithVJP(Cell, Protocol):
 
 @runtime_checkable
 class LayeredCell(Cell, Protocol):
-    """A stack of cells; params and carry are tuples with one entry a cell, the first layer first."""
+    """A stack of cells; params and carry are tuples with one entry per cell, first layer first."""
 
     @property
     def cells(self) -> tuple[Cell, ...]: ...
@@ -87,33 +93,33 @@ class LayeredCell(Cell, Protocol):
 
 @runtime_checkable
 class AffineCell(Cell, Protocol):
-    """A cell that is linear in its carry, elementwise, so that `parallel_unroll` can compute it in parallel over time.
+    """A cell that is elementwise linear in its carry, so that `parallel_unroll` can run it.
 
     For each leaf, `cell(params, carry, x)` is `carry_t = a_t * carry_{t-1} + b_t` and
     `y_t = outputs(params, carry_t, x_t)`.
     """
 
     def affine(self, params: Params, xs: Float[Array, "*time_batch D"]) -> tuple[Carry, Carry]:
-        """Compute `(a, b)`, carries with leaves `[*time_batch, ...]`, for any number of leading axes."""
+        """Compute the carries `(a, b)` with leaves `[*time_batch, ...]`."""
         ...
 
     def outputs(self, params: Params, carries: Carry, xs: Float[Array, "*time_batch D"]) -> Any:
-        """Compute the outputs of steps from the carries that left them."""
+        """Compute the outputs of steps from the carries that leave them."""
         ...
 
 
 def input_projection(cell: Cell, params: Params, xs: Array) -> Any:
-    """Compute what does not depend on the carry, for any number of steps; `xs` itself if the cell is not split."""
+    """Compute the input projection of any number of steps; return `xs` if the cell is not split."""
     return cell.inputs(params, xs) if is_split(cell) else xs
 
 
 def recurrent_step(cell: Cell, params: Params, carry: Carry, z: Any) -> tuple[Carry, Any]:
-    """Take the step that follows the input projection; the whole step if the cell is not split."""
+    """Take the recurrent step from the input projection, or the whole step of another cell."""
     return cell.recur(params, carry, z) if is_split(cell) else cell(params, carry, z)
 
 
 def is_split(cell: Cell) -> TypeGuard[SplitCell]:
-    """Return whether the cell offers an input projection and a recurrent step."""
+    """Return whether the cell has an input projection and a recurrent step."""
     if getattr(cell, "inputs", None) is None or getattr(cell, "recur", None) is None:
         return False
     for name in ("inputs", "recur"):
@@ -122,17 +128,19 @@ def is_split(cell: Cell) -> TypeGuard[SplitCell]:
 
 
 def check_override(cell: Cell, name: str, depends_on: tuple[str, ...]) -> None:
-    """Raise a TypeError if a class overrides a part of its step and inherits `name`, which computes its parent's step."""
+    """Raise a TypeError if a class overrides part of its step but inherits its parent's `name`."""
+    remedy = ", or set `backprop = None` in the class to have JAX derive it"
+    remedy = remedy if name == "backprop" else ""
     for step in depends_on:
         if _depth(cell, step) < _depth(cell, name):
             raise TypeError(
-                f"{type(cell).__name__} overrides {step} and inherits {name}, which belongs to the step of its parent class: "
-                f"override {name} too"
-                + (", or set `backprop = None` in the class to have JAX derive it" if name == "backprop" else "")
+                f"{type(cell).__name__} overrides {step} and inherits {name}, which belongs to the "
+                "step of its parent class: "
+                f"override {name} too{remedy}"
             )
 
 
 def _depth(cell: Cell, name: str) -> int:
-    """Return how far up the class hierarchy an attribute is defined; a large number if nowhere."""
+    """Return how many classes up an attribute is defined; the number of classes if nowhere."""
     classes = type(cell).__mro__
     return next((depth for depth, c in enumerate(classes) if name in vars(c)), len(classes))

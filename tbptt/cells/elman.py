@@ -1,4 +1,4 @@
-"""The simple recurrent network: h = activation(h W + x U + b)."""
+"""The simple recurrent network: `h = activation(h W + x U + b)`."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from tbptt.types import PRNGKey
 
 
 class ElmanParams(NamedTuple):
-    """w_h: `[H, H]` (the lecture's W), w_x: `[D, H]` (its U), b: `[H]`."""
+    """w_h: `[H, H]` (W in the equation), w_x: `[D, H]` (U), b: `[H]`."""
 
     w_h: Float[Array, "H H"]
     w_x: Float[Array, "D H"]
@@ -30,22 +30,33 @@ class ElmanCarry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Elman:
-    """Steps the simple recurrent network of Elman (1990).
+    """The simple recurrent network of Elman (1990).
 
         h_t = activation(h_{t-1} w_h + x_t w_x + b),    y_t = h_t
 
     Args (all static):
-      input_dim, hidden_dim: D and H.
-      activation: elementwise, `jnp.tanh` by default; `jax.nn.relu`; `lambda a: a` gives the linear network. Pass a
-        named function: cells hash by it.
-      recurrent_init: `initializers.orthogonal` (default) or `initializers.identity`.
-      gain: multiplies w_h at the start; with orthogonal weights its every singular value.
-      dtype: of params and carry; None = JAX's default float.
-      compute_dtype: of the operands of matrix products, for example `jnp.bfloat16`; sums and the carry keep `dtype`.
-        None = `dtype`.
+      input_dim: D, the size of `x`.
+      hidden_dim: H, the size of `h` and `y`.
+      activation: an elementwise function, `jnp.tanh` by default. Pass a named function, because
+        cells hash by it; `jnp.positive` gives the linear network.
+      recurrent_init: the initializer of `w_h`: `initializers.orthogonal` or
+        `initializers.identity`.
+      gain: the factor that multiplies the initial `w_h`; for an orthogonal `w_h` it is every
+        singular value.
+      dtype: the dtype of params and carry; None for JAX's default float.
+      compute_dtype: the dtype of the operands of matrix products, for example `jnp.bfloat16`; sums
+        and the carry keep `dtype`. None for `dtype`.
 
-    References: Elman, *Finding structure in time*, Cognitive Science 14, 1990. Identity start with relu: Le, Jaitly and
-    Hinton 2015, arXiv:1504.00941.
+    Returns:
+      A cell: `init(key) -> ElmanParams` with `w_h [H, H]`, `w_x [D, H]`, `b [H]`;
+      `initial_carry(batch_shape) -> ElmanCarry` with `h [*batch_shape, H]`; and
+      `cell(params, carry, x) -> (carry, y)` with `x [*batch, D]` and `y [*batch, H]`.
+
+    Raises:
+      ValueError: a size is not a Python int of at least 1.
+
+    References: Elman, *Finding structure in time*, Cognitive Science 14, 1990. Identity
+    initialisation with relu: Le, Jaitly and Hinton 2015, arXiv:1504.00941.
     """
 
     input_dim: int
@@ -60,7 +71,10 @@ class Elman:
         initializers.check_sizes(self)
 
     def init(self, key: PRNGKey) -> ElmanParams:
-        """Draws parameters: w_h by `recurrent_init` times `gain`, w_x by Glorot's rule, b = 0. The key is consumed."""
+        """Draw parameters; the key is consumed.
+
+        `w_h` is `gain` times a draw of `recurrent_init`, `w_x` is Glorot uniform, and `b` is 0.
+        """
         dtype = initializers.float_dtype(self.dtype)
         key_h, key_x = jax.random.split(key)
         return ElmanParams(
@@ -70,34 +84,38 @@ class Elman:
         )
 
     def initial_carry(self, batch_shape: tuple[int, ...] = ()) -> ElmanCarry:
-        """Makes h = 0, `[*batch_shape, H]`."""
-        return ElmanCarry(jnp.zeros((*batch_shape, self.hidden_dim), initializers.float_dtype(self.dtype)))
+        """Return h = 0 of shape `[*batch_shape, H]`."""
+        return ElmanCarry(
+            jnp.zeros((*batch_shape, self.hidden_dim), initializers.float_dtype(self.dtype))
+        )
 
-    def inputs(self, params: ElmanParams, xs: Float[Array, "*time_batch D"]) -> Float[Array, "*time_batch H"]:
-        """Computes x w_x + b for any number of steps."""
+    def inputs(
+        self, params: ElmanParams, xs: Float[Array, "*time_batch D"]
+    ) -> Float[Array, "*time_batch H"]:
+        """Compute `x w_x + b` for any number of steps."""
         return project_inputs(xs, params.w_x, params.b, self.compute_dtype)
 
     def recur(
         self, params: ElmanParams, carry: ElmanCarry, z: Float[Array, "*batch H"]
     ) -> tuple[ElmanCarry, Float[Array, "*batch H"]]:
-        """Takes the step from z = x w_x + b."""
+        """Take the recurrent step from `z = x w_x + b`."""
         h = self.activation(product(carry.h, params.w_h, self.compute_dtype) + z)
         return ElmanCarry(h), h
 
     def __call__(
         self, params: ElmanParams, carry: ElmanCarry, x: Float[Array, "*batch D"]
     ) -> tuple[ElmanCarry, Float[Array, "*batch H"]]:
-        """Takes one step; returns (carry, y) with y = h."""
+        """Take one step; return `(carry, y)` with `y = h`."""
         return self.recur(params, carry, self.inputs(params, x))
 
     @property
     def backprop(self) -> "ElmanVJP":
-        """The backward pass, derived by hand."""
+        """The hand-derived backward pass."""
         return ElmanVJP(self.activation, self.compute_dtype)
 
 
 class ElmanWeights(NamedTuple):
-    """The parameters, and back: `[H, H]`, the transpose of w_h."""
+    """The parameters, and `back`: `[H, H]`, the transpose of `w_h`."""
 
     params: ElmanParams
     back: Float[Array, "H H"]
@@ -105,9 +123,9 @@ class ElmanWeights(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ElmanVJP:
-    """Takes a simple network forward and back: a `CellVJP`.
+    """The forward and backward pass of `Elman`: a `CellVJP`.
 
-    a = h w_h + x w_x + b;  slope = activation'(a), for tanh 1 - h'^2     [saved, but for tanh]
+    a = h w_h + x w_x + b;  slope = activation'(a)        [saved, except for tanh: 1 - h'^2]
     da = (d_h' + d_y) * slope;  d_h = da w_h^T
     """
 
@@ -120,7 +138,9 @@ class ElmanVJP:
     def inputs(self, weights: ElmanWeights, xs: Array) -> Array:
         return project_inputs(xs, weights.params.w_x, weights.params.b, self.compute)
 
-    def forward(self, weights: ElmanWeights, carry: ElmanCarry, z: Array) -> tuple[ElmanCarry, Array, Any]:
+    def forward(
+        self, weights: ElmanWeights, carry: ElmanCarry, z: Array
+    ) -> tuple[ElmanCarry, Array, Any]:
         a = product(carry.h, weights.params.w_h, self.compute) + z
         if self.activation is jnp.tanh:
             h = jnp.tanh(a)
@@ -129,14 +149,23 @@ class ElmanVJP:
         return ElmanCarry(h), h, slope
 
     def linearize(
-        self, weights: ElmanWeights, xs: Array, entering: ElmanCarry, leaving: ElmanCarry, saved: Any
+        self,
+        weights: ElmanWeights,
+        xs: Array,
+        entering: ElmanCarry,
+        leaving: ElmanCarry,
+        saved: Any,
     ) -> tuple[Array, Array]:
         if self.activation is jnp.tanh:
             return weights.back, 1 - leaving.h * leaving.h
-        slope = self.forward(weights, entering, self.inputs(weights, xs))[2] if saved is None else saved
+        slope = (
+            self.forward(weights, entering, self.inputs(weights, xs))[2] if saved is None else saved
+        )
         return weights.back, slope
 
-    def backward(self, common: Array, factors: Array, d_leaving: ElmanCarry, d_y: Array) -> tuple[ElmanCarry, Array]:
+    def backward(
+        self, common: Array, factors: Array, d_leaving: ElmanCarry, d_y: Array
+    ) -> tuple[ElmanCarry, Array]:
         d_a = (d_leaving.h + d_y) * factors
         return ElmanCarry(product(d_a, common, self.compute)), d_a
 

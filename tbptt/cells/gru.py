@@ -23,7 +23,7 @@ class GRUCarry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class GRUBase:
-    """What both conventions share: sizes, the zero start, and the input side."""
+    """Sizes, initial carry and input projection, which both conventions share."""
 
     input_dim: int
     hidden_dim: int
@@ -34,21 +34,27 @@ class GRUBase:
         initializers.check_sizes(self)
 
     def initial_carry(self, batch_shape: tuple[int, ...] = ()) -> GRUCarry:
-        """Makes h = 0, `[*batch_shape, H]`."""
-        return GRUCarry(jnp.zeros((*batch_shape, self.hidden_dim), initializers.float_dtype(self.dtype)))
+        """Return h = 0 of shape `[*batch_shape, H]`."""
+        return GRUCarry(
+            jnp.zeros((*batch_shape, self.hidden_dim), initializers.float_dtype(self.dtype))
+        )
 
-    def inputs(self, params: Any, xs: Float[Array, "*time_batch D"]) -> Float[Array, "*time_batch G"]:
-        """Computes x w_x + b for any number of steps."""
+    def inputs(
+        self, params: Any, xs: Float[Array, "*time_batch D"]
+    ) -> Float[Array, "*time_batch G"]:
+        """Compute `x w_x + b` for any number of steps."""
         return project_inputs(xs, params.w_x, params.b, self.compute_dtype)
 
     def __call__(
         self, params: Any, carry: GRUCarry, x: Float[Array, "*batch D"]
     ) -> tuple[GRUCarry, Float[Array, "*batch H"]]:
-        """Takes one step; returns (carry, y) with y = h."""
+        """Take one step; return `(carry, y)` with `y = h`."""
         return self.recur(params, carry, self.inputs(params, x))
 
-    def recur(self, params: Any, carry: GRUCarry, z: Float[Array, "*batch G"]) -> tuple[GRUCarry, Float[Array, "*batch H"]]:
-        """Takes the step from z = x w_x + b: where the two conventions differ."""
+    def recur(
+        self, params: Any, carry: GRUCarry, z: Float[Array, "*batch G"]
+    ) -> tuple[GRUCarry, Float[Array, "*batch H"]]:
+        """Take the recurrent step from `z = x w_x + b`; the two conventions differ here."""
         raise NotImplementedError
 
     def _draw(self, key: PRNGKey, recurrent_blocks: int) -> tuple[Array, Array, Array]:
@@ -61,7 +67,10 @@ class GRUBase:
 
 
 class GRUParams(NamedTuple):
-    """Gate blocks r, z, n side by side, G = 3H. w_x: `[D, G]`, w_h: `[H, G]`, b: `[G]`, b_n: `[H]` (inside the reset)."""
+    """Gate blocks r, z, n side by side, G = 3H.
+
+    w_x: `[D, G]`, w_h: `[H, G]`, b: `[G]`, b_n: `[H]` (the bias inside the reset product).
+    """
 
     w_x: Float[Array, "D G"]
     w_h: Float[Array, "H G"]
@@ -71,28 +80,43 @@ class GRUParams(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class GRU(GRUBase):
-    """Steps the GRU with the reset AFTER the matrix product, as cuDNN, PyTorch, Keras and Flax compute it.
+    """The GRU with the reset AFTER the matrix product, as in cuDNN, PyTorch, Keras and Flax.
 
         r = sigmoid(x w_xr + h w_hr + b_r)
         z = sigmoid(x w_xz + h w_hz + b_z)                     z = 1 KEEPS the old h
         n = tanh(x w_xn + b + r * (h w_hn + b_n))
         h' = (1 - z) * n + z * h,    y = h'
 
-    Args (all static): input_dim D; hidden_dim H; dtype of params and carry (None = JAX's default float);
-    compute_dtype of the operands of matrix products (None = dtype).
+    Args (all static):
+      input_dim: D, the size of `x`.
+      hidden_dim: H, the size of `h` and `y`.
+      dtype: the dtype of params and carry; None for JAX's default float.
+      compute_dtype: the dtype of the operands of matrix products; None for `dtype`.
 
-    References: Cho et al., arXiv:1406.1078v3 (2014), in the form that Appleyard et al., arXiv:1604.01946, made fast.
+    Returns:
+      A cell: `init(key) -> GRUParams` with `w_x [D, 3H]`, `w_h [H, 3H]`, `b [3H]`, `b_n [H]`;
+      `initial_carry(batch_shape) -> GRUCarry` with `h [*batch_shape, H]`; and
+      `cell(params, carry, x) -> (carry, y)` with `x [*batch, D]` and `y [*batch, H]`.
+
+    Raises:
+      ValueError: a size is not a Python int of at least 1.
+
+    References: Cho et al., arXiv:1406.1078v3 (2014), in the form of Appleyard et al.,
+    arXiv:1604.01946, which needs one recurrent product a step.
     """
 
     def init(self, key: PRNGKey) -> GRUParams:
-        """Draws parameters: w_h orthogonal by gate, w_x by Glorot's rule by gate, biases 0. The key is consumed."""
+        """Draw parameters; the key is consumed.
+
+        Each gate's `w_h` is orthogonal and its `w_x` Glorot uniform; biases are 0.
+        """
         w_x, w_h, b = self._draw(key, 3)
         return GRUParams(w_x, w_h, b, jnp.zeros((self.hidden_dim,), b.dtype))
 
     def recur(
         self, params: GRUParams, carry: GRUCarry, z: Float[Array, "*batch G"]
     ) -> tuple[GRUCarry, Float[Array, "*batch H"]]:
-        """Takes the step from z = x w_x + b."""
+        """Take the recurrent step from `z = x w_x + b`."""
         x_r, x_z, x_n = jnp.split(z, 3, axis=-1)
         h_r, h_z, h_n = jnp.split(product(carry.h, params.w_h, self.compute_dtype), 3, axis=-1)
         keep = sigmoid(x_z + h_z)
@@ -102,12 +126,12 @@ class GRU(GRUBase):
 
     @property
     def backprop(self) -> "GRUVJP":
-        """The backward pass, derived by hand."""
+        """The hand-derived backward pass."""
         return GRUVJP(self.compute_dtype)
 
 
 class GRUWeights(NamedTuple):
-    """w_x, w_h, b with the columns of r and z halved; b_n; back: `[G, H]`, the transpose of w_h as it was."""
+    """w_x, w_h, b with the columns of r and z halved; b_n; back: `[G, H]`, `w_h.T` unscaled."""
 
     w_x: Float[Array, "D G"]
     w_h: Float[Array, "H G"]
@@ -117,7 +141,7 @@ class GRUWeights(NamedTuple):
 
 
 class GRUFactors(NamedTuple):
-    """dh'/d(h w_h) by gate, dh'/d(x w_xn), and z = dh'/dh where the gates are held."""
+    """dh'/d(h w_h) by gate, dh'/d(x w_xn), and z = dh'/dh for constant gates."""
 
     gates: Float[Array, "*steps G"]
     n: Float[Array, "*steps H"]
@@ -126,10 +150,11 @@ class GRUFactors(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class GRUVJP:
-    """Takes a GRU forward and back: a `CellVJP`.
+    """The forward and backward pass of `GRU`: a `CellVJP`.
 
-    r, z = (1 + t) / 2 with t = tanh(x w_x + h w_h + b), halved;  m = h w_hn + b_n;  n = tanh(x w_xn + b + r * m)
-    dh = d_h' + d_y                                                              [emitted; t, n, m are saved]
+    r, z = (1 + t) / 2  with t = tanh((x w_x + h w_h + b) / 2)
+    m = h w_hn + b_n;  n = tanh(x w_xn + b + r * m)                  [t, n, m are saved]
+    dh = d_h' + d_y                                                  [emitted]
     q = (1 - z) (1 - n^2);   da = (dh, dh, dh) * (q m r (1 - r), (h - n) z (1 - z), q r)
     d_h = dh * z + da w_h^T
     """
@@ -137,13 +162,18 @@ class GRUVJP:
     compute: DTypeLike | None
 
     def prepare(self, params: GRUParams) -> GRUWeights:
-        half = np.repeat(np.asarray([0.5, 0.5, 1.0], params.b.dtype), params.w_h.shape[0])  # as in LSTMVJP
-        return GRUWeights(params.w_x * half, params.w_h * half, params.b * half, params.b_n, params.w_h.T)
+        # As in LSTMVJP.
+        half = np.repeat(np.asarray([0.5, 0.5, 1.0], params.b.dtype), params.w_h.shape[0])
+        return GRUWeights(
+            params.w_x * half, params.w_h * half, params.b * half, params.b_n, params.w_h.T
+        )
 
     def inputs(self, weights: GRUWeights, xs: Array) -> Array:
         return project_inputs(xs, weights.w_x, weights.b, self.compute)
 
-    def forward(self, weights: GRUWeights, carry: GRUCarry, z: Array) -> tuple[GRUCarry, Array, tuple[Array, ...]]:
+    def forward(
+        self, weights: GRUWeights, carry: GRUCarry, z: Array
+    ) -> tuple[GRUCarry, Array, tuple[Array, ...]]:
         H = carry.h.shape[-1]
         a = product(carry.h, weights.w_h, self.compute)
         t = jnp.tanh(z[..., : 2 * H] + a[..., : 2 * H])
@@ -153,15 +183,24 @@ class GRUVJP:
         return GRUCarry(h), h, (t, n, m)
 
     def linearize(
-        self, weights: GRUWeights, xs: Array, entering: GRUCarry, leaving: GRUCarry, saved: tuple[Array, ...] | None
+        self,
+        weights: GRUWeights,
+        xs: Array,
+        entering: GRUCarry,
+        leaving: GRUCarry,
+        saved: tuple[Array, ...] | None,
     ) -> tuple[Array, GRUFactors]:
-        t, n, m = self.forward(weights, entering, self.inputs(weights, xs))[2] if saved is None else saved
+        t, n, m = (
+            self.forward(weights, entering, self.inputs(weights, xs))[2] if saved is None else saved
+        )
         r, z = jnp.split(0.5 * (t + 1), 2, axis=-1)
         q = (1 - z) * (1 - n * n)
         gates = [q * m * r * (1 - r), (entering.h - n) * z * (1 - z), q * r]
         return weights.back, GRUFactors(jnp.concatenate(gates, axis=-1), q, z)
 
-    def backward(self, common: Array, factors: GRUFactors, d_leaving: GRUCarry, d_y: Array) -> tuple[GRUCarry, Array]:
+    def backward(
+        self, common: Array, factors: GRUFactors, d_leaving: GRUCarry, d_y: Array
+    ) -> tuple[GRUCarry, Array]:
         d_h = d_leaving.h + d_y
         d_a = jnp.concatenate([d_h, d_h, d_h], axis=-1) * factors.gates
         return GRUCarry(d_h * factors.z + product(d_a, common, self.compute)), d_h
@@ -184,7 +223,7 @@ class GRUVJP:
 
 
 class GRUResetBeforeParams(NamedTuple):
-    """w_x: `[D, G]` and b: `[G]` by gate r, z, n (G = 3H); w_h: `[H, 2H]` by gate r, z; w_n: `[H, H]`."""
+    """w_x: `[D, 3H]`, b: `[3H]` by gate r, z, n; w_h: `[H, 2H]` by gate r, z; w_n: `[H, H]`."""
 
     w_x: Float[Array, "D G"]
     w_h: Float[Array, "H RZ"]
@@ -194,30 +233,37 @@ class GRUResetBeforeParams(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class GRUResetBefore(GRUBase):
-    """Steps the GRU with the reset BEFORE the matrix product, as it was first published.
+    """The GRU with the reset BEFORE the matrix product, as first published.
 
         r = sigmoid(x w_xr + h w_hr + b_r)
         z = sigmoid(x w_xz + h w_hz + b_z)                     z = 1 KEEPS the old h
         n = tanh(x w_xn + (r * h) w_n + b_n)
         h' = (1 - z) * n + z * h,    y = h'
 
-    Args (all static): input_dim D; hidden_dim H; dtype of params and carry (None = JAX's default float);
-    compute_dtype of the operands of matrix products (None = dtype).
+    Args (all static): those of `GRU`.
 
-    References: Cho et al., *Learning phrase representations using RNN encoder-decoder*, EMNLP 2014, arXiv:1406.1078.
+    References: Cho et al., *Learning phrase representations using RNN encoder-decoder*, EMNLP 2014,
+    arXiv:1406.1078.
     """
 
     def init(self, key: PRNGKey) -> GRUResetBeforeParams:
-        """Draws parameters: w_h, w_n orthogonal by gate, w_x by Glorot's rule, b = 0. The key is consumed."""
+        """Draw parameters; the key is consumed.
+
+        Each gate's `w_h` or `w_n` is orthogonal and its `w_x` Glorot uniform; b = 0.
+        """
         w_x, w_h, b = self._draw(key, 3)
-        return GRUResetBeforeParams(w_x, w_h[:, : 2 * self.hidden_dim], w_h[:, 2 * self.hidden_dim :], b)
+        return GRUResetBeforeParams(
+            w_x, w_h[:, : 2 * self.hidden_dim], w_h[:, 2 * self.hidden_dim :], b
+        )
 
     def recur(
         self, params: GRUResetBeforeParams, carry: GRUCarry, z: Float[Array, "*batch G"]
     ) -> tuple[GRUCarry, Float[Array, "*batch H"]]:
-        """Takes the step from z = x w_x + b."""
+        """Take the recurrent step from `z = x w_x + b`."""
         x_rz, x_n = z[..., : 2 * self.hidden_dim], z[..., 2 * self.hidden_dim :]
-        reset, keep = jnp.split(sigmoid(x_rz + product(carry.h, params.w_h, self.compute_dtype)), 2, axis=-1)
+        reset, keep = jnp.split(
+            sigmoid(x_rz + product(carry.h, params.w_h, self.compute_dtype)), 2, axis=-1
+        )
         n = jnp.tanh(x_n + product(reset * carry.h, params.w_n, self.compute_dtype))
         h = (1 - keep) * n + keep * carry.h
         return GRUCarry(h), h

@@ -1,4 +1,4 @@
-"""A diagonal linear recurrence: every gradient through it has a closed form, so it is the exact test bench."""
+"""A diagonal linear recurrence, whose gradients have closed forms."""
 
 import dataclasses
 from typing import NamedTuple
@@ -28,17 +28,18 @@ class DiagonalLinearCarry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class DiagonalLinear:
-    """Steps independent leaky integrators.
+    """Independent leaky integrators.
 
         h_t = a * h_{t-1} + x_t w_x + b,    y_t = h_t
 
-    so dh_t/dh_{t-k} = diag(a^k), and of the gradient dh_t/db = (1 - a^t) / (1 - a) a window of k steps sees the share
-    (1 - a^k) / (1 - a^t).
+    Every gradient has a closed form: dh_t/dh_{t-k} = diag(a^k) and dh_t/db = (1 - a^t) / (1 - a),
+    of which a window of k steps captures the share (1 - a^k) / (1 - a^t).
 
     Args (all static):
-      input_dim, hidden_dim: D and H.
-      a_min, a_max: the decays start evenly drawn between them.
-      dtype: of params and carry; None = JAX's default float.
+      input_dim: D, the size of `x`.
+      hidden_dim: H, the size of `h` and `y`.
+      a_min, a_max: the bounds of the uniform distribution of the initial decays.
+      dtype: the dtype of params and carry; None for JAX's default float.
     """
 
     input_dim: int
@@ -51,7 +52,7 @@ class DiagonalLinear:
         initializers.check_sizes(self)
 
     def init(self, key: PRNGKey) -> DiagonalLinearParams:
-        """Draws parameters: a ~ U(a_min, a_max), w_x by Glorot's rule, b = 0. The key is consumed."""
+        """Draw `a ~ U(a_min, a_max)` and a Glorot uniform `w_x`; b = 0; the key is consumed."""
         dtype = initializers.float_dtype(self.dtype)
         key_a, key_x = jax.random.split(key)
         return DiagonalLinearParams(
@@ -61,36 +62,43 @@ class DiagonalLinear:
         )
 
     def initial_carry(self, batch_shape: tuple[int, ...] = ()) -> DiagonalLinearCarry:
-        """Makes h = 0, `[*batch_shape, H]`."""
-        return DiagonalLinearCarry(jnp.zeros((*batch_shape, self.hidden_dim), initializers.float_dtype(self.dtype)))
+        """Return h = 0 of shape `[*batch_shape, H]`."""
+        return DiagonalLinearCarry(
+            jnp.zeros((*batch_shape, self.hidden_dim), initializers.float_dtype(self.dtype))
+        )
 
-    def inputs(self, params: DiagonalLinearParams, xs: Float[Array, "*time_batch D"]) -> Float[Array, "*time_batch H"]:
-        """Computes x w_x + b for any number of steps."""
+    def inputs(
+        self, params: DiagonalLinearParams, xs: Float[Array, "*time_batch D"]
+    ) -> Float[Array, "*time_batch H"]:
+        """Compute `x w_x + b` for any number of steps."""
         return xs @ params.w_x + params.b
 
     def recur(
         self, params: DiagonalLinearParams, carry: DiagonalLinearCarry, z: Float[Array, "*batch H"]
     ) -> tuple[DiagonalLinearCarry, Float[Array, "*batch H"]]:
-        """Takes the step from z = x w_x + b."""
+        """Take the recurrent step from `z = x w_x + b`."""
         h = params.a * carry.h + z
         return DiagonalLinearCarry(h), h
 
     def affine(
         self, params: DiagonalLinearParams, xs: Float[Array, "*time_batch D"]
     ) -> tuple[DiagonalLinearCarry, DiagonalLinearCarry]:
-        """Computes (a, x w_x + b) for any number of steps: h_t is linear in h_{t-1}."""
+        """Compute `(a, x w_x + b)` for any number of steps."""
         b = self.inputs(params, xs)
         return DiagonalLinearCarry(jnp.broadcast_to(params.a, b.shape)), DiagonalLinearCarry(b)
 
     def outputs(
-        self, params: DiagonalLinearParams, carries: DiagonalLinearCarry, xs: Float[Array, "*time_batch D"]
+        self,
+        params: DiagonalLinearParams,
+        carries: DiagonalLinearCarry,
+        xs: Float[Array, "*time_batch D"],
     ) -> Float[Array, "*time_batch H"]:
-        """Returns y = h."""
+        """Return y = h."""
         del params, xs
         return carries.h
 
     def __call__(
         self, params: DiagonalLinearParams, carry: DiagonalLinearCarry, x: Float[Array, "*batch D"]
     ) -> tuple[DiagonalLinearCarry, Float[Array, "*batch H"]]:
-        """Takes one step; returns (carry, y) with y = h."""
+        """Take one step; return `(carry, y)` with `y = h`."""
         return self.recur(params, carry, self.inputs(params, x))

@@ -1,4 +1,4 @@
-"""Long short-term memory, with a forget gate."""
+"""Long short-term memory with a forget gate."""
 
 import dataclasses
 from typing import NamedTuple
@@ -32,23 +32,42 @@ class LSTMCarry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LSTM:
-    """Steps the LSTM.
+    """Long short-term memory.
 
         i, f, o = sigmoid(x w_x + h w_h + b) by blocks,    g = tanh(x w_xg + h w_hg + b_g)
         c' = f * c + i * g
         h' = o * tanh(c'),    y = h'
 
     Args (all static):
-      input_dim, hidden_dim: D and H.
-      forget_bias: b_f at the start; 1 keeps the memory open while nothing is learnt yet.
-      longest_lag: if given (steps, at least 3), chrono initialisation instead: b_f = log u with u ~ U(1, longest_lag - 1)
-        and b_i = -b_f, so that the units' time scales cover 1 .. longest_lag steps.
-      dtype: of params and carry; None = JAX's default float.
-      compute_dtype: of the operands of matrix products, for example `jnp.bfloat16`; sums, gates and the carry keep `dtype`.
-        None = `dtype`.
+      input_dim: D, the size of `x`.
+      hidden_dim: H, the size of `h`, `c` and `y`.
+      forget_bias: the initial b_f; 1 keeps the forget gate mostly open early in training.
+      longest_lag: a number of steps, at least 3, for chrono initialisation instead of
+        `forget_bias`: b_f = log u with u ~ U(1, longest_lag - 1) and b_i = -b_f, so that the time
+        scales of the units cover 1 .. longest_lag steps.
+      dtype: the dtype of params and carry; None for JAX's default float.
+      compute_dtype: the dtype of the operands of matrix products, for example `jnp.bfloat16`; sums,
+        gates and the carry keep `dtype`. None for `dtype`.
 
-    References: Hochreiter and Schmidhuber 1997; forget gate: Gers, Schmidhuber and Cummins 2000; forget bias 1:
-    Jozefowicz, Zaremba and Sutskever 2015; chrono: Tallec and Ollivier 2018, arXiv:1804.11188.
+    Returns:
+      A cell: `init(key) -> LSTMParams` with `w_x [D, 4H]`, `w_h [H, 4H]`, `b [4H]`;
+      `initial_carry(batch_shape) -> LSTMCarry` with `h` and `c [*batch_shape, H]`; and
+      `cell(params, carry, x) -> (carry, y)` with `x [*batch, D]` and `y [*batch, H]`.
+
+    Raises:
+      ValueError: a size is not a Python int of at least 1, or `longest_lag` is below 3.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, tbptt
+      >>> cell = tbptt.LSTM(input_dim=2, hidden_dim=8)
+      >>> params = cell.init(jax.random.key(0))
+      >>> carry, y = cell(params, cell.initial_carry((4,)), jnp.ones((4, 2)))
+      >>> y.shape
+      (4, 8)
+
+    References: Hochreiter and Schmidhuber 1997; forget gate: Gers, Schmidhuber and Cummins 2000;
+    forget bias 1: Jozefowicz, Zaremba and Sutskever 2015; chrono: Tallec and Ollivier 2018,
+    arXiv:1804.11188.
     """
 
     input_dim: int
@@ -62,12 +81,16 @@ class LSTM:
         initializers.check_sizes(self)
         if self.longest_lag is not None and self.longest_lag < 3:
             raise ValueError(
-                f"LSTM.longest_lag must be at least 3 steps (log U(1, longest_lag - 1) needs room); "
+                f"LSTM.longest_lag must be at least 3 steps, for log U(1, longest_lag - 1); "
                 f"got {self.longest_lag}; leave it None for a constant forget_bias"
             )
 
     def init(self, key: PRNGKey) -> LSTMParams:
-        """Draws parameters: w_h orthogonal by gate, w_x by Glorot's rule by gate, b as above. The key is consumed."""
+        """Draw parameters; the key is consumed.
+
+        Each gate's `w_h` is orthogonal and its `w_x` Glorot uniform; b_g = b_o = 0, and b_i = 0
+        unless `longest_lag` is given.
+        """
         dtype = initializers.float_dtype(self.dtype)
         key_x, key_h, key_b = jax.random.split(key, 3)
         D, H = self.input_dim, self.hidden_dim
@@ -84,18 +107,20 @@ class LSTM:
         )
 
     def initial_carry(self, batch_shape: tuple[int, ...] = ()) -> LSTMCarry:
-        """Makes h = 0 and c = 0, each `[*batch_shape, H]`."""
+        """Return h = 0 and c = 0, each of shape `[*batch_shape, H]`."""
         zero = jnp.zeros((*batch_shape, self.hidden_dim), initializers.float_dtype(self.dtype))
         return LSTMCarry(h=zero, c=zero)
 
-    def inputs(self, params: LSTMParams, xs: Float[Array, "*time_batch D"]) -> Float[Array, "*time_batch G"]:
-        """Computes x w_x + b for any number of steps."""
+    def inputs(
+        self, params: LSTMParams, xs: Float[Array, "*time_batch D"]
+    ) -> Float[Array, "*time_batch G"]:
+        """Compute `x w_x + b` for any number of steps."""
         return project_inputs(xs, params.w_x, params.b, self.compute_dtype)
 
     def recur(
         self, params: LSTMParams, carry: LSTMCarry, z: Float[Array, "*batch G"]
     ) -> tuple[LSTMCarry, Float[Array, "*batch H"]]:
-        """Takes the step from z = x w_x + b."""
+        """Take the recurrent step from `z = x w_x + b`."""
         i, f, g, o = jnp.split(z + product(carry.h, params.w_h, self.compute_dtype), 4, axis=-1)
         c = sigmoid(f) * carry.c + sigmoid(i) * jnp.tanh(g)
         h = sigmoid(o) * jnp.tanh(c)
@@ -104,17 +129,17 @@ class LSTM:
     def __call__(
         self, params: LSTMParams, carry: LSTMCarry, x: Float[Array, "*batch D"]
     ) -> tuple[LSTMCarry, Float[Array, "*batch H"]]:
-        """Takes one step; returns (carry, y) with y = h."""
+        """Take one step; return `(carry, y)` with `y = h`."""
         return self.recur(params, carry, self.inputs(params, x))
 
     @property
     def backprop(self) -> "LSTMVJP":
-        """The backward pass, derived by hand."""
+        """The hand-derived backward pass."""
         return LSTMVJP(self.compute_dtype)
 
 
 class LSTMWeights(NamedTuple):
-    """w_x, w_h, b with the columns of i, f and o halved; back: `[G, H]`, the transpose of w_h as it was."""
+    """w_x, w_h, b with the columns of i, f and o halved; back: `[G, H]`, `w_h.T` unscaled."""
 
     w_x: Float[Array, "D G"]
     w_h: Float[Array, "H G"]
@@ -123,7 +148,7 @@ class LSTMWeights(NamedTuple):
 
 
 class LSTMFactors(NamedTuple):
-    """What a step back multiplies with: dc/dh, by gate d(what it feeds)/d(its pre-activation), and f."""
+    """The factors of a backward step: dc/dh, d(c or h)/d(pre-activation) by gate, and f."""
 
     c_of_h: Float[Array, "*steps H"]
     gates: Float[Array, "*steps G"]
@@ -132,27 +157,30 @@ class LSTMFactors(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LSTMVJP:
-    """Takes an LSTM forward and back: a `CellVJP`.
+    """The forward and backward pass of `LSTM`: a `CellVJP`.
 
-        t = tanh(a) with a = x w_x + h w_h + b, halved for i, f, o: sigmoid(a) = (1 + tanh(a / 2)) / 2    [one tanh, saved]
+        t = tanh(a) with a = x w_x + h w_h + b, halved for i, f, o                     [saved]
+        i, f, o = (1 + t) / 2 by blocks, because sigmoid(a) = (1 + tanh(a / 2)) / 2;    g = t_g
         dh = d_h' + d_y;  dc = d_c' + dh * o (1 - tanh(c')^2)
         da = (dc, dc, dc, dh) * (g i (1 - i), c f (1 - f), i (1 - g^2), tanh(c') o (1 - o))
         d_h = da w_h^T;  d_c = dc * f
 
-    One tanh over the whole block of gates vectorises on CPU, where four activations of four slices do not.
+    XLA vectorises one tanh over all gates on CPU, but not four activations of four slices.
     """
 
     compute: DTypeLike | None
 
     def prepare(self, params: LSTMParams) -> LSTMWeights:
-        # A constant of numpy's: else its repetition is compiled into every program, and run with every gradient.
+        # With numpy, so that XLA does not recompute the repetition with every gradient.
         half = np.repeat(np.asarray([0.5, 0.5, 1.0, 0.5], params.b.dtype), params.w_h.shape[0])
         return LSTMWeights(params.w_x * half, params.w_h * half, params.b * half, params.w_h.T)
 
     def inputs(self, weights: LSTMWeights, xs: Array) -> Array:
         return project_inputs(xs, weights.w_x, weights.b, self.compute)
 
-    def forward(self, weights: LSTMWeights, carry: LSTMCarry, z: Array) -> tuple[LSTMCarry, Array, Array]:
+    def forward(
+        self, weights: LSTMWeights, carry: LSTMCarry, z: Array
+    ) -> tuple[LSTMCarry, Array, Array]:
         t = jnp.tanh(z + product(carry.h, weights.w_h, self.compute))
         i, f, g, o = jnp.split(t, 4, axis=-1)
         c = 0.5 * ((f + 1) * carry.c + (i + 1) * g)
@@ -163,17 +191,24 @@ class LSTMVJP:
         return jnp.tanh(self.inputs(weights, xs) + product(entering.h, weights.w_h, self.compute))
 
     def linearize(
-        self, weights: LSTMWeights, xs: Array, entering: LSTMCarry, leaving: LSTMCarry, saved: Array | None
+        self,
+        weights: LSTMWeights,
+        xs: Array,
+        entering: LSTMCarry,
+        leaving: LSTMCarry,
+        saved: Array | None,
     ) -> tuple[Array, LSTMFactors]:
         t = self.gates(weights, xs, entering) if saved is None else saved
         i, f, g, o = jnp.split(t, 4, axis=-1)
         i, f, o, c = 0.5 * (i + 1), 0.5 * (f + 1), 0.5 * (o + 1), jnp.tanh(leaving.c)
-        # d sigmoid(a) = (1 - t^2) / 4 da and d tanh(a) = (1 - t^2) da: one pass over the whole block of gates.
+        # d sigmoid(a) = (1 - t^2) / 4 da and d tanh(a) = (1 - t^2) da.
         quarter = np.repeat(np.asarray([0.25, 0.25, 1.0, 0.25], t.dtype), c.shape[-1])
         gates = jnp.concatenate([g, entering.c, i, c], axis=-1) * ((1 - t * t) * quarter)
         return weights.back, LSTMFactors(o * (1 - c * c), gates, f)
 
-    def backward(self, common: Array, factors: LSTMFactors, d_leaving: LSTMCarry, d_y: Array) -> tuple[LSTMCarry, Array]:
+    def backward(
+        self, common: Array, factors: LSTMFactors, d_leaving: LSTMCarry, d_y: Array
+    ) -> tuple[LSTMCarry, Array]:
         d_h = d_leaving.h + d_y
         d_c = d_leaving.c + d_h * factors.c_of_h
         d_a = jnp.concatenate([d_c, d_c, d_c, d_h], axis=-1) * factors.gates

@@ -1,4 +1,4 @@
-"""Matrix products of a cell, in its compute dtype: bfloat16 operands, accumulated and returned in the carry's dtype."""
+"""Matrix products of a cell: operands in the compute dtype, sums in the dtype of the carry."""
 
 import math
 
@@ -6,39 +6,47 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-# A sum of so few outer products XLA computes in one loop with the bias; a matrix product is a call of its own, slow if so
-# small.
-FEW = 4
+# Input sizes up to which the projection is a sum of scaled rows, which XLA fuses with the bias; a
+# matrix product that small is slower.
+FEW_INPUTS = 4
 
 
-def product(a: Float[Array, "*rows M"], w: Float[Array, "M N"], compute: DTypeLike | None) -> Float[Array, "*rows N"]:
-    """Computes a w. With a compute dtype both operands are rounded to it, and the sum runs in a's own dtype."""
+def product(
+    a: Float[Array, "*rows M"], w: Float[Array, "M N"], compute: DTypeLike | None
+) -> Float[Array, "*rows N"]:
+    """Compute `a w`; a compute dtype rounds both operands, and the sum keeps the dtype of `a`."""
     if compute is None:
         return a @ w
     return jnp.matmul(a.astype(compute), w.astype(compute), preferred_element_type=a.dtype)
 
 
 def project_inputs(
-    xs: Float[Array, "*rows D"], w_x: Float[Array, "D N"], b: Float[Array, " N"], compute: DTypeLike | None
+    xs: Float[Array, "*rows D"],
+    w_x: Float[Array, "D N"],
+    b: Float[Array, " N"],
+    compute: DTypeLike | None,
 ) -> Float[Array, "*rows N"]:
-    """Computes z = x w_x + b, for any number of steps and lanes at once."""
+    """Compute `z = x w_x + b` for any number of steps and batch rows."""
     D = w_x.shape[0]
-    if compute is None and D <= FEW:
+    if compute is None and D <= FEW_INPUTS:
         return sum((xs[..., i, None] * w_x[i] for i in range(D)), b)
     return product(xs, w_x, compute) + b
 
 
-def outer(a: Float[Array, "*rows M"], d: Float[Array, "*rows N"], compute: DTypeLike | None) -> Float[Array, "M N"]:
-    """Sums the outer products of all rows: the gradient of a weight matrix over a whole block of steps, as ONE product."""
+def outer(
+    a: Float[Array, "*rows M"], d: Float[Array, "*rows N"], compute: DTypeLike | None
+) -> Float[Array, "M N"]:
+    """Sum the outer products of all rows: the weight gradient of a block of steps."""
     return product(rows(a).T, rows(d), compute)
 
 
 def outer_and_sum(
     a: Float[Array, "*rows M"], d: Float[Array, "*rows N"], compute: DTypeLike | None
 ) -> tuple[Float[Array, "M N"], Float[Array, " N"]]:
-    """Returns `outer(a, d)` and the sum of all rows of d, a bias's gradient: what a column of ones beside a makes of d.
+    """Compute `outer(a, d)` and the sum of all rows of d, the gradients of a weight and a bias.
 
-    With a compute dtype the sum is one of its own, as d is not to be rounded in it.
+    A column of ones appended to `a` gives both in one product. With a compute dtype the sum is
+    computed separately, because the product rounds d.
     """
     if compute is not None:
         return outer(a, d, compute), rows(d).sum(0)
@@ -47,5 +55,5 @@ def outer_and_sum(
 
 
 def rows(a: Float[Array, "*rows N"]) -> Float[Array, "R N"]:
-    """Flattens all leading axes, time and batch alike; one row if there are none."""
+    """Flatten all leading axes, time and batch; one row if there are none."""
     return a.reshape(math.prod(a.shape[:-1]), a.shape[-1])

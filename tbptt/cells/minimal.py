@@ -1,4 +1,4 @@
-"""Minimal GRU and LSTM: gates that do not depend on the carry, so the recurrence is linear in it."""
+"""Minimal GRU and LSTM, whose gates do not depend on the carry: the recurrence is linear in it."""
 
 import dataclasses
 from typing import NamedTuple
@@ -27,19 +27,23 @@ class MinGRUCarry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class MinGRU:
-    """Steps the minimal GRU, in its plain form.
+    """The minimal GRU.
 
-        z = sigmoid(x w_xz + b_z)                              z = 1 REPLACES the old h, unlike in our GRU
+        z = sigmoid(x w_xz + b_z)                     z = 1 REPLACES the old h, unlike in `GRU`
         n = x w_xn + b_n
         h' = (1 - z) * h + z * n,    y = h'
 
-    n passes through no nonlinearity: the paper's appendix bends it by a positive g(.) so that its scan can run in
-    logarithms; our scan runs on the numbers themselves and needs none. `__call__` is the definition, and
-    `parallel_unroll` gives the same in parallel over time.
+    n has no nonlinearity: the appendix of the paper applies a positive g(.) to it so that its scan
+    can run in logarithms, which the scan of this library does not do. `parallel_unroll` computes
+    the same values as `__call__`, in parallel over time.
 
-    Args (all static): input_dim D; hidden_dim H; dtype of params and carry (None = JAX's default float).
+    Args (all static):
+      input_dim: D, the size of `x`.
+      hidden_dim: H, the size of `h` and `y`.
+      dtype: the dtype of params and carry; None for JAX's default float.
 
-    References: Feng, Tung, Ahmed, Bengio and Hajimirsadeghi, *Were RNNs all we needed?*, 2024, arXiv:2410.01201.
+    References: Feng, Tung, Ahmed, Bengio and Hajimirsadeghi, *Were RNNs all we needed?*, 2024,
+    arXiv:2410.01201.
     """
 
     input_dim: int
@@ -50,7 +54,7 @@ class MinGRU:
         initializers.check_sizes(self)
 
     def init(self, key: PRNGKey) -> MinGRUParams:
-        """Draws parameters: w_x by Glorot's rule by block, b = 0. The key is consumed."""
+        """Draw a Glorot uniform `w_x` for each block; b = 0; the key is consumed."""
         dtype = initializers.float_dtype(self.dtype)
         shape = (self.input_dim, self.hidden_dim)
         return MinGRUParams(
@@ -59,44 +63,51 @@ class MinGRU:
         )
 
     def initial_carry(self, batch_shape: tuple[int, ...] = ()) -> MinGRUCarry:
-        """Makes h = 0, `[*batch_shape, H]`."""
-        return MinGRUCarry(jnp.zeros((*batch_shape, self.hidden_dim), initializers.float_dtype(self.dtype)))
+        """Return h = 0 of shape `[*batch_shape, H]`."""
+        return MinGRUCarry(
+            jnp.zeros((*batch_shape, self.hidden_dim), initializers.float_dtype(self.dtype))
+        )
 
-    def inputs(self, params: MinGRUParams, xs: Float[Array, "*time_batch D"]) -> Float[Array, "*time_batch G"]:
-        """Computes x w_x + b for any number of steps."""
+    def inputs(
+        self, params: MinGRUParams, xs: Float[Array, "*time_batch D"]
+    ) -> Float[Array, "*time_batch G"]:
+        """Compute `x w_x + b` for any number of steps."""
         return xs @ params.w_x + params.b
 
     def recur(
         self, params: MinGRUParams, carry: MinGRUCarry, z: Float[Array, "*batch G"]
     ) -> tuple[MinGRUCarry, Float[Array, "*batch H"]]:
-        """Takes the step from z = x w_x + b."""
+        """Take the recurrent step from `z = x w_x + b`."""
         del params
         keep, new = _gru_affine(z)
         h = keep * carry.h + new
         return MinGRUCarry(h), h
 
-    def affine(self, params: MinGRUParams, xs: Float[Array, "*time_batch D"]) -> tuple[MinGRUCarry, MinGRUCarry]:
-        """Computes (1 - z, z * n) for any number of steps: h_t is linear in h_{t-1}."""
+    def affine(
+        self, params: MinGRUParams, xs: Float[Array, "*time_batch D"]
+    ) -> tuple[MinGRUCarry, MinGRUCarry]:
+        """Compute `(1 - z, z * n)` for any number of steps."""
         keep, new = _gru_affine(self.inputs(params, xs))
         return MinGRUCarry(keep), MinGRUCarry(new)
 
     def outputs(
         self, params: MinGRUParams, carries: MinGRUCarry, xs: Float[Array, "*time_batch D"]
     ) -> Float[Array, "*time_batch H"]:
-        """Returns y = h."""
+        """Return y = h."""
         del params, xs
         return carries.h
 
     def __call__(
         self, params: MinGRUParams, carry: MinGRUCarry, x: Float[Array, "*batch D"]
     ) -> tuple[MinGRUCarry, Float[Array, "*batch H"]]:
-        """Takes one step; returns (carry, y) with y = h."""
+        """Take one step; return `(carry, y)` with `y = h`."""
         return self.recur(params, carry, self.inputs(params, x))
 
 
 def _gru_affine(z: Float[Array, "*any G"]) -> tuple[Float[Array, "*any H"], Float[Array, "*any H"]]:
     gate, n = jnp.split(z, 2, axis=-1)
-    return sigmoid(-gate), sigmoid(gate) * n  # sigmoid(-z), for 1 - sigmoid(z) loses the digits of a slow decay
+    # sigmoid(-gate), because 1 - sigmoid(gate) would round a slow decay.
+    return sigmoid(-gate), sigmoid(gate) * n
 
 
 class MinLSTMParams(NamedTuple):
@@ -114,21 +125,23 @@ class MinLSTMCarry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class MinLSTM:
-    """Steps the minimal LSTM, in its plain form, with gates that share 1 between them.
+    """The minimal LSTM, with gates that are normalised to sum to 1.
 
         f = sigmoid(x w_xf + b_f),    i = sigmoid(x w_xi + b_i),    n = x w_xn + b_n
         f' = f / (f + i),    i' = i / (f + i)
         h' = f' * h + i' * n,    y = h'
 
-    n passes through no nonlinearity (see MinGRU). The quotients are computed as f' = sigmoid(log f - log i) and
-    i' = sigmoid(log i - log f), so that two gates which are both shut do not give 0 / 0.
+    n has no nonlinearity (see `MinGRU`). The quotients are computed as f' = sigmoid(log f - log i)
+    and i' = sigmoid(log i - log f), so that two closed gates do not give 0 / 0.
 
     Args (all static):
-      input_dim, hidden_dim: D and H.
-      forget_bias: b_f at the start; 0 makes f' about 1/2, and however large it is f' stays below 1 / (1 + i).
-      dtype: of params and carry; None = JAX's default float.
+      input_dim: D, the size of `x`.
+      hidden_dim: H, the size of `h` and `y`.
+      forget_bias: the initial b_f; 0 makes f' about 1/2, and f' < 1 / (1 + i) for every value.
+      dtype: the dtype of params and carry; None for JAX's default float.
 
-    References: Feng, Tung, Ahmed, Bengio and Hajimirsadeghi, *Were RNNs all we needed?*, 2024, arXiv:2410.01201.
+    References: Feng, Tung, Ahmed, Bengio and Hajimirsadeghi, *Were RNNs all we needed?*, 2024,
+    arXiv:2410.01201.
     """
 
     input_dim: int
@@ -140,7 +153,10 @@ class MinLSTM:
         initializers.check_sizes(self)
 
     def init(self, key: PRNGKey) -> MinLSTMParams:
-        """Draws parameters: w_x by Glorot's rule by block, b = 0 but for b_f = forget_bias. The key is consumed."""
+        """Draw a Glorot uniform `w_x` for each block; b_f = forget_bias, other b = 0.
+
+        The key is consumed.
+        """
         dtype = initializers.float_dtype(self.dtype)
         shape = (self.input_dim, self.hidden_dim)
         b_f = jnp.full((self.hidden_dim,), self.forget_bias, dtype)
@@ -150,42 +166,50 @@ class MinLSTM:
         )
 
     def initial_carry(self, batch_shape: tuple[int, ...] = ()) -> MinLSTMCarry:
-        """Makes h = 0, `[*batch_shape, H]`."""
-        return MinLSTMCarry(jnp.zeros((*batch_shape, self.hidden_dim), initializers.float_dtype(self.dtype)))
+        """Return h = 0 of shape `[*batch_shape, H]`."""
+        return MinLSTMCarry(
+            jnp.zeros((*batch_shape, self.hidden_dim), initializers.float_dtype(self.dtype))
+        )
 
-    def inputs(self, params: MinLSTMParams, xs: Float[Array, "*time_batch D"]) -> Float[Array, "*time_batch G"]:
-        """Computes x w_x + b for any number of steps."""
+    def inputs(
+        self, params: MinLSTMParams, xs: Float[Array, "*time_batch D"]
+    ) -> Float[Array, "*time_batch G"]:
+        """Compute `x w_x + b` for any number of steps."""
         return xs @ params.w_x + params.b
 
     def recur(
         self, params: MinLSTMParams, carry: MinLSTMCarry, z: Float[Array, "*batch G"]
     ) -> tuple[MinLSTMCarry, Float[Array, "*batch H"]]:
-        """Takes the step from z = x w_x + b."""
+        """Take the recurrent step from `z = x w_x + b`."""
         del params
         keep, new = _lstm_affine(z)
         h = keep * carry.h + new
         return MinLSTMCarry(h), h
 
-    def affine(self, params: MinLSTMParams, xs: Float[Array, "*time_batch D"]) -> tuple[MinLSTMCarry, MinLSTMCarry]:
-        """Computes (f', i' * n) for any number of steps: h_t is linear in h_{t-1}."""
+    def affine(
+        self, params: MinLSTMParams, xs: Float[Array, "*time_batch D"]
+    ) -> tuple[MinLSTMCarry, MinLSTMCarry]:
+        """Compute `(f', i' * n)` for any number of steps."""
         keep, new = _lstm_affine(self.inputs(params, xs))
         return MinLSTMCarry(keep), MinLSTMCarry(new)
 
     def outputs(
         self, params: MinLSTMParams, carries: MinLSTMCarry, xs: Float[Array, "*time_batch D"]
     ) -> Float[Array, "*time_batch H"]:
-        """Returns y = h."""
+        """Return y = h."""
         del params, xs
         return carries.h
 
     def __call__(
         self, params: MinLSTMParams, carry: MinLSTMCarry, x: Float[Array, "*batch D"]
     ) -> tuple[MinLSTMCarry, Float[Array, "*batch H"]]:
-        """Takes one step; returns (carry, y) with y = h."""
+        """Take one step; return `(carry, y)` with `y = h`."""
         return self.recur(params, carry, self.inputs(params, x))
 
 
-def _lstm_affine(z: Float[Array, "*any G"]) -> tuple[Float[Array, "*any H"], Float[Array, "*any H"]]:
+def _lstm_affine(
+    z: Float[Array, "*any G"],
+) -> tuple[Float[Array, "*any H"], Float[Array, "*any H"]]:
     f, i, n = jnp.split(z, 3, axis=-1)
     odds = softplus(-i) - softplus(-f)  # log f - log i
     return sigmoid(odds), sigmoid(-odds) * n

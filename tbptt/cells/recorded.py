@@ -1,4 +1,4 @@
-"""A cell that shows its carries: what `unroll` hides when it hands them from step to step."""
+"""A cell that outputs its carries, which an unroll function does not return."""
 
 import dataclasses
 from typing import Any
@@ -10,7 +10,7 @@ from tbptt.types import Carry, Cell, Params, PRNGKey
 
 @dataclasses.dataclass(frozen=True)
 class Recorded:
-    """Steps another cell and outputs (the carry that entered the step, after any reset; the cell's own y)."""
+    """A cell with output `(carry, y)`: the carry that enters the step, after any reset, and y."""
 
     cell: Cell
 
@@ -23,14 +23,14 @@ class Recorded:
         return self.cell.hidden_dim
 
     def init(self, key: PRNGKey) -> Params:
-        """Draws the cell's parameters. The key is consumed."""
+        """Draw the parameters of the cell; the key is consumed."""
         return self.cell.init(key)
 
     def initial_carry(self, batch_shape: tuple[int, ...] = ()) -> Carry:
-        """Makes the cell's initial carry."""
+        """Return the initial carry of the cell."""
         return self.cell.initial_carry(batch_shape)
 
     def __call__(self, params: Params, carry: Carry, x: Array) -> tuple[Carry, Any]:
-        """Takes one step; returns (carry, (entering carry, y))."""
+        """Take one step; return `(carry, (entering carry, y))`."""
         new, y = self.cell(params, carry, x)
         return new, (carry, y)

@@ -1,4 +1,4 @@
-"""Cells on top of each other: a tuple of cells is a cell."""
+"""A stack of cells, which is itself a cell."""
 
 import dataclasses
 from typing import Any
@@ -12,13 +12,30 @@ from tbptt.types import Cell, PRNGKey
 
 @dataclasses.dataclass(frozen=True)
 class Stack:
-    """Steps several layers, each reading the output of the one below.
+    """Several layers, each of which takes the output of the layer below as its input.
 
-        for cell in cells: carry[cell], x = cell(params[cell], carry[cell], x)
+        for l, cell in enumerate(cells): carry[l], x = cell(params[l], carry[l], x)
 
-    Params and carry are tuples, one entry a layer, the lowest first.
+    Params and carry are tuples with one entry per layer, the first layer first.
 
-    Args (static): cells, a tuple of cells whose sizes fit: `cells[l].hidden_dim == cells[l + 1].input_dim`.
+    Args (static):
+      cells: a tuple of cells with `cells[l].hidden_dim == cells[l + 1].input_dim`.
+
+    Returns:
+      A cell: `init(key) -> params`, `initial_carry(batch_shape) -> carry`, and
+      `cell(params, carry, x) -> (carry, y)` with `x [*batch, D]`, where D is `cells[0].input_dim`,
+      and `y [*batch, H]`, where H is `cells[-1].hidden_dim`.
+
+    Raises:
+      ValueError: `cells` is empty or not a tuple, or the sizes of two neighbours differ.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, tbptt
+      >>> cell = tbptt.Stack((tbptt.LSTM(2, 8), tbptt.GRU(8, 5)))
+      >>> params = cell.init(jax.random.key(0))
+      >>> carry, ys = tbptt.unroll(cell, params, cell.initial_carry((4,)), jnp.ones((10, 4, 2)))
+      >>> ys.shape, carry[0].h.shape, carry[1].h.shape
+      ((10, 4, 5), (4, 8), (4, 5))
     """
 
     cells: tuple[Cell, ...]
@@ -29,8 +46,8 @@ class Stack:
         for layer, (below, above) in enumerate(zip(self.cells[:-1], self.cells[1:], strict=True)):
             if below.hidden_dim != above.input_dim:
                 raise ValueError(
-                    f"Stack.cells[{layer}] gives hidden_dim={below.hidden_dim}, but cells[{layer + 1}] takes "
-                    f"input_dim={above.input_dim}; they must be equal"
+                    f"Stack.cells[{layer}] has hidden_dim={below.hidden_dim}, but "
+                    f"cells[{layer + 1}] has input_dim={above.input_dim}; they must be equal"
                 )
 
     @property
@@ -42,20 +59,22 @@ class Stack:
         return self.cells[-1].hidden_dim
 
     def init(self, key: PRNGKey) -> tuple[Any, ...]:
-        """Draws every layer's parameters. The key is consumed."""
+        """Draw the parameters of every layer; the key is consumed."""
         keys = jax.random.split(key, len(self.cells))
         return tuple(cell.init(k) for cell, k in zip(self.cells, keys, strict=True))
 
     def initial_carry(self, batch_shape: tuple[int, ...] = ()) -> tuple[Any, ...]:
-        """Makes every layer's initial carry."""
+        """Return the initial carry of every layer."""
         return tuple(cell.initial_carry(batch_shape) for cell in self.cells)
 
     def inputs(self, params: tuple[Any, ...], xs: Float[Array, "*time_batch D"]) -> Any:
-        """Computes the input side of the lowest layer: the only one that needs no carry."""
+        """Compute the input projection of the first layer, the only one that needs no carry."""
         return input_projection(self.cells[0], params[0], xs)
 
-    def recur(self, params: tuple[Any, ...], carry: tuple[Any, ...], z: Any) -> tuple[tuple[Any, ...], Any]:
-        """Takes the step through all layers from the lowest one's input side."""
+    def recur(
+        self, params: tuple[Any, ...], carry: tuple[Any, ...], z: Any
+    ) -> tuple[tuple[Any, ...], Any]:
+        """Take one step through all layers, from the input projection of the first one."""
         first, y = recurrent_step(self.cells[0], params[0], carry[0], z)
         carries = [first]
         for cell, p, c in zip(self.cells[1:], params[1:], carry[1:], strict=True):
@@ -66,5 +85,5 @@ class Stack:
     def __call__(
         self, params: tuple[Any, ...], carry: tuple[Any, ...], x: Float[Array, "*batch D"]
     ) -> tuple[tuple[Any, ...], Any]:
-        """Takes one step through all layers; y is the highest layer's output `[*batch, H]`."""
+        """Take one step through all layers; `y [*batch, H]` is the output of the last one."""
         return self.recur(params, carry, self.inputs(params, x))

@@ -1,4 +1,4 @@
-"""Checkpoints of the whole state of a run: written in the background, whole or not at all, checked before use."""
+"""Save and restore the whole state of a run: asynchronous, atomic and verified by digests."""
 
 from tbptt.checkpoints.errors import CheckpointDamaged as CheckpointDamaged
 from tbptt.checkpoints.errors import CheckpointMismatch as CheckpointMismatch

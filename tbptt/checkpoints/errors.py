@@ -1,17 +1,17 @@
-"""What can be wrong with checkpoints, each with a name of its own."""
+"""Exceptions of checkpoints."""
 
 
 class CheckpointDamaged(ValueError):
-    """A checkpoint is not what was written: a file is missing, cut short or changed; the message says which."""
+    """A file of a checkpoint is missing, truncated or changed; the message gives the file."""
 
 
 class CheckpointMismatch(ValueError):
-    """A checkpoint is sound and of something else: another model, other settings, another version; it says what differs."""
+    """A valid checkpoint is of another model, config or version; the message gives which."""
 
 
 class CheckpointNotWritten(OSError):
-    """A checkpoint could not be written; those before it stay as they are."""
+    """A checkpoint could not be written; earlier checkpoints are unchanged."""
 
 
 class FolderInUse(OSError):
-    """Another process that is alive has the folder; the message says which."""
+    """Another living process uses the folder; the message gives the process."""

@@ -1,4 +1,4 @@
-"""Reading checkpoints: sound, of this model and these settings, or not at all."""
+"""Restore checkpoints after verifying their files, their settings and the shapes of the state."""
 
 import warnings
 from collections.abc import Mapping
@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from tbptt.checkpoints import leaves, manifest
-from tbptt.checkpoints.about import About, check, read_about
+from tbptt.checkpoints import format as checkpoint_format
 from tbptt.checkpoints.errors import CheckpointDamaged
+from tbptt.checkpoints.format import Metadata, check_metadata, named_leaves, read_metadata
 
 PREFIX, STATE = "step_", "state"
 
 
 class Restored(NamedTuple):
-    """What a checkpoint holds: the state as it was, to the bit, and what `Checkpoints.save` was told with it."""
+    """A restored checkpoint: the state, bit for bit, and the other arguments of its `save`."""
 
     state: Any
     step: int
@@ -27,39 +27,53 @@ class Restored(NamedTuple):
 
 
 def finished(folder: Path) -> list[Path]:
-    """Lists the finished checkpoints of a folder, the oldest first; sound or not."""
+    """Return the finished checkpoints of a folder, the oldest first, without verifying them."""
     found = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
     return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
 
 
-def restore(path: Path, like: Any, config: Mapping[str, Any] | None = None, *, under: str = "") -> Restored:
-    """Restores one checkpoint, after every file of it was read and compared with its digest.
+def restore(
+    path: Path, like: Any, config: Mapping[str, Any] | None = None, *, prefix: str = ""
+) -> Restored:
+    """Restore one checkpoint, after comparing every file with its digest.
 
     Args:
       path: the checkpoint's folder.
-      like: a state of the structure, shapes and dtypes wanted, for example of `init_state`; its values do not count. A
-        leaf that has a sharding comes back on its devices, however many the checkpoint was made on.
-      config: what `Checkpoints` was given; None does not compare.
-      under: where `like` stands in the saved state: ".params" restores `state.params` alone, and the rest is not read.
+      like: a state with the structure, shapes and dtypes to restore, for example from
+        `init_state`; its values are ignored. A leaf with a sharding is restored to its
+        devices, whatever devices the checkpoint was made on.
+      config: as given to `Checkpoints`; None skips the comparison.
+      prefix: path of `like` in the saved state: ".params" restores `state.params` alone and
+        reads nothing else.
 
     Raises:
-      CheckpointDamaged: it is not what was written; names the file.
-      CheckpointMismatch: it is of another version, config or model; names the field, or the leaf and both shapes.
+      CheckpointDamaged: a file differs from what was written; the message gives the file.
+      CheckpointMismatch: another version, config or model; the message gives the field, or the
+        leaf and both shapes.
     """
     if not path.is_dir():
         raise CheckpointDamaged(f"{path}: there is no such checkpoint")
-    manifest.verify(path)
-    about = read_about(path)
-    check(about, path, {name: leaves.shape_of(leaf) for name, leaf in leaves.named(like, under).items()}, config, under)
+    checkpoint_format.verify_digests(path)
+    metadata = read_metadata(path)
+    shapes = {
+        name: checkpoint_format.leaf_shape(leaf)
+        for name, leaf in named_leaves(like, prefix).items()
+    }
+    check_metadata(metadata, path, shapes, config, prefix)
     try:
-        state = _read_state(path.absolute() / STATE, about, like, under)  # orbax takes no relative path
-    except Exception as error:  # orbax and its store raise many kinds, for files that bear the right digests
-        raise CheckpointDamaged(f"{path}: its arrays cannot be read ({type(error).__name__}: {error})") from error
-    return Restored(state, about.step, about.position, about.metric, about.config, path)
+        # orbax accepts absolute paths only.
+        state = _read_state(path.absolute() / STATE, metadata, like, prefix)
+    except Exception as error:  # orbax raises many types, even for files with correct digests
+        raise CheckpointDamaged(
+            f"{path}: its arrays cannot be read ({type(error).__name__}: {error})"
+        ) from error
+    return Restored(state, metadata.step, metadata.position, metadata.metric, metadata.config, path)
 
 
-def newest_good(folder: Path, like: Any, config: Mapping[str, Any] | None = None, *, under: str = "") -> Restored | None:
-    """Restores the newest checkpoint that is sound; a warning names every damaged one that was passed over, and why.
+def newest_good(
+    folder: Path, like: Any, config: Mapping[str, Any] | None = None, *, prefix: str = ""
+) -> Restored | None:
+    """Restore the newest intact checkpoint; issue a warning for every damaged one.
 
     Args: as for `restore`.
 
@@ -67,42 +81,52 @@ def newest_good(folder: Path, like: Any, config: Mapping[str, Any] | None = None
       The checkpoint; None if the folder holds none.
 
     Raises:
-      CheckpointDamaged: it holds some, and none is sound.
-      CheckpointMismatch: the newest sound one is of something else.
+      CheckpointDamaged: there are checkpoints, and none is intact.
+      CheckpointMismatch: the newest intact one is of another version, config or model.
     """
-    return first_good(reversed(finished(folder)), folder, like, config, under)
+    return first_good(reversed(finished(folder)), folder, like, config, prefix)
 
 
-def first_good(paths: Any, folder: Path, like: Any, config: Mapping[str, Any] | None, under: str) -> Restored | None:
-    """Restores the first of some checkpoints that is sound."""
-    bad: list[CheckpointDamaged] = []
+def first_good(
+    paths: Any, folder: Path, like: Any, config: Mapping[str, Any] | None, prefix: str
+) -> Restored | None:
+    """Restore the first intact one of a sequence of checkpoints."""
+    damaged: list[CheckpointDamaged] = []
     for path in paths:
         try:
-            return restore(path, like, config, under=under)
+            return restore(path, like, config, prefix=prefix)
         except CheckpointDamaged as error:
-            bad.append(error)
-            warnings.warn(f"a damaged checkpoint is passed over: {error}", stacklevel=3)
-    if bad:
+            damaged.append(error)
+            warnings.warn(f"skipping a damaged checkpoint: {error}", stacklevel=3)
+    if damaged:
         raise CheckpointDamaged(
-            f"none of the {len(bad)} checkpoints in {folder} is sound. The first one tried: {bad[0]}. Bring back a copy, "
-            "or start anew in another folder"
+            f"none of the {len(damaged)} checkpoints in {folder} is intact. The first one tried: "
+            f"{damaged[0]}. Restore the folder from a copy, or start a new run in another folder"
         )
     return None
 
 
-def _read_state(path: Path, about: About, like: Any, under: str) -> Any:
-    places = {name: f"leaf_{index}" for index, name in enumerate(about.leaves)}
-    wanted = {name: leaf for name, leaf in leaves.named(like, under).items() if leaves.numbers_of(leaf)}
-    item = {places[name]: leaves.target(leaf) for name, leaf in wanted.items()}
+def _read_state(path: Path, metadata: Metadata, like: Any, prefix: str) -> Any:
+    places = {name: f"leaf_{index}" for index, name in enumerate(metadata.leaves)}
+    wanted = {
+        name: leaf
+        for name, leaf in named_leaves(like, prefix).items()
+        if checkpoint_format.leaf_size(leaf)
+    }
+    item = {places[name]: checkpoint_format.restore_target(leaf) for name, leaf in wanted.items()}
     read: dict[str, Any] = {}
     if item:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            args = ocp.checkpoint_utils.construct_restore_args(item)
-            read = reader.restore(path, args=ocp.args.PyTreeRestore(item, restore_args=args, partial_restore=True))
+            restore_args = ocp.checkpoint_utils.construct_restore_args(item)
+            args = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
+            read = reader.restore(path, args=args)
     found = {name: read[places[name]] for name in wanted}
     flat, tree = jax.tree_util.tree_flatten_with_path(like)
-    made = []
+    leaves = []
     for at, leaf in flat:
-        words = found.get(under + jax.tree_util.keystr(at))
-        made.append(leaves.numbers(leaf) if words is None else leaves.revived(words, leaf))
-    return jax.tree.unflatten(tree, made)
+        numbers = found.get(prefix + jax.tree_util.keystr(at))
+        if numbers is None:
+            leaves.append(checkpoint_format.to_numbers(leaf))
+        else:
+            leaves.append(checkpoint_format.from_numbers(numbers, leaf))
+    return jax.tree.unflatten(tree, leaves)

@@ -1,4 +1,4 @@
-"""Data: recordings in memory and on disk, forecasting pairs, streams of chunks in order, and synthetic tasks."""
+"""Load recordings, texts and synthetic tasks, and stream them as chunks in order."""
 
 from tbptt.data.datasets.bach import Chorales as Chorales
 from tbptt.data.datasets.bach import chorales as chorales
@@ -25,7 +25,6 @@ from tbptt.data.streams.chunks import chunks as chunks
 from tbptt.data.streams.chunks import continuous as continuous
 from tbptt.data.streams.chunks import split_into_streams as split_into_streams
 from tbptt.data.streams.classes import count_classes as count_classes
-from tbptt.data.streams.files_stream import RecordingStream as RecordingStream
 from tbptt.data.streams.forecast import Scaling as Scaling
 from tbptt.data.streams.forecast import forecast_pairs as forecast_pairs
 from tbptt.data.streams.forecast import standardise as standardise
@@ -34,6 +33,7 @@ from tbptt.data.streams.layout import even_streams as even_streams
 from tbptt.data.streams.layout import whole_recordings as whole_recordings
 from tbptt.data.streams.packing import pack as pack
 from tbptt.data.streams.read_ahead import read_ahead as read_ahead
+from tbptt.data.streams.recording_stream import RecordingStream as RecordingStream
 from tbptt.data.streams.scaling import stream_scaling as stream_scaling
 from tbptt.data.streams.views import part as part
 from tbptt.data.streams.views import split_by as split_by

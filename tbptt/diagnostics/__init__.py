@@ -1,12 +1,12 @@
-"""Looking at gradients through time."""
+"""Measure gradients through time: lags, Jacobians, Lyapunov exponents, bias and saturation."""
 
 from tbptt.diagnostics.bias import EstimatorBias as EstimatorBias
 from tbptt.diagnostics.bias import GradientError as GradientError
 from tbptt.diagnostics.bias import compare_gradients as compare_gradients
 from tbptt.diagnostics.bias import estimator_bias as estimator_bias
+from tbptt.diagnostics.compare import EstimatorRow as EstimatorRow
 from tbptt.diagnostics.compare import compare_estimators as compare_estimators
-from tbptt.diagnostics.estimator_row import EstimatorRow as EstimatorRow
-from tbptt.diagnostics.estimator_row import frontier as frontier
+from tbptt.diagnostics.compare import frontier as frontier
 from tbptt.diagnostics.influence import carry_influence as carry_influence
 from tbptt.diagnostics.jacobian import jacobian_product_svd as jacobian_product_svd
 from tbptt.diagnostics.jacobian import log_bound as log_bound
@@ -33,9 +33,9 @@ from tbptt.diagnostics.non_finite import first_bad_leaf as first_bad_leaf
 from tbptt.diagnostics.non_finite import first_non_finite as first_non_finite
 from tbptt.diagnostics.non_finite import leaf_name as leaf_name
 from tbptt.diagnostics.non_finite import where_non_finite as where_non_finite
+from tbptt.diagnostics.precision import GradientRange as GradientRange
 from tbptt.diagnostics.precision import Powers as Powers
-from tbptt.diagnostics.precision import Reach as Reach
-from tbptt.diagnostics.precision import gradient_reach as gradient_reach
+from tbptt.diagnostics.precision import gradient_range as gradient_range
 from tbptt.diagnostics.precision import last_useful_lag as last_useful_lag
 from tbptt.diagnostics.precision import overflow_step as overflow_step
 from tbptt.diagnostics.precision import powers as powers

@@ -1,4 +1,4 @@
-"""Diagnostics inside a jitted train step: cheap probes whose results come back in the estimator's info."""
+"""Run diagnostics inside a jitted train step, and return their results in the estimator's info."""
 
 import operator
 from collections.abc import Callable, Mapping
@@ -15,59 +15,84 @@ from tbptt.estimators.truncated import Past
 from tbptt.numerics import global_norm
 from tbptt.types import Batch, Carry, Cell, Estimator, Gradient, Memory, Params, PRNGKey
 
-# (params, memory before the call, batch, gradient) -> a pytree of scalars: a pure function, traced into the train step.
+# (params, memory before the call, batch, gradient) -> a pytree of scalars; a pure function, traced
+# into the train step.
 Probe = Callable[[Params, Memory, Batch, Gradient], Any]
 
 
 class MonitoredInfo(NamedTuple):
-    """inner: the wrapped estimator's info; probes: what each probe saw, `{name: pytree of scalars}`."""
+    """Info of a monitored estimator.
+
+    inner:  the wrapped estimator's info
+    probes: the result of each probe, `{name: pytree of scalars}`
+    """
 
     inner: Any
     probes: dict[str, Any]
 
 
 def monitored(estimator: Estimator, probes: Mapping[str, Probe]) -> Estimator:
-    """Wraps an estimator so that its info also holds what the probes see. Gradients and memory are left as they are.
+    """Wrap an estimator so that its info also holds the results of probes.
 
         gradient = estimator.estimate(params, memory, batch, key)
-        info = MonitoredInfo(gradient.info, {name: probe(params, memory, batch, gradient) for name, probe in probes})
+        seen = {name: probe(params, memory, batch, gradient) for name, probe in probes.items()}
+        info = MonitoredInfo(gradient.info, seen)
+
+    Gradients and memory are unchanged. Example:
 
         probes = {"norms": norms_by_layer, "gates": saturation_probe(cell)}
         step = make_train_step(monitored(truncated_bptt(loss_fn, 50, 50), probes), optimizer)
         state, metrics = step(state, batch)
         metrics.info.probes["gates"]["f"].flat
 
-    Cost at B=32, H=128, k=50: see `benchmarks/diagnostics_cost.py`.
+    `benchmarks/diagnostics_cost.py` measures the cost at B=32, H=128, k=50.
 
-    Args (static): estimator; probes, by name.
+    Args:
+      estimator: static.
+      probes: static; by name.
 
     Raises:
-      ValueError, at `estimate`: a probe returned a leaf that is no scalar; the message names the probe and the leaf.
+      ValueError: in `estimate`, a probe returned a leaf that is not a scalar; the message gives
+        the probe and the leaf.
     """
     probes = dict(probes)
 
-    def estimate(params: Params, memory: Memory, batch: Batch, key: PRNGKey | None = None) -> Gradient:
+    def estimate(
+        params: Params, memory: Memory, batch: Batch, key: PRNGKey | None = None
+    ) -> Gradient:
         gradient = estimator.estimate(params, memory, batch, key)
-        # Probes' sums over the gradient stay their own: shared with the update's, those would be rounded otherwise.
+        # Without the barrier XLA may share sums with the probes and change the update's rounding.
         observed = jax.lax.optimization_barrier(gradient)
-        seen = {name: _scalars(name, probe(params, memory, batch, observed)) for name, probe in probes.items()}
+        seen = {
+            name: _scalars(name, probe(params, memory, batch, observed))
+            for name, probe in probes.items()
+        }
         return gradient._replace(info=MonitoredInfo(gradient.info, seen))
 
     return Estimator(estimator.init, estimate)
 
 
-def norms_by_leaf(params: Params, memory: Memory, batch: Batch, gradient: Gradient) -> dict[str, Array]:
-    """Probes the norm of every leaf of the gradient, by its path: `{".cell.w_h": 0.31, ...}`; free of overflow."""
+def norms_by_leaf(
+    params: Params, memory: Memory, batch: Batch, gradient: Gradient
+) -> dict[str, Array]:
+    """Compute the norm of every leaf of the gradient, by its path, without overflow.
+
+    The result is such as `{".cell.w_h": 0.31, ...}`.
+    """
     del params, memory, batch
     return {
-        jax.tree_util.keystr(path): global_norm(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(gradient.grads)
+        jax.tree_util.keystr(path): global_norm(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(gradient.grads)
     }
 
 
-def norms_by_layer(params: Params, memory: Memory, batch: Batch, gradient: Gradient) -> dict[str, Array]:
-    """Probes the gradient's norm over the leaves of one layer together: `{".cell[0]": ..., ".readout['params']": ...}`.
+def norms_by_layer(
+    params: Params, memory: Memory, batch: Batch, gradient: Gradient
+) -> dict[str, Array]:
+    """Compute the norm of the gradient over the leaves of each layer together.
 
-    A layer is all leaves whose paths differ in their last entry only.
+    The result is such as `{".cell[0]": ..., ".readout['params']": ...}`. A layer consists of all
+    leaves whose paths differ in their last entry only.
     """
     del params, memory, batch
     layers: dict[str, list[Array]] = {}
@@ -77,7 +102,7 @@ def norms_by_layer(params: Params, memory: Memory, batch: Batch, gradient: Gradi
 
 
 def bad_leaf(params: Params, memory: Memory, batch: Batch, gradient: Gradient) -> Array:
-    """Probes which leaf of the gradient is the first to hold NaN or inf: an index for `leaf_name`, -1 = none."""
+    """Return the index of the gradient's first leaf with NaN or inf, or -1; see `leaf_name`."""
     del params, memory, batch
     return first_bad_leaf(gradient.grads)
 
@@ -91,28 +116,36 @@ def saturation_probe(
     carry_of: Callable[[Memory], Carry] | None = None,
     xs_of: Callable[[Params, Batch], Array] = lambda params, batch: batch.inputs,
 ) -> Probe:
-    """Makes a probe of `saturation` over the first few steps that the estimator's carry enters, all lanes.
+    """Return a probe of `saturation` over the first steps that the estimator's carry enters.
 
-    Those are the first steps of the batch where memory is the carry (`full_bptt`, `truncated_bptt` with k2 <= k1), and
-    the oldest remembered steps, k2 - k1 back, of overlapping windows. A few steps cost little and see B * H * steps units.
+    Those are the first steps of the batch where memory is the carry (`full_bptt`,
+    `truncated_bptt` with k2 <= k1), and the oldest remembered steps, k2 - k1 back, of overlapping
+    windows. The probe uses all batch rows: B * H * steps units, at little cost for few steps.
 
     Args (all static):
-      cell: see `gates` for the kinds.
+      cell: see `gates` for the supported cells.
       steps: at most the steps of a batch.
       flat: as in `saturation`.
-      cell_params: the cell's part of params; `lambda p: p` if params are the cell's own.
-      carry_of: the carry in the memory of another estimator, one that enters the batch's first step.
-      xs_of: the cell's inputs, if they are not the batch's: `lambda p, b: embedding.apply(p.embedding, b.inputs)`.
+      cell_params: selects the cell's params; `lambda p: p` if params are the cell's own.
+      carry_of: selects the carry in the memory of another estimator; it must enter the batch's
+        first step.
+      xs_of: computes the cell's inputs, if they are not the batch's:
+        `lambda p, b: embedding.apply(p.embedding, b.inputs)`.
 
     Raises:
-      ValueError, at `estimate`: the batch has fewer steps, or the memory holds no carry where it was looked for.
+      ValueError: in `estimate`, the batch has fewer steps, or the memory holds no carry where
+        expected.
     """
 
-    def probe(params: Params, memory: Memory, batch: Batch, gradient: Gradient) -> dict[str, GateSaturation]:
+    def probe(
+        params: Params, memory: Memory, batch: Batch, gradient: Gradient
+    ) -> dict[str, GateSaturation]:
         del gradient
         T = np.shape(batch.inputs)[0]
         if not 1 <= steps <= T:
-            raise ValueError(f"saturation_probe needs 1 <= steps <= T of the batch; got steps={steps}, T={T}")
+            raise ValueError(
+                f"saturation_probe needs 1 <= steps <= T of the batch; got steps={steps}, T={T}"
+            )
         own = batch._replace(targets=None)
         if carry_of is None and isinstance(memory, Past):
             old = memory.batch._replace(targets=None)
@@ -126,11 +159,13 @@ def saturation_probe(
         wanted = jax.tree.structure(jax.eval_shape(cell.initial_carry))
         if jax.tree.structure(carry) != wanted:
             raise ValueError(
-                f"saturation_probe needs the carry {wanted}; got {jax.tree.structure(carry)} from the estimator's memory: "
-                "give carry_of=lambda memory: ..."
+                f"saturation_probe needs the carry {wanted}; got {jax.tree.structure(carry)} from "
+                "the estimator's memory. Pass carry_of=lambda memory: ..."
             )
         xs = xs_of(params, window)
-        return saturation(cell, cell_params(params), carry, xs, resets=window.resets, mask=window.mask, flat=flat)
+        return saturation(
+            cell, cell_params(params), carry, xs, resets=window.resets, mask=window.mask, flat=flat
+        )
 
     return probe
 
@@ -139,6 +174,7 @@ def _scalars(name: str, seen: Any) -> Any:
     for path, leaf in jax.tree_util.tree_leaves_with_path(seen):
         if np.shape(leaf) != ():
             raise ValueError(
-                f"probe {name!r} must return scalars; got shape {np.shape(leaf)} at {jax.tree_util.keystr(path) or 'root'}"
+                f"probe {name!r} must return scalars; got shape {np.shape(leaf)} at "
+                f"{jax.tree_util.keystr(path) or 'root'}"
             )
     return seen

@@ -1,4 +1,4 @@
-"""Where a NaN or an infinity came from: the first step and the first leaf, by name."""
+"""Locate the first step and leaf with a NaN or an infinity."""
 
 from typing import Any, NamedTuple
 
@@ -10,11 +10,12 @@ from tbptt.types import Carry, Cell, Params
 
 
 class FirstNonFinite(NamedTuple):
-    """Where a run first held a non-finite value; scalars, `where_non_finite` puts them into words.
+    """Position of the first non-finite value; scalars. `where_non_finite` describes it as text.
 
-    found: whether there was one
-    step:  the first step that had one, -1 = before step 0 (in params or in the carry that enters)
-    leaf:  the first leaf that had one at that step, in the order params, entering carry, x, carry, y; -1 = none
+    found: whether there is one
+    step:  the first step with one, -1 = before step 0 (in params or in the carry that enters)
+    leaf:  the first leaf with one at that step, in the order params, entering carry, x, carry, y;
+           -1 = none
     """
 
     found: Bool[Array, ""]
@@ -22,11 +23,14 @@ class FirstNonFinite(NamedTuple):
     leaf: Int[Array, ""]
 
 
-def first_non_finite(cell: Cell, params: Params, carry: Carry, xs: Float[Array, "T *batch D"]) -> FirstNonFinite:
-    """Runs a cell over a sequence and finds the first step and leaf that hold NaN or inf. Works inside jit.
+def first_non_finite(
+    cell: Cell, params: Params, carry: Carry, xs: Float[Array, "T *batch D"]
+) -> FirstNonFinite:
+    """Run a cell over a sequence and find the first step and leaf that hold NaN or inf.
 
-    Looked at before step 0: params and the carry; at each step: x, then the carry that leaves it, then y. So bad input is
-    told from a recurrence that blew up. Integer leaves are always finite.
+    Before step 0 it checks params and the carry; at each step x, then the carry that leaves it,
+    then y. This distinguishes bad input from a diverging recurrence. Integer leaves are always
+    finite. Works inside jit.
 
     Args:
       cell: static.
@@ -41,18 +45,23 @@ def first_non_finite(cell: Cell, params: Params, carry: Carry, xs: Float[Array, 
     before = _flags((params, carry))
     _, during = jax.lax.scan(body, carry, xs)
     n, m = before.shape[0], during.shape[1]
-    rows = jnp.zeros((1 + during.shape[0], n + m), bool).at[0, :n].set(before).at[1:, n:].set(during)
+    rows = (
+        jnp.zeros((1 + during.shape[0], n + m), bool).at[0, :n].set(before).at[1:, n:].set(during)
+    )
     at = jnp.argmax(jnp.any(rows, axis=1))
     found = jnp.any(rows)
-    return FirstNonFinite(found, jnp.where(found, at - 1, -1), jnp.where(found, jnp.argmax(rows[at]), -1))
+    return FirstNonFinite(
+        found, jnp.where(found, at - 1, -1), jnp.where(found, jnp.argmax(rows[at]), -1)
+    )
 
 
 def where_non_finite(
     first: FirstNonFinite, cell: Cell, params: Params, carry: Carry, xs: Float[Array, "T *batch D"]
 ) -> str:
-    """Puts the result of `first_non_finite` into words: "before step 0: params.w_h", "step 12: carry.h".
+    """Describe the result of `first_non_finite`: "before step 0: params.w_h", "step 12: carry.h".
 
-    On the host: `first` must be concrete; of params, carry and xs (as given there) only shapes are used.
+    Runs on the host: `first` must be concrete; of params, carry and xs (as passed before) only
+    shapes are used.
     """
     if not bool(first.found):
         return "all finite"
@@ -64,7 +73,7 @@ def where_non_finite(
 
 
 def first_bad_leaf(tree: Any) -> Int[Array, ""]:
-    """Returns the index, in `jax.tree.leaves` order, of the first leaf that holds NaN or inf; -1 = none. For gradients."""
+    """Return the index in `jax.tree.leaves` of the first leaf with NaN or inf; or -1."""
     flags = _flags(tree)
     if not flags.shape[0]:
         return jnp.asarray(-1)
@@ -72,14 +81,23 @@ def first_bad_leaf(tree: Any) -> Int[Array, ""]:
 
 
 def leaf_name(tree: Any, index: int | Int[Array, ""]) -> str | None:
-    """Returns the path of the leaf that `first_bad_leaf` found, such as ".cell.w_h"; None for -1. On the host."""
+    """Return the path of a leaf by the index from `first_bad_leaf`, such as ".cell.w_h".
+
+    None for -1. Runs on the host.
+    """
     return None if int(index) < 0 else _names(tree, "")[int(index)]
 
 
 def _flags(tree: Any) -> Bool[Array, " n"]:
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
-    return jnp.stack([~jnp.all(jnp.isfinite(leaf)) for leaf in leaves]) if leaves else jnp.zeros((0,), bool)
+    return (
+        jnp.stack([~jnp.all(jnp.isfinite(leaf)) for leaf in leaves])
+        if leaves
+        else jnp.zeros((0,), bool)
+    )
 
 
 def _names(tree: Any, root: str) -> list[str]:
-    return [root + jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    return [
+        root + jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+    ]

@@ -1,4 +1,4 @@
-"""Where finite precision ends a gradient: the step at which powers overflow, vanish, or no longer move a parameter."""
+"""Find the step at which finite precision makes powers overflow, underflow, or have no effect."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,18 +9,20 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from tbptt.diagnostics.carries import check_carry, check_inputs
+from tbptt.diagnostics._recurrence import check_carry, check_inputs
 from tbptt.types import Carry, Cell, Params
 from tbptt.unroll.validate import check_floating
 
 
 class Powers(NamedTuple):
-    """The first step n at which h_n = w h_{n-1}, h_0 = 1, ended; Python ints, None = not within max_steps.
+    """First step n at which h_n = w h_{n-1}, h_0 = 1, leaves each range.
+
+    Fields are Python ints; None = not within max_steps.
 
     overflow:  h_n is not finite
-    subnormal: |h_n| is below the dtype's smallest normal number, from where digits are lost
+    subnormal: |h_n| is below the dtype's smallest normal number, where digits are lost
     zero:      h_n is 0
-    stuck:     h_n = h_{n-1}, though |w| is not 1: rounding undoes the multiplication
+    stuck:     h_n = h_{n-1}, though |w| is not 1: rounding cancels the multiplication
     """
 
     overflow: int | None
@@ -29,13 +31,17 @@ class Powers(NamedTuple):
     stuck: int | None
 
 
-class Reach(NamedTuple):
-    """How far back gradients go in one dtype; lags are Python ints, None = not within T.
+class GradientRange(NamedTuple):
+    """Range of lags at which gradients are useful in one dtype.
 
-    largest:     `[T]` NumPy float64, max |d L_s / d carry_{s-k}| over entries and lanes, lag k = 1 first
+    Lags are Python ints; None = not within T.
+
+    largest:     `[T]` NumPy float64, max |d L_s / d carry_{s-k}| over entries and batch, lag
+                 k = 1 first
     overflow:    the first lag at which it is not finite
     zero:        the first lag at which it is 0
-    last_useful: the last lag up to which `rate` times it still changes a parameter of size `parameter`
+    last_useful: the last lag up to which `rate` times it still changes a parameter of size
+                 `parameter`
     """
 
     largest: np.ndarray
@@ -45,25 +51,27 @@ class Reach(NamedTuple):
 
 
 def powers(w: float, dtype: DTypeLike, max_steps: int) -> Powers:
-    """Computes h' = w h from h = 1 in the dtype, on JAX's default device, until it ends.
+    """Iterate h' = w h from h = 1 in the dtype, on JAX's default device, until it ends.
 
-    What the device does counts: XLA on a CPU flushes float32 and float64 subnormals to 0, so that 0.99^n dies where it
-    leaves the normal numbers; where subnormals are kept (float16) it never reaches 0 but sticks at a small multiple of
-    the smallest one. Not for use inside jit: it returns Python ints.
+    The result depends on the device. XLA on a CPU flushes float32 and float64 subnormals to 0, so
+    0.99^n becomes 0 where it leaves the normal numbers. With subnormals (float16) it never
+    reaches 0 but stays at a small multiple of the smallest one. Not for use inside jit: it
+    returns Python ints.
 
     Args:
       w: rounded to the dtype first.
       dtype: float16, bfloat16, float32, float64 (with or without jax_enable_x64).
-      max_steps: where to give up.
+      max_steps: maximum number of steps.
 
     Raises:
-      TypeError: dtype is no floating dtype. ValueError: w is not finite in it, or max_steps < 1.
+      TypeError: dtype is not a floating dtype.
+      ValueError: w is not finite in it, or max_steps < 1.
     """
     with jax.enable_x64(True):
         dtype, scale = _check(w, dtype, max_steps)
         tiny = jnp.asarray(jnp.finfo(dtype).tiny, dtype)
 
-        def goes_on(state: tuple[Array, ...]) -> Array:
+        def unfinished(state: tuple[Array, ...]) -> Array:
             before, h, n, _ = state
             return jnp.isfinite(h) & (h != 0) & (h != before) & (n < max_steps)
 
@@ -72,8 +80,15 @@ def powers(w: float, dtype: DTypeLike, max_steps: int) -> Powers:
             new, n = h * scale, n + 1
             return h, new, n, jnp.where((subnormal < 0) & (jnp.abs(new) < tiny), n, subnormal)
 
-        start = (jnp.asarray(jnp.nan, dtype), jnp.ones((), dtype), jnp.zeros((), int), jnp.asarray(-1))
-        before, h, n, subnormal = (leaf.item() for leaf in jax.lax.while_loop(goes_on, step, start))
+        start = (
+            jnp.asarray(jnp.nan, dtype),
+            jnp.ones((), dtype),
+            jnp.zeros((), int),
+            jnp.asarray(-1),
+        )
+        before, h, n, subnormal = (
+            leaf.item() for leaf in jax.lax.while_loop(unfinished, step, start)
+        )
     return Powers(
         overflow=None if np.isfinite(h) else n,
         subnormal=subnormal if subnormal > 0 else None,
@@ -83,27 +98,39 @@ def powers(w: float, dtype: DTypeLike, max_steps: int) -> Powers:
 
 
 def overflow_step(w: float, dtype: DTypeLike, max_steps: int = 100_000) -> int | None:
-    """Returns the first n at which w^n, multiplied out in the dtype, is not finite; None if not within max_steps."""
+    """Return the first n at which the iterated product w^n is not finite; None beyond max_steps."""
     return powers(w, dtype, max_steps).overflow
 
 
 def underflow_step(w: float, dtype: DTypeLike, max_steps: int = 100_000) -> int | None:
-    """Returns the first n at which w^n, multiplied out in the dtype, is 0; None if not within max_steps (see `powers`)."""
+    """Return the first n at which the iterated product w^n is 0; None beyond max_steps.
+
+    See `powers`.
+    """
     return powers(w, dtype, max_steps).zero
 
 
 def last_useful_lag(
-    w: float, dtype: DTypeLike, max_steps: int = 100_000, *, parameter: float = 1.0, rate: float = 1.0
+    w: float,
+    dtype: DTypeLike,
+    max_steps: int = 100_000,
+    *,
+    parameter: float = 1.0,
+    rate: float = 1.0,
 ) -> int | None:
-    """Finds the last lag whose gradient w^k still moves a parameter in the dtype.
+    """Find the last lag whose gradient w^k still changes a parameter in the dtype.
 
-        parameter - rate * w^k != parameter      (false once the update is below half an ulp, or not finite)
+        parameter - rate * w^k != parameter
 
-    For |w| < 1 about log(ulp / 2 / rate) / log |w|, far fewer steps than until w^k is 0: 0.99^k no longer moves a
-    float32 parameter of 1.5 after 1655 steps, and is 0 only after 8690 (where subnormals are flushed).
+    which is false once the update is below half an ulp, or not finite.
+
+    For |w| < 1 about log(ulp / 2 / rate) / log |w|, far fewer steps than until w^k is 0: 0.99^k no
+    longer changes a float32 parameter of 1.5 after 1655 steps, and is 0 only after 8690 (where
+    subnormals are flushed).
 
     Returns:
-      the last k >= 0 with every lag up to it useful; -1 if not even lag 0 is; None if all max_steps are.
+      the last k >= 0 with every lag up to it useful; -1 if not even lag 0 is; None if all
+      max_steps are.
 
     Raises:
       as `powers`.
@@ -112,19 +139,19 @@ def last_useful_lag(
         dtype, scale = _check(w, dtype, max_steps)
         size, lr = _rounded(parameter, dtype), _rounded(rate, dtype)
 
-        def goes_on(state: tuple[Array, ...]) -> Array:
+        def unfinished(state: tuple[Array, ...]) -> Array:
             g, k = state
-            return _moves(size, lr, g) & (k <= max_steps)
+            return _changes(size, lr, g) & (k <= max_steps)
 
         def step(state: tuple[Array, ...]) -> tuple[Array, ...]:
             return state[0] * scale, state[1] + 1
 
         start = (jnp.ones((), dtype), jnp.zeros((), int))
-        first_useless = int(jax.lax.while_loop(goes_on, step, start)[1])
+        first_useless = int(jax.lax.while_loop(unfinished, step, start)[1])
     return None if first_useless > max_steps else first_useless - 1
 
 
-def gradient_reach(
+def gradient_range(
     cell: Cell,
     params: Params,
     carry: Carry,
@@ -134,22 +161,25 @@ def gradient_reach(
     *,
     parameter: float = 1.0,
     rate: float = 1.0,
-) -> Reach:
-    """Runs a cell forward and back in a dtype and says at which lags its gradient overflows, is 0, or moves nothing.
+) -> GradientRange:
+    """Find the lags at which a cell's gradient in a dtype overflows, is 0, or has no effect.
 
-        g_k = d L_s / d carry_{s-k},    s = T - 1,    k = 1 .. T        params, carry and xs cast to the dtype first
+        g_k = d L_s / d carry_{s-k},    s = T - 1,    k = 1 .. T
 
-    Not for use inside jit: it returns Python ints.
+    with params, carry and xs cast to the dtype first. Not for use inside jit: it returns Python
+    ints.
 
     Args:
-      cell: static; it must compute in the dtype of what it is given, as the cells of this library do.
+      cell: static; it must compute in the dtype of its arguments, as the cells of this library
+        do.
       params, carry, xs: floating leaves of any dtype; xs `[T, *batch, D]`.
       last_loss: static; the loss of the last output, `y [*batch, H] -> scalar`.
       dtype: float16, bfloat16, float32, float64.
-      parameter, rate: the size and the learning rate that decide whether an update is lost, as in `last_useful_lag`.
+      parameter, rate: the size and the learning rate that decide whether an update is lost, as in
+        `last_useful_lag`.
 
     Raises:
-      TypeError: dtype is no floating dtype, or a leaf of carry is not floating (it has no gradient).
+      TypeError: dtype is not a floating dtype, or a leaf of carry is not floating.
       ValueError: xs is not `[T, *batch, D]` with T >= 1, or the carry has other batch axes.
     """
     with jax.enable_x64(True):
@@ -159,24 +189,31 @@ def gradient_reach(
         check_carry(cell, carry, xs.shape[1:-1])
         params, carry, xs = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), (params, carry, xs))
 
-        def loss(nudges: Carry) -> Array:
-            def body(carry: Carry, x_and_nudge: Any) -> tuple[Carry, Any]:
-                x, nudge = x_and_nudge
-                return cell(params, jax.tree.map(jnp.add, carry, nudge), x)
+        def loss(offsets: Carry) -> Array:
+            def body(carry: Carry, x_and_offset: Any) -> tuple[Carry, Any]:
+                x, offset = x_and_offset
+                return cell(params, jax.tree.map(jnp.add, carry, offset), x)
 
-            return last_loss(jax.tree.map(lambda leaf: leaf[-1], jax.lax.scan(body, carry, (xs, nudges))[1]))
+            return last_loss(
+                jax.tree.map(lambda leaf: leaf[-1], jax.lax.scan(body, carry, (xs, offsets))[1])
+            )
 
         zeros = jax.tree.map(lambda leaf: jnp.zeros((len(xs), *leaf.shape), dtype), carry)
         leaves = jax.tree.leaves(jax.jit(jax.grad(loss))(zeros))
         flat = jnp.concatenate([leaf.reshape(len(xs), -1) for leaf in leaves], axis=1)
         largest = jnp.max(jnp.abs(flat), axis=1)[::-1]  # NaN if any entry is
-        moves = _moves(_rounded(parameter, dtype), _rounded(rate, dtype), largest)
+        changes = _changes(_rounded(parameter, dtype), _rounded(rate, dtype), largest)
         seen = np.asarray(largest, np.float64)
-        useless = _first(~np.asarray(moves))
-    return Reach(seen, _first(~np.isfinite(seen)), _first(seen == 0), None if useless is None else useless - 1)
+        useless = _first(~np.asarray(changes))
+    return GradientRange(
+        seen,
+        _first(~np.isfinite(seen)),
+        _first(seen == 0),
+        None if useless is None else useless - 1,
+    )
 
 
-def _moves(parameter: Array, rate: Array, gradient: Array) -> Array:
+def _changes(parameter: Array, rate: Array, gradient: Array) -> Array:
     new = parameter - rate * gradient
     return jnp.isfinite(new) & (new != parameter)
 
@@ -187,7 +224,9 @@ def _first(flags: np.ndarray) -> int | None:
 
 def _check(w: float, dtype: DTypeLike, max_steps: int) -> tuple[Any, Array]:
     if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
-        raise TypeError(f"dtype must be floating: float16, bfloat16, float32 or float64; got {jnp.dtype(dtype)}")
+        raise TypeError(
+            f"dtype must be floating: float16, bfloat16, float32 or float64; got {jnp.dtype(dtype)}"
+        )
     if max_steps < 1:
         raise ValueError(f"max_steps must be at least 1; got {max_steps}")
     scale = _rounded(w, dtype)

@@ -1,4 +1,4 @@
-"""How many units and gates sit in the flat regions of their activations, where gradients die."""
+"""Measure how many gates are saturated, in the flat regions of their activations."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -16,19 +16,24 @@ from tbptt.unroll import unroll
 
 
 class Gate(NamedTuple):
-    """pre: `[..., H]` what enters the activation; activation: elementwise, so that the gate's value is activation(pre)."""
+    """A gate: its value is activation(pre).
+
+    pre:        `[..., H]`, the input of the activation
+    activation: elementwise
+    """
 
     pre: Array
     activation: Callable[[Array], Array]
 
 
 class GateSaturation(NamedTuple):
-    """What one gate did over a sequence; scalars.
+    """Statistics of one gate over a sequence; scalars.
 
-    flat:  share of (step, lane, unit) in the flat region: |slope| < flat times the activation's steepest slope
-    stuck: share of units that are flat at every step in every lane
+    flat:  fraction of (step, batch row, unit) with |slope| < flat times the steepest slope
+    stuck: fraction of units that are flat at every step in every batch row
     slope: mean |slope| of the activation; at most 1 for tanh, 1/4 for a sigmoid
-    value: mean of the activation: a forget gate that is flat at 1 keeps the gradient, one that is flat at 0 kills it
+    value: mean of the activation: a forget gate that is flat at 1 preserves the gradient, one
+           that is flat at 0 removes it
     """
 
     flat: Float[Array, ""]
@@ -39,15 +44,15 @@ class GateSaturation(NamedTuple):
 
 @runtime_checkable
 class HasGates(Protocol):
-    """A cell of the user's own that names its gates."""
+    """A user-defined cell with a method that returns its gates."""
 
     def gates(self, params: Params, carry: Carry, x: Any) -> Mapping[str, Gate]:
-        """Computes every gate of one step; any number of leading axes."""
+        """Compute every gate of one step, for any number of leading axes."""
         ...
 
 
 def gates(cell: Cell, params: Params, carry: Carry, x: Float[Array, "*batch D"]) -> dict[str, Gate]:
-    """Computes the pre-activations of one step from the cell's own parameters.
+    """Compute the pre-activations of one step from the cell's parameters.
 
         Elman                   h           h' = activation(h)
         GRU, GRUResetBefore     r, z, n     h' = (1 - sigmoid(z)) * tanh(n) + sigmoid(z) * h
@@ -57,15 +62,16 @@ def gates(cell: Cell, params: Params, carry: Carry, x: Float[Array, "*batch D"])
         Stack                   each layer's, named "0.i", "1.i", ...
         ClippedCell             those of the cell inside
 
-    A cell with a method `gates(params, carry, x)` answers for itself.
+    A cell with a method `gates(params, carry, x)` takes precedence over this table.
 
     Args:
       cell: static.
       params: the cell's.
-      carry, x: enter the step, `[*batch, ...]`; any number of leading axes, time among them.
+      carry, x: enter the step, `[*batch, ...]`; any number of leading axes, which may include
+        time.
 
     Raises:
-      TypeError: a cell of another kind.
+      TypeError: an unsupported cell.
     """
     if isinstance(cell, HasGates):
         return dict(cell.gates(params, carry, x))
@@ -74,10 +80,10 @@ def gates(cell: Cell, params: Params, carry: Carry, x: Float[Array, "*batch D"])
     if isinstance(cell, Stack):
         return _stack_gates(cell, params, carry, x)
     if type(cell) not in _GATES:
-        known = ", ".join(sorted(kind.__name__ for kind in _GATES))
+        supported = ", ".join(sorted(kind.__name__ for kind in _GATES))
         raise TypeError(
-            f"gates are known for {known} and Stack; got {type(cell).__name__}. Give it a method "
-            "gates(params, carry, x) -> {name: Gate(pre, activation)}"
+            f"cell must be one of {supported} or Stack; got {type(cell).__name__}. Give it a "
+            "method gates(params, carry, x) -> {name: Gate(pre, activation)}"
         )
     return _GATES[type(cell)](cell, params, carry, x)
 
@@ -92,19 +98,21 @@ def saturation(
     mask: Bool[Array, "T *batch"] | None = None,
     flat: float = 0.05,
 ) -> dict[str, GateSaturation]:
-    """Measures every gate of a cell over a sequence: one forward run, then all steps' gates at once.
+    """Measure the saturation of every gate of a cell over a sequence.
 
         |activation'(pre_t)| < flat * max |activation'|         a unit in the flat region at step t
 
-    0.05 is |a| > 2.18 for tanh, a sigmoid outside (0.0127, 0.9873), and the dead side of a relu. Works inside jit.
-    NaN counts as flat: no gradient passes it; slope and value are then NaN too. Where no step exists (T = 0, or all are
-    masked) there is nothing to count, and all four are NaN.
+    One forward pass, then all gates of all steps at once. The default 0.05 means |a| > 2.18 for
+    tanh, a sigmoid outside (0.0127, 0.9873), and the zero side of a relu. NaN counts as flat,
+    because it passes no gradient; slope and value are then NaN too. Without any unmasked step
+    (or T = 0) all four are NaN. Works inside jit.
 
     Args:
-      cell: static; see `gates` for the kinds.
+      cell: static; see `gates` for the supported cells.
       params, carry: the cell's; the carry enters step 0.
-      xs: `[T, *batch, D]`; resets, mask as in `unroll`: steps that do not exist are not counted.
-      flat: share of the steepest slope.
+      xs: `[T, *batch, D]`.
+      resets, mask: as in `unroll`; masked steps do not count.
+      flat: fraction of the steepest slope.
 
     Returns:
       `{gate name: GateSaturation}`, names as in `gates`.
@@ -127,12 +135,16 @@ def _summary(gate: Gate, mask: Array | None, threshold: Array) -> GateSaturation
         return jnp.mean(a, dtype=dtype) if mask is None else jnp.mean(a, dtype=dtype, where=exists)
 
     is_stuck = jnp.all(is_flat | ~exists, axis=tuple(range(is_flat.ndim - 1)))
-    stuck = jnp.where(jnp.any(exists), jnp.mean(is_stuck, dtype=dtype), jnp.nan)  # of no steps all are flat
+    # Without any step, `all` would count every unit as stuck.
+    stuck = jnp.where(jnp.any(exists), jnp.mean(is_stuck, dtype=dtype), jnp.nan)
     return GateSaturation(mean(is_flat), stuck, mean(slope), mean(value))
 
 
 def _steepest(activation: Callable[[Array], Array], dtype: Any) -> Array:
-    """The largest |slope| on a grid over [-8, 8] that holds 0: exact for tanh, sigmoid, relu and the identity."""
+    """Return the largest |slope| on a grid over [-8, 8] that contains 0.
+
+    It is exact for tanh, sigmoid, relu and the identity.
+    """
     grid = jnp.arange(-32, 33).astype(dtype) / 4
     return jnp.max(jnp.abs(jax.jvp(activation, (grid,), (jnp.ones_like(grid),))[1]))
 
@@ -158,7 +170,13 @@ def _gru_reset_before(cell: Any, params: Any, carry: Any, x: Array) -> dict[str,
 def _lstm(cell: Any, params: Any, carry: Any, x: Array) -> dict[str, Gate]:
     i, f, g, o = jnp.split(cell.inputs(params, x) + carry.h @ params.w_h, 4, axis=-1)
     c = sigmoid(f) * carry.c + sigmoid(i) * jnp.tanh(g)
-    pre = {"i": (i, sigmoid), "f": (f, sigmoid), "g": (g, jnp.tanh), "o": (o, sigmoid), "c": (c, jnp.tanh)}
+    pre = {
+        "i": (i, sigmoid),
+        "f": (f, sigmoid),
+        "g": (g, jnp.tanh),
+        "o": (o, sigmoid),
+        "c": (c, jnp.tanh),
+    }
     return {name: Gate(*gate) for name, gate in pre.items()}
 
 

@@ -1,18 +1,21 @@
-"""Several devices, several machines, several seeds: where lanes lie, never what is computed.
+"""Train on several devices or machines, with the batch sharded over the devices.
 
-    start_processes(coordinator, processes, process)               # several processes only; before all else of jax
-    split_cpu()                                                    # CPUs only, a device a core; before jax starts
+    start_processes(coordinator, number, index)     # several processes only; before any use of jax
+    split_cpu()                                     # CPUs only: a device per core
     mesh = batch_mesh(devices)
-    loss_fn = sharded_loss(loss_fn, cell.initial_carry, mesh)        # then any estimator of it
-    state = init_sharded_state(make_state, lanes, mesh)                    # make_state(lanes): see state_shardings
-    state = ...                                                    # or restored from a checkpoint, to where `state` lies
+    loss_fn = sharded_loss(loss_fn, cell.initial_carry, mesh)       # then any estimator of it
+    state = init_sharded_state(make_state, batch_size, mesh)        # see state_shardings
+    state = ...                                     # or restored to the shardings of `state`
     step = make_sharded_step(make_train_step(estimator, optimizer), state)
-    stream = RecordingStream(source, lanes, chunk, make_batch, rows=local_rows(lanes, mesh))
-    for i, piece in read_ahead(stream, position, put=functools.partial(put_batch, mesh=mesh)):
-        state, metrics = step(state, piece.batch)
+    rows = local_rows(batch_size, mesh)
+    stream = RecordingStream(source, batch_size, chunk, make_batch, rows=rows)
+    for i, chunk in read_ahead(stream, position, put=functools.partial(put_batch, mesh=mesh)):
+        state, metrics = step(state, chunk.batch)
 
-One device is a mesh of one: the same lines serve for all. Seeds: `init_seeds`, `over_seeds`; both compose with the above,
-`make_sharded_step(over_seeds(step), states)` with states = init_sharded_state(lambda lanes: init_seeds(...), lanes, mesh).
+The same lines work for one device, a mesh of size one. Results do not depend on the number of
+devices, up to rounding. `init_seeds` and `over_seeds` train several seeds in one program; they
+compose with the above: `make_sharded_step(over_seeds(step), states)` with
+`states = init_sharded_state(lambda batch_size: init_seeds(...), batch_size, mesh)`.
 """
 
 from tbptt.distributed.batch_sharding import init_sharded_state as init_sharded_state

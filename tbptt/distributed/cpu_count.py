@@ -1,9 +1,10 @@
-"""The number of CPU cores that this process may use."""
+"""Count the CPU cores that this process may use."""
 
 import os
 
 
 def usable_cores() -> int:
-    """Count the cores that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on every system; a container may grant fewer than there are
+    """Return the number of cores that this process may use."""
+    # Not available on every system; a container may grant fewer cores than the machine has.
+    affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Ways to get gradients through time: one estimator a file, each a pair (init, estimate)."""
+"""Gradient estimators, each a pair of pure functions (init, estimate)."""
 
 from tbptt.estimators._accumulate import WindowInfo as WindowInfo
 from tbptt.estimators.adaptive.choice import WindowChoice as WindowChoice

@@ -1,4 +1,4 @@
-"""One piece of a sequence, taken back by hand: in goes the cotangent of the leaving carry, out that of the entering one."""
+"""Vector-Jacobian products of a loss function over segments of a sequence."""
 
 from collections.abc import Callable
 from typing import TypeAlias
@@ -7,53 +7,68 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tbptt.numerics import is_floating
+from tbptt.numerics import floating_leaves, replace_floating_leaves
 from tbptt.types import Batch, Carry, LossFn, Params
 
-Moving: TypeAlias = list[Array]  # the floating leaves of a carry: only these have cotangents (a counter has none)
-
-
-def moving(carry: Carry) -> Moving:
-    """Returns the leaves that a gradient flows through."""
-    return [jnp.asarray(leaf) for leaf in jax.tree.leaves(carry) if is_floating(leaf)]
+# The floating leaves of a carry, or cotangents of them. Other leaves (counters) have no cotangent.
+Floating: TypeAlias = list[Array]
 
 
 def run_segment(
-    loss_fn: LossFn, params: Params, floating: Moving, carry: Carry, piece: Batch
-) -> tuple[Float[Array, ""], Moving]:
-    """Runs a piece from `carry` with its floating leaves replaced: `(loss_sum, floating leaves of the leaving carry)`."""
-    given = iter(floating)
-    entering = jax.tree.map(lambda leaf: next(given) if is_floating(leaf) else leaf, carry)
-    loss_sum, leaving = loss_fn(params, entering, piece)
-    return loss_sum, moving(leaving)
+    loss_fn: LossFn, params: Params, floating: Floating, carry: Carry, segment: Batch
+) -> tuple[Float[Array, ""], Floating]:
+    """Run a segment from `carry` with its floating leaves replaced by `floating`.
 
-
-def linearized(loss_fn: LossFn, params: Params, carry: Carry, piece: Batch) -> Callable[[Moving], tuple[Params, Moving]]:
-    """Linearizes a piece at its entering carry, for any number of cotangents.
-
-    d_params, d_entering = back(d_leaving)      # of  loss_sum + <d_leaving, leaving carry>
+    Returns:
+      `(loss_sum, floating leaves of the leaving carry)`.
     """
-    loss_sum, pull = jax.vjp(lambda p, c: run_segment(loss_fn, p, c, carry, piece), params, moving(carry))
-    one = jnp.ones_like(loss_sum[0])
-    return lambda d_leaving: pull((one, d_leaving))
+    loss_sum, leaving = loss_fn(params, replace_floating_leaves(carry, floating), segment)
+    return loss_sum, floating_leaves(leaving)
 
 
-def losses_back(loss_fn: LossFn, params: Params, carries: Carry, pieces: Batch) -> tuple[Params, Moving]:
-    """Differentiates the losses of S pieces `[S, ...]` side by side: by params, summed over them, and by each carry."""
+def segment_vjp(
+    loss_fn: LossFn, params: Params, carry: Carry, segment: Batch
+) -> Callable[[Floating], tuple[Params, Floating]]:
+    """Linearize a segment at its entering carry, for any number of cotangents.
 
-    def total(params: Params, floating: Moving) -> Array:
+    d_params, d_entering = vjp(d_leaving)      # of  loss_sum + <d_leaving, leaving carry>
+    """
+    (loss_sum, _), vjp = jax.vjp(
+        lambda p, c: run_segment(loss_fn, p, c, carry, segment), params, floating_leaves(carry)
+    )
+    one = jnp.ones_like(loss_sum)
+    return lambda d_leaving: vjp((one, d_leaving))
+
+
+def grad_of_losses(
+    loss_fn: LossFn, params: Params, carries: Carry, segments: Batch
+) -> tuple[Params, Floating]:
+    """Differentiate the summed loss of S independent segments `[S, ...]`.
+
+    Returns:
+      The gradient by params, and by the floating leaves `[S, ...]` of the entering carries.
+    """
+
+    def total(params: Params, floating: Floating) -> Array:
         run = jax.vmap(lambda f, c, b: run_segment(loss_fn, params, f, c, b)[0])
-        return jnp.sum(run(floating, carries, pieces))
+        return jnp.sum(run(floating, carries, segments))
 
-    return jax.grad(total, argnums=(0, 1))(params, moving(carries))
+    return jax.grad(total, argnums=(0, 1))(params, floating_leaves(carries))
 
 
-def carries_back(
-    loss_fn: LossFn, params: Params, carries: Carry, pieces: Batch, d_leaving: Moving
-) -> tuple[Params, Moving]:
-    """Takes cotangents back through S pieces. Their own losses are no part of it: 0 times one that is inf would be NaN."""
+def vjp_of_carries(
+    loss_fn: LossFn, params: Params, carries: Carry, segments: Batch, d_leaving: Floating
+) -> tuple[Params, Floating]:
+    """Pull cotangents `[S, ...]` of the leaving carries back through S segments.
 
-    def leaving(params: Params, floating: Moving) -> Moving:
-        return jax.vmap(lambda f, c, b: run_segment(loss_fn, params, f, c, b)[1])(floating, carries, pieces)
+    The losses of the segments do not take part: 0 times an infinite derivative would be NaN.
 
-    return jax.vjp(leaving, params, moving(carries))[1](d_leaving)
+    Returns:
+      As `grad_of_losses`.
+    """
+
+    def leaving(params: Params, floating: Floating) -> Floating:
+        run = jax.vmap(lambda f, c, b: run_segment(loss_fn, params, f, c, b)[1])
+        return run(floating, carries, segments)
+
+    return jax.vjp(leaving, params, floating_leaves(carries))[1](d_leaving)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Int
 from tbptt.estimators._accumulate import Sums, accumulate, checked_loss, weighted_mean
 from tbptt.estimators.window_batch import disjoint_batch, overlapping_batch
 from tbptt.types import Batch, Carry, Estimator, Gradient, LossFn, Memory, Params, PRNGKey
-from tbptt.windows import check_window, cut, length, split
+from tbptt.windows import check_window, length, split, split_windows
 
 
 def truncated_bptt(loss_fn: LossFn, k1: int, k2: int, *, group: int = 1) -> Estimator:
@@ -21,57 +21,68 @@ def truncated_bptt(loss_fn: LossFn, k1: int, k2: int, *, group: int = 1) -> Esti
         g = (1 / W) sum_j d/dparams sum_{j k1 <= t < (j+1) k1} w_t L_t,
             with the carry that enters step (j+1) k1 - k2 held constant,    W = sum_t w_t
 
-        for j in range(T // k1):                                    # as a plain loop
-            start, end = max(0, (j + 1) * k1 - k2), (j + 1) * k1    # the window; carries[start] is its constant carry
-            def loss(params):
-                _, carry = loss_fn(params, stop_gradient(carries[start]), batch[start : j * k1])     # replayed
-                return loss_fn(params, carry, batch[j * k1 : end])[0]                                # counted
+        for j in range(T // k1):                                      # as a plain loop, k2 >= k1
+            start, end = max(0, (j + 1) * k1 - k2), (j + 1) * k1      # window j
+            def loss(params):                                         # carries[start] is constant
+                carry = stop_gradient(carries[start])
+                _, carry = loss_fn(params, carry, batch[start : j * k1])       # replayed steps
+                return loss_fn(params, carry, batch[j * k1 : end])[0]          # k1 new steps
             g += grad(loss)(params) / W
 
-    k2 = k1: disjoint windows. k2 > k1: overlapping windows, whose older k2 - k1 steps are replayed from a remembered
-    carry under the CURRENT parameters (Williams and Peng's BPTT(h; h') with h = k2, h' = k1). k2 < k1: the first k1 - k2
-    steps of each window run forward only; they add to the reported loss and not to the gradient. k2 >= T: full BPTT, to
-    rounding.
+    - k2 = k1: disjoint windows.
+    - k2 > k1: overlapping windows. The older k2 - k1 steps are replayed from a stored carry under
+      the CURRENT parameters: Williams and Peng's BPTT(h; h') with h = k2, h' = k1.
+    - k2 < k1: the first k1 - k2 steps of each window run forward only; they add to the reported
+      loss and not to the gradient.
+    - k2 >= T: full BPTT, to rounding.
 
-    A call on T = n k1 steps returns the mean over its n windows at fixed parameters; a call on k1 steps is one step of
-    online training. The memory of the backward pass depends on k2 and `group`, not on T. The estimator is exact for any
-    additive `LossFn`, and for a stream that is fed in parts of any multiple of k1 steps.
+    A call on T = n k1 steps returns the mean over its n windows at fixed parameters. A call on k1
+    steps is one step of online training. The memory of the backward pass depends on k2 and `group`,
+    not on T. The estimator is exact for any additive `LossFn`, and for a stream that is fed in
+    segments of any multiple of k1 steps.
 
     Args (all static):
       loss_fn: any `LossFn`.
-      k1: stride, steps between windows, at least 1; must divide T.
-      k2: window, steps through which the gradient flows back, at least 1.
-      group: number of windows of one call that are differentiated as one batch; 1 for one after another. A forward pass
-        computes their constant carries first, so the windows are independent. A group needs the memory of its windows
-        together. On an accelerator choose a group of about 256 / B windows; on a CPU 1 is fastest for most sizes.
+      k1: stride, in steps: the number of new steps per window, at least 1; must divide T.
+      k2: window, in steps: the number of steps through which the gradient flows back, at least 1.
+      group: number of windows of one call that are differentiated as one batch; 1 for one after
+        another. A forward pass computes their constant carries first, so the windows are
+        independent. A group needs the memory of all of its windows. On an accelerator choose a
+        group of about 256 / B windows; on a CPU 1 is fastest for most sizes.
 
     Returns:
-      An `Estimator`; its info is a `WindowInfo` of the n windows. Its memory is the carry (k2 <= k1) or a `Past`.
+      An `Estimator`. Its info is a `WindowInfo` of the n windows, fields `[n]`. Its memory is the
+      carry `[*batch, ...]` (k2 <= k1) or a `Past` (k2 > k1).
 
     Raises:
-      TypeError, ValueError: k1, k2 or group is no int of at least 1; at `estimate`, T is not a multiple of k1.
+      TypeError, ValueError: k1, k2 or group is not an int >= 1; at `estimate`: T is not a multiple
+        of k1, or loss_fn does not return a floating scalar and a carry like the one that it takes.
 
     Example:
       >>> import flax.linen as nn, jax, jax.numpy as jnp, tbptt
       >>> cell, readout = tbptt.LSTM(2, 8), nn.Dense(1)
       >>> params = tbptt.init_params(jax.random.key(0), cell, readout)
       >>> batch = tbptt.Batch(jnp.ones((20, 4, 2)), jnp.zeros((20, 4, 1)))
-      >>> estimator = tbptt.truncated_bptt(tbptt.sequence_loss(cell, readout, tbptt.squared_error), k1=5, k2=10)
+      >>> loss_fn = tbptt.sequence_loss(cell, readout, tbptt.squared_error)
+      >>> estimator = tbptt.truncated_bptt(loss_fn, k1=5, k2=10)
       >>> memory = estimator.init(params, cell.initial_carry((4,)), batch)
       >>> gradient = estimator.estimate(params, memory, batch)
       >>> gradient.info.losses.shape
       (4,)
 
-    References: Williams and Peng, *An efficient gradient-based algorithm for on-line training of recurrent network
-    trajectories*, Neural Computation 2, 1990. Sutskever, *Training recurrent neural networks*, thesis, 2013, section 2.8.6.
+    References: Williams and Peng, *An efficient gradient-based algorithm for on-line training of
+    recurrent network trajectories*, Neural Computation 2, 1990. Sutskever, *Training recurrent
+    neural networks*, thesis, 2013, section 2.8.6.
     """
     k1, k2, group = check_window("k1", k1), check_window("k2", k2), check_window("group", group)
     make = _overlapping if k2 > k1 else _disjoint
     init, window, window_batch = make(checked_loss(loss_fn), k1, k2)
 
-    def estimate(params: Params, memory: Memory, batch: Batch, key: PRNGKey | None = None) -> Gradient:
+    def estimate(
+        params: Params, memory: Memory, batch: Batch, key: PRNGKey | None = None
+    ) -> Gradient:
         del key
-        windows = cut(batch, k1)
+        windows = split_windows(batch, k1)
         if group == 1:
             memory, sums = accumulate(window, params, memory, windows)
         else:
@@ -82,14 +93,17 @@ def truncated_bptt(loss_fn: LossFn, k1: int, k2: int, *, group: int = 1) -> Esti
 
 
 def _disjoint(loss_fn: LossFn, k1: int, k2: int) -> tuple[Callable, Callable, Callable]:
-    """k2 <= k1: every window starts where the previous one ended."""
+    """Return (init, window, window_batch) for k2 <= k1.
+
+    Each window starts where the previous one ends.
+    """
 
     def init(params: Params, carry: Carry, batch: Batch) -> Carry:
         del params, batch
         return carry
 
     def window(params: Params, carry: Carry, batch: Batch):
-        # The carry is an argument that is not differentiated, so nothing before the window is kept for the backward pass.
+        # The carry is not a differentiated argument, so there are no residuals of earlier windows.
         forward_sum = 0.0
         if k2 < k1:
             forward_only, batch = split(batch, k1 - k2)
@@ -97,18 +111,20 @@ def _disjoint(loss_fn: LossFn, k1: int, k2: int) -> tuple[Callable, Callable, Ca
         (loss_sum, carry), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, carry, batch)
         return forward_sum + loss_sum, grads, carry
 
-    def window_batch(params: Params, carry: Carry, windows: Batch, group: int) -> tuple[Carry, Sums]:
+    def window_batch(
+        params: Params, carry: Carry, windows: Batch, group: int
+    ) -> tuple[Carry, Sums]:
         return disjoint_batch(loss_fn, k2, group, params, carry, windows)
 
     return init, window, window_batch
 
 
 class Past(NamedTuple):
-    """Memory of overlapping windows.
+    """Memory of overlapping windows: the steps to replay.
 
-    carry: the carry that enters the oldest remembered step
-    batch: the last k2 - k1 steps, oldest first; while the stream is younger, only its newest `age` steps are real
-    age:   scalar, the number of real steps, at most k2 - k1
+    carry: the carry that enters the oldest stored step
+    batch: `[k2 - k1, *batch, ...]`, the last steps, oldest first; only the newest `age` are valid
+    age:   scalar, the number of valid steps: that of the stream so far, at most k2 - k1
     """
 
     carry: Carry
@@ -117,23 +133,36 @@ class Past(NamedTuple):
 
 
 def init_past(carry: Carry, batch: Batch, steps: int) -> Past:
-    """Make the empty past of a stream that starts from `carry`; `batch` (or its eval_shape) gives the shapes."""
-    length(batch)
-    empty = jax.tree.map(lambda leaf: jnp.zeros((steps, *np.shape(leaf)[1:]), jnp.result_type(leaf)), batch)
+    """Return the empty past of a stream that starts from `carry`.
+
+    Args:
+      carry: the carry that enters the first step of the stream.
+      batch: an example, or its `jax.eval_shape`; only its shapes are used.
+      steps: the number of steps to store.
+    """
+    length(batch)  # raises an error if the leaves differ in T
+    empty = jax.tree.map(
+        lambda leaf: jnp.zeros((steps, *np.shape(leaf)[1:]), jnp.result_type(leaf)), batch
+    )
     return Past(carry, empty, jnp.zeros((), jnp.int32))
 
 
 def _overlapping(loss_fn: LossFn, k1: int, k2: int) -> tuple[Callable, Callable, Callable]:
-    """k2 > k1: the last k2 - k1 steps are remembered and replayed before the k1 new ones.
+    """Return (init, window, window_batch) for k2 > k1.
+
+    The last k2 - k1 steps are stored, and replayed before the k1 new ones.
 
         array position   0 ........ k1 ........ k2-k1 ......... k2
-                         |  leave   |           |   new steps   |
-                         |      remembered      |
+                         | dropped  |           |   new steps   |
+                         |    stored before     |
+                                    |       stored after        |
 
-    `carry` enters position 0; the next window starts from the carry at position k1. Remembered and new steps are separate
-    calls of the loss function, so that the loss of the remembered ones can be discarded.
+    `carry` enters position 0, and the next window starts from the carry at position k1. Stored and
+    new steps are separate calls of the loss function, because only the loss of new steps counts.
     """
     old = k2 - k1
+    whole = functools.partial(_whole_window, loss_fn, k1, old)
+    young = functools.partial(_young_window, loss_fn, k1, old)
 
     def init(params: Params, carry: Carry, batch: Batch) -> Past:
         del params
@@ -141,58 +170,15 @@ def _overlapping(loss_fn: LossFn, k1: int, k2: int) -> tuple[Callable, Callable,
 
     def window(params: Params, past: Past, new: Batch):
         steps = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), past.batch, new)
-        # The cond is outside of the differentiation: inside, the intermediates of both branches would be kept.
-        loss_sum, grads, carry = jax.lax.cond(past.age == old, whole, young, params, past.carry, steps, past.age)
+        # The cond is outside of the gradient: inside, it would save the residuals of both branches.
+        loss_sum, grads, carry = jax.lax.cond(
+            past.age == old, whole, young, params, past.carry, steps, past.age
+        )
         age = jnp.minimum(past.age + k1, old)
         return loss_sum, grads, Past(carry, jax.tree.map(lambda a: a[k1:], steps), age)
 
-    def whole(params: Params, carry: Carry, steps: Batch, age: Int[Array, ""]):
-        """Differentiate a window of k2 real steps, split where the next window starts and where the loss counts."""
-        del age
-        edges = sorted({k1, old})
-        starts = [0, *edges]
-
-        def loss(params: Params) -> tuple[Array, Carry]:
-            counted, entering, next_start = [], carry, carry
-            for start, segment in zip(starts, split(steps, *edges), strict=True):
-                if start == k1:
-                    next_start = entering
-                segment_sum, entering = loss_fn(params, entering, segment)
-                if start >= old:
-                    counted.append(segment_sum)
-            return functools.reduce(jnp.add, counted), next_start
-
-        (loss_sum, next_start), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        return loss_sum, grads, next_start
-
-    def young(params: Params, carry: Carry, steps: Batch, age: Int[Array, ""]):
-        """Differentiate a window of a stream younger than k2 steps.
-
-        The age is a multiple of k1, so the remembered steps are split into segments of k1 steps that are real or not as a
-        whole; the carry is held over those that are not.
-        """
-        held, first = old // k1, old % k1
-        segments = jax.tree.map(lambda a: a[first:old].reshape(held, k1, *a.shape[1:]), steps)
-        is_real = (held - jnp.arange(held)) * k1 <= age
-        new = split(steps, old)[1]
-
-        def loss(params: Params) -> Array:
-            def replay(carry: Carry, now: tuple[Batch, Array]) -> tuple[Carry, None]:
-                segment, real = now
-                return jax.lax.cond(real, lambda c: loss_fn(params, c, segment)[1], lambda c: c, carry), None
-
-            entering, _ = jax.lax.scan(replay, carry, (segments, is_real))
-            return loss_fn(params, entering, new)[0]
-
-        def leave() -> Carry:
-            return loss_fn(params, carry, split(steps, first, k1)[1])[1]
-
-        loss_sum, grads = jax.value_and_grad(loss)(params)
-        # Only the window that completes the past leaves steps behind: those between position `first` and k1.
-        return loss_sum, grads, jax.lax.cond(age + k1 > old, leave, lambda: carry)
-
     def window_batch(params: Params, past: Past, windows: Batch, group: int) -> tuple[Past, Sums]:
-        first = -(-old // k1)  # the stream may be younger than k2 in so many windows, which go one after another
+        first = -(-old // k1)  # in so many windows the stream may be younger than k2: one by one
         if length(windows) <= first + 1:
             return accumulate(window, params, past, windows)
         young_windows, rest = split(windows, first)
@@ -200,8 +186,82 @@ def _overlapping(loss_fn: LossFn, k1: int, k2: int) -> tuple[Callable, Callable,
         new = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), rest)
         steps = jax.tree.map(lambda p, q: jnp.concatenate([p, q]), past.batch, new)
         carry, b = overlapping_batch(loss_fn, k1, k2, group, params, past.carry, steps)
-        past = past._replace(carry=carry, batch=jax.tree.map(lambda leaf: leaf[length(new) :], steps))
-        losses, weights = (jnp.concatenate([getattr(a, name), getattr(b, name)]) for name in ("losses", "weights"))
+        past = past._replace(
+            carry=carry, batch=jax.tree.map(lambda leaf: leaf[length(new) :], steps)
+        )
+        losses, weights = (
+            jnp.concatenate([getattr(a, name), getattr(b, name)]) for name in ("losses", "weights")
+        )
         return past, Sums(losses, weights, jax.tree.map(jnp.add, a.grads, b.grads))
 
     return init, window, window_batch
+
+
+def _whole_window(
+    loss_fn: LossFn,
+    k1: int,
+    old: int,
+    params: Params,
+    carry: Carry,
+    steps: Batch,
+    age: Int[Array, ""],
+):
+    """Differentiate a window of k2 valid steps.
+
+    The steps are split where the next window starts, and where the loss counts.
+    """
+    del age
+    edges = sorted({k1, old})
+    starts = [0, *edges]
+
+    def loss(params: Params) -> tuple[Array, Carry]:
+        counted, entering, next_start = [], carry, carry
+        for start, segment in zip(starts, split(steps, *edges), strict=True):
+            if start == k1:
+                next_start = entering
+            segment_sum, entering = loss_fn(params, entering, segment)
+            if start >= old:
+                counted.append(segment_sum)
+        return functools.reduce(jnp.add, counted), next_start
+
+    (loss_sum, next_start), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    return loss_sum, grads, next_start
+
+
+def _young_window(
+    loss_fn: LossFn,
+    k1: int,
+    old: int,
+    params: Params,
+    carry: Carry,
+    steps: Batch,
+    age: Int[Array, ""],
+):
+    """Differentiate a window of a stream that is younger than k2 steps.
+
+    The age is a multiple of k1, so the stored steps are split into segments of k1 steps, each
+    valid or invalid as a whole. Invalid segments leave the carry unchanged.
+    """
+    n, first = old // k1, old % k1
+    segments = jax.tree.map(lambda a: a[first:old].reshape(n, k1, *a.shape[1:]), steps)
+    is_valid = (n - jnp.arange(n)) * k1 <= age
+    new = split(steps, old)[1]
+
+    def loss(params: Params) -> Array:
+        def replay(carry: Carry, now: tuple[Batch, Array]) -> tuple[Carry, None]:
+            segment, valid = now
+
+            def run(carry: Carry) -> Carry:
+                return loss_fn(params, carry, segment)[1]
+
+            return jax.lax.cond(valid, run, lambda c: c, carry), None
+
+        entering, _ = jax.lax.scan(replay, carry, (segments, is_valid))
+        return loss_fn(params, entering, new)[0]
+
+    def advance() -> Carry:
+        return loss_fn(params, carry, split(steps, first, k1)[1])[1]
+
+    loss_sum, grads = jax.value_and_grad(loss)(params)
+    # The first window that drops steps drops those between positions `first` and k1.
+    return loss_sum, grads, jax.lax.cond(age + k1 > old, advance, lambda: carry)

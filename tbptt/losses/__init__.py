@@ -1,4 +1,4 @@
-"""Loss functions of the form that every estimator takes: `(params, carry, batch) -> (loss_sum, carry)`."""
+"""Loss functions of the form that every estimator takes, `LossFn`."""
 
 from tbptt.losses.dropout import SeededTargets as SeededTargets
 from tbptt.losses.dropout import dropout_loss as dropout_loss

@@ -1,4 +1,4 @@
-"""Pascanu's regulariser: a term of the loss that asks every step to hand the error signal on at its length."""
+"""The regularizer of Pascanu et al. (2013), which preserves the norm of error signals."""
 
 import dataclasses
 from typing import Any
@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from tbptt.cells.recorded import Recorded
 from tbptt.losses.sequence import SequenceParams, StepLoss, sequence_loss
-from tbptt.numerics import expand, measure, zero_where_masked
+from tbptt.numerics import expand, measure, select, zero_where_masked
 from tbptt.types import Batch, Carry, Cell, LossFn, Params, UnrollFn
 from tbptt.unroll import unroll as default_unroll
 from tbptt.unroll.remat import MemoryBudget, Remat
@@ -27,76 +27,98 @@ def norm_preserving_loss(
     remat: Remat | MemoryBudget | None = None,
     unroll: UnrollFn = default_unroll,
 ) -> LossFn:
-    """Makes `sequence_loss` with Pascanu's regulariser added.
+    """Return a `sequence_loss` plus the norm-preserving regularizer Omega.
 
         loss_sum = E + strength * Omega,    E = sequence_loss(cell, readout, loss)
-        Omega = sum_t (|| s_{t+1} J_t || / || s_{t+1} || - 1)^2,    J_t = dh_{t+1}/dh_t,    s_{t+1} = dE/dh_{t+1}
+        Omega = sum_t (|| s_{t+1} J_t || / || s_{t+1} || - 1)^2
+        J_t = dh_{t+1}/dh_t,    s_{t+1} = dE/dh_{t+1}
 
-    h is the whole carry, one vector a lane (h and c of an LSTM, all layers of a `Stack`); the sum runs over every step and
-    lane. As in the paper only the direct part is differentiated: the carries h_t, the cell's inputs and the error signals
-    s are constants, so Omega's gradient reaches the cell's parameters alone and adds no path through time. Left out
-    (a term of 0) are steps without an error signal, s = 0, masked steps, and steps that a reset cut from their past.
+    h is the whole carry, one vector per batch row (h and c of an LSTM, all layers of a `Stack`).
+    The sum is over all steps and batch rows. As in the paper, only the direct part is
+    differentiated: the carries h_t, the inputs of the cell and the error signals s are constants.
+    So Omega has a gradient by the parameters of the cell only, and adds no path through time. Terms
+    are 0 at steps without an error signal (s = 0), at masked steps, and at steps that start from a
+    reset.
 
-    s counts the losses of THIS call, at step t + 1 and later: a window's error signals, as the gradient that TBPTT
-    uses. Where s does not matter (J a multiple of an orthogonal matrix) Omega is additive over time like any loss; else
-    the sum over pieces differs from the whole by the losses that a piece does not see. So feed it to `full_bptt` and to
-    windows with k1 = k2. Where a cell's output is not itself a leaf of its carry, s_{t+1} lacks the loss of step t + 1.
-    Costs one more forward and two more backward passes.
+    s includes the losses of THIS call only, from step t + 1 on, as does the gradient of a window of
+    TBPTT. If s does not matter (J is a multiple of an orthogonal matrix), Omega is additive over
+    time. Otherwise the sum over segments differs from that of the whole by the losses outside of
+    each segment. So use it with `full_bptt`, and with windows of k1 = k2. If the output of a cell
+    is not a leaf of its carry, s_{t+1} lacks the loss of step t + 1. The regularizer costs one more
+    forward and two more backward passes.
 
     Args (all static):
-      cell, readout, loss, embedding, remat: as in `sequence_loss`; every leaf of the carry must be floating.
-      strength: multiplies Omega, which like E is a sum that the estimator divides by the total weight.
+      cell, readout, loss, embedding, remat, unroll: as in `sequence_loss`; every leaf of the carry
+        must be floating.
+      strength: multiplies Omega, which like E is a sum that the estimator divides by the total
+        weight.
+
+    Returns:
+      A `LossFn` of `SequenceParams`, see `init_params`.
 
     Raises:
-      TypeError, at the call: the carry has a leaf that is not floating.
+      TypeError: at the call: the carry has a leaf that is not floating.
 
-    References: Pascanu, Mikolov and Bengio, *On the difficulty of training recurrent neural networks*, ICML 2013,
-    arXiv:1211.5063, section 3.3.
+    References: Pascanu, Mikolov and Bengio, *On the difficulty of training recurrent neural
+    networks*, ICML 2013, arXiv:1211.5063, section 3.3.
     """
     plain = sequence_loss(cell, readout, loss, embedding=embedding, remat=remat, unroll=unroll)
-    of_outputs = sequence_loss(_Outputs(cell.hidden_dim), readout, loss)
+    of_outputs = sequence_loss(_Identity(cell.hidden_dim), readout, loss)
 
-    def loss_fn(params: SequenceParams, carry: Carry, batch: Batch) -> tuple[Float[Array, ""], Carry]:
+    def loss_fn(
+        params: SequenceParams, carry: Carry, batch: Batch
+    ) -> tuple[Float[Array, ""], Carry]:
         loss_sum, leaving = plain(params, carry, batch)
         fixed, start = jax.lax.stop_gradient((params, carry))
-        xs: Any = batch.inputs if embedding is None else embedding.apply(fixed.embedding, batch.inputs)
+        xs: Any = batch.inputs
+        if embedding is not None:
+            xs = embedding.apply(fixed.embedding, xs)
         xs = zero_where_masked(xs, batch.mask)
-        _, (carries, ys) = unroll(Recorded(cell), fixed.cell, start, xs, resets=batch.resets, mask=batch.mask)
+        _, (carries, ys) = unroll(
+            Recorded(cell), fixed.cell, start, xs, resets=batch.resets, mask=batch.mask
+        )
 
         def from_outputs(ys: Array) -> Array:
-            step = batch._replace(inputs=ys, resets=None)
-            return of_outputs(SequenceParams((), fixed.readout), (), step)[0]
+            outputs = batch._replace(inputs=ys, resets=None)
+            return of_outputs(SequenceParams((), fixed.readout), (), outputs)[0]
 
+        d_ys = jax.grad(from_outputs)(ys)
         exists = jnp.ones(xs.shape[:-1], bool) if batch.mask is None else jnp.asarray(batch.mask)
-        joined = exists if batch.resets is None else exists & ~jnp.asarray(batch.resets)
-        signals = error_signals(cell, fixed.cell, carries, xs, jax.grad(from_outputs)(ys), exists, joined)
-        terms = omega_terms(cell, params.cell, carries, xs, signals)
-        return loss_sum + strength * jnp.sum(jnp.where(joined, terms, 0)), leaving
+        connected = exists if batch.resets is None else exists & ~jnp.asarray(batch.resets)
+        signals = error_signals(cell, fixed.cell, carries, xs, d_ys, exists, connected)
+        terms = regularizer_terms(cell, params.cell, carries, xs, signals)
+        return loss_sum + strength * jnp.sum(jnp.where(connected, terms, 0)), leaving
 
     return loss_fn
 
 
-def omega_terms(
+def regularizer_terms(
     cell: Cell, params: Params, carries: Carry, xs: Float[Array, "T *batch D"], signals: Carry
 ) -> Float[Array, "T *batch"]:
-    """Computes (|| s_{t+1} J_t || / || s_{t+1} || - 1)^2 of every step and lane; 0 where s is 0.
+    """Compute (|| s_{t+1} J_t || / || s_{t+1} || - 1)^2 of every step and batch row.
+
+    The term is 0 where s is 0.
 
     Args:
       cell: static.
-      params: the cell's, the only argument through which a gradient flows.
-      carries: h_t, what entered each step; signals: s_{t+1}, by what left it. Leaves `[T, *batch, ...]`.
+      params: the params of the cell, the only argument with a gradient.
+      carries: h_t, the carry that enters each step, leaves `[T, *batch, ...]`.
+      xs: the inputs of the cell.
+      signals: s_{t+1}, by the carry that leaves each step, leaves `[T, *batch, ...]`.
     """
     carries, xs, signals = jax.lax.stop_gradient((carries, xs, signals))
-    lane_dims = xs.ndim - 1
-    sizes = measure(signals, lane_dims)
-    scaled = jax.tree.map(lambda s: s * expand(sizes.down, s), signals)  # lengths of about 1: no square underflows
+    batch_dims = xs.ndim - 1
+    leaving = measure(signals, batch_dims)
+    # Scaled to norms of about 1, so that no square underflows.
+    scaled = jax.tree.map(lambda s: s * expand(leaving.down, s), signals)
 
-    def arrives(carry: Carry, x: Array, signal: Carry) -> Carry:
+    def pull_back(carry: Carry, x: Array, signal: Carry) -> Carry:
         return jax.vjp(lambda c: cell(params, c, x)[0], carry)[1](signal)[0]
 
-    arriving = measure(jax.vmap(arrives)(carries, xs, scaled), lane_dims)
-    has_signal = sizes.size != 0
-    return jnp.where(has_signal, (arriving.norm / jnp.where(has_signal, sizes.size, 1) - 1) ** 2, 0)
+    entering = measure(jax.vmap(pull_back)(carries, xs, scaled), batch_dims)
+    has_signal = leaving.size != 0
+    ratio = entering.norm / jnp.where(has_signal, leaving.size, 1)
+    return jnp.where(has_signal, (ratio - 1) ** 2, 0)
 
 
 def error_signals(
@@ -104,19 +126,29 @@ def error_signals(
     params: Params,
     carries: Carry,
     xs: Float[Array, "T *batch D"],
-    by_outputs: Any,
+    d_ys: Any,
     exists: Bool[Array, "T *batch"],
-    joined: Bool[Array, "T *batch"],
+    connected: Bool[Array, "T *batch"],
 ) -> Carry:
-    """Computes s_{t+1} = dE/dh_{t+1} for every step by one reverse sweep; leaves `[T, *batch, ...]`.
+    """Compute s_{t+1} = dE/dh_{t+1} for every step by one reverse sweep.
 
-        s_{t+1} = e_{t+1} + dE/dy_{t+1},    e_t = e_{t+1} dh_{t+1}/dh_t + dE/dy_{t+1} dy_{t+1}/dh_t,    e_T = 0
+        s_{t+1} = e_{t+1} + dE/dy_{t+1}
+        e_t = e_{t+1} dh_{t+1}/dh_t + dE/dy_{t+1} dy_{t+1}/dh_t,    e_T = 0
 
-    (dE/dy is added to the leaf of the carry that y is.) e_t = e_{t+1} over a step that does not exist, 0 before a reset.
+    dE/dy is added to the leaf of the carry that equals y, if there is one. At a masked step e_t =
+    e_{t+1}; before a reset e_t = 0.
 
     Args:
-      by_outputs: dE/dy of every step, `[T, *batch, H]`.
-      exists, joined: `[T, *batch]`, False where a step is masked; where it is masked or starts from a reset.
+      cell: static.
+      params: the params of the cell.
+      carries: the carry that enters each step, leaves `[T, *batch, ...]`.
+      xs: the inputs of the cell.
+      d_ys: dE/dy of every step, `[T, *batch, H]`.
+      exists: `[T, *batch]`, False where a step is masked.
+      connected: `[T, *batch]`, False where a step is masked or starts from a reset.
+
+    Returns:
+      The error signals, a tree like the carry with leaves `[T, *batch, ...]`.
 
     Raises:
       TypeError: a leaf of the carry is not floating.
@@ -124,30 +156,29 @@ def error_signals(
     check_floating(carries)
 
     def body(e: Carry, step: Any) -> tuple[Carry, Carry]:
-        carry, x, by_y, here, linked = step
-        places: list[int | None] = []
+        carry, x, d_y, exists, connected = step
+        indices: list[int | None] = []  # of the leaf of the carry that is y
 
         def run(carry: Carry) -> tuple[Carry, Any]:
             new, y = cell(params, carry, x)
             leaves = jax.tree.leaves(new)
-            places.append(next((i for i, leaf in enumerate(leaves) if leaf is y), None))
+            indices.append(next((i for i, leaf in enumerate(leaves) if leaf is y), None))
             return new, y
 
-        arriving = jax.vjp(run, carry)[1]((e, by_y))[0]
-        leaves, shape = jax.tree.flatten(e)
-        place = places[0]
-        if place is not None:
-            leaves[place] = leaves[place] + by_y
-        cut = jax.tree.map(lambda a: jnp.where(expand(linked, a), a, 0), arriving)
-        return jax.tree.map(lambda a, b: jnp.where(expand(here, a), a, b), cut, e), jax.tree.unflatten(shape, leaves)
+        d_carry = jax.vjp(run, carry)[1]((e, d_y))[0]
+        leaves, structure = jax.tree.flatten(e)
+        if indices[0] is not None:
+            leaves[indices[0]] = leaves[indices[0]] + d_y
+        d_carry = zero_where_masked(d_carry, connected)
+        return select(exists, d_carry, e), jax.tree.unflatten(structure, leaves)
 
     end = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), carries)
-    return jax.lax.scan(body, end, (carries, xs, by_outputs, exists, joined), reverse=True)[1]
+    return jax.lax.scan(body, end, (carries, xs, d_ys, exists, connected), reverse=True)[1]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Outputs:
-    """A cell without memory, y = x: with it a loss is a function of the outputs."""
+class _Identity:
+    """A cell without memory, y = x, for a loss as a function of the outputs."""
 
     hidden_dim: int
 

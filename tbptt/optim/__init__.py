@@ -1,26 +1,31 @@
-"""What optax lacks against exploding gradients; everything here is an optax transformation or works beside them.
+"""Optax transformations against exploding and non-finite gradients.
 
     optimizer = optax.chain(clip_by_global_norm(1.0), skip_non_finite(optax.adam(1e-3)))
 
-Clipping goes outside, the policy on non-finite gradients inside: `clip_by_global_norm` lets inf and NaN through, and
-the policy sees them; its own counters go on while the policy holds the optimizer still.
+Put clipping first in the chain and the policy on non-finite gradients around the optimizer.
+`clip_by_global_norm` passes inf and NaN, so that the policy detects them; its counters continue
+while the policy holds the state of the optimizer.
 
-Policies act on the optimizer's updates. Where the NaN comes from the inputs it is also in the carry, from which every
-later chunk starts: `reset_on_non_finite(estimator)` starts the stream afresh, so that training goes on.
+The policies act on the updates of the optimizer. A NaN among the inputs also enters the carry, from
+which every later chunk starts. `reset_on_non_finite(estimator)` restarts the stream in that case.
 
-float16 parameters: Adam's default eps of 1e-8 is 0 there, so that an entry whose gradient is exactly 0 (a dead unit, an
-unused embedding) makes 0 / 0, and `skip_non_finite` skips every update. Give `optax.adam(lr, eps=1e-4)`, or keep the
-parameters in float32.
+With float16 parameters, the default eps of Adam (1e-8) rounds to 0. An entry with gradient exactly
+0 (a dead unit, an unused embedding) is then 0 / 0, and `skip_non_finite` skips every update. Use
+`optax.adam(lr, eps=1e-4)`, or keep the parameters in float32.
 
-Clipping by leaf, by unit and by element is optax's; `with_clip_stats` adds the counters and the train step's `clipped`:
+For clipping by leaf, by unit and by element use optax; `with_clip_stats` adds counters and the
+`clipped` of the train step:
 
-    with_clip_stats(optax.adaptive_grad_clip(0.01))      by unit: |g| <= 0.01 |w| for every column of a matrix `[in, out]`
+    with_clip_stats(optax.adaptive_grad_clip(0.01))      by unit: |g| <= 0.01 |w| for each column of
+                                                         a matrix `[in, out]`
     with_clip_stats(optax.clip_by_block_rms(1.0))        by leaf: its root mean square
-    with_clip_stats(optax.clip(1.0))                     by element; the direction changes
-    sums, n = optax.per_example_global_norm_clip(leaves, 1.0)    leaves `[B, ...]`, from a vmapped gradient
+    with_clip_stats(optax.clip(1.0))                     by element; this changes the direction
+    sums, n = optax.per_example_global_norm_clip(leaves, 1.0)    leaves `[B, ...]`, from a vmapped
+                                                                 gradient
 
-All of these square in the gradient's own dtype: where that overflows they make zeros, and `with_clip_stats` then says clipped.
-One with_clip_stats or safe clipping a chain: with two, the train step would not know which `clipped` to report (KeyError).
+All of these square in the dtype of the gradient. If the square overflows, they return zeros, and
+`with_clip_stats` reports `clipped`. Use at most one `with_clip_stats` or `clip_by_global_norm` in a
+chain: with two, `clipped` is ambiguous and the train step raises a KeyError.
 """
 
 from tbptt.numerics import global_norm as global_norm

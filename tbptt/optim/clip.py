@@ -1,4 +1,4 @@
-"""Clipping by a global norm that neither overflows nor underflows."""
+"""Clipping by the global norm, without overflow or underflow of the norm."""
 
 from typing import Any, NamedTuple
 
@@ -11,12 +11,14 @@ from tbptt.numerics import check_max_norm, clip_tree, norm_dtype
 
 
 class ClipState(NamedTuple):
-    """What `clip_by_global_norm` did; every field a scalar.
+    """State of `clip_by_global_norm`; every field is a scalar.
 
-    clipped, scale:           of the last update: whether it was clipped, and by what it was multiplied (1 if it was not)
-    last_norm:                its norm before clipping; inf or NaN exactly if an entry was
-    clip_count, update_count: how many updates were clipped, of how many
-    non_finite_count:         how many held inf or NaN, and passed through unchanged
+    clipped:          whether the last update was clipped
+    scale:            the factor that multiplied the last update, 1 if it was not clipped
+    last_norm:        norm of the last update before clipping; inf or NaN exactly if an entry was
+    clip_count:       number of clipped updates
+    update_count:     number of updates
+    non_finite_count: number of updates with inf or NaN, which pass unchanged
     """
 
     clipped: Bool[Array, ""]
@@ -28,27 +30,30 @@ class ClipState(NamedTuple):
 
 
 def clip_by_global_norm(max_norm: ArrayLike) -> optax.GradientTransformation:
-    """Clips by the global norm, whatever the size of the gradient: the same direction, and no silent zero.
+    """Clip updates by their global norm, for gradients of any size.
 
         g* = g                      if |g| <= max_norm, or if an entry is inf or NaN
         g* = max_norm g / |g|       otherwise
 
-    Equal to optax.clip_by_global_norm to rounding where that is right. It is not where squares overflow: optax makes
-    zeros of four finite float32 entries of 2e19, and spreads one inf or NaN to all leaves. Here inf and NaN stay where
-    they are, for a policy further down the chain (`skip_non_finite`, ...), and are counted. Entries of g* that are too
-    small for their own dtype are rounded to zero, as anywhere.
+    The result equals `optax.clip_by_global_norm` to rounding unless squares overflow. There, optax
+    returns zeros (for example for four float32 entries of 2e19), and spreads one inf or NaN to all
+    leaves. This function leaves inf and NaN in place and counts them, for a later policy such as
+    `skip_non_finite`. Entries of g* that are too small for their dtype are rounded to zero.
 
         optimizer = optax.chain(clip_by_global_norm(1.0), skip_non_finite(optax.adam(1e-3)))
 
     Args:
-      max_norm: the lecture's G_max; positive; inf only counts. A number or a scalar array.
+      max_norm: positive number or scalar array, in the unit of the gradient norm; inf counts and
+        never clips.
 
     Returns:
-      The transformation, with a `ClipState`, in which `make_train_step` finds `clipped`. (Of a plain
-      optax.clip_by_global_norm the train step knows nothing, and reports `clipped=None`: wrap that one in `with_clip_stats`.)
+      An optax transformation with a `ClipState`. `make_train_step` reports its `clipped`. (For a
+      plain `optax.clip_by_global_norm` the train step reports `clipped=None`; wrap it in
+      `with_clip_stats`.)
 
     Raises:
-      ValueError: max_norm is known and no positive scalar. TypeError: it is no real number.
+      TypeError: max_norm is not a real number.
+      ValueError: max_norm is concrete and not a positive scalar.
     """
     check_max_norm("clip_by_global_norm", max_norm)
 
@@ -60,7 +65,7 @@ def clip_by_global_norm(max_norm: ArrayLike) -> optax.GradientTransformation:
         del params
         new, norm, clipped = clip_tree(updates, max_norm)
         scale = jnp.where(clipped, max_norm / jnp.where(clipped, norm, 1), 1)
-        scale = jnp.maximum(scale, jnp.finfo(state.scale.dtype).tiny)  # 1 / 3e38 would read 0
+        scale = jnp.maximum(scale, jnp.finfo(state.scale.dtype).tiny)  # 1 / 3e38 is subnormal
         return new, ClipState(
             clipped=clipped,
             scale=scale.astype(state.scale.dtype),
@@ -74,10 +79,10 @@ def clip_by_global_norm(max_norm: ArrayLike) -> optax.GradientTransformation:
 
 
 def count(counter: Int[Array, ""], event: Bool[Array, ""]) -> Int[Array, ""]:
-    """Adds one if the event happened; stays at the largest integer instead of wrapping round."""
+    """Add one to a counter if the event happened; saturate at the largest integer."""
     return jnp.where(event, optax.safe_increment(counter), counter)
 
 
 def zeros(n: int) -> list[Int[Array, ""]]:
-    """Makes n counters, each an array of its own: the train step donates them, and one buffer can be donated once."""
+    """Return n counters as separate arrays, because no buffer can be donated twice."""
     return [jnp.zeros((), jnp.int32) for _ in range(n)]

@@ -1,4 +1,4 @@
-"""A backward pass for any cell: the step is linearised by JAX, for all steps of a block at once."""
+"""A backward pass for any cell: JAX linearises the step, for all steps of a block at once."""
 
 import dataclasses
 from collections.abc import Callable
@@ -23,13 +23,14 @@ def cell_vjp_of(cell: Cell) -> CellVJP:
 
 @dataclasses.dataclass(frozen=True)
 class AutodiffVJP:
-    """Takes any cell forward and back: a `CellVJP` from JAX's own derivative of a single step.
+    """The forward and backward pass of any cell: a `CellVJP` by JAX's derivative of one step.
 
-        pull[t] = vjp(carry -> cell(params, carry, xs[t]))          for all t at once: the carries are known
+        pull[t] = vjp(carry -> cell(params, carry, xs[t]))          for all t at once
         d_entering = pull[t](d_leaving, d_y)                        [d_leaving and d_y are emitted]
         d_params, d_xs = vjp((params, xs) -> vmap(cell)(entering, xs))(emitted)
 
-    So the forward pass keeps nothing but carries, and the weights' gradient is one product over the block.
+    The residuals of the forward pass are the carries alone, and the weight gradient is one product
+    over the block.
     """
 
     cell: Cell
@@ -51,18 +52,27 @@ class AutodiffVJP:
         trees = []
 
         def pull_of(params: Params, carry: Carry, z: Any) -> list[Array]:
-            leaves, tree = jax.tree.flatten(jax.vjp(lambda c: recurrent_step(self.cell, params, c, z), carry)[1])
+            leaves, tree = jax.tree.flatten(
+                jax.vjp(lambda c: recurrent_step(self.cell, params, c, z), carry)[1]
+            )
             trees.append(tree)
             return leaves
 
         one = jax.tree.map(lambda a: a[0], (entering, zs))
         changing = _depends_on_time(pull_of, weights, *one)
-        # Whatever depends on the parameters alone (their own copies among it) is the same at every step: kept once.
-        constant = [leaf for leaf, changes in zip(pull_of(weights, *one), changing, strict=True) if not changes]
+        # Leaves that depend on the parameters alone are the same at every step, so they are not
+        # stacked.
+        constant = [
+            leaf
+            for leaf, changes in zip(pull_of(weights, *one), changing, strict=True)
+            if not changes
+        ]
         every = jax.vmap(lambda c, z: _chosen(pull_of(weights, c, z), changing))(entering, zs)
         return Pull(trees[-1], changing, constant), every
 
-    def backward(self, common: "Pull", factors: list[Array], d_leaving: Carry, d_y: Any) -> tuple[Carry, Any]:
+    def backward(
+        self, common: "Pull", factors: list[Array], d_leaving: Carry, d_y: Any
+    ) -> tuple[Carry, Any]:
         (d_entering,) = common.at(factors)((d_leaving, d_y))
         return d_entering, (d_leaving, d_y)
 
@@ -70,30 +80,36 @@ class AutodiffVJP:
         self, params: Params, xs: Array, entering: Carry, leaving: Carry, factors: Any, emitted: Any
     ) -> tuple[Params, Array]:
         def steps(params: Params, xs: Array) -> tuple[Carry, Any]:
-            return jax.vmap(lambda c, z: recurrent_step(self.cell, params, c, z))(entering, self.inputs(params, xs))
+            return jax.vmap(lambda c, z: recurrent_step(self.cell, params, c, z))(
+                entering, self.inputs(params, xs)
+            )
 
         return jax.vjp(steps, params, xs)[1](emitted)
 
 
 class Pull(NamedTuple):
-    """A step's derivative as JAX returns it, a tree, with the leaves that every step shares."""
+    """The pullback of a step, a pytree, with the leaves that all steps share."""
 
     tree: Any
     changing: list[bool]
     constant: list[Array]
 
     def at(self, factors: list[Array]) -> Callable[[Any], Any]:
-        """Puts one step's own leaves back among the shared ones."""
+        """Return the pullback of one step from its own leaves and the shared ones."""
         own, shared = iter(factors), iter(self.constant)
-        return jax.tree.unflatten(self.tree, [next(own) if changes else next(shared) for changes in self.changing])
+        return jax.tree.unflatten(
+            self.tree, [next(own) if changes else next(shared) for changes in self.changing]
+        )
 
 
 def _chosen(leaves: list[Array], chosen: list[bool]) -> list[Array]:
     return [leaf for leaf, take in zip(leaves, chosen, strict=True) if take]
 
 
-def _depends_on_time(function: Callable[..., list[Array]], params: Params, carry: Carry, z: Any) -> list[bool]:
-    """Says of each result whether the carry or the input enters it, by walking the traced program."""
+def _depends_on_time(
+    function: Callable[..., list[Array]], params: Params, carry: Carry, z: Any
+) -> list[bool]:
+    """Return for each result whether it depends on the carry or the input, from the jaxpr."""
     traced = jax.make_jaxpr(function)(params, carry, z).jaxpr
     shared = len(jax.tree.leaves(params))
     reached = set(traced.invars[shared:])

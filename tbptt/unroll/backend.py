@@ -1,4 +1,4 @@
-"""The two loops over time, forward and backward, as an interface: what a backend of `unroll` supplies."""
+"""The interface of a backend: the forward and the backward loop over time."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ from tbptt.unroll.scan import Steps, entering_carry
 
 
 class Residuals(NamedTuple):
-    """What the backward pass knows of a block of steps: inputs, entering and leaving carries, and `saved` (or None)."""
+    """Residuals of a block of steps: inputs, entering and leaving carries, `saved` or None."""
 
     steps: Steps
     entering: Carry
@@ -30,21 +30,28 @@ class Backend(Protocol):
     def cell_vjp(self) -> CellVJP: ...
 
     def prepare(self, params: Params) -> Any:
-        """Compute what the loops need of the parameters."""
+        """Compute the weights that the loops use."""
         ...
 
-    def forward(self, weights: Any, start: Carry, carry: Carry, steps: Steps, keep: bool) -> tuple[Carry, Any, Any]:
-        """Run `cell_vjp.inputs`, then `cell_vjp.forward` at every step, from `start` where a step is reset.
+    def forward(
+        self, weights: Any, start: Carry, carry: Carry, steps: Steps, keep: bool
+    ) -> tuple[Carry, Any, Any]:
+        """Run `cell_vjp.inputs`, then `cell_vjp.forward` at every step.
 
-        Returns `(carries, ys, saved)`: the carries that leave each step, the outputs (the same array as a leaf of the
-        carries where the two are equal), and what `cell_vjp.linearize` can reuse; `saved` is None unless `keep` (static).
+        A reset replaces the entering carry by `start`. Return `(carries, ys, saved)`: the carries
+        that leave each step, the outputs (the same array as a leaf of the carries where the two are
+        equal), and intermediates that `cell_vjp.linearize` can reuse. `saved` is None unless
+        `keep`, which is static.
         """
         ...
 
-    def backward(self, weights: Any, residuals: Residuals, d: Carry, d_ys: Any) -> tuple[Carry, Any, Any]:
+    def backward(
+        self, weights: Any, residuals: Residuals, d: Carry, d_ys: Any
+    ) -> tuple[Carry, Any, Any]:
         """Run `cell_vjp.linearize`, then `cell_vjp.backward` from the last step to the first.
 
-        Returns `(d_entering, emitted, factors)`; `factors` may be None if `cell_vjp.collect` does not read them.
+        Return `(d_entering, emitted, factors)`. `factors` may be None if `cell_vjp.collect` does
+        not read them.
         """
         ...
 
@@ -58,21 +65,31 @@ class ScanBackend:
     def prepare(self, params: Params) -> Any:
         return self.cell_vjp.prepare(params)
 
-    def forward(self, weights: Any, start: Carry, carry: Carry, steps: Steps, keep: bool) -> tuple[Carry, Any, Any]:
+    def forward(
+        self, weights: Any, start: Carry, carry: Carry, steps: Steps, keep: bool
+    ) -> tuple[Carry, Any, Any]:
         zs = self.cell_vjp.inputs(weights, steps.xs)
-        output_leaf: list[int | None] = []  # found while the body is traced
+        output_leaf: list[int | None] = []  # set while the body is traced
 
         def body(carry: Carry, now: Steps) -> tuple[Carry, Any]:
-            leaving, y, saved = self.cell_vjp.forward(weights, entering_carry(carry, start, now.resets), now.xs)
-            # An output that is a leaf of the carry, as in every cell of this library, is not stacked twice.
+            leaving, y, saved = self.cell_vjp.forward(
+                weights, entering_carry(carry, start, now.resets), now.xs
+            )
+            # An output that is a leaf of the carry is not stacked a second time.
             output_leaf[:] = [leaf_index(leaving, y)]
             carry = leaving if now.mask is None else select(now.mask, leaving, carry)
             return carry, (carry, y if output_leaf[0] is None else None, saved if keep else None)
 
         _, (carries, ys, saved) = jax.lax.scan(body, carry, steps._replace(xs=zs))
-        return carries, ys if output_leaf[0] is None else jax.tree.leaves(carries)[output_leaf[0]], saved
+        return (
+            carries,
+            ys if output_leaf[0] is None else jax.tree.leaves(carries)[output_leaf[0]],
+            saved,
+        )
 
-    def backward(self, weights: Any, residuals: Residuals, d: Carry, d_ys: Any) -> tuple[Carry, Any, Any]:
+    def backward(
+        self, weights: Any, residuals: Residuals, d: Carry, d_ys: Any
+    ) -> tuple[Carry, Any, Any]:
         steps, entering, leaving, saved = residuals
         common, factors = self.cell_vjp.linearize(weights, steps.xs, entering, leaving, saved)
 
@@ -88,8 +105,10 @@ def leaf_index(tree: Any, value: Any) -> int | None:
     return next((i for i, leaf in enumerate(jax.tree.leaves(tree)) if leaf is value), None)
 
 
-def _step_back(backward: Any, d: Carry, factors: Any, d_y: Any, reset: Any, exists: Any) -> tuple[Carry, Any]:
-    """Take one step back; a masked step passes its cotangent on unchanged, a reset passes none."""
+def _step_back(
+    backward: Any, d: Carry, factors: Any, d_y: Any, reset: Any, exists: Any
+) -> tuple[Carry, Any]:
+    """Take one step back; a masked step leaves the cotangent unchanged, a reset makes it 0."""
     zero = jax.tree.map(jnp.zeros_like, d)
     if exists is None:
         d_entering, emitted = backward(factors, d, d_y)

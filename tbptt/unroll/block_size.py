@@ -1,4 +1,4 @@
-"""How many steps are handled at once, and from which size on residuals are rematerialised."""
+"""The length of a block of steps, and the size from which residuals are rematerialised."""
 
 import math
 from typing import Any
@@ -10,45 +10,47 @@ from jaxtyping import Array
 from tbptt.cells.base import CellVJP
 from tbptt.types import Carry, Params
 
-# Bytes of the input projection of one block of steps: it then stays in a CPU core's cache between the two loops that use
-# it. 0.5 to 8 MiB were within 3 % of each other on two CPU cores; without blocks a gradient took 1.02 to 1.4 times as long.
+# Bytes of the input projection of one block of steps, so that it stays in the cache of a CPU core
+# between the two loops that use it. Measured by `python -m benchmarks.full_vs_truncated`.
 BLOCK_BYTES = 2 << 20
-FEWEST_STEPS = 16  # of a block; fewer make the matrix products too small
-# Bytes of what a cell saves beside its carries, from which on a block recomputes it in one matrix product instead: it no
-# longer fits in the cache. An LSTM's gradient took 1.1 to 1.47 times as long without, up to WIDEST units (two CPU cores).
-SAVED_BYTES, WIDEST = 12 << 20, 256
+MIN_STEPS = 16  # of a block; with fewer the matrix products are too small
+# Bytes of saved intermediates from which a block recomputes them in one matrix product, because
+# they no longer fit in the cache of a CPU core. It saves time up to MAX_WIDTH units.
+SAVED_BYTES, MAX_WIDTH = 12 << 20, 256
 
 
 def steps_per_block(step_bytes: int, block_bytes: int = BLOCK_BYTES) -> int:
-    """Return about how many steps a block has, given the bytes of one step's input projection."""
-    return max(FEWEST_STEPS, block_bytes // max(step_bytes, 1))
+    """Return the approximate steps of a block, from the bytes of one step's input projection."""
+    return max(MIN_STEPS, block_bytes // max(step_bytes, 1))
 
 
-def block_length(cell_vjp: CellVJP, params: Params, xs: Array, block_bytes: int = BLOCK_BYTES) -> int:
+def block_length(
+    cell_vjp: CellVJP, params: Params, xs: Array, block_bytes: int = BLOCK_BYTES
+) -> int:
     """Return the number of steps of a block of `xs`."""
     z = jax.eval_shape(lambda p, x: cell_vjp.inputs(cell_vjp.prepare(p), x), params, xs[0])
     return even_share(xs.shape[0], steps_per_block(bytes_of(z), block_bytes))
 
 
 def even_share(T: int, most: int) -> int:
-    """Return a block length of about `most` steps that divides T if possible; T itself up to twice `most`.
+    """Return a block length of about `most` steps that divides T if possible; T up to twice `most`.
 
-    A remainder would be a block of another length: the whole program a second time, to compile and to run.
+    A remainder is a block of another length, which compiles the loops a second time.
     """
     if T <= 2 * most:
         return T
-    for limit in (most, most * 3 // 2):  # slightly smaller blocks are as fast, larger ones are not
+    for limit in (most, most * 3 // 2):  # prefer the smaller block
         divisor = max(steps for steps in range(1, min(T, limit) + 1) if T % steps == 0)
         if 2 * divisor >= most:
             return divisor
     return T // math.ceil(T / most)
 
 
-def steps_kept(cell_vjp: CellVJP, params: Params, carry: Carry, x: Any) -> float:
-    """Return the number of steps from which on saved intermediates are rematerialised; infinite if they never are.
+def max_saved_steps(cell_vjp: CellVJP, params: Params, carry: Carry, x: Any) -> float:
+    """Return the number of steps up to which saved intermediates are residuals; inf if always.
 
     Args:
-      carry, x: those of one step, arrays or their shapes.
+      params, carry, x: those of one step, arrays or their shapes.
     """
 
     def save(params: Params, carry: Carry, x: Array) -> Any:
@@ -57,9 +59,11 @@ def steps_kept(cell_vjp: CellVJP, params: Params, carry: Carry, x: Any) -> float
 
     saved = bytes_of(jax.eval_shape(save, params, carry, x))
     width = max(leaf.shape[-1] if leaf.ndim else 1 for leaf in jax.tree.leaves(carry))
-    return math.inf if width > WIDEST or not saved else SAVED_BYTES / saved
+    return math.inf if width > MAX_WIDTH or not saved else SAVED_BYTES / saved
 
 
 def bytes_of(tree: Any) -> int:
-    """Count the bytes of a tree of arrays or of their shapes."""
-    return sum(math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
+    """Return the bytes of a pytree of arrays or of their shapes."""
+    return sum(
+        math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree)
+    )

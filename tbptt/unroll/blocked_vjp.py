@@ -1,4 +1,4 @@
-"""The unroll with a hand-written backward pass, by blocks of steps; the loops over time come from a backend."""
+"""The unroll with a hand-written backward pass, in blocks of steps, for any backend."""
 
 import functools
 from collections.abc import Callable
@@ -12,8 +12,15 @@ from tbptt.numerics import select
 from tbptt.types import Carry, Cell, Params
 from tbptt.unroll.autodiff_vjp import AutodiffVJP, cell_vjp_of
 from tbptt.unroll.backend import Backend, Residuals, leaf_index
-from tbptt.unroll.block_size import BLOCK_BYTES, block_length, steps_kept
-from tbptt.unroll.remat import CarriesOnly, MemoryBudget, Remat, Segments, in_segments, resolve_budget
+from tbptt.unroll.block_size import BLOCK_BYTES, block_length, max_saved_steps
+from tbptt.unroll.remat import (
+    CarriesOnly,
+    MemoryBudget,
+    Remat,
+    Segments,
+    in_segments,
+    resolve_budget,
+)
 from tbptt.unroll.scan import Steps, entering_carry, plain_scan, reverse_time
 from tbptt.unroll.validate import validated_steps
 from tbptt.windows import split
@@ -34,20 +41,25 @@ def blocked_unroll(
     remat: Remat | MemoryBudget | None,
     block_bytes: int = BLOCK_BYTES,
 ) -> tuple[Carry, Any]:
-    """Run a cell over a sequence with the loops of a backend: what `unroll` and the backends' unroll functions share.
+    """Run a cell over a sequence with the loops of a backend.
 
-    JAX differentiates a scan by adding an outer product to the weight gradient at every step. Here the reverse loop
-    carries only the cotangent of the carry; the rest is computed for all steps of a block at once, before the loop
+    `unroll` and the unroll functions of the backends call it. JAX differentiates a scan by adding
+    an outer product to the weight gradient at every step. Here the reverse loop carries only the
+    cotangent of the carry. The rest is computed for all steps of a block at once, before the loop
     (`linearize`) and after it (`collect`: one matrix product for the weights):
 
         for block in reversed(blocks):
-            common, factors = cell_vjp.linearize(weights, xs, entering, leaving, saved)      # backend.backward:
-            for t in reversed(block):                                                        # these three lines
+            # backend.backward computes these three lines
+            common, factors = cell_vjp.linearize(weights, xs, entering, leaving, saved)
+            for t in reversed(block):
                 d, emitted[t] = cell_vjp.backward(common, factors[t], d, d_ys[t])
-            d_params, d_xs[block] += cell_vjp.collect(params, xs, entering, leaving, factors, emitted)
 
-    Residuals are the inputs, the carries and what the cell saves (four gates for an LSTM), or without the latter under
-    `CarriesOnly`: `linearize` then recomputes the gates in one product a block. A stack runs layer by layer.
+            grads, d_xs[block] = cell_vjp.collect(params, xs, entering, leaving, factors, emitted)
+            d_params += grads
+
+    Residuals are the inputs, the carries and the saved intermediates of the cell (four gates for an
+    LSTM). Under `CarriesOnly`, `linearize` recomputes the latter in one product per block. A stack
+    runs layer by layer.
     """
     steps = validated_steps(cell, params, carry, xs, resets, mask)
     T = steps.xs.shape[0]
@@ -56,7 +68,14 @@ def blocked_unroll(
 
         def segment(carry: Carry, steps: Steps) -> tuple[Carry, Any]:
             return blocked_unroll(
-                backend_fn, cell, params, carry, *steps, reverse=False, remat=None, block_bytes=block_bytes
+                backend_fn,
+                cell,
+                params,
+                carry,
+                *steps,
+                reverse=False,
+                remat=None,
+                block_bytes=block_bytes,
             )
 
         carry, ys = in_segments(segment, remat, T)(carry, reverse_time(steps) if reverse else steps)
@@ -71,7 +90,9 @@ def blocked_unroll(
             carries.append(c)
         carry = tuple(carries)
     else:
-        carry, ys = _layer_fn(backend_fn, cell, remat, block_bytes, params, carry, steps)(params, carry, steps)
+        carry, ys = _layer_fn(backend_fn, cell, remat, block_bytes, params, carry, steps)(
+            params, carry, steps
+        )
     return carry, reverse_time(ys) if reverse else ys
 
 
@@ -84,17 +105,24 @@ def _layer_fn(
     carry: Carry,
     steps: Steps,
 ) -> Callable[[Params, Carry, Steps], tuple[Carry, Any]]:
-    """Choose the function `(params, carry, steps) -> (carry, ys)` that runs one layer over these steps."""
+    """Return the function `(params, carry, steps) -> (carry, ys)` of one layer."""
     if isinstance(layer, LayeredCell):  # a stack within a stack
-        return lambda p, c, s: blocked_unroll(backend_fn, layer, p, c, *s, reverse=False, remat=remat)
+        return lambda p, c, s: blocked_unroll(
+            backend_fn, layer, p, c, *s, reverse=False, remat=remat
+        )
     T, cell_vjp, recompute = steps.xs.shape[0], cell_vjp_of(layer), isinstance(remat, CarriesOnly)
     initial = functools.partial(layer.initial_carry, steps.xs.shape[1:-1])
-    # One step has no loop to move work out of, and can then be differentiated in forward mode too. Without a backward
-    # pass of the cell's own, recomputing a step costs more than keeping JAX's intermediates.
-    if T <= 1 or not _all_floating((params, carry)) or (isinstance(cell_vjp, AutodiffVJP) and not recompute):
+    # One step has no loop to move work out of, and by `plain_scan` it supports forward mode. For a
+    # cell without a hand-written backward pass, recomputing a step costs more than keeping the
+    # residuals of JAX.
+    if (
+        T <= 1
+        or not _all_floating((params, carry))
+        or (isinstance(cell_vjp, AutodiffVJP) and not recompute)
+    ):
         return lambda p, c, s: plain_scan(functools.partial(layer, p), initial(), c, s)
     backend = backend_fn(layer, cell_vjp, carry)
-    keep = not recompute and T < steps_kept(cell_vjp, params, carry, steps.xs[0])
+    keep = not recompute and T < max_saved_steps(cell_vjp, params, carry, steps.xs[0])
     length = block_length(cell_vjp, params, steps.xs, block_bytes)
     even = T // length * length
     blocks = _blocks(backend, initial, even // length, keep)
@@ -111,50 +139,71 @@ def _layer_fn(
     return blocks_and_tail
 
 
-def _blocks(backend: Backend, initial: Callable[[], Carry], n: int, keep: bool) -> Callable[..., tuple[Carry, Any]]:
-    """Make the differentiable function `(params, carry, steps) -> (carry, ys)` of n blocks of equal length."""
+def _blocks(
+    backend: Backend, initial: Callable[[], Carry], n: int, keep: bool
+) -> Callable[..., tuple[Carry, Any]]:
+    """Return a differentiable `(params, carry, steps) -> (carry, ys)` of n equal blocks."""
     run = jax.custom_vjp(lambda *args: _forward(backend, initial, n, False, *args)[0])
-    run.defvjp(functools.partial(_forward, backend, initial, n, keep), functools.partial(_backward, backend, initial, n))
+    run.defvjp(
+        functools.partial(_forward, backend, initial, n, keep),
+        functools.partial(_backward, backend, initial, n),
+    )
     return run
 
 
 def _forward(
-    backend: Backend, initial: Callable[[], Carry], n: int, keep: bool, params: Params, carry: Carry, steps: Steps
+    backend: Backend,
+    initial: Callable[[], Carry],
+    n: int,
+    keep: bool,
+    params: Params,
+    carry: Carry,
+    steps: Steps,
 ) -> Any:
     weights, start = backend.prepare(params), initial()
-    output_leaf: list[int | None] = []  # the leaf of the carries that the outputs are, so that it is kept once
+    output_leaf: list[int | None] = []  # the leaf of the carries that equals the outputs
 
-    def parts(carries: Carry, ys: Any, saved: Any) -> tuple[Any, Any, Any, Any]:
+    def stacked(carries: Carry, ys: Any, saved: Any) -> tuple[Any, Any, Any, Any]:
         output_leaf[:] = [leaf_index(carries, ys)]
-        return jax.tree.map(lambda a: a[-1], carries), carries, ys if output_leaf[0] is None else None, saved
+        return (
+            jax.tree.map(lambda a: a[-1], carries),
+            carries,
+            ys if output_leaf[0] is None else None,
+            saved,
+        )
 
     if n == 1:
-        last, *out = parts(*backend.forward(weights, start, carry, steps, keep))
+        last, *out = stacked(*backend.forward(weights, start, carry, steps, keep))
         starts, carries, ys, saved = jax.tree.map(lambda a: a[None], (carry, *out))
     else:
 
         def block(carry: Carry, now: Steps) -> tuple[Carry, Any]:
-            last, *out = parts(*backend.forward(weights, start, carry, now, keep))
+            last, *out = stacked(*backend.forward(weights, start, carry, now, keep))
             return last, (carry, *out)
 
-        last, (starts, carries, ys, saved) = jax.lax.scan(block, carry, _cut(steps, n))
+        last, (starts, carries, ys, saved) = jax.lax.scan(block, carry, _to_blocks(steps, n))
     ys = ys if output_leaf[0] is None else jax.tree.leaves(carries)[output_leaf[0]]
-    ys = jax.tree.map(lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:]), ys)  # -1 fails if an axis is empty
+    # -1 fails if an axis is empty.
+    ys = jax.tree.map(lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:]), ys)
     if steps.mask is not None:
         ys = select(steps.mask, ys, jax.tree.map(jnp.zeros_like, ys))
     return (last, ys), (params, starts, carries, saved, steps)
 
 
-def _backward(backend: Backend, initial: Callable[[], Carry], n: int, residuals: Any, cotangents: Any) -> Any:
+def _backward(
+    backend: Backend, initial: Callable[[], Carry], n: int, residuals: Any, cotangents: Any
+) -> Any:
     params, starts, carries, saved, steps = residuals
     d_last, d_ys = cotangents
     cell_vjp, start, weights = backend.cell_vjp, initial(), backend.prepare(params)
 
     def block(d: Carry, now: Any) -> tuple[Carry, Any]:
-        block_start, leaving, kept, steps, d_ys = now
+        block_start, leaving, saved, steps, d_ys = now
         before = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b[:-1]]), block_start, leaving)
         entering = entering_carry(before, start, steps.resets)
-        d, emitted, factors = backend.backward(weights, Residuals(steps, entering, leaving, kept), d, d_ys)
+        d, emitted, factors = backend.backward(
+            weights, Residuals(steps, entering, leaving, saved), d, d_ys
+        )
         return d, cell_vjp.collect(params, steps.xs, entering, leaving, factors, emitted)
 
     def add(state: Any, now: Any) -> tuple[Any, Any]:
@@ -162,7 +211,7 @@ def _backward(backend: Backend, initial: Callable[[], Carry], n: int, residuals:
         d, (d_params, d_xs) = block(d, now)
         return (d, jax.tree.map(jnp.add, total, d_params)), d_xs
 
-    per_block = (starts, carries, saved, _cut(steps, n), _cut(d_ys, n))
+    per_block = (starts, carries, saved, _to_blocks(steps, n), _to_blocks(d_ys, n))
     if n == 1:
         d, (d_params, d_xs) = block(d_last, jax.tree.map(lambda a: a[0], per_block))
     else:
@@ -172,10 +221,12 @@ def _backward(backend: Backend, initial: Callable[[], Carry], n: int, residuals:
     return d_params, d, Steps(d_xs, None, None)
 
 
-def _cut(tree: Any, n: int) -> Any:
+def _to_blocks(tree: Any, n: int) -> Any:
     """Reshape every leaf `[T, ...]` to n blocks `[n, T // n, ...]`."""
     return jax.tree.map(lambda a: a.reshape(n, a.shape[0] // n, *a.shape[1:]), tree)
 
 
 def _all_floating(tree: Any) -> bool:
-    return all(jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in jax.tree.leaves(tree))
+    return all(
+        jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in jax.tree.leaves(tree)
+    )

@@ -1,4 +1,4 @@
-"""Rematerialisation: which residuals the backward pass keeps, and plans that fit a budget in bytes."""
+"""Rematerialisation: plans for the residuals of the backward pass, and budgets in bytes."""
 
 import dataclasses
 import functools
@@ -11,28 +11,34 @@ import jax
 from tbptt.cells.base import LayeredCell
 from tbptt.types import Cell, Params
 from tbptt.unroll.autodiff_vjp import AutodiffVJP, cell_vjp_of
-from tbptt.unroll.block_size import bytes_of, even_share, steps_kept, steps_per_block
-from tbptt.windows import in_pieces
+from tbptt.unroll.block_size import bytes_of, even_share, max_saved_steps, steps_per_block
+from tbptt.windows import scan_segments
 
 
 @dataclasses.dataclass(frozen=True)
 class CarriesOnly:
-    """Rematerialise the insides of every step: keep inputs and carries, two arrays `[T, *batch, H]` for an LSTM.
+    """Rematerialise the intermediates of every step; the residuals are inputs and carries.
 
-    With the carries known, the gates of all steps are computed again side by side: one product for a block of steps, no
-    second run through time.
+    For an LSTM the carries are two arrays `[T, *batch, H]`. The backward pass recomputes the gates
+    of all steps of a block from them in one matrix product, without a second scan over time.
     """
 
 
 @dataclasses.dataclass(frozen=True)
 class Segments:
-    """Rematerialise: keep the carries between segments only, and run each segment again in the backward pass.
+    """Rematerialise whole segments; the residuals are the carries between segments.
 
-    Args (static): length, steps a segment; None = ceil(sqrt(T)), which keeps about 2 sqrt(T) carries instead of every
-    intermediate of T steps, for one extra forward pass. A tuple nests, the longest first: `(1000, 30)` keeps T / 1000 + 34
-    carries and 30 steps of intermediates, for two.
+    Args (static):
+      length: steps per segment. None for ceil(sqrt(T)), which stores about 2 sqrt(T) carries
+        instead of the intermediates of T steps, at the cost of one extra forward pass. A tuple
+        gives nested segments, the longest first: `(1000, 30)` stores T / 1000 + 34 carries and the
+        intermediates of 30 steps, at the cost of two extra forward passes.
 
-    References: Chen, Xu, Zhang, Guestrin, *Training deep nets with sublinear memory cost*, 2016, arXiv:1604.06174.
+    Raises:
+      ValueError: a length is below 1, or a tuple is not in decreasing order.
+
+    References: Chen, Xu, Zhang, Guestrin, *Training deep nets with sublinear memory cost*, 2016,
+    arXiv:1604.06174.
     """
 
     length: int | tuple[int, ...] | None = None
@@ -41,12 +47,19 @@ class Segments:
         lengths = self.length if isinstance(self.length, tuple) else (self.length,)
         for length in lengths:
             if length is not None and length < 1:
-                raise ValueError(f"Segments.length must be at least 1 step, or None for ceil(sqrt(T)); got {length}")
-        if None in lengths[1:] or (len(lengths) > 1 and list(lengths) != sorted(lengths, reverse=True)):
-            raise ValueError(f"Segments.length as a tuple holds steps, the longest first; got {self.length}")
+                raise ValueError(
+                    "Segments.length must be at least 1 step, or None for ceil(sqrt(T)); got "
+                    f"{length}"
+                )
+        if None in lengths[1:] or (
+            len(lengths) > 1 and list(lengths) != sorted(lengths, reverse=True)
+        ):
+            raise ValueError(
+                f"Segments.length as a tuple must hold steps, the longest first; got {self.length}"
+            )
 
     def lengths(self, T: int) -> tuple[int, ...]:
-        """Returns the lengths of the nested segments for T steps, the longest first."""
+        """Return the lengths of the nested segments for T steps, the longest first."""
         if self.length is None:
             return (math.isqrt(max(T - 1, 0)) + 1,)
         lengths = self.length if isinstance(self.length, tuple) else (self.length,)
@@ -59,72 +72,89 @@ Remat: TypeAlias = CarriesOnly | Segments
 def in_segments(
     run: Callable[[Any, Any], tuple[Any, Any]], remat: Remat | None, T: int
 ) -> Callable[[Any, Any], tuple[Any, Any]]:
-    """Wrap `run(carry, steps) -> (carry, out)` so that each segment of `Segments` is rematerialised as a whole."""
+    """Wrap `run(carry, steps) -> (carry, out)` to rematerialise the segments of a plan."""
     for length in reversed(remat.lengths(T)) if isinstance(remat, Segments) else ():
-        run = functools.partial(in_pieces, jax.checkpoint(run), piece=length)
+        run = functools.partial(scan_segments, jax.checkpoint(run), length=length)
     return run
 
 
 @dataclasses.dataclass(frozen=True)
 class MemoryBudget:
-    """Rematerialise as little as fits: the cheapest plan whose predicted bytes are at most `bytes`.
+    """Rematerialise as little as a budget allows.
 
-    Tried from cheap in time to cheap in memory: what `unroll` does unasked; `CarriesOnly()`; one level of `Segments`,
-    the longest that fit; two levels; three. Given to `sequence_loss` it counts the readout too, and cuts it with the
-    rest.
+    The plan is the first one whose predicted bytes are at most `bytes`, from the fastest to the
+    smallest: None; `CarriesOnly()`; one level of `Segments`, the longest that fit; two levels;
+    three levels. In `sequence_loss` the budget includes the readout, which is then rematerialised
+    by segment too.
 
-    Args (static): bytes, of temporary memory for one gradient; the parameters and the batch themselves do not count.
+    Args (static):
+      bytes: temporary memory for one gradient, without the parameters and the batch.
+
+    Raises:
+      ValueError: `bytes` is not a positive Python int.
     """
 
     bytes: int
 
     def __post_init__(self) -> None:
         if isinstance(self.bytes, bool) or not isinstance(self.bytes, int) or self.bytes < 1:
-            raise ValueError(f"MemoryBudget.bytes must be a positive Python int (100 << 20 is 100 MiB); got {self.bytes!r}")
+            raise ValueError(
+                "MemoryBudget.bytes must be a positive Python int (100 << 20 is 100 MiB); got "
+                f"{self.bytes!r}"
+            )
 
 
 class StepBytes(NamedTuple):
-    """What one step of all lanes needs, in bytes.
+    """Memory of one step of all batch rows, in bytes.
 
-    carry: one carry
-    kept:  what the plan without recomputation keeps of it for the backward pass, its carry included
-    block: what the backward pass makes of it, for one block of steps at a time
-    outer: what its surroundings hold: the output and its cotangent, a readout's results
-    fixed: not of a step, but once: the weights' gradient and copies of the weights
-    steps: about the steps of a block, see `block_size.even_share`
-    lean:  from so many steps on, nothing but carries is kept without being asked, see `block_size.steps_kept`
+    carry: the carry
+    saved: the residuals of the step without rematerialisation, carry included
+    block: temporaries of the backward pass, allocated for one block of steps at a time
+    outer: the output and its cotangent, and the results of a readout
+    fixed: allocated once: the weight gradient and copies of the weights
+    steps: the approximate number of steps of a block, see `block_size.even_share`
+    carries_only_from: the number of steps from which the default plan stores carries only, see
+      `block_size.max_saved_steps`
     """
 
     carry: int
-    kept: int
+    saved: int
     block: int
     outer: int
     fixed: int
     steps: int
-    lean: float
+    carries_only_from: float
 
 
 class MemoryPlan(NamedTuple):
-    """A plan, the bytes predicted for it, and how many forward passes the backward pass makes again."""
+    """A plan, its predicted bytes, and the extra forward passes of its backward pass."""
 
     remat: Remat | None
     predicted_bytes: int
     extra_forwards: int
 
 
-def step_bytes(cell: Cell, params: Params, batch_shape: tuple[int, ...], x: Any, outer: int = 0) -> StepBytes:
-    """Counts what a step of a cell needs, by its shapes alone; a stack is the sum of its layers.
+def step_bytes(
+    cell: Cell, params: Params, batch_shape: tuple[int, ...], x: Any, outer: int = 0
+) -> StepBytes:
+    """Compute the bytes of one step of a cell from shapes; a stack has the sum over its layers.
 
-    Args: x, the shape and dtype of one step's input `[*batch, D]`; outer, bytes of a step outside the cell.
+    Args:
+      cell: the cell; static.
+      params: its parameters, or their shapes.
+      batch_shape: the batch axes; static.
+      x: the shape and dtype of the input of one step, `[*batch, D]`.
+      outer: bytes of a step outside the cell.
     """
     if isinstance(cell, LayeredCell):
         layers = []
         for layer, p in zip(cell.cells, params, strict=True):
             layers.append(step_bytes(layer, p, batch_shape, x))
             _, x = jax.eval_shape(layer, p, _carry(layer, batch_shape), x)
-        carry, kept, block, own, fixed = (sum(one[i] for one in layers) for i in range(5))
-        steps, lean = max(one.steps for one in layers), min(one.lean for one in layers)
-        return StepBytes(carry, kept, block, own + outer, fixed, steps, lean)
+        carry, total_saved, block, own, fixed = (sum(one[i] for one in layers) for i in range(5))
+        steps = max(one.steps for one in layers)
+        threshold = min(one.carries_only_from for one in layers)
+        return StepBytes(carry, total_saved, block, own + outer, fixed, steps, threshold)
     back = cell_vjp_of(cell)
 
     def step(params: Params, carry: Any, x: Any) -> Any:
@@ -135,37 +165,50 @@ def step_bytes(cell: Cell, params: Params, batch_shape: tuple[int, ...], x: Any,
         return leaving, y, saved, factors, back.inputs(weights, x)
 
     leaving, y, saved, factors, z = jax.eval_shape(step, params, _carry(cell, batch_shape), x)
-    carry, saved_bytes = bytes_of(leaving), bytes_of(saved)
+    carry, residual_bytes = bytes_of(leaving), bytes_of(saved)
     block = bytes_of(factors) + 2 * bytes_of(z) + carry
-    lean = math.inf if isinstance(back, AutodiffVJP) else steps_kept(back, params, leaving, x)
-    if isinstance(back, AutodiffVJP):  # kept whole, such a cell is differentiated by JAX, which keeps its factors too
-        saved_bytes += bytes_of(factors) + bytes_of(z)
+    carries_only_from = (
+        math.inf if isinstance(back, AutodiffVJP) else max_saved_steps(back, params, leaving, x)
+    )
+    if isinstance(back, AutodiffVJP):
+        # JAX differentiates such a cell and keeps its factors too.
+        residual_bytes += bytes_of(factors) + bytes_of(z)
     return StepBytes(
-        carry, carry + saved_bytes, block, 2 * bytes_of(y) + outer, 3 * bytes_of(params), steps_per_block(bytes_of(z)), lean
+        carry,
+        carry + residual_bytes,
+        block,
+        2 * bytes_of(y) + outer,
+        3 * bytes_of(params),
+        steps_per_block(bytes_of(z)),
+        carries_only_from,
     )
 
 
 def predicted_bytes(remat: Remat | None, sizes: StepBytes, T: int) -> int:
-    """Predicts the temporary bytes of one gradient over T steps.
+    """Predict the temporary bytes of one gradient over T steps.
 
-    nothing asked for:   T (kept + outer) + block; from `lean` steps on as CarriesOnly
+    None:                T (saved + outer) + block; from `carries_only_from` steps as CarriesOnly
     CarriesOnly:         T (carry + outer) + block
-    Segments(l1 .. ld):  (T / l1 + l1 / l2 + ..) carry + ld (kept + outer) + block
+    Segments(l1 .. ld):  (T / l1 + l1 / l2 + ..) carry + ld (saved + outer) + block
     """
     length, carries = T, 0
     if isinstance(remat, Segments):
         for inner in remat.lengths(T):
             carries, length = carries + math.ceil(length / inner), min(inner, length)
-    each = sizes.carry if isinstance(remat, CarriesOnly) or length >= sizes.lean else sizes.kept
+    each = (
+        sizes.carry
+        if isinstance(remat, CarriesOnly) or length >= sizes.carries_only_from
+        else sizes.saved
+    )
     block = even_share(length, sizes.steps) * sizes.block
     return carries * sizes.carry + length * (each + sizes.outer) + block + sizes.fixed
 
 
 def plan_memory(remat: Remat | MemoryBudget | None, sizes: StepBytes, T: int) -> MemoryPlan:
-    """Returns the plan itself, or for a budget the cheapest one that fits, with its predicted bytes.
+    """Return the given plan, or the fastest one within a budget, with its predicted bytes.
 
     Raises:
-      ValueError: no plan fits the budget; the message says what the leanest needs.
+      ValueError: no plan fits the budget; the message contains the bytes of the smallest plan.
     """
     if not isinstance(remat, MemoryBudget):
         return MemoryPlan(remat, predicted_bytes(remat, sizes, T), _forwards(remat, T))
@@ -176,22 +219,33 @@ def plan_memory(remat: Remat | MemoryBudget | None, sizes: StepBytes, T: int) ->
             return MemoryPlan(plan, predicted, _forwards(plan, T))
         least = predicted if least is None else min(least, predicted)
     raise ValueError(
-        f"MemoryBudget.bytes={remat.bytes} is too small for T={T}: the leanest plan needs about {least} bytes, of which "
-        f"{sizes.fixed} are the weights' gradient. Raise the budget, lower the batch size, or truncate"
+        f"MemoryBudget.bytes={remat.bytes} is too small for T={T}: the smallest plan needs about "
+        f"{least} bytes, of which {sizes.fixed} are the weight gradient. Raise the budget, lower "
+        "the batch size, or truncate"
     )
 
 
 def _plans(T: int) -> Iterator[Remat | None]:
-    """From cheap in time to cheap in memory."""
+    """Yield the plans, from the fastest to the smallest."""
     yield None
     yield CarriesOnly()
     for level in (1, 2, 3):
         root = T ** (1 / (level + 1))
-        for factor in (16, 8, 4, 2, 1, 0.5):  # how much longer than the root the innermost segment is
+        # Length of the innermost segment over the root.
+        for factor in (
+            16,
+            8,
+            4,
+            2,
+            1,
+            0.5,
+        ):
             inner = max(1, round(root * factor))
             if inner < T:
                 ratio = (T / inner) ** (1 / level)
-                yield Segments(tuple(max(inner, round(inner * ratio**k)) for k in reversed(range(level))))
+                yield Segments(
+                    tuple(max(inner, round(inner * ratio**k)) for k in reversed(range(level)))
+                )
 
 
 def _forwards(remat: Remat | None, T: int) -> int:
@@ -202,8 +256,10 @@ def _carry(cell: Cell, batch_shape: tuple[int, ...]) -> Any:
     return jax.eval_shape(lambda: cell.initial_carry(batch_shape))
 
 
-def resolve_budget(cell: Cell, params: Params, xs: Any, remat: Remat | MemoryBudget | None) -> Remat | None:
-    """Return the plan that a `MemoryBudget` chooses for a sequence; any other plan as it is."""
+def resolve_budget(
+    cell: Cell, params: Params, xs: Any, remat: Remat | MemoryBudget | None
+) -> Remat | None:
+    """Return the plan that a `MemoryBudget` selects for a sequence; return other plans as given."""
     if not isinstance(remat, MemoryBudget):
         return remat
     x = jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype)
@@ -211,9 +267,9 @@ def resolve_budget(cell: Cell, params: Params, xs: Any, remat: Remat | MemoryBud
 
 
 def refuse_budget(name: str, remat: Remat | MemoryBudget | None) -> None:
-    """Raise a ValueError if `remat` is a `MemoryBudget`, whose plan is predicted for `unroll` only."""
+    """Raise a ValueError if `remat` is a `MemoryBudget`, which only `unroll` supports."""
     if isinstance(remat, MemoryBudget):
         raise ValueError(
-            f"{name} does not support remat=MemoryBudget(...), whose predictions are those of unroll: use Segments(length) "
-            "or CarriesOnly(), or tbptt.unroll"
+            f"{name} does not support remat=MemoryBudget(...), whose predictions hold for unroll "
+            "only: use Segments(length) or CarriesOnly(), or tbptt.unroll"
         )

@@ -1,4 +1,4 @@
-"""The plain scan over time, which defines what every unroll function computes."""
+"""The plain scan over time, which defines the result of every unroll function."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,14 +12,16 @@ from tbptt.types import Carry
 
 
 class Steps(NamedTuple):
-    """What a cell is run over, every leaf `[T, *batch, ...]`: inputs, where to reset, and which steps exist."""
+    """The inputs of a cell over time, every leaf `[T, *batch, ...]`; see `unroll`."""
 
     xs: Any
     resets: Bool[Array, "T *batch"] | None = None
     mask: Bool[Array, "T *batch"] | None = None
 
 
-def plain_scan(step: Callable[..., Any], initial: Carry, carry: Carry, steps: Steps) -> tuple[Carry, Any]:
+def plain_scan(
+    step: Callable[..., Any], initial: Carry, carry: Carry, steps: Steps
+) -> tuple[Carry, Any]:
     """Scan a step `(carry, x) -> (carry, y)`, differentiated by JAX.
 
     for t in range(T):
@@ -38,7 +40,7 @@ def plain_scan(step: Callable[..., Any], initial: Carry, carry: Carry, steps: St
 
 
 def entering_carry(carry: Carry, initial: Carry, resets: Bool[Array, "*batch"] | None) -> Carry:
-    """Return the carry that a step starts from."""
+    """Return the carry that enters a step: `initial` where the step is reset."""
     return carry if resets is None else select(resets, initial, carry)
 
 

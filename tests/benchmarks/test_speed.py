@@ -1,4 +1,4 @@
-"""Every benchmark of speed runs its code on tiny sizes, and refuses to time what computes something else."""
+"""Benchmarks of speed on small sizes; programs that compute something else are not timed."""
 
 import json
 import time
@@ -11,15 +11,20 @@ import pytest
 import tbptt
 from benchmarks import full_vs_truncated, gpu, windows_in_parallel
 from benchmarks.clock import measure
-from benchmarks.support import line, loops, program
+from benchmarks.support import line, loops
+from experiments.support.common.environment import environment
 from tests.support.benchmark_rows import KEYS, keep_what_is_traced  # noqa: F401
 
 
-def test_the_clock_waits_for_the_value():
+def test_the_clock_waits_for_the_result():
     def slow(x):
-        return jax.pure_callback(lambda a: (time.sleep(0.05), np.asarray(a))[1], jax.ShapeDtypeStruct((), x.dtype), x)
+        return jax.pure_callback(
+            lambda a: (time.sleep(0.05), np.asarray(a))[1], jax.ShapeDtypeStruct((), x.dtype), x
+        )
 
-    timing = measure({"slow": (slow, (jnp.zeros(()),)), "fast": (lambda x: x + 1, (jnp.zeros(()),))}, repeats=3)
+    timing = measure(
+        {"slow": (slow, (jnp.zeros(()),)), "fast": (lambda x: x + 1, (jnp.zeros(()),))}, repeats=3
+    )
     assert timing["slow"].least >= 0.05 > timing["fast"].seconds
     assert timing["slow"].least <= timing["slow"].seconds <= timing["slow"].most
     assert timing["fast"].compile_seconds > 0
@@ -34,37 +39,45 @@ def test_the_gpu_cases_run(monkeypatch):
 
 @pytest.mark.exhaustive
 def test_loops_are_compared_before_they_are_timed(monkeypatch):
-    rows = {(row["system"], row["form"]): row for row in loops.measure(3, 2, 4, repeats=1)}
+    rows = {
+        (row["system"], row["form"]): row
+        for row in loops.measure(3, 2, 4, repeats=1, interpret=True)
+    }
     assert set(rows) == {
-        (s, f) for s in ("plain_unroll", "unroll", "fused_unroll", "cuDNN") for f in ("forward", "gradient")
+        (s, f)
+        for s in ("plain_unroll", "unroll", loops.PALLAS, "cuDNN")
+        for f in ("forward", "gradient")
     }
     for (system, _), row in rows.items():
-        if system == "cuDNN":  # there is none on a CPU: an answer, not a crash
+        if system == "cuDNN":  # not available on a CPU
             assert row["error"] and "seconds" not in row
         else:
             assert row["difference"] < 1e-12 and row["microseconds_per_step"] > 0
 
-    def wrong(*args, **options):
-        carry, ys = tbptt.plain_unroll(*args, **options)
+    def wrong(*args, interpret):
+        carry, ys = tbptt.plain_unroll(*args)
         return carry, 1.05 * ys
 
-    monkeypatch.setattr(tbptt, "fused_unroll", wrong)
-    rows = {(row["system"], row["form"]): row for row in loops.measure(3, 2, 4, repeats=1)}
+    monkeypatch.setattr(loops.pallas_gpu, "unroll", wrong)
+    rows = {
+        (row["system"], row["form"]): row
+        for row in loops.measure(3, 2, 4, repeats=1, interpret=True)
+    }
     for form in ("forward", "gradient"):
-        assert "refused" in rows["fused_unroll", form] and "seconds" not in rows["fused_unroll", form]
+        assert "refused" in rows[loops.PALLAS, form] and "seconds" not in rows[loops.PALLAS, form]
 
 
 @pytest.mark.exhaustive
-def test_cudnn_gets_our_weights_in_its_order(monkeypatch):
-    """Against JAX's own statement in plain JAX of what cuDNN computes."""
+def test_the_weights_are_converted_to_cudnns_order(monkeypatch):
+    """Against the reference implementation of cuDNN's LSTM in JAX."""
     from jax.experimental import rnn
 
-    def stated(x, h, c, weights, lengths, *sizes):
+    def reference(x, h, c, weights, lengths, *sizes):
         assert (lengths.dtype, lengths.shape, x.shape[:2]) == (jnp.int32, (2,), (2, 3))
         parts = rnn.unpack_lstm_weights(weights, sizes[0], sizes[1], sizes[2], sizes[4])
         return rnn.lstm_ref(x, h, c, *parts, lengths, *sizes)
 
-    monkeypatch.setattr(rnn, "lstm", stated)
+    monkeypatch.setattr(rnn, "lstm", reference)
     rows = [row for row in loops.measure(3, 2, 4, repeats=1) if row["system"] == "cuDNN"]
     assert len(rows) == 2 and all(row["difference"] < 1e-12 for row in rows)
 
@@ -73,12 +86,20 @@ def test_cudnn_gets_our_weights_in_its_order(monkeypatch):
 def test_full_against_truncated(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(full_vs_truncated, "H", 4)
     rows = full_vs_truncated.measure_length(20, ((5, 5), (5, 10)), repeats=1)
-    assert [row["system"] for row in rows][1:3] == ["tbptt truncated_bptt(5, 5)", "tbptt truncated_bptt(5, 10)"]
-    assert all(row.keys() >= KEYS and row["steps_per_second"] > 0 for row in rows) and rows[0]["ratio"] == 1
+    assert [row["system"] for row in rows][1:3] == [
+        "tbptt truncated_bptt(5, 5)",
+        "tbptt truncated_bptt(5, 10)",
+    ]
+    assert (
+        all(row.keys() >= KEYS and row["steps_per_second"] > 0 for row in rows)
+        and rows[0]["ratio"] == 1
+    )
     skipped = full_vs_truncated.measure_length(10, ((5, 5),), repeats=1, most_bytes=-1)
-    assert all(row["ratio"] is None and "GiB" in row["skipped"] and row.keys() >= KEYS for row in skipped)
+    assert all(
+        row["ratio"] is None and "GiB" in row["skipped"] and row.keys() >= KEYS for row in skipped
+    )
     fitted = {"ratios": [1, 2], "seconds_per_step": [1.0, 2.0], **line.fit([1, 2], [1.0, 2.0])}
-    machine = program.environment() | {"cpu": "a cpu"}
+    machine = environment() | {"cpu": "a cpu"}
     summary = {"quick": True, "rows": rows + skipped, "line": fitted, "environment": machine}
     full_vs_truncated.draw(json.loads(json.dumps(summary)), tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 5000
@@ -88,9 +109,19 @@ def test_compile_time_is_compared_with_the_textbook_and_over_lengths():
     def row(T, system, seconds):
         return {"case": {"T": T}, "system": system, "compile_seconds": seconds}
 
-    ours, cut, other = full_vs_truncated.FULL, "tbptt truncated_bptt(5, 5)", full_vs_truncated.TEXTBOOK
-    rows = [row(T, system, s * T) for T in (1, 2, 3) for system, s in ((ours, 4.0), (cut, 8.0), (other, 2.0))]
-    made = [(r["case"], r["measured"], r["reached"]) for r in full_vs_truncated.compile_targets(rows)]
+    ours, cut, other = (
+        full_vs_truncated.FULL,
+        "tbptt truncated_bptt(5, 5)",
+        full_vs_truncated.TEXTBOOK,
+    )
+    rows = [
+        row(T, system, s * T)
+        for T in (1, 2, 3)
+        for system, s in ((ours, 4.0), (cut, 8.0), (other, 2.0))
+    ]
+    made = [
+        (r["case"], r["measured"], r["reached"]) for r in full_vs_truncated.compile_targets(rows)
+    ]
     assert made == [("T=2", 2.0, False), (f"{ours}, T=3", 3.0, False), (f"{cut}, T=3", 3.0, False)]
 
 
@@ -104,17 +135,19 @@ def test_the_line_is_fitted():
 
 
 @pytest.mark.exhaustive
-def test_the_past_of_the_line_s_windows_is_full(monkeypatch):
+def test_the_windows_of_the_line_have_a_full_past(monkeypatch):
     monkeypatch.setattr(line, "RATIOS", (1, 3))
-    ages, race = [], line.clock.race
+    ages, time_interleaved = [], line.clock.time_interleaved
 
-    def watching(programs, repeats):
+    def recording(programs, repeats):
         ages.extend(int(p.args[1].age) for name, p in programs.items() if name != "1")
-        return race(programs, repeats)
+        return time_interleaved(programs, repeats)
 
-    monkeypatch.setattr(line.clock, "race", watching)
+    monkeypatch.setattr(line.clock, "time_interleaved", recording)
     got = line.measure(2, 4, B=2, D=3, H=4, repeats=1)
-    assert ages == [4] and len(got["seconds_per_step"]) == 2  # k2 - k1 steps are remembered, all of them real
+    assert (
+        ages == [4] and len(got["seconds_per_step"]) == 2
+    )  # all k2 - k1 remembered steps are real
     assert line.targets(got)[0]["wanted"] == 0.2
 
 

@@ -1,4 +1,4 @@
-"""Every system of benchmarks/peers.py does the same work: the same losses from the same weights, in every form."""
+"""All systems of benchmarks/peers.py compute the same losses from the same weights."""
 
 import functools
 import importlib
@@ -16,20 +16,24 @@ from benchmarks.systems import serve, textbook
 from benchmarks.systems.registry import OURS, SYSTEMS, TEXTBOOK, System, is_ours
 from benchmarks.systems.work import Case, Form, draw_data, draw_weights
 
-CASES = (Case("floats", 3, 4, 2, 3, 5), Case("symbols", 3, 4, 2, 6, 5, symbols=True), Case("one chunk", 1, 6, 2, 3, 5))
-# Keras keeps its learning rate in float32 and places epsilon elsewhere; PyTorch's clipping adds 1e-6 to the norm.
+CASES = (
+    Case("floats", 3, 4, 2, 3, 5),
+    Case("symbols", 3, 4, 2, 6, 5, symbols=True),
+    Case("one chunk", 1, 6, 2, 3, 5),
+)
+# Keras has its learning rate in float32 and epsilon elsewhere; PyTorch's clipping adds 1e-6.
 WITHIN = {"keras": 2e-6, "PyTorch": 1e-6}
 EPOCHS = 3
 
 
 def losses(make_forms, case, weights=None, dtype=np.float64, only=None):
-    """The losses of some epochs one after another, by form: from the second epoch on with a carry that is not zero."""
+    """Return the losses of EPOCHS epochs by form; from the second on the carry is not zero."""
     weights = draw_weights(case, dtype) if weights is None else weights
     seen = {}
     for name, form in make_forms(case, weights, draw_data(case, dtype)).items():
         if only not in (None, name):
             continue
-        form.block(form.epoch(form.begin()))  # the next one must begin where this one did
+        form.block(form.epoch(form.begin()))  # the next one must begin at the same state
         state, seen[name] = form.begin(), []
         for _ in range(EPOCHS):
             state, new = form.epoch(state)
@@ -51,16 +55,16 @@ def reference(case):
 
 
 def per_chunk(case, weights=None, dtype=np.float64):
-    """The losses of the textbook's documented form."""
+    """Return the losses of the textbook's documented form."""
     return losses(textbook.forms, case, weights, dtype, "per chunk")["per chunk"]
 
 
-# One chunk is full BPTT for us, and nothing new for others.
+# One chunk is full BPTT for ours, and no other program for the others.
 ALL = [(name, case) for name in SYSTEMS for case in (CASES if is_ours(name) else CASES[:2])]
 ESSENTIAL = [(OURS, CASES[1])]
 
 
-@pytest.mark.filterwarnings("default")  # what other libraries deprecate is not ours to fix
+@pytest.mark.filterwarnings("default")  # deprecations in other libraries
 @pytest.mark.parametrize(
     ("name", "case"),
     [pytest.param(*one, marks=() if one in ESSENTIAL else pytest.mark.exhaustive) for one in ALL],
@@ -70,21 +74,25 @@ def test_same_weights_give_the_same_losses_in_every_form(name, case):
     seen = losses(make_forms_of(name), case)
     assert "per chunk" in seen and (not is_ours(name) or "one program" in seen)
     for form, got in seen.items():
-        np.testing.assert_allclose(got, reference(case), rtol=WITHIN.get(name, 1e-12), err_msg=f"{form} {case}")
+        np.testing.assert_allclose(
+            got, reference(case), rtol=WITHIN.get(name, 1e-12), err_msg=f"{form} {case}"
+        )
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", [name for name, system in SYSTEMS.items() if system.cores])
 def test_on_all_cores_the_losses_are_those_of_one(name):
-    """In its own process, which sees a device a core: lanes are dealt out, or there is nothing to measure."""
-    worker, case = Worker(name), Case("floats", 4, 6, 4 * 3 * 5 * 7, 3, 5)  # a number of lanes that all go into
+    """In its own process with a device per core, whose number divides the batch."""
+    if absent := serve.missing(SYSTEMS[name]):
+        pytest.skip(f"{absent} is not installed: {serve.REMEDY}")
+    worker, case = Worker(name), Case("floats", 4, 6, 4 * 3 * 5 * 7, 3, 5)
     expected = per_chunk(case, dtype=np.float32)
     try:
         assert worker.ready()
         forms = worker.prepare(case._asdict(), 1)
         assert forms.keys() == {"per chunk", "one program"}
-        for known in forms.values():
-            assert peer_rows.difference(known["losses"], expected[:8]) < 1e-5
+        for seen in forms.values():
+            assert peer_rows.difference(seen["losses"], expected[:8]) < 1e-5
         cores = len(os.sched_getaffinity(0))
         assert cores == 1 or worker.prepare(case._replace(B=1)._asdict(), 1) == {}
     finally:
@@ -95,10 +103,12 @@ def test_wrong_work_is_refused():
     case, right = CASES[0], reference(CASES[0])
     weights, data = draw_weights(case, np.float64), draw_data(case, np.float64)
     H = case.H
-    swapped = weights._replace(w_h=weights.w_h[:, [*range(H, 2 * H), *range(H), *range(2 * H, 4 * H)]])
+    swapped = weights._replace(
+        w_h=weights.w_h[:, [*range(H, 2 * H), *range(H), *range(2 * H, 4 * H)]]
+    )
     wrong = per_chunk(case, swapped)
     assert peer_rows.difference(wrong, right) > 10 * peer_rows.TOLERANCE
-    chunks = case._replace(N=1)  # an epoch of one chunk, begun afresh each time: the carry is never handed on
+    chunks = case._replace(N=1)  # one chunk per epoch: the carry of the last is lost
     form = textbook.forms(chunks, weights, data)["per chunk"]
     (params, opt_state, zeros), first = form.epoch(form.begin())
     assert peer_rows.difference([float(first[0])], right[:1]) < 1e-5
@@ -116,13 +126,15 @@ def test_float32_is_well_within_the_tolerance():
         assert peer_rows.difference(got, reference(case)) < 0.1 * peer_rows.TOLERANCE
 
 
-def test_a_system_that_is_not_installed_is_an_answer(monkeypatch):
-    said = []
-    serve.serve(System("benchmarks.systems.peer_haiku:forms", ("no_such_package",)), [], said.append)
-    assert said == [{"missing": "no_such_package", "remedy": "pip install tbptt[peers]"}]
+def test_a_system_that_is_not_installed_is_reported(monkeypatch):
+    replies = []
+    serve.serve(
+        System("benchmarks.systems.peer_haiku:forms", ("no_such_package",)), [], replies.append
+    )
+    assert replies == [{"missing": "no_such_package", "remedy": serve.REMEDY}]
 
     class Absent:
-        missing = {"missing": "haiku", "remedy": "pip install tbptt[peers]"}
+        missing = {"missing": "haiku", "remedy": serve.REMEDY}
 
         def __init__(self, name):
             self.name = name
@@ -131,50 +143,73 @@ def test_a_system_that_is_not_installed_is_an_answer(monkeypatch):
             return False
 
         def close(self):
-            said.append(self.name)
+            replies.append(self.name)
 
     monkeypatch.setattr(peers, "Worker", Absent)
     monkeypatch.setattr(peers, "CASES", ())
-    flags = type("Flags", (), {"cases": None, "quick": False, "repeats": None, "systems": ["haiku"]})
+    flags = type(
+        "Flags", (), {"cases": None, "quick": False, "repeats": None, "systems": ["haiku"]}
+    )
     summary = peers.measure(flags)
-    wanted = {"case": None, "system": "haiku", "missing": "haiku", "remedy": "pip install tbptt[peers]"}
-    assert wanted in summary["rows"] and summary["targets"] == [] and set(said[1:]) == {"haiku", TEXTBOOK}
+    wanted = {
+        "case": None,
+        "system": "haiku",
+        "missing": "haiku",
+        "remedy": serve.REMEDY,
+    }
+    assert (
+        wanted in summary["rows"]
+        and summary["targets"] == []
+        and set(replies[1:]) == {"haiku", TEXTBOOK}
+    )
 
 
 def fake_forms(case, weights, data):
-    """A system that counts its updates; its loss is the case's H."""
-    form = Form(lambda: 0, lambda state: (state + case.N, [case.H] * case.N), lambda: (2.0, 8), lambda value: None)
+    """Make the form of a system that counts its updates; its loss is the case's H."""
+    form = Form(
+        lambda: 0,
+        lambda state: (state + case.N, [case.H] * case.N),
+        lambda: (2.0, 8),
+        lambda value: None,
+    )
     return {"per chunk": form}
 
 
-def test_a_system_answers_fails_and_goes_on():
-    """As its process does: a line of JSON in, a line of JSON out."""
-    said, case = [], CASES[1]._asdict()
+def test_a_system_answers_after_an_error():
+    """In this process, with the lines of JSON of a worker process."""
+    replies, case = [], CASES[1]._asdict()
     commands = [
-        {"do": "epoch", "form": "per chunk", "warm": 0},  # nothing is prepared yet
+        {"do": "epoch", "form": "per chunk", "warm": 0},  # before any prepare
         {"do": "prepare", "case": case, "compiles": 3},
         {"do": "epoch", "form": "per chunk", "warm": 0.01},
         {"do": "prepare", "case": case | {"unknown": 1}, "compiles": 1},
     ]
-    serve.serve(System(f"{__name__}:fake_forms"), map(json.dumps, commands), said.append)
-    assert said[0] == {"ready": True} and said[1] == {"error": "KeyError: 'per chunk'"} and "TypeError" in said[4]["error"]
-    prepared = said[2]["forms"]["per chunk"]
-    assert prepared.pop("seconds") > 0 and said[3]["seconds"] > 0 and json.dumps(said)
+    serve.serve(System(f"{__name__}:fake_forms"), map(json.dumps, commands), replies.append)
+    assert (
+        replies[0] == {"ready": True}
+        and replies[1] == {"error": "KeyError: 'per chunk'"}
+        and "TypeError" in replies[4]["error"]
+    )
+    prepared = replies[2]["forms"]["per chunk"]
+    assert prepared.pop("seconds") > 0 and replies[3]["seconds"] > 0 and json.dumps(replies)
     assert prepared == {"compile_seconds": 2.0, "temp_bytes": 8, "losses": [CASES[1].H] * 8}
 
 
 @pytest.mark.exhaustive
-def test_a_process_answers_fails_and_goes_on(monkeypatch):
+def test_a_process_answers_after_an_error(monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     worker = Worker(TEXTBOOK)
     try:
         assert worker.ready() and worker.missing is None
         with pytest.raises(WorkerError, match="textbook scan: KeyError"):
-            worker.epoch("per chunk", warm=0)  # nothing is prepared yet
+            worker.epoch("per chunk", warm=0)  # before any prepare
         case = CASES[1]
         prepared = worker.prepare(case._asdict(), compiles=1)
         assert set(prepared) == {"per chunk", "one program"} and json.dumps(prepared)
-        assert prepared["per chunk"]["compile_seconds"] > 0 and len(prepared["per chunk"]["losses"]) == 8
+        assert (
+            prepared["per chunk"]["compile_seconds"] > 0
+            and len(prepared["per chunk"]["losses"]) == 8
+        )
         assert worker.epoch("one program", warm=0.01) > 0
     finally:
         worker.close()

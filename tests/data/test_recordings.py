@@ -1,4 +1,4 @@
-"""Reading pickles that must not run anything, and the pulse recording put together from them."""
+"""Pickles are read without running code, and recordings are assembled from them."""
 
 import os
 import pickle
@@ -17,13 +17,13 @@ class Evil:
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
-def test_pickle_that_would_run_something_is_refused(protocol: int, tmp_path: Path, monkeypatch) -> None:
+def test_pickle_that_would_run_code_is_rejected(protocol: int, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     data = pickle.dumps({"x2": 3, "more": [Evil()]}, protocol)
     with pytest.raises(DataDamaged, match=r"demo\.pkl.*(posix|nt)\.mkdir, which is refused"):
         read_pickle(data, "demo.pkl")
     assert not Path("evil_was_here").exists()
-    pickle.loads(data)  # and it is evil indeed
+    pickle.loads(data)  # the plain unpickler does run it
     assert Path("evil_was_here").exists()
 
 
@@ -32,7 +32,7 @@ def test_pickle_that_would_run_something_is_refused(protocol: int, tmp_path: Pat
 def test_pickled_arrays_of_old_and_new_numpy(protocol: int, home: bytes) -> None:
     wanted = {"x": np.arange(6.0).reshape(2, 3), "fs": 128, "info": "text"}
     data = pickle.dumps(wanted, protocol)
-    if protocol == 3:  # 4 counts the bytes of its names, so they cannot just be exchanged
+    if protocol == 3:  # protocol 4 stores the lengths of names, so they cannot be replaced
         data = data.replace(b"numpy._core.multiarray", home)
         assert home in data
     got = read_pickle(data, "demo.pkl")
@@ -41,13 +41,13 @@ def test_pickled_arrays_of_old_and_new_numpy(protocol: int, home: bytes) -> None
 
 
 @pytest.mark.parametrize("cut", [0, 1, 40, 150, -1])
-def test_truncated_pickle_names_its_source(cut: int) -> None:
+def test_truncated_pickle_error_gives_the_source(cut: int) -> None:
     with pytest.raises(DataDamaged, match=r"demo\.pkl is not a readable pickle"):
         read_pickle(pickle.dumps({"x": np.arange(40)}, 4)[:cut], "demo.pkl")
 
 
 @pytest.mark.parametrize("data", [b"PK\x03\x04junk", b"\x93NUMPY", b"hello", bytes(100)])
-def test_foreign_bytes_name_their_source(data: bytes) -> None:
+def test_invalid_bytes_error_gives_the_source(data: bytes) -> None:
     with pytest.raises(DataDamaged, match=r"demo\.pkl is not a readable pickle"):
         read_pickle(data, "demo.pkl")
 
@@ -60,55 +60,80 @@ def fake_spkit(monkeypatch: pytest.MonkeyPatch, **contents: object) -> None:
     )
 
 
-def test_ppg_puts_columns_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ppg_stacks_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     gsr = {"x1": np.array([0.5, 0.6]), "x2": np.array([0.7]), "fs": 128}
     fake_spkit(monkeypatch, ppg={"x1": np.array([3, 4]), "x2": np.array([5]), "fs": 128}, gsr=gsr)
     recording = ppg(1)
     np.testing.assert_array_equal(recording.values, [[3.0, 0.5], [4.0, 0.6]])
-    assert (recording.values.dtype, recording.names, recording.rate) == (np.float64, ("ppg", "gsr"), 128.0)
+    assert (recording.values.dtype, recording.names, recording.rate) == (
+        np.float64,
+        ("ppg", "gsr"),
+        128.0,
+    )
     np.testing.assert_array_equal(ppg().values, [[5.0, 0.7]])
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"x1": np.arange(3)}, r"ppg_samples\.pkl must hold a dict with the keys 'x2' and 'fs'; got \['x1'\]"),
+        (
+            {"x1": np.arange(3)},
+            r"ppg_samples\.pkl must hold a dict with the keys 'x2' and 'fs'; got \['x1'\]",
+        ),
         ([1, 2], "must hold a dict.*got list"),
         ({"x2": np.zeros((3, 2)), "fs": 128}, "'x2' must be a one-dimensional array"),
         ({"x2": np.zeros(4), "fs": 128}, "got 4 and 3 steps"),
         ({"x2": np.zeros(3), "fs": 64}, "at 64 and 128 Hz"),
     ],
 )
-def test_ppg_refuses_what_it_does_not_expect(monkeypatch, content: object, message: str) -> None:
+def test_ppg_rejects_unexpected_content(monkeypatch, content: object, message: str) -> None:
     fake_spkit(monkeypatch, ppg=content, gsr={"x2": np.zeros(3), "fs": 128})
     with pytest.raises(DataDamaged, match=message):
         ppg(2)
 
 
-def test_ppg_knows_two_subjects() -> None:
+def test_ppg_has_two_subjects() -> None:
     with pytest.raises(ValueError, match="subject must be 1 or 2.*got 3"):
         ppg(3)
 
 
 def test_ecg_keeps_leads_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.arange(27).reshape(3, 9)
-    fake_spkit(monkeypatch, ecg={"X": values, "fs": 2048, "info": "ECG : first 4, Contact EGM:last 5"})
+    fake_spkit(
+        monkeypatch, ecg={"X": values, "fs": 2048, "info": "ECG : first 4, Contact EGM:last 5"}
+    )
     recording = ecg()
     np.testing.assert_array_equal(recording.values, values)
     assert recording.values.dtype == np.float64 and recording.rate == 2048.0
-    assert recording.names == ("ecg1", "ecg2", "ecg3", "ecg4", "egm1", "egm2", "egm3", "egm4", "egm5")
+    assert recording.names == (
+        "ecg1",
+        "ecg2",
+        "ecg3",
+        "ecg4",
+        "egm1",
+        "egm2",
+        "egm3",
+        "egm4",
+        "egm5",
+    )
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"X": np.zeros((3, 9))}, r"ecg_egm_smaple_28s\.pkl must hold a dict with the keys 'X' and 'fs'; got \['X'\]"),
+        (
+            {"X": np.zeros((3, 9))},
+            r"ecg_egm_smaple_28s\.pkl must hold a dict with the keys 'X' and 'fs'; got \['X'\]",
+        ),
         ({"X": np.zeros(9), "fs": 2048}, "'X' must be a two-dimensional array"),
-        ({"X": np.zeros((3, 9), complex), "fs": 2048}, "'X' must be a two-dimensional array of numbers"),
+        (
+            {"X": np.zeros((3, 9), complex), "fs": 2048},
+            "'X' must be a two-dimensional array of numbers",
+        ),
         ({"X": np.zeros((3, 8)), "fs": 2048}, r"must have 9 columns; got shape \(3, 8\)"),
     ],
 )
-def test_ecg_refuses_what_it_does_not_expect(monkeypatch, content: object, message: str) -> None:
+def test_ecg_rejects_unexpected_content(monkeypatch, content: object, message: str) -> None:
     fake_spkit(monkeypatch, ecg=content)
     with pytest.raises(DataDamaged, match=message):
         ecg()

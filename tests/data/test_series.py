@@ -1,4 +1,4 @@
-"""A user's own files: what is read, and that every fault is named with its place."""
+"""load_series reads a user's files, and errors give the file and the position."""
 
 import zipfile
 from pathlib import Path
@@ -17,7 +17,7 @@ def write(tmp_path: Path, content: str | bytes, name: str = "series.csv") -> Pat
     return path
 
 
-def test_csv_columns_in_the_order_asked_for(tmp_path: Path) -> None:
+def test_csv_columns_in_the_requested_order(tmp_path: Path) -> None:
     path = write(tmp_path, TABLE)
     recording = load_series(path, columns=("b", "a"))
     np.testing.assert_array_equal(recording.values, [[0.5, 1.0], [-300.0, 2.0]])
@@ -46,8 +46,8 @@ def test_csv_dialects(tmp_path: Path, content: str) -> None:
 @pytest.mark.parametrize(
     ("content", "columns", "message"),
     [
-        ("a,b\n1,2\n3,x\n", None, "row 3, column 'b' is no number: 'x'"),
-        ("a,b\n1,2\n3,1_000\n", None, "row 3, column 'b' is no number: '1_000'"),
+        ("a,b\n1,2\n3,x\n", None, "row 3, column 'b' is not a number: 'x'"),
+        ("a,b\n1,2\n3,1_000\n", None, "row 3, column 'b' is not a number: '1_000'"),
         ("a,b\n1,2\n3,nan\n", None, "row 3, column 'b' is nan, not a finite"),
         ("a,b\n1,2\n-inf,3\n", None, "row 3, column 'a' is -inf, not a finite"),
         ("a,b\n1,2\n1e999,3\n", None, "row 3, column 'a' is 1e999, not a finite"),
@@ -55,7 +55,7 @@ def test_csv_dialects(tmp_path: Path, content: str) -> None:
         ("a,b\n1,2\n3\n", None, "row 3 has 1 cells; the header has 2 columns"),
         ("a,b\n1,2\n3,4,5\n", ("a",), "row 3 has 3 cells; the header has 2 columns"),
         ("a,b\n1,2\n\n3,4\n", None, "row 3 is empty, and rows follow it"),
-        (TABLE, None, "row 2, column 'time' is no number: 'mon'.*leave the column out"),
+        (TABLE, None, "row 2, column 'time' is not a number: 'mon'.*exclude the column"),
         (TABLE, ("a", "c"), "has no column 'c'; its columns are time, a, b"),
         (TABLE, ("time",), "no numeric column among time: row 2 is"),
         ("a;b\n1;2\n", None, "no numeric column.*must be a comma; it seems to be ';'"),
@@ -65,14 +65,22 @@ def test_csv_dialects(tmp_path: Path, content: str) -> None:
         ("a,,b\n1,2,3\n", None, "row 1 must give every column a name"),
         ("a,b,a\n1,2,3\n", None, "row 1 names more than one column 'a'"),
         ("1,2\n3,4\n", None, "row 1 must be a header.*got the numbers 1, 2"),
-        ('a,b\n1,"2\n3,4\n', None, "after row 1, is not a comma-separated table: unexpected end of data"),
+        (
+            'a,b\n1,"2\n3,4\n',
+            None,
+            "after row 1, is not a comma-separated table: unexpected end of data",
+        ),
         ("a,b\n1,2\n3,\0\n", None, "zero bytes.*binary"),
         (b"\x89PNG\r\n\x1a\n\0\0", None, "is not UTF-8 text"),
         ("a,b\n1,2\n".encode("utf-16"), None, "is not UTF-8 text"),
-        ("a,gr\u00f6\u00dfe\n1,2\n".encode("latin-1"), None, "is not UTF-8 text.*byte 0xf6.*Save it as UTF-8"),
+        (
+            "a,gr\u00f6\u00dfe\n1,2\n".encode("latin-1"),
+            None,
+            "is not UTF-8 text.*byte 0xf6.*Save it as UTF-8",
+        ),
     ],
 )
-def test_csv_faults_are_named_with_their_place(tmp_path: Path, content, columns, message: str) -> None:
+def test_csv_errors_give_the_position(tmp_path: Path, content, columns, message: str) -> None:
     path = write(tmp_path, content)
     with pytest.raises(ValueError, match=f"(?s){path}.*{message}"):
         load_series(path, columns)
@@ -85,12 +93,16 @@ def test_npy_real_numbers_become_float64(tmp_path: Path, dtype) -> None:
     recording = load_series(tmp_path / "x.npy")
     np.testing.assert_array_equal(recording.values, array.astype(np.float64))
     assert (recording.values.dtype, recording.names) == (np.dtype(np.float64), ("0", "1"))
-    np.testing.assert_array_equal(load_series(tmp_path / "x.npy", ("1",)).values, array[:, 1:].astype(np.float64))
+    np.testing.assert_array_equal(
+        load_series(tmp_path / "x.npy", ("1",)).values, array[:, 1:].astype(np.float64)
+    )
 
 
 def test_npy_of_one_column(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.arange(4))
-    np.testing.assert_array_equal(load_series(tmp_path / "x.npy").values, [[0.0], [1.0], [2.0], [3.0]])
+    np.testing.assert_array_equal(
+        load_series(tmp_path / "x.npy").values, [[0.0], [1.0], [2.0], [3.0]]
+    )
 
 
 @pytest.mark.parametrize(
@@ -111,7 +123,7 @@ def test_npy_of_one_column(tmp_path: Path) -> None:
         (np.array([1.0, -np.inf]), r"step 1 \(from 0\), column '0' is -inf"),
     ],
 )
-def test_npy_faults(tmp_path: Path, array: np.ndarray, message: str) -> None:
+def test_npy_errors(tmp_path: Path, array: np.ndarray, message: str) -> None:
     path = tmp_path / "x.npy"
     np.save(path, array, allow_pickle=True)
     with pytest.raises(ValueError, match=f"{path}.*{message}"):
@@ -119,8 +131,10 @@ def test_npy_faults(tmp_path: Path, array: np.ndarray, message: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
-@pytest.mark.parametrize("content", [b"", b"junk" * 50, b"\x93NUMPY\x01\x00", b"PK\x03\x04" + bytes(40)])
-def test_foreign_bytes_under_a_numpy_name(tmp_path: Path, suffix: str, content: bytes) -> None:
+@pytest.mark.parametrize(
+    "content", [b"", b"junk" * 50, b"\x93NUMPY\x01\x00", b"PK\x03\x04" + bytes(40)]
+)
+def test_invalid_bytes_with_a_numpy_suffix(tmp_path: Path, suffix: str, content: bytes) -> None:
     path = write(tmp_path, content, f"x{suffix}")
     with pytest.raises(ValueError, match=f"cannot read {path} as a {suffix} file of numbers"):
         load_series(path)
@@ -143,13 +157,20 @@ def test_npz(tmp_path: Path, save) -> None:
     assert recording.names == ("x[0]", "x[1]")
 
     path = tmp_path / "many.npz"
-    save(path, a=np.arange(3), b=np.arange(3) / 2, c=np.arange(4), d=np.zeros((3, 2)), e=np.array([1, None]))
+    save(
+        path,
+        a=np.arange(3),
+        b=np.arange(3) / 2,
+        c=np.arange(4),
+        d=np.zeros((3, 2)),
+        e=np.array([1, None]),
+    )
     recording = load_series(path, ("b", "a"))
     np.testing.assert_array_equal(recording.values, [[0.0, 0.0], [0.5, 1.0], [1.0, 2.0]])
     assert recording.names == ("b", "a")
     assert load_series(path, ("d",)).names == ("d[0]", "d[1]")
     for columns, message in [
-        (None, "`columns` to choose; it holds 5: a, b, c, d, e"),
+        (None, "with `columns`; it holds 5: a, b, c, d, e"),
         (("a", "z"), "has no array 'z'; its arrays are a, b, c, d, e"),
         (("a", "c"), r"of one T; got a \(3,\), c \(4,\)"),
         (("a", "d"), r"of one T; got a \(3,\), d \(3, 2\)"),
@@ -159,14 +180,14 @@ def test_npz(tmp_path: Path, save) -> None:
             load_series(path, columns)
 
 
-def test_npz_that_is_another_zip(tmp_path: Path) -> None:
+def test_npz_without_arrays(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         archive.writestr("readme.txt", "no array")
     with pytest.raises(ValueError, match="cannot read .*x.npz"):
         load_series(tmp_path / "x.npz")
 
 
-def test_the_path_and_the_columns_are_checked_first(tmp_path: Path) -> None:
+def test_path_and_columns_are_validated_first(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no file .*absent.csv"):
         load_series(tmp_path / "absent.csv")
     with pytest.raises(ValueError, match="one of .csv, .npy, .npz; got '.xlsx'"):

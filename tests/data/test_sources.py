@@ -1,4 +1,4 @@
-"""Files read by rows are the arrays that were written; what is wrong with a file is said with its place."""
+"""Files read by rows equal the arrays that were written, and errors give the position."""
 
 import builtins
 import os
@@ -40,7 +40,7 @@ def write(path, rows=ROWS, names=("a", "b", "c")):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_rows_in_any_order_are_the_rows_that_were_written(name, tmp_path, monkeypatch):
+def test_rows_in_any_order_equal_the_rows_that_were_written(name, tmp_path, monkeypatch):
     monkeypatch.setattr(table_parquet, "BATCH", 64)
     monkeypatch.setattr(table_csv, "BLOCK", 2048)
     wanted = (ROWS * 100).astype(np.int16).astype(np.float32) if name == "ints.npy" else ROWS
@@ -49,13 +49,22 @@ def test_rows_in_any_order_are_the_rows_that_were_written(name, tmp_path, monkey
     assert (source.names, source.lengths) == (names, (1000,))
     chosen = open_source(tmp_path / name, (names[2], names[0]), dtype=np.float64)
     rng = np.random.default_rng(1)
-    places = [(0, 0), (999, 1000), (0, 1000), *(sorted(rng.integers(0, 1001, 2)) for _ in range(40))]
-    places += [(at, at + 40) for at in range(0, 960, 30)]  # on and on, overlapping, as a forecast reads
+    places = [
+        (0, 0),
+        (999, 1000),
+        (0, 1000),
+        *(sorted(rng.integers(0, 1001, 2)) for _ in range(40)),
+    ]
+    places += [
+        (at, at + 40) for at in range(0, 960, 30)
+    ]  # consecutive and overlapping, as a forecast reads
     for start, stop in places:
         got = source.read(int(start), int(stop))
         assert got.dtype == np.float32
         np.testing.assert_array_equal(got, wanted[start:stop])
-        np.testing.assert_array_equal(chosen.read(int(start), int(stop)), wanted[start:stop][:, [2, 0]].astype(float))
+        np.testing.assert_array_equal(
+            chosen.read(int(start), int(stop)), wanted[start:stop][:, [2, 0]].astype(float)
+        )
     for start, stop in [(-1, 3), (5, 1001), (4, 3)]:
         with pytest.raises(IndexError, match="1000 rows"):
             source.read(start, stop)
@@ -76,7 +85,10 @@ def test_one_column_needs_no_second_axis(tmp_path):
 
 
 def test_several_files_are_recordings_one_after_another(tmp_path):
-    paths = [write(tmp_path / f"{i}.csv", ROWS[a:b]) for i, (a, b) in enumerate([(0, 10), (10, 11), (11, 400)])]
+    paths = [
+        write(tmp_path / f"{i}.csv", ROWS[a:b])
+        for i, (a, b) in enumerate([(0, 10), (10, 11), (11, 400)])
+    ]
     paths.append(write(tmp_path / "3.parquet", ROWS[400:500]))
     source = open_source(paths)
     assert source.lengths == (10, 1, 389, 100)
@@ -86,37 +98,97 @@ def test_several_files_are_recordings_one_after_another(tmp_path):
     assert source.path_of(10) == f"{paths[1]}, row 2 (the header is row 1)"
     assert source.path_of(405) == f"{paths[3]}, row 5 (from 0)"
     write(tmp_path / "other.csv", ROWS[:5], ("a", "c", "b"))
-    with pytest.raises(ValueError, match=r"other.csv has the columns a, c, b; .*0.csv has a, b, c. Name the ones"):
+    with pytest.raises(
+        ValueError, match=r"other.csv has the columns a, c, b; .*0.csv has a, b, c. Name the ones"
+    ):
         open_source([paths[0], tmp_path / "other.csv"])
-    np.testing.assert_array_equal(open_source([tmp_path / "other.csv"], ("b", "c")).read(0, 5), ROWS[:5][:, [2, 1]])
+    np.testing.assert_array_equal(
+        open_source([tmp_path / "other.csv"], ("b", "c")).read(0, 5), ROWS[:5][:, [2, 1]]
+    )
 
 
 def test_parquet_keeps_its_precision_and_its_nulls(tmp_path, cache):
     big = 2**40 + np.arange(5)
     columns = {"i": big, "b": [True, False, True, None, False], "f": np.arange(5, dtype=np.float32)}
     pq.write_table(pa.table(columns), tmp_path / "x.parquet")
-    np.testing.assert_array_equal(open_source(tmp_path / "x.parquet", ("i",), dtype=np.float64).read(0, 5)[:, 0], big)
+    np.testing.assert_array_equal(
+        open_source(tmp_path / "x.parquet", ("i",), dtype=np.float64).read(0, 5)[:, 0], big
+    )
     with pytest.raises(BadSample, match="row 3 .*column 'b' is missing or NaN"):
         open_source(tmp_path / "x.parquet").read(0, 5)
-    np.testing.assert_array_equal(open_source(tmp_path / "x.parquet", ("f", "b")).read(0, 3), [[0, 1], [1, 0], [2, 1]])
-    assert {np.load(made).dtype.str for made in cache.iterdir()} == {"<f4", "<f8"}, "no larger than it must be"
+    np.testing.assert_array_equal(
+        open_source(tmp_path / "x.parquet", ("f", "b")).read(0, 3), [[0, 1], [1, 0], [2, 1]]
+    )
+    assert {np.load(made).dtype.str for made in cache.iterdir()} == {"<f4", "<f8"}, (
+        "the smallest dtype that fits"
+    )
 
 
 BAD = [
-    ("x.csv", lambda text: text.replace("\n4,5", "\n4,nan"), "row 3 .*column 'b' is missing or NaN", "read"),
-    ("x.csv", lambda text: text.replace("\n4,5", "\n4,"), "row 3 .*column 'b' is missing or NaN", "read"),
-    ("x.csv", lambda text: text.replace("\n4,5", "\n4,-inf"), "row 3 .*column 'b' is -inf, not a finite float32", "read"),
-    ("x.csv", lambda text: text.replace("\n4,5", "\n4,1e300"), "row 3 .*column 'b' is inf, not a finite float32", "read"),
-    ("x.csv", lambda text: text.replace("\n4,5", "\n4,five"), "row 3, column 'b' is no number: 'five'", "open"),
-    ("x.csv", lambda text: text.replace("\n4,5", "\n4"), "row 3 has 2 cells; the header has 3", "open"),
-    ("x.csv", lambda text: text.replace("\n4,5", "\n4,5,5"), "row 3 has 4 cells; the header has 3", "open"),
-    ("x.csv", lambda text: text.replace("\n4,5", "\n\n4,5"), "row 3 .*column 'a' is missing or NaN", "read"),
-    ("x.csv", lambda text: text[:-4], "row 4 has 2 cells and is the last one: the file ends in the middle", "open"),
+    (
+        "x.csv",
+        lambda text: text.replace("\n4,5", "\n4,nan"),
+        "row 3 .*column 'b' is missing or NaN",
+        "read",
+    ),
+    (
+        "x.csv",
+        lambda text: text.replace("\n4,5", "\n4,"),
+        "row 3 .*column 'b' is missing or NaN",
+        "read",
+    ),
+    (
+        "x.csv",
+        lambda text: text.replace("\n4,5", "\n4,-inf"),
+        "row 3 .*column 'b' is -inf, not a finite float32",
+        "read",
+    ),
+    (
+        "x.csv",
+        lambda text: text.replace("\n4,5", "\n4,1e300"),
+        "row 3 .*column 'b' is inf, not a finite float32",
+        "read",
+    ),
+    (
+        "x.csv",
+        lambda text: text.replace("\n4,5", "\n4,five"),
+        "row 3, column 'b' is not a number: 'five'",
+        "open",
+    ),
+    (
+        "x.csv",
+        lambda text: text.replace("\n4,5", "\n4"),
+        "row 3 has 2 cells; the header has 3",
+        "open",
+    ),
+    (
+        "x.csv",
+        lambda text: text.replace("\n4,5", "\n4,5,5"),
+        "row 3 has 4 cells; the header has 3",
+        "open",
+    ),
+    (
+        "x.csv",
+        lambda text: text.replace("\n4,5", "\n\n4,5"),
+        "row 3 .*column 'a' is missing or NaN",
+        "read",
+    ),
+    (
+        "x.csv",
+        lambda text: text[:-4],
+        "row 4 has 2 cells and is the last one: the file ends in the middle",
+        "open",
+    ),
     ("x.csv", lambda text: text.split("\n")[0], "has a header and no rows", "open"),
     ("x.csv", lambda text: text[6:], "row 1 must be a header", "open"),
     ("x.csv", lambda text: "", "is empty", "open"),
     ("x.csv", lambda text: "a,b\0\n1,2\n", "holds zero bytes", "open"),
-    ("x.txt", lambda text: text, "its suffix must be one of .npy, .csv, .parquet; got '.txt'", "open"),
+    (
+        "x.txt",
+        lambda text: text,
+        "paths must end in one of .npy, .csv, .parquet; got '.txt'",
+        "open",
+    ),
 ]
 
 
@@ -127,23 +199,29 @@ def test_bad_csv(name, spoil, message, when, tmp_path, cache):
     wanted = BadSample if when == "read" else ValueError
     with pytest.raises(wanted, match=message) as caught:
         source = open_source(tmp_path / name)
-        assert when == "read", "the door let it in"
+        assert when == "read", "open_source must raise the error"
         source.read(0, 3)
     assert str(tmp_path / name) in str(caught.value)
-    assert when == "read" or not cache.exists() or not list(cache.iterdir()), "a failed conversion leaves nothing"
+    assert when == "read" or not cache.exists() or not list(cache.iterdir()), (
+        "a failed conversion leaves nothing"
+    )
 
 
-def test_empty_lines_at_the_end_and_quotes_are_no_fault(tmp_path):
+def test_empty_lines_at_the_end_and_quotes_are_valid(tmp_path):
     text = '\ufeff"a" , b,note\r\n"1",2,"x, ""y""\nz"\r\n 3 ,4,é\r\n\r\n \r\n'
     (tmp_path / "x.csv").write_text(text, encoding="utf-8", newline="")
-    np.testing.assert_array_equal(open_source(tmp_path / "x.csv", ("a", "b")).read(0, 2), [[1, 2], [3, 4]])
-    with pytest.raises(ValueError, match="row 2, column 'note' is no number.*leave the column out"):
+    np.testing.assert_array_equal(
+        open_source(tmp_path / "x.csv", ("a", "b")).read(0, 2), [[1, 2], [3, 4]]
+    )
+    with pytest.raises(
+        ValueError, match="row 2, column 'note' is not a number.*exclude the column"
+    ):
         open_source(tmp_path / "x.csv")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("name", ["c.npy", "f.npy", "x.parquet"])
-def test_a_bad_value_is_refused_where_it_stands(name, value, tmp_path):
+def test_a_bad_value_is_reported_with_its_position(name, value, tmp_path):
     rows = ROWS.copy()
     rows[777, 1] = value
     first = write(tmp_path / ("first.npy" if name.endswith("npy") else "first.parquet"))
@@ -153,20 +231,31 @@ def test_a_bad_value_is_refused_where_it_stands(name, value, tmp_path):
         source.read(1770, 1790)
 
 
-def test_files_cut_short_are_no_tables(tmp_path):
+def test_truncated_and_invalid_files(tmp_path):
     for name in ("c.npy", "x.parquet"):
         path = write(tmp_path / name)
         path.write_bytes(path.read_bytes()[:-100])
         with pytest.raises(ValueError, match=f"cannot read .*{name} as a .*cut short"):
             open_source(path)
     np.save(tmp_path / "o.npy", np.array(["a"], object), allow_pickle=True)
-    for name, rows in [("t.npy", np.array(["a"])), ("e.npy", np.zeros((0, 2))), ("d.npy", np.zeros((2, 2, 2)))]:
+    for name, rows in [
+        ("t.npy", np.array(["a"])),
+        ("e.npy", np.zeros((0, 2))),
+        ("d.npy", np.zeros((2, 2, 2))),
+    ]:
         np.save(tmp_path / name, rows)
-    for name, message in [("o", "Python objects"), ("t", "real numbers"), ("e", "non-empty"), ("d", "non-empty array")]:
+    for name, message in [
+        ("o", "Python objects"),
+        ("t", "real numbers"),
+        ("e", "non-empty"),
+        ("d", "non-empty array"),
+    ]:
         with pytest.raises(ValueError, match=message):
             open_source(tmp_path / f"{name}.npy")
     pq.write_table(pa.table({"a": [1.0], "when": ["today"]}), tmp_path / "s.parquet")
-    with pytest.raises(ValueError, match="s.parquet, column 'when' holds string, not numbers. Leave it out"):
+    with pytest.raises(
+        ValueError, match="s.parquet, column 'when' holds string, not numbers. Exclude it"
+    ):
         open_source(tmp_path / "s.parquet")
     assert open_source(tmp_path / "s.parquet", ("a",)).names == ("a",)
     with pytest.raises(ValueError, match="has no column 'b'; its columns are a, when"):
@@ -206,8 +295,10 @@ def test_a_file_that_changes_while_it_is_read(fault, name, tmp_path):
     source = open_source(path)
     source.read(0, 900)
     fault(path)
-    said = {gone: "cannot be found any more", shrunk: "shrank from", grown: "grew from"}.get(fault, "was replaced")
-    with pytest.raises(SourceChanged, match=f"{name} {said}"):
+    message = {gone: "disappeared", shrunk: "shrank from", grown: "grew from"}.get(
+        fault, "was replaced"
+    )
+    with pytest.raises(SourceChanged, match=f"{name} {message}"):
         source.read(900, 1000)
 
 
@@ -215,7 +306,7 @@ def test_csv_is_converted_once_and_again_when_it_changes(tmp_path, cache, monkey
     path = write(tmp_path / "x.csv")
     open_source(path)
     (made,) = cache.iterdir()
-    monkeypatch.setattr(table_cache, "_convert", None)  # it must not be called
+    monkeypatch.setattr(table_cache, "_convert", None)  # must not be called
     np.testing.assert_array_equal(open_source(path).read(0, 1000), ROWS)
     monkeypatch.undo()
     monkeypatch.setenv("TBPTT_DATA", str(cache.parent))
@@ -227,19 +318,24 @@ def test_csv_is_converted_once_and_again_when_it_changes(tmp_path, cache, monkey
     assert len(list(cache.iterdir())) == 2, "other columns, another conversion"
     for made in cache.iterdir():
         made.unlink()
-    with pytest.raises(SourceChanged, match="the converted form of .*x.csv, is gone. Resume the run"):
+    with pytest.raises(
+        SourceChanged, match="the converted form of .*x.csv, is gone. Resume the run"
+    ):
         source.read(0, 10)
 
 
-def test_a_conversion_that_dies_leaves_no_table(tmp_path, cache, monkeypatch):
+def test_a_failed_conversion_leaves_no_table(tmp_path, cache, monkeypatch):
     path, blocks = write(tmp_path / "x.csv"), table_csv._blocks
 
-    def dying(*args):
+    def failing(*args):
         yield next(blocks(*args))
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(table_csv, "_blocks", dying)
-    with pytest.raises(DataUnavailable, match="x.csv could not be converted into .*No space left.*Make room.*TBPTT_DATA"):
+    monkeypatch.setattr(table_csv, "_blocks", failing)
+    with pytest.raises(
+        DataUnavailable,
+        match="x.csv could not be converted into .*No space left.*Free disk.*TBPTT_DATA",
+    ):
         open_source(path)
     assert not list(cache.iterdir())
     monkeypatch.setattr(table_csv, "_blocks", blocks)
@@ -250,7 +346,7 @@ def test_a_conversion_that_dies_leaves_no_table(tmp_path, cache, monkeypatch):
         open_source(path)
 
 
-def test_without_pyarrow_arrays_are_read_and_tables_name_the_extra(tmp_path, monkeypatch):
+def test_without_pyarrow_npy_works_and_other_formats_raise_an_import_error(tmp_path, monkeypatch):
     paths = [write(tmp_path / name) for name in ("c.npy", "x.csv", "x.parquet")]
     real = builtins.__import__
 
@@ -266,7 +362,7 @@ def test_without_pyarrow_arrays_are_read_and_tables_name_the_extra(tmp_path, mon
             open_source(path)
 
 
-def test_misuse_at_the_door(tmp_path):
+def test_argument_errors(tmp_path):
     path = write(tmp_path / "c.npy")
     for call, error, message in [
         (lambda: open_source([]), ValueError, "at least one file"),

@@ -1,4 +1,4 @@
-"""Lanes and chunks against the loops of their docstrings, and a guard that lets no seam pass."""
+"""Streams and chunks equal the loops of their docstrings, and gaps between chunks raise errors."""
 
 import itertools
 
@@ -18,7 +18,7 @@ def stream(T: int = 12, n: int | None = 2) -> Batch:
 
 
 @pytest.mark.parametrize(("n", "xp"), [(1, np), (2, np), (3, np), (12, np), (3, jnp)])
-def test_lane_i_holds_its_own_contiguous_steps(n: int, xp) -> None:
+def test_stream_i_holds_contiguous_steps(n: int, xp) -> None:
     tree = {"x": xp.arange(24).reshape(12, 2), "y": xp.arange(12)}
     laid = split_into_streams(tree, n)
     assert laid["x"].shape == (12 // n, n, 2) and laid["y"].shape == (12 // n, n)
@@ -29,14 +29,14 @@ def test_lane_i_holds_its_own_contiguous_steps(n: int, xp) -> None:
         assert laid["y"][t, i] == i * (12 // n) + t
 
 
-def test_lanes_of_a_batch_are_views() -> None:
+def test_streams_of_a_batch_are_views() -> None:
     batch = stream(12, None)
     laid = split_into_streams(batch, 4)
     assert isinstance(laid, Batch) and laid.resets is None and np.shape(laid.inputs) == (3, 4, 3)
     assert np.shares_memory(np.asarray(laid.inputs), np.asarray(batch.inputs))
 
 
-def test_lanes_faults() -> None:
+def test_split_into_streams_errors() -> None:
     with pytest.raises(ValueError, match="got T=12, n=5. Trim to T=10 explicitly"):
         split_into_streams(np.zeros(12), 5)
     with pytest.raises(ValueError, match="got T=12, n=13. Take at most n=12"):
@@ -50,27 +50,32 @@ def test_lanes_faults() -> None:
 
 
 @pytest.mark.parametrize("length", [1, 3, 4, 12])
-def test_chunks_put_together_are_the_stream(length: int) -> None:
+def test_concatenated_chunks_equal_the_stream(length: int) -> None:
     batch = stream()
-    pieces = list(chunks(batch, length))
-    assert [piece.start for piece in pieces] == list(range(0, 12, length))
-    assert all(len(np.asarray(piece.batch.inputs)) == length for piece in pieces)
-    whole = jax.tree.map(lambda *leaves: np.concatenate(leaves), *[piece.batch for piece in pieces])
+    parts = list(chunks(batch, length))
+    assert [part.start for part in parts] == list(range(0, 12, length))
+    assert all(len(np.asarray(part.batch.inputs)) == length for part in parts)
+    whole = jax.tree.map(lambda *leaves: np.concatenate(leaves), *[part.batch for part in parts])
     jax.tree.map(np.testing.assert_array_equal, whole, batch)
 
 
-def test_chunks_complain_when_called_not_when_read() -> None:
+def test_chunks_validates_its_arguments_when_called() -> None:
     with pytest.raises(ValueError, match="T=12, length=5"):
         chunks(stream(), 5)
     with pytest.raises(ValueError, match="length must be at least 1"):
         chunks(stream(), 0)
 
 
-def test_continuous_passes_on_a_stream_untouched() -> None:
-    pieces = list(chunks(stream(), 4))
-    assert [batch is piece.batch for batch, piece in zip(continuous(pieces), pieces, strict=True)] == [True] * 3
-    assert len(list(continuous(pieces[1:], start=4))) == 2
-    uneven = [Chunk(jax.tree.map(lambda leaf, a=a, b=b: leaf[a:b], stream()), a) for a, b in [(0, 3), (3, 8), (8, 12)]]
+def test_continuous_yields_the_batches_unchanged() -> None:
+    parts = list(chunks(stream(), 4))
+    assert [batch is part.batch for batch, part in zip(continuous(parts), parts, strict=True)] == [
+        True
+    ] * 3
+    assert len(list(continuous(parts[1:], start=4))) == 2
+    uneven = [
+        Chunk(jax.tree.map(lambda leaf, a=a, b=b: leaf[a:b], stream()), a)
+        for a, b in [(0, 3), (3, 8), (8, 12)]
+    ]
     assert len(list(continuous(uneven))) == 3, "chunks need not be of one length"
 
 
@@ -85,18 +90,21 @@ def test_continuous_passes_on_a_stream_untouched() -> None:
     ],
     ids=["first", "shuffled", "repeated", "second_epoch", "missing"],
 )
-def test_continuous_refuses_a_seam(order: tuple[int, ...], expected: int, got: int) -> None:
-    pieces = list(chunks(stream(), 4))
-    feed = continuous([pieces[i] for i in order])
-    message = f"expected the chunk that begins at step {expected}; got the one at step {got}.*carry belongs to the steps"
+def test_continuous_raises_at_a_gap(order: tuple[int, ...], expected: int, got: int) -> None:
+    parts = list(chunks(stream(), 4))
+    feed = continuous([parts[i] for i in order])
+    message = (
+        f"expected the chunk that begins at step {expected}; got the one at step {got}.*carry "
+        f"continues from step {expected}"
+    )
     with pytest.raises(DiscontinuousFeed, match=message):
         list(feed)
 
 
-def test_continuous_is_lazy_and_refuses_at_the_seam() -> None:
-    pieces = list(chunks(stream(), 4))
-    feed = continuous(iter([pieces[0], pieces[1], pieces[0]]))
-    assert next(feed) is pieces[0].batch and next(feed) is pieces[1].batch
+def test_continuous_is_lazy_and_raises_at_the_gap() -> None:
+    parts = list(chunks(stream(), 4))
+    feed = continuous(iter([parts[0], parts[1], parts[0]]))
+    assert next(feed) is parts[0].batch and next(feed) is parts[1].batch
     with pytest.raises(DiscontinuousFeed):
         next(feed)
 
@@ -106,30 +114,35 @@ def second_epoch(resets: np.ndarray | None, mask: np.ndarray | None = None) -> l
     return list(continuous([first, second]))
 
 
-def test_a_reset_of_every_lane_allows_a_seam() -> None:
+def test_a_reset_of_every_stream_allows_a_gap() -> None:
     resets = np.zeros((4, 2), bool)
     resets[0] = True
     assert len(second_epoch(resets)) == 2
-    assert len(second_epoch(jnp.asarray(resets), np.ones((4, 2), bool))) == 2  # pyright: ignore[reportArgumentType]
-    one_lane, later = resets.copy(), np.roll(resets, 1, axis=0)
-    one_lane[0, 1] = False
+    assert len(second_epoch(jnp.asarray(resets), np.ones((4, 2), bool))) == 2
+    one_stream, later = resets.copy(), np.roll(resets, 1, axis=0)
+    one_stream[0, 1] = False
     padded = np.ones((4, 2), bool)
-    padded[0, 1] = False  # a step that does not exist resets nothing
+    padded[0, 1] = False  # a reset on a masked step has no effect
     waits = resets.copy()
-    waits[:2, 1] = False, True  # the reset stands on the first step that exists
+    waits[:2, 1] = False, True  # the reset is at the first unmasked step
     assert len(second_epoch(waits, padded)) == 2
-    nothing = padded & [True, False]  # a lane without any step holds its carry
-    for case in [(None,), (one_lane,), (later,), (resets, padded), (resets, nothing)]:
-        with pytest.raises(DiscontinuousFeed, match="expected the chunk that begins at step 4; got the one at step 0"):
+    nothing = padded & [True, False]  # a fully masked stream holds its carry
+    for case in [(None,), (one_stream,), (later,), (resets, padded), (resets, nothing)]:
+        with pytest.raises(
+            DiscontinuousFeed,
+            match="expected the chunk that begins at step 4; got the one at step 0",
+        ):
             second_epoch(*case)
 
 
-def test_lanes_may_not_change_in_number() -> None:
+def test_the_number_of_streams_must_not_change() -> None:
     resets = np.ones((4, 3), bool)
-    with pytest.raises(DiscontinuousFeed, match=r"expected lanes of shape \(2,\) at step 4; got \(3,\)"):
+    with pytest.raises(
+        DiscontinuousFeed, match=r"expected streams of shape \(2,\) at step 4; got \(3,\)"
+    ):
         list(continuous([Chunk(stream(4, 2), 0), Chunk(stream(4, 3)._replace(resets=resets), 4)]))
 
 
-def test_continuous_wants_chunks() -> None:
-    with pytest.raises(TypeError, match=r"wants Chunk\(batch, start\).*got Batch"):
+def test_continuous_rejects_other_types() -> None:
+    with pytest.raises(TypeError, match=r"takes Chunk\(batch, start\).*got Batch"):
         list(continuous(iter([stream()])))  # pyright: ignore[reportArgumentType]

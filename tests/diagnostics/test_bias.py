@@ -1,4 +1,4 @@
-"""Bias of one estimator against another: the closed form of a scalar recurrence, and scatter counted by hand."""
+"""Bias of an estimator against closed forms of a scalar recurrence, and variance by hand."""
 
 import flax.linen as nn
 import jax
@@ -15,13 +15,17 @@ from tbptt.windows import split
 from tests.support.sequences import cell_params, sequence_params, zero_carry
 
 exhaustive = pytest.mark.exhaustive
-# k2 and the share of the gradient that is seen
-SHARES = [(5, 0.4095), *(pytest.param(k, s, marks=exhaustive) for k, s in ((10, 0.6513), (20, 0.8784), (50, 0.9948)))]
+# k2 and the fraction of the gradient that remains
+SHARES = [
+    (5, 0.4095),
+    *(pytest.param(k, s, marks=exhaustive) for k, s in ((10, 0.6513), (20, 0.8784), (50, 0.9948))),
+]
 
 
 @pytest.mark.parametrize("k, share", SHARES)
 def test_scalar_linear_recurrence_has_bias_one_minus_a_to_the_k(k, share):
-    # h' = a h + w x, x = 1, loss h in the late steps: dh_t/dw = (1 - a^t) / (1 - a), K steps see (1 - a^K) / (1 - a).
+    # h' = a h + w x, x = 1, loss h in the late steps: dh_t/dw = (1 - a^t) / (1 - a), and K steps of
+    # back-propagation give (1 - a^K) / (1 - a).
     a, T, late = 0.9, 400, 100
     cell = DiagonalLinear(1, 1)
 
@@ -30,26 +34,32 @@ def test_scalar_linear_recurrence_has_bias_one_minus_a_to_the_k(k, share):
         carry, ys = jax.lax.scan(lambda c, x: cell(params, c, x), carry, batch.inputs)
         return jnp.sum(ys[:, 0] * batch.weights), carry
 
-    cell_params(cell)  # drawn outside of what is traced
+    cell_params(cell)  # drawn outside of jit
     batch = Batch(np.ones((T, 1)), None, (np.arange(T) >= T - late).astype(float))
     cut, full = truncated_bptt(loss_fn, 1, k), full_bptt(loss_fn)
-    run = jax.jit(lambda w, carry, batch: estimator_bias(cut, full, w, carry, batch, piece=T // 4))
+    run = jax.jit(
+        lambda w, carry, batch: estimator_bias(cut, full, w, carry, batch, segment=T // 4)
+    )
     found = jax.tree.map(np.asarray, run(np.ones((1, 1)), zero_carry(cell), batch))
-    seen = 1 - found.bias.relative_error
-    np.testing.assert_allclose([found.grads[0, 0] / found.reference[0, 0], seen], 1 - a**k, rtol=1e-6)
-    np.testing.assert_allclose(seen, share, atol=6e-5)
+    unbiased = 1 - found.bias.relative_error
+    np.testing.assert_allclose(
+        [found.grads[0, 0] / found.reference[0, 0], unbiased], 1 - a**k, rtol=1e-6
+    )
+    np.testing.assert_allclose(unbiased, share, atol=6e-5)
     assert found.bias.cosine == pytest.approx(1) and found.bias.sign_agreement == 1
-    np.testing.assert_allclose(found.variance, 0, atol=1e-12)  # only one piece has weight
+    np.testing.assert_allclose(found.variance, 0, atol=1e-12)  # only one segment has weight
 
 
-T, B, D, H, PIECE = 24, 2, 2, 3, 8
+T, B, D, H, SEGMENT = 24, 2, 2, 3, 8
 CELL, READOUT = GRU(D, H), nn.Dense(1, param_dtype=jnp.float64)
 LOSS = sequence_loss(CELL, READOUT, squared_error)
 
 
 CARRY = zero_carry(CELL, (B,))
 XS = np.random.default_rng(0).normal(size=(T, B, D))
-BATCH = Batch(XS, np.cumsum(XS[..., :1], axis=0) / 3, weights=np.random.default_rng(1).random((T, B)))
+BATCH = Batch(
+    XS, np.cumsum(XS[..., :1], axis=0) / 3, weights=np.random.default_rng(1).random((T, B))
+)
 
 
 @pytest.fixture
@@ -57,8 +67,10 @@ def setting():
     return sequence_params(CELL, READOUT), CARRY, BATCH
 
 
-def bias_of(estimator, params, carry, batch, piece):
-    run = jax.jit(lambda p, c, b: estimator_bias(estimator, full_bptt(LOSS), p, c, b, piece=piece))
+def bias_of(estimator, params, carry, batch, segment):
+    run = jax.jit(
+        lambda p, c, b: estimator_bias(estimator, full_bptt(LOSS), p, c, b, segment=segment)
+    )
     return jax.tree.map(np.asarray, run(params, carry, batch))
 
 
@@ -66,10 +78,10 @@ def flat(tree):
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
-def test_pieces_variance_and_mean_by_hand(setting):
+def test_segments_variance_and_mean_equal_a_reference_loop(setting):
     params, carry, batch = setting
     estimator = truncated_bptt(LOSS, 4, 6)
-    found = bias_of(estimator, params, carry, batch, piece=PIECE)
+    found = bias_of(estimator, params, carry, batch, segment=SEGMENT)
 
     @jax.jit
     def at_once(params, carry, batch):
@@ -91,7 +103,7 @@ def test_pieces_variance_and_mean_by_hand(setting):
     variance = np.average([np.sum((x - g) ** 2) for x in gs], weights=ws)
     np.testing.assert_allclose(found.variance, variance, rtol=1e-10)
     assert found.variance > 1e-4
-    for seen, vectors in ((found.bias, [g]), (found.pieces, gs)):
+    for errors, vectors in ((found.bias, [g]), (found.segments, gs)):
         want = [
             (
                 np.linalg.norm(v - r) / np.linalg.norm(r),
@@ -100,25 +112,29 @@ def test_pieces_variance_and_mean_by_hand(setting):
             )
             for v in vectors
         ]
-        np.testing.assert_allclose(np.transpose(jax.tree.map(np.atleast_1d, tuple(seen))), want, rtol=1e-10)
-    assert found.bias.relative_error > 1e-2 and 0 < min(found.pieces.sign_agreement) < 1
+        np.testing.assert_allclose(
+            np.transpose(jax.tree.map(np.atleast_1d, tuple(errors))), want, rtol=1e-10
+        )
+    assert found.bias.relative_error > 1e-2 and 0 < min(found.segments.sign_agreement) < 1
 
 
-def test_an_estimator_against_itself(setting):
+def test_an_estimator_has_no_bias_against_itself(setting):
     params, carry, batch = setting
-    found = bias_of(full_bptt(LOSS), params, carry, batch, piece=T)
+    found = bias_of(full_bptt(LOSS), params, carry, batch, segment=T)
     assert found.bias.relative_error == 0 and found.bias.sign_agreement == 1 and found.variance == 0
     np.testing.assert_allclose(found.bias.cosine, 1, rtol=1e-12)
-    with pytest.raises(ValueError, match=r"multiple of piece; got T=24, piece=5"):
-        estimator_bias(full_bptt(LOSS), full_bptt(LOSS), params, carry, batch, piece=5)
+    with pytest.raises(ValueError, match=r"multiple of segment; got T=24, segment=5"):
+        estimator_bias(full_bptt(LOSS), full_bptt(LOSS), params, carry, batch, segment=5)
 
 
 @exhaustive
-def test_windows_over_all_steps_are_full_bptt_fed_in_pieces_too(setting):
-    assert bias_of(truncated_bptt(LOSS, 4, T), *setting, piece=PIECE).bias.relative_error < 1e-12
+def test_windows_over_all_steps_equal_full_bptt_for_any_segment(setting):
+    assert (
+        bias_of(truncated_bptt(LOSS, 4, T), *setting, segment=SEGMENT).bias.relative_error < 1e-12
+    )
 
 
-def test_a_noisy_estimator_draws_anew_in_every_piece(setting):
+def test_a_noisy_estimator_draws_a_new_key_in_every_segment(setting):
     params, carry, batch = setting
     batch = batch._replace(weights=None)
     inner = full_bptt(LOSS)
@@ -126,10 +142,16 @@ def test_a_noisy_estimator_draws_anew_in_every_piece(setting):
     def noisy(params, memory, batch, key=None):
         gradient = inner.estimate(params, memory, batch)
         sign = jax.random.rademacher(key, (), float)
-        return gradient._replace(grads=jax.tree.map(lambda g: jnp.full_like(g, sign), gradient.grads))
+        return gradient._replace(
+            grads=jax.tree.map(lambda g: jnp.full_like(g, sign), gradient.grads)
+        )
 
     n = flat(params).size
-    run = jax.jit(lambda p, c, b, k: estimator_bias(Estimator(inner.init, noisy), inner, p, c, b, piece=1, key=k))
+    run = jax.jit(
+        lambda p, c, b, k: estimator_bias(
+            Estimator(inner.init, noisy), inner, p, c, b, segment=1, key=k
+        )
+    )
     found = run(params, carry, batch, jax.random.key(2))
     mean = float(flat(found.grads)[0])
     assert abs(mean) < 1
@@ -144,26 +166,41 @@ def test_one_step_one_unit_and_a_loss_that_ignores_the_carry():
         return jnp.sum((batch.inputs @ params.w_x) ** 2), carry
 
     cut, full = truncated_bptt(ignores, 1, 1), full_bptt(ignores)
-    run = jax.jit(lambda p, b: estimator_bias(cut, full, p, carry, b, piece=1))
+    run = jax.jit(lambda p, b: estimator_bias(cut, full, p, carry, b, segment=1))
     batch = Batch(np.ones((4, 1)), None, np.ones((4,)))
     found = run(params, batch)
     assert found.bias.relative_error < 1e-15 and found.variance < 1e-30
     found = jax.tree.map(np.asarray, run(params, batch._replace(weights=np.zeros((4,)))))
-    assert found.bias[0] == 0 and np.isnan(found.bias.cosine) and found.bias.sign_agreement == 1 and found.variance == 0
+    assert (
+        found.bias[0] == 0
+        and np.isnan(found.bias.cosine)
+        and found.bias.sign_agreement == 1
+        and found.variance == 0
+    )
     found = run(jax.tree.map(lambda p: p * np.nan, params), batch)
-    assert np.isnan(found.bias.relative_error) and np.isnan(found.bias.cosine) and np.isnan(found.variance)
+    assert (
+        np.isnan(found.bias.relative_error)
+        and np.isnan(found.bias.cosine)
+        and np.isnan(found.variance)
+    )
 
 
 compared = jax.jit(compare_gradients)
 
 
-def test_compare_gradients_at_zero_and_at_the_ends_of_float32():
+def test_compare_gradients_at_zero_and_at_the_limits_of_float32():
     zero, one = {"a": np.zeros(3)}, {"a": np.array([1.0, 0.0, -1.0])}
     assert compared(zero, one).relative_error == np.inf and compared(zero, zero).relative_error == 0
     assert compared(one, zero)[0] == 1 and np.isnan(compared(one, zero).cosine)
     np.testing.assert_allclose(compared(one, zero).sign_agreement, 1 / 3)
     np.testing.assert_allclose(compared(one, {"a": -one["a"]})[:2], (2, -1), rtol=1e-12)
-    for size in (1e-37, 1e-30, 1e30, 8.4e37, 4e37):  # the differences, quotients and norms of these leave float32
+    for size in (
+        1e-37,
+        1e-30,
+        1e30,
+        8.4e37,
+        4e37,
+    ):  # the differences, quotients and norms of these leave float32
         r, g = (np.float32(size) * np.array(v, np.float32) for v in ([3.0, 4.0], [4.0, 3.0]))
         np.testing.assert_allclose(compared(r, g), (np.sqrt(2) / 5, 24 / 25, 1), rtol=1e-6)
     for size in (1e38, 3e38):
@@ -183,10 +220,14 @@ def test_compare_gradients_at_zero_and_at_the_ends_of_float32():
     np.testing.assert_allclose(compared(half, half * np.float16(2)), (1, 1, 1), rtol=1e-6)
 
 
-def test_gradients_that_do_not_belong_together():
-    with pytest.raises(ValueError, match=r"one structure; reference is PyTreeDef\(\{'a': \*\}\)"):
+def test_compare_gradients_errors():
+    with pytest.raises(
+        ValueError, match=r"have one structure; reference is PyTreeDef\(\{'a': \*\}\)"
+    ):
         compared({"a": np.zeros(2)}, {"b": np.zeros(2)})
-    with pytest.raises(ValueError, match=r"reference\['a'\] has shape \(2,\), but other\['a'\] has \(3,\)"):
+    with pytest.raises(
+        ValueError, match=r"reference\['a'\] has shape \(2,\), but other\['a'\] has \(3,\)"
+    ):
         compared({"a": np.zeros(2)}, {"a": np.zeros(3)})
     with pytest.raises(ValueError, match="at least one leaf"):
         compared({}, {})

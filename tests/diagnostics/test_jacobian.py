@@ -1,4 +1,4 @@
-"""Products of Jacobians: against dense SVDs, against closed forms beyond any float's range, and under their bound."""
+"""Products of Jacobians against dense SVDs, closed forms beyond any float's range, and a bound."""
 
 import functools
 import inspect
@@ -29,15 +29,21 @@ RELU = tbptt.Elman(2, 7, activation=jax.nn.relu, gain=1.5)
 
 
 def linear(w):
-    """A linear Elman cell without input whose Jacobian is w^T at every step."""
+    """Return a linear Elman cell without input whose Jacobian is w^T at every step."""
     cell = tbptt.Elman(1, w.shape[0], activation=jax.nn.identity, dtype=w.dtype)
     return cell, cell_params(cell)._replace(w_h=w)
 
 
-# Each is compiled once for all tests that measure the same cell over as many steps.
+# Compiled once for all tests of the same cell and number of steps.
 JITTED = {
     measure: jax.jit(measure, static_argnums=0)
-    for measure in (step_jacobians, jacobian_product_svd, log_sigma_max, lyapunov_spectrum, carry_influence)
+    for measure in (
+        step_jacobians,
+        jacobian_product_svd,
+        log_sigma_max,
+        lyapunov_spectrum,
+        carry_influence,
+    )
 }
 product_svd, largest_of = JITTED[jacobian_product_svd], JITTED[log_sigma_max]
 exhaustive = pytest.mark.exhaustive
@@ -59,9 +65,11 @@ def drawn(*shape):
 
 
 @pytest.mark.parametrize(
-    "cell", [STACK, second(tbptt.Elman(2, 4)), second(tbptt.LSTM(2, 3))], ids=["stack", "elman", "lstm"]
+    "cell",
+    [STACK, second(tbptt.Elman(2, 4)), second(tbptt.LSTM(2, 3))],
+    ids=["stack", "elman", "lstm"],
 )
-def test_step_jacobians_are_those_of_autodiff_and_their_product_that_of_the_unrolled_cell(cell):
+def test_step_jacobians_equal_autodiff_and_their_product_that_of_the_unrolled_cell(cell):
     params, carry, T = cell_params(cell), zero_carry(cell), 5
     xs = drawn(T, 2)
     start = np.concatenate(jax.tree.leaves(carry))
@@ -76,7 +84,9 @@ def test_step_jacobians_are_those_of_autodiff_and_their_product_that_of_the_unro
         return jax.lax.scan(step, unravel(vector), xs)[1]
 
     given = cell, params, carry, xs
-    jacobians, log_s = (np.asarray(JITTED[m](*given)) for m in (step_jacobians, jacobian_product_svd))
+    jacobians, log_s = (
+        np.asarray(JITTED[m](*given)) for m in (step_jacobians, jacobian_product_svd)
+    )
     want = np.asarray(jax.jit(jax.jacrev(unrolled))(start, params))
     assert jacobians.shape == (T, start.size, start.size) and log_s.shape == (T, start.size)
     product = np.eye(start.size)
@@ -84,22 +94,29 @@ def test_step_jacobians_are_those_of_autodiff_and_their_product_that_of_the_unro
         product = jacobians[n - 1] @ product
         np.testing.assert_allclose(product, want[n - 1], atol=1e-14)
         singular = np.linalg.svd(product, compute_uv=False)
-        np.testing.assert_allclose(np.exp(log_s[n - 1]), singular, rtol=1e-9, atol=1e-14 * singular[0])
+        np.testing.assert_allclose(
+            np.exp(log_s[n - 1]), singular, rtol=1e-9, atol=1e-14 * singular[0]
+        )
 
 
-def test_elman_jacobian_in_the_lecture_letters():
+def test_elman_jacobian_formula():
     cell = tbptt.Elman(2, 4)
     params, xs = cell_params(cell), drawn(3, 2)
     hs = [np.zeros(4)]
     for x in xs:
         hs.append(np.tanh(hs[-1] @ params.w_h + x @ params.w_x + params.b))
     want = (1 - np.stack(hs[1:]) ** 2)[:, :, None] * params.w_h.T
-    np.testing.assert_allclose(JITTED[step_jacobians](cell, params, zero_carry(cell), xs), want, rtol=1e-12)
+    np.testing.assert_allclose(
+        JITTED[step_jacobians](cell, params, zero_carry(cell), xs), want, rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize("size", [3, second(1), second(2), second(8)])
 def test_every_singular_value_of_a_long_product_has_full_relative_accuracy(size):
-    """A random (non-normal) W to the power 60 against 400-digit arithmetic: a plain SVD would lose the small ones."""
+    """Compare W^60 for a random (non-normal) W with 400-digit arithmetic.
+
+    A plain SVD would lose the small singular values.
+    """
     w = np.random.default_rng(size).normal(size=(size, size)) / 1.5
     cell, params = linear(w)
     got = np.asarray(product_svd(cell, params, zero_carry(cell), zeros(cell, 60)))
@@ -107,18 +124,24 @@ def test_every_singular_value_of_a_long_product_has_full_relative_accuracy(size)
         power = mpmath.matrix(w.T.tolist()) ** 60
         want = [float(mpmath.log(s)) for s in mpmath.svd_r(power, compute_uv=False)]
     np.testing.assert_allclose(got[-1], want, atol=1e-11)
-    np.testing.assert_allclose(np.sum(got, axis=1), np.arange(1, 61) * np.linalg.slogdet(w)[1], rtol=1e-12, atol=1e-11)
+    np.testing.assert_allclose(
+        np.sum(got, axis=1), np.arange(1, 61) * np.linalg.slogdet(w)[1], rtol=1e-12, atol=1e-11
+    )
 
 
-@pytest.mark.parametrize("dtype, T", [(np.float64, 1200), second(np.float64, 2000), second(np.float32, 2000)])
-def test_two_to_the_2000_fits(dtype, T):
-    """Singular values 2 and 1/2 of a rotated W = Q diag Q^T, T times: 2^T and 2^-T side by side, both beyond float64."""
+@pytest.mark.parametrize(
+    "dtype, T", [(np.float64, 1200), second(np.float64, 2000), second(np.float32, 2000)]
+)
+def test_singular_values_beyond_the_range_of_the_dtype(dtype, T):
+    """Use W = Q diag(2, 1/2) Q^T, whose powers have singular values 2^T and 2^-T."""
     rate = np.log([2.0, 2.0, 1.5, 1.0, 0.75, 0.5, 0.5])
     q = np.linalg.qr(np.random.default_rng(0).normal(size=(7, 7)))[0]
     cell, params = linear(((q * np.exp(rate)) @ q.T).astype(dtype))
     got = product_svd(cell, params, zero_carry(cell), zeros(cell, T))
     assert got.dtype == dtype
-    each_step = 3e-5 if dtype == np.float32 else 1e-13  # in float32 a log of 1386 is known to 1e-4, and 2000 are added
+    each_step = (
+        3e-5 if dtype == np.float32 else 1e-13
+    )  # in float32 a log of 1386 is accurate to 1e-4
     np.testing.assert_allclose(got, np.arange(1, T + 1)[:, None] * rate, atol=T * each_step)
     largest = largest_of(cell, params, zero_carry(cell), zeros(cell, T))
     np.testing.assert_allclose(largest, T * np.log(2), rtol=1e-5 if dtype == np.float32 else 1e-13)
@@ -139,7 +162,9 @@ def test_matrix_free_is_exact(cell, T):
     params, carry = cell_params(cell), zero_carry(cell)
     xs = drawn(T, 2)
     got = largest_of(cell, params, carry, xs)
-    np.testing.assert_allclose(got, np.asarray(product_svd(cell, params, carry, xs))[-1, 0], atol=1e-9)
+    np.testing.assert_allclose(
+        got, np.asarray(product_svd(cell, params, carry, xs))[-1, 0], atol=1e-9
+    )
 
 
 def test_singular_jacobians():
@@ -147,8 +172,10 @@ def test_singular_jacobians():
     cell, params = linear(w)
     got = np.asarray(product_svd(cell, params, zero_carry(cell), zeros(cell, 9)))[:3]
     assert (got[:, -1] == -np.inf).all()
-    np.testing.assert_allclose(got[:, :-1], np.arange(1, 4)[:, None] * np.log([3, 2, 1, 1, 1, 0.5]), atol=1e-14)
-    nilpotent = np.diag(np.ones(6), 1)  # the 7th power is 0, though no step is
+    np.testing.assert_allclose(
+        got[:, :-1], np.arange(1, 4)[:, None] * np.log([3, 2, 1, 1, 1, 0.5]), atol=1e-14
+    )
+    nilpotent = np.diag(np.ones(6), 1)  # only the 7th power is 0
     cell, params = linear(nilpotent)
     got = np.asarray(product_svd(cell, params, zero_carry(cell), zeros(cell, 9)))
     np.testing.assert_array_equal((got == 0).sum(axis=1), [6, 5, 4, 3, 2, 1, 0, 0, 0])
@@ -159,10 +186,14 @@ def test_singular_jacobians():
 @exhaustive
 def test_a_product_that_is_nearly_singular():
     cell, params = linear(np.diag(np.ones(6), 1))
-    np.testing.assert_allclose(largest_of(cell, params, zero_carry(cell), zeros(cell, 6)), 0, atol=1e-9)
+    np.testing.assert_allclose(
+        largest_of(cell, params, zero_carry(cell), zeros(cell, 6)), 0, atol=1e-9
+    )
 
 
-@pytest.mark.parametrize(("size", "T"), [(7, (9, 7)), second(3, (60, 60))], ids=["7", "too few for lobpcg"])
+@pytest.mark.parametrize(
+    ("size", "T"), [(7, (9, 7)), second(3, (60, 60))], ids=["7", "too few for lobpcg"]
+)
 def test_nan_parameters_give_nan(size, T):
     cell, params = linear(np.full((size, size), np.nan))
     assert np.isnan(product_svd(cell, params, zero_carry(cell), zeros(cell, T[0]))).all()
@@ -171,35 +202,45 @@ def test_nan_parameters_give_nan(size, T):
 
 @functools.cache
 def slacks_of(activation, slope):
-    """How far the bound is above the product's norm, in logs, at every n: compiled, for many keys and any gain."""
+    """Return the bound minus the product's log norm at every n, compiled for all keys and gains."""
     cell, T = tbptt.Elman(3, 8, activation=activation), 50
 
     def slack(key, gain):
         keys = jax.random.split(key, 3)
-        params = cell.init(keys[0])._replace(w_h=gain * jax.random.normal(keys[1], (8, 8)) / jnp.sqrt(8))
-        log_s = jacobian_product_svd(cell, params, zero_carry(cell), jax.random.normal(keys[2], (T, 3)))
+        params = cell.init(keys[0])._replace(
+            w_h=gain * jax.random.normal(keys[1], (8, 8)) / jnp.sqrt(8)
+        )
+        log_s = jacobian_product_svd(
+            cell, params, zero_carry(cell), jax.random.normal(keys[2], (T, 3))
+        )
         return log_bound(params.w_h, jnp.arange(1, T + 1), slope=slope) - log_s[:, 0]
 
     return jax.jit(jax.vmap(slack, (0, None)))
 
 
 @exhaustive
-@pytest.mark.parametrize("activation, slope", [(jax.nn.sigmoid, 0.25), (jnp.tanh, 1.0), (jax.nn.relu, 1.0)])
-def test_the_bound_holds_always(activation, slope):
+@pytest.mark.parametrize(
+    "activation, slope", [(jax.nn.sigmoid, 0.25), (jnp.tanh, 1.0), (jax.nn.relu, 1.0)]
+)
+def test_the_bound_always_holds(activation, slope):
     for gain in (0.3, 1.0, 3.0):
-        slacks = np.asarray(slacks_of(activation, slope)(jax.random.split(jax.random.key(1), 20), gain))
+        slacks = np.asarray(
+            slacks_of(activation, slope)(jax.random.split(jax.random.key(1), 20), gain)
+        )
         assert slacks.min() >= -1e-12
         first = slacks[:, 0].min()
-        assert first < 1.0  # and it is not vacuous: near the norm of one step
+        assert first < 1.0  # not vacuous: near the norm of one step
 
 
-def test_the_bound_is_reached_by_an_orthogonal_linear_network():
+def test_the_bound_is_attained_by_an_orthogonal_linear_network():
     w = 1.1 * np.linalg.qr(np.random.default_rng(0).normal(size=(7, 7)))[0]
     cell, params = linear(w)
     got = np.asarray(product_svd(cell, params, zero_carry(cell), zeros(cell, 9)))
     np.testing.assert_allclose(got[:, 0], bound(w, np.arange(1, 10)), rtol=1e-12)
     np.testing.assert_allclose(got[:, -1], got[:, 0], rtol=1e-12)
-    slower = np.asarray(bound_of_slow_units(w, np.arange(1, 10))) - np.asarray(bound(w, np.arange(1, 10)))
+    slower = np.asarray(bound_of_slow_units(w, np.arange(1, 10))) - np.asarray(
+        bound(w, np.arange(1, 10))
+    )
     np.testing.assert_allclose(slower, np.arange(1, 10) * np.log(0.25), rtol=1e-12)
     assert bound(w, 0) == 0 and bound(0 * w, 0) == 0 and bound(0 * w, 2) == -np.inf
 
@@ -213,8 +254,8 @@ def test_spectral_radius_and_sigma_max():
 
 
 @pytest.mark.parametrize("measure", [step_jacobians, jacobian_product_svd, log_sigma_max])
-def test_bad_input_is_refused_by_name(measure):
-    measure = inspect.unwrap(measure)  # without the hook, which would speak first
+def test_input_errors(measure):
+    measure = inspect.unwrap(measure)  # without the type-checking hook
     cell = tbptt.Elman(2, 3)
     params, carry = cell_params(cell), zero_carry(cell)
     counting = CountingElman()
@@ -224,15 +265,20 @@ def test_bad_input_is_refused_by_name(measure):
         measure(cell, params, zero_carry(cell, (4,)), np.ones((5, 4, 2)))
     with pytest.raises(ValueError, match="at least one step"):
         measure(cell, params, carry, np.ones((0, 2)))
-    with pytest.raises(ValueError, match=r"carry.h must have the shape \(3,\) .* without batch axes .*; got \(4, 3\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"carry.h must have the shape \(3,\) .* without batch axes .*; got \(4, 3\)",
+    ):
         measure(cell, params, zero_carry(cell, (4,)), np.ones((5, 2)))
     with pytest.raises(ValueError, match=r"D = Elman.input_dim = 2; got shape \(5, 3\)"):
         measure(cell, params, carry, np.ones((5, 3)))
-    assert jax.tree.leaves(jax.eval_shape(functools.partial(measure, cell), params, carry, np.ones((1, 2))))  # T = 1
+    assert jax.tree.leaves(
+        jax.eval_shape(functools.partial(measure, cell), params, carry, np.ones((1, 2)))
+    )  # T = 1
 
 
 def test_a_clipped_cell_has_the_jacobian_of_the_cell_inside():
-    """Forward the two are one map; clipping changes only what is sent back. Every measure is the same program."""
+    """Check that every measure compiles to the same program: only the backward pass differs."""
     plain = tbptt.Stack((tbptt.Elman(2, 3), tbptt.Elman(3, 2)))
     given = cell_params(plain), zero_carry(plain), drawn(5, 2)
 
@@ -249,17 +295,21 @@ def test_a_clipped_cell_has_the_jacobian_of_the_cell_inside():
 
 
 class ClipsItself(tbptt.Elman):
-    """A user's own cell that clips what it sends back."""
+    """A user-defined cell with a custom backward pass."""
 
     def __call__(self, params, carry, x):
         return super().__call__(params, tbptt.cells.clip_cotangent(carry, 1.0), x)
 
 
 @each_measure
-def test_a_backward_pass_of_ones_own_has_no_jacobian(measure):
+def test_a_custom_backward_pass_has_no_jacobian(measure):
     cell = ClipsItself(2, 3)
-    with pytest.raises(TypeError, match="ClipsItself has a backward pass of its own .* pass the cell without it"):
-        jax.eval_shape(functools.partial(measure, cell), cell_params(cell), zero_carry(cell), np.ones((5, 2)))
+    with pytest.raises(
+        TypeError, match="ClipsItself has a custom backward pass .* pass the cell without it"
+    ):
+        jax.eval_shape(
+            functools.partial(measure, cell), cell_params(cell), zero_carry(cell), np.ones((5, 2))
+        )
 
 
 HALVES = [(step_jacobians, jnp.bfloat16), *(second(measure, jnp.float16) for measure in JITTED)]
@@ -280,7 +330,7 @@ def test_half_precision_is_measured_in_float32(measure, dtype):
 
 
 class Shrinking(CountingElman):
-    """A cell that hands on another carry than it took."""
+    """A cell that returns a carry of another shape."""
 
     def initial_carry(self, batch_shape=()):
         return {"h": jnp.zeros((*batch_shape, 3))}
@@ -289,7 +339,7 @@ class Shrinking(CountingElman):
         return {"h": carry["h"][:2]}, carry["h"]
 
 
-def test_a_cell_that_changes_its_carry_is_named():
+def test_a_cell_that_changes_the_shape_of_its_carry():
     cell = Shrinking()
     with pytest.raises(ValueError, match="Shrinking returned a carry of 2 numbers for one of 3"):
         step_jacobians(cell, None, zero_carry(cell), np.ones((4, 2)))

@@ -1,4 +1,4 @@
-"""Gradient by lag and the influence of the start, against closed forms and autodiff of the plain loop."""
+"""Gradient by lag and carry influence against closed forms and autodiff of the plain loop."""
 
 import functools
 
@@ -27,24 +27,26 @@ def plain(tree):
     return jax.tree.map(np.asarray, tree)
 
 
-def run(cell, params, carry, xs, resets, nudges):
-    """The plain loop, with nothing of the library's but the cell; every entering carry is moved by a nudge of its own."""
+def run(cell, params, carry, xs, resets, offsets):
+    """Run the plain loop over the cell, with an offset added to every entering carry."""
     start = cell.initial_carry(xs.shape[1:-1])
 
     def step(carry, given):
-        x, reset, nudge = given
-        carry = jax.tree.map(jnp.add, carry, nudge)
+        x, reset, offset = given
+        carry = jax.tree.map(jnp.add, carry, offset)
         carry = jax.tree.map(lambda new, old: jnp.where(reset[..., None], new, old), start, carry)
         return cell(params, carry, x)
 
-    return jax.lax.scan(step, carry, (xs, resets, nudges))
+    return jax.lax.scan(step, carry, (xs, resets, offsets))
 
 
 def by_every_carry(cell, params, carry, xs, loss, resets=None):
-    """The gradient of a loss of the outputs by the carry that enters each step: leaves `[T, *batch, H]`."""
+    """Return the gradient of a loss by every entering carry: leaves `[T, *batch, H]`."""
     resets = np.zeros(xs.shape[:-1], bool) if resets is None else resets
-    nudges = jax.tree.map(lambda a: np.zeros((len(xs), *a.shape)), carry)
-    return plain(jax.jit(jax.grad(lambda n, p: loss(run(cell, p, carry, xs, resets, n)[1])))(nudges, params))
+    offsets = jax.tree.map(lambda a: np.zeros((len(xs), *a.shape)), carry)
+    return plain(
+        jax.jit(jax.grad(lambda n, p: loss(run(cell, p, carry, xs, resets, n)[1])))(offsets, params)
+    )
 
 
 def test_diagonal_linear_cell_decays_as_its_power():
@@ -56,20 +58,27 @@ def test_diagonal_linear_cell_decays_as_its_power():
     profile = profile_of(cell, params, carry, xs, total, lags=lags)
     want = want[:lags]
     assert profile.norms.h.shape == (10, lags, 3) and profile.quantiles.h.shape == (3, lags)
-    np.testing.assert_allclose(profile.norms.h, np.broadcast_to(want[:, None], (10, lags, 3)), rtol=1e-12)
+    np.testing.assert_allclose(
+        profile.norms.h, np.broadcast_to(want[:, None], (10, lags, 3)), rtol=1e-12
+    )
     np.testing.assert_allclose(profile.mean.h, want, rtol=1e-12)
     np.testing.assert_allclose(profile.quantiles.h, np.tile(want, (3, 1)), rtol=1e-12)
 
 
-CELLS = [tbptt.LSTM(2, 4), *(pytest.param(c, marks=exhaustive) for c in (tbptt.Elman(2, 4, gain=1.3), tbptt.GRU(2, 4)))]
+CELLS = [
+    tbptt.LSTM(2, 4),
+    *(pytest.param(c, marks=exhaustive) for c in (tbptt.Elman(2, 4, gain=1.3), tbptt.GRU(2, 4))),
+]
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=["lstm", "elman", "gru"])
-def test_lag_k_is_the_gradient_by_the_carry_k_steps_back(cell):
+def test_lag_k_equals_the_gradient_by_the_carry_k_steps_back(cell):
     params, carry, xs = cell_params(cell), zero_carry(cell), drawn(9, 2)
     norms = by_lag(cell, params, carry, xs, lambda y: jnp.sum(y**2))
     slopes = by_every_carry(cell, params, carry, xs, lambda ys: jnp.sum(ys[-1] ** 2))
-    want = np.sqrt(sum(np.sum(g**2, axis=-1) for g in jax.tree.leaves(slopes)))[::-1]  # the last step is lag 1
+    want = np.sqrt(sum(np.sum(g**2, axis=-1) for g in jax.tree.leaves(slopes)))[
+        ::-1
+    ]  # the last step is lag 1
     assert min(want) > 1e-6
     np.testing.assert_allclose(norms, want, rtol=1e-12)
 
@@ -79,9 +88,14 @@ def test_lag_k_is_the_gradient_by_the_carry_k_steps_back(cell):
     [(STACK, True), pytest.param(tbptt.LSTM(2, 3), False, marks=exhaustive)],
     ids=["stack-resets", "lstm"],
 )
-def test_the_sweeps_are_one_autodiff_call_for_each_loss_lag_field_and_layer(cell, with_resets):
+def test_lag_profile_equals_autodiff_for_each_loss_lag_field_and_layer(cell, with_resets):
     T, B, lags, at = 6, 2, 3, (3, 5)
-    params, carry, xs, targets = cell_params(cell), zero_carry(cell, (B,)), drawn(T, B, 2), drawn(T, B, cell.hidden_dim)
+    params, carry, xs, targets = (
+        cell_params(cell),
+        zero_carry(cell, (B,)),
+        drawn(T, B, 2),
+        drawn(T, B, cell.hidden_dim),
+    )
     resets = np.zeros((T, B), bool)
     resets[4, 1] = with_resets
 
@@ -93,21 +107,29 @@ def test_the_sweeps_are_one_autodiff_call_for_each_loss_lag_field_and_layer(cell
     for i, s in enumerate(at):
         slopes = by_every_carry(cell, params, carry, xs, lambda ys, s=s: squared(ys[s], s), resets)
         for k in range(1, lags + 1):
-            want = jax.tree.map(lambda g, first=s - k + 1: np.sqrt(np.sum(g[first] ** 2, axis=-1)), slopes)
+            want = jax.tree.map(
+                lambda g, first=s - k + 1: np.sqrt(np.sum(g[first] ** 2, axis=-1)), slopes
+            )
             got = jax.tree.map(lambda n, i=i, k=k: n[i, k - 1], profile.norms)
             assert jax.tree.structure(got) == jax.tree.structure(carry)
-            jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-300), got, want)
+            jax.tree.map(
+                functools.partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-300), got, want
+            )
     if with_resets:
-        zeros = [n[1, 1:, 1] for n in jax.tree.leaves(profile.norms)]  # s = 5, lags 2 and 3, lane 1
+        zeros = [n[1, 1:, 1] for n in jax.tree.leaves(profile.norms)]  # s = 5, lags 2 and 3, row 1
         assert all((z == 0).all() for z in zeros)
-    leaf, mean, quantiles = (jax.tree.leaves(a)[0] for a in (profile.norms, profile.mean, profile.quantiles))
+    leaf, mean, quantiles = (
+        jax.tree.leaves(a)[0] for a in (profile.norms, profile.mean, profile.quantiles)
+    )
     np.testing.assert_allclose(mean, np.mean(leaf, axis=(0, 2)), rtol=1e-12)
-    np.testing.assert_allclose(quantiles, np.quantile(leaf, [0.1, 0.5, 0.9], axis=(0, 2)), rtol=1e-12)
+    np.testing.assert_allclose(
+        quantiles, np.quantile(leaf, [0.1, 0.5, 0.9], axis=(0, 2)), rtol=1e-12
+    )
 
 
-def test_h_and_c_of_an_lstm_are_told_apart():
+def test_h_and_c_of_an_lstm_are_separate():
     cell = tbptt.LSTM(2, 3, forget_bias=50.0)
-    params = cell_params(cell)._replace(w_h=np.zeros((3, 12)))  # c' = c + ...: the carousel; h is not looked at
+    params = cell_params(cell)._replace(w_h=np.zeros((3, 12)))  # c' = c + ..., independent of h
     xs = drawn(20, 2)
     profile = plain(profile_of(cell, params, zero_carry(cell), xs, total, lags=10, at=(19,)))
     assert (profile.mean.h == 0).all()
@@ -116,7 +138,7 @@ def test_h_and_c_of_an_lstm_are_told_apart():
     assert (influence.h == 0).all() and (influence.c >= 1).all()
 
 
-def test_linear_elman_the_influence_of_the_start_is_a_power_of_w():
+def test_the_carry_influence_of_a_linear_elman_is_a_power_of_w():
     cell = tbptt.Elman(2, 5, activation=jax.nn.identity)
     params = cell_params(cell)._replace(w_h=drawn(5, 5) / 2)
     got = influence_of(cell, params, zero_carry(cell), np.ones((40, 2)))
@@ -124,36 +146,45 @@ def test_linear_elman_the_influence_of_the_start_is_a_power_of_w():
     np.testing.assert_allclose(got.h, want, rtol=1e-12)
 
 
-def test_the_influence_of_each_field_is_its_own_columns_of_the_jacobian():
+def test_the_carry_influence_of_a_field_is_the_norm_of_its_jacobian_columns():
     params, carry, xs = cell_params(STACK), zero_carry(STACK), drawn(6, 2)
     got = influence_of(STACK, params, carry, xs)
 
     @jax.jit
     @functools.partial(jax.jacrev, argnums=1)
     def by_start(params, carry):
-        nudges = jax.tree.map(lambda a: np.zeros((len(xs), *a.shape)), carry)
-        last, _ = run(STACK, params, carry, xs, np.zeros(len(xs), bool), nudges)
+        offsets = jax.tree.map(lambda a: np.zeros((len(xs), *a.shape)), carry)
+        last, _ = run(STACK, params, carry, xs, np.zeros(len(xs), bool), offsets)
         return jax.flatten_util.ravel_pytree(last)[0]
 
     jax.tree.map(
-        lambda n, j: np.testing.assert_allclose(np.asarray(n)[-1], np.linalg.norm(np.asarray(j), 2), rtol=1e-12),
+        lambda n, j: np.testing.assert_allclose(
+            np.asarray(n)[-1], np.linalg.norm(np.asarray(j), 2), rtol=1e-12
+        ),
         got,
         by_start(params, carry),
     )
 
 
-def test_masked_steps_hold_the_gradient_as_they_hold_the_carry():
+def test_masked_steps_hold_the_gradient_and_the_carry():
     cell, T, B = tbptt.GRU(2, 3), 7, 2
     params, xs, mask = cell_params(cell), drawn(T, B, 2), np.ones((T, B), bool)
     mask[2:4, 0] = mask[6, 1] = False
     padded = np.where(mask[..., None], xs, np.nan)
-    profile = plain(profile_of(cell, params, zero_carry(cell, (B,)), padded, total, lags=7, at=(6,), mask=mask))
-    short = np.asarray(by_lag(cell, params, zero_carry(cell), np.delete(xs[:, 0], [2, 3], axis=0), jnp.sum))
+    profile = plain(
+        profile_of(cell, params, zero_carry(cell, (B,)), padded, total, lags=7, at=(6,), mask=mask)
+    )
+    short = np.asarray(
+        by_lag(cell, params, zero_carry(cell), np.delete(xs[:, 0], [2, 3], axis=0), jnp.sum)
+    )
     np.testing.assert_allclose(profile.norms.h[0, :, 0], short[[0, 1, 2, 2, 2, 3, 4]], rtol=1e-12)
-    assert (profile.norms.h[0, :, 1] == 0).all()  # the loss of a step that does not exist
+    assert (profile.norms.h[0, :, 1] == 0).all()  # the loss of a masked step
 
 
-ONES = [tbptt.LSTM(1, 1), *(pytest.param(c, marks=exhaustive) for c in (tbptt.Elman(1, 1), tbptt.GRU(1, 1)))]
+ONES = [
+    tbptt.LSTM(1, 1),
+    *(pytest.param(c, marks=exhaustive) for c in (tbptt.Elman(1, 1), tbptt.GRU(1, 1))),
+]
 
 
 @pytest.mark.parametrize("cell", ONES, ids=["lstm", "elman", "gru"])

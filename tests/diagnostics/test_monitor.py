@@ -1,4 +1,4 @@
-"""Diagnostics inside the train step: they see what is there, and change nothing."""
+"""Diagnostics inside the train step return correct values and change nothing."""
 
 import functools
 
@@ -30,14 +30,23 @@ from tests.support.sequences import sequence_params, steps_of, zero_carry
 T, B, D, H = 12, 2, 2, 3
 CELL, READOUT = Stack((LSTM(D, H), GRU(H, H))), nn.Dense(1, param_dtype=jnp.float64)
 LOSS = sequence_loss(CELL, READOUT, squared_error)
-PROBES = {"norms": norms_by_layer, "leaves": norms_by_leaf, "bad": bad_leaf, "gates": saturation_probe(CELL)}
+PROBES = {
+    "norms": norms_by_layer,
+    "leaves": norms_by_leaf,
+    "bad": bad_leaf,
+    "gates": saturation_probe(CELL),
+}
 ESTIMATORS = {
     "full": full_bptt,
     "disjoint": functools.partial(truncated_bptt, k1=4, k2=4),
     "overlapping": functools.partial(truncated_bptt, k1=4, k2=9),
 }
 each_estimator = pytest.mark.parametrize(
-    "make", [pytest.param(m, id=n, marks=[pytest.mark.exhaustive] * (n != "overlapping")) for n, m in ESTIMATORS.items()]
+    "make",
+    [
+        pytest.param(m, id=n, marks=[pytest.mark.exhaustive] * (n != "overlapping"))
+        for n, m in ESTIMATORS.items()
+    ],
 )
 CARRY = zero_carry(CELL, (B,))
 XS = 3 * np.random.default_rng(1).normal(size=(T, B, D))
@@ -57,31 +66,40 @@ saturated = jax.jit(functools.partial(saturation, CELL), static_argnames="flat")
 
 
 @each_estimator
-def test_the_monitored_epoch_learns_what_the_plain_one_does(make, params):
+def test_a_monitored_epoch_equals_a_plain_one(make, params):
     adam = optax.adam(1e-2)
 
     def trained(estimator):
         state = jax.jit(lambda p: init_state(estimator, adam, p, CARRY, BATCH))(params)
         return make_train_epoch(estimator, adam, 4)(state, BATCH)
 
-    plain, watching = (trained(estimator) for estimator in (make(LOSS), monitored(make(LOSS), PROBES)))
-    assert_same(plain[0], watching[0], 0)
-    seen = watching[1].info
-    assert isinstance(seen, MonitoredInfo)
-    assert_same(seen.inner, plain[1].info, 0)
-    assert_same(plain[1]._replace(info=None), watching[1]._replace(info=None), 0)
-    seen = jax.tree.map(np.asarray, seen)
-    assert seen.probes["gates"]["0.f"].flat.shape == seen.probes["norms"][".cell[1]"].shape == (3,)
-    total = np.sqrt(sum(n**2 for n in seen.probes["norms"].values()))
-    assert_same((total, total), (watching[1].grad_norm, np.sqrt(sum(n**2 for n in seen.probes["leaves"].values()))))
-    assert seen.probes["bad"].tolist() == [-1] * 3
+    plain, monitored_run = (
+        trained(estimator) for estimator in (make(LOSS), monitored(make(LOSS), PROBES))
+    )
+    assert_same(plain[0], monitored_run[0], 0)
+    found = monitored_run[1].info
+    assert isinstance(found, MonitoredInfo)
+    assert_same(found.inner, plain[1].info, 0)
+    assert_same(plain[1]._replace(info=None), monitored_run[1]._replace(info=None), 0)
+    found = jax.tree.map(np.asarray, found)
+    assert (
+        found.probes["gates"]["0.f"].flat.shape == found.probes["norms"][".cell[1]"].shape == (3,)
+    )
+    total = np.sqrt(sum(n**2 for n in found.probes["norms"].values()))
+    assert_same(
+        (total, total),
+        (monitored_run[1].grad_norm, np.sqrt(sum(n**2 for n in found.probes["leaves"].values()))),
+    )
+    assert found.probes["bad"].tolist() == [-1] * 3
 
 
-def test_norms_are_named_and_counted_and_bad_leaves_named(params):
+def test_norms_by_leaf_and_layer_and_bad_leaf(params):
     @jax.jit
     def both(params, carry, batch):
         gradient = monitored(full_bptt(LOSS), PROBES).estimate(params, carry, batch)
-        tiny = gradient._replace(grads=jax.tree.map(lambda leaf: jnp.full_like(leaf, 1e-30, jnp.float32), gradient.grads))
+        tiny = gradient._replace(
+            grads=jax.tree.map(lambda leaf: jnp.full_like(leaf, 1e-30, jnp.float32), gradient.grads)
+        )
         return gradient, norms_by_leaf(params, None, batch, tiny)
 
     gradient, tiny = jax.tree.map(np.asarray, both(params, CARRY, BATCH))
@@ -90,14 +108,18 @@ def test_norms_are_named_and_counted_and_bad_leaves_named(params):
     assert_same(info["norms"][".cell[1]"], np.sqrt(sum(np.sum(leaf**2) for leaf in g.cell[1])))
     assert_same(info["leaves"][".cell[0].w_h"], np.linalg.norm(g.cell[0].w_h))
     assert len(info["leaves"]) == len(jax.tree.leaves(params)) and info["bad"] == -1
-    np.testing.assert_allclose(tiny[".cell[1].b"], 3e-30, rtol=1e-6)  # 9 entries; squared they would be 0
+    np.testing.assert_allclose(
+        tiny[".cell[1].b"], 3e-30, rtol=1e-6
+    )  # 9 entries whose squares underflow
     bad = both(params, CARRY, BATCH._replace(targets=BATCH.targets * np.nan))[0].info.probes["bad"]
     assert leaf_name(params, bad) == ".cell[0].w_x"
 
 
 @pytest.mark.exhaustive
-def test_saturation_is_that_of_the_first_steps_of_the_chunk(params):
-    estimate = jax.jit(monitored(full_bptt(LOSS), {"gates": saturation_probe(CELL, steps=3, flat=0.4)}).estimate)
+def test_saturation_probe_uses_the_first_steps_of_the_chunk(params):
+    estimate = jax.jit(
+        monitored(full_bptt(LOSS), {"gates": saturation_probe(CELL, steps=3, flat=0.4)}).estimate
+    )
     first = estimate(params, CARRY, steps_of(BATCH, 0, 4))
     second = estimate(params, first.memory, steps_of(BATCH, 4, 8)).info.probes["gates"]
     carry, _ = jax.jit(functools.partial(unroll, CELL))(params.cell, CARRY, XS[:4])
@@ -107,7 +129,7 @@ def test_saturation_is_that_of_the_first_steps_of_the_chunk(params):
     assert abs(float(moved["0.f"].slope) - float(second["0.f"].slope)) > 1e-6
 
 
-def test_overlapping_windows_show_the_steps_that_their_carry_enters(params):
+def test_saturation_probe_of_overlapping_windows_uses_the_steps_their_carry_enters(params):
     estimator = monitored(truncated_bptt(LOSS, 2, 5), {"gates": saturation_probe(CELL, steps=2)})
     memory = jax.jit(lambda p: estimator.init(p, CARRY, BATCH))(params)
     estimate, step = jax.jit(estimator.estimate), jax.jit(CELL)
@@ -118,17 +140,22 @@ def test_overlapping_windows_show_the_steps_that_their_carry_enters(params):
         gradient = estimate(params, memory, steps_of(BATCH, begin, begin + 2))
         memory = gradient.memory
         oldest = max(0, begin - 3)  # k2 - k1 steps are remembered
-        assert_same(gradient.info.probes["gates"], saturated(params.cell, entering[oldest], XS[oldest : oldest + 2]))
+        assert_same(
+            gradient.info.probes["gates"],
+            saturated(params.cell, entering[oldest], XS[oldest : oldest + 2]),
+        )
 
 
-def test_resets_and_masks_of_the_batch_are_followed(params):
+def test_saturation_probe_uses_resets_and_masks(params):
     resets, mask = np.zeros((T, B), bool), np.ones((T, B), bool)
     resets[1], mask[2:] = True, False
     estimator = monitored(full_bptt(LOSS), {"gates": saturation_probe(CELL, steps=4, flat=0.4)})
     carry = zero_carry(CELL, (B,), 0.3)
-    seen = jax.jit(estimator.estimate)(params, carry, BATCH._replace(resets=resets, mask=mask)).info.probes["gates"]
-    assert_same(seen, saturated(params.cell, carry, XS[:2], resets=resets[:2], flat=0.4))
-    assert max(float(s.flat) for s in seen.values()) > 0
+    found = jax.jit(estimator.estimate)(
+        params, carry, BATCH._replace(resets=resets, mask=mask)
+    ).info.probes["gates"]
+    assert_same(found, saturated(params.cell, carry, XS[:2], resets=resets[:2], flat=0.4))
+    assert max(float(s.flat) for s in found.values()) > 0
 
 
 def test_embedded_symbols_and_bare_parameters():
@@ -138,27 +165,39 @@ def test_embedded_symbols_and_bare_parameters():
     symbols = np.random.default_rng(1).integers(0, 5, (6, B))
     probe = saturation_probe(cell, xs_of=lambda p, b: embedding.apply(p.embedding, b.inputs))
     batch = Batch(symbols, np.zeros((6, B, 1)))
-    seen = jax.jit(monitored(full_bptt(loss), {"gates": probe}).estimate)(params, carry, batch).info.probes
+    found = jax.jit(monitored(full_bptt(loss), {"gates": probe}).estimate)(
+        params, carry, batch
+    ).info.probes
     xs = params.embedding["params"]["embedding"][symbols]
-    assert_same(seen["gates"], jax.jit(functools.partial(saturation, cell))(params.cell, carry, xs[:1]))
+    assert_same(
+        found["gates"], jax.jit(functools.partial(saturation, cell))(params.cell, carry, xs[:1])
+    )
 
     def own(params, carry, batch):
         carry, ys = unroll(cell, params, carry, batch.inputs)
         return jnp.sum(ys), carry
 
     probe = saturation_probe(cell, steps=1, cell_params=lambda p: p)
-    bare = jax.eval_shape(monitored(full_bptt(own), {"gates": probe}).estimate, params.cell, carry, Batch(xs, None))
+    bare = jax.eval_shape(
+        monitored(full_bptt(own), {"gates": probe}).estimate, params.cell, carry, Batch(xs, None)
+    )
     assert "f" in bare.info.probes["gates"]
 
 
-def test_misuse_is_named(params):
+def test_errors(params):
     def estimate(probe):
-        return jax.eval_shape(monitored(full_bptt(LOSS), {"mine": probe}).estimate, params, CARRY, BATCH)
+        return jax.eval_shape(
+            monitored(full_bptt(LOSS), {"mine": probe}).estimate, params, CARRY, BATCH
+        )
 
-    with pytest.raises(ValueError, match=r"probe 'mine' must return scalars; got shape \(12, 2, 2\) at \['xs'\]"):
+    with pytest.raises(
+        ValueError, match=r"probe 'mine' must return scalars; got shape \(12, 2, 2\) at \['xs'\]"
+    ):
         estimate(lambda params, memory, batch, gradient: {"xs": batch.inputs})
     for steps in (0, T + 1):
-        with pytest.raises(ValueError, match=rf"needs 1 <= steps <= T of the batch; got steps={steps}, T=12"):
+        with pytest.raises(
+            ValueError, match=rf"needs 1 <= steps <= T of the batch; got steps={steps}, T=12"
+        ):
             estimate(saturation_probe(CELL, steps=steps))
-    with pytest.raises(ValueError, match="needs the carry .* give carry_of=lambda memory"):
+    with pytest.raises(ValueError, match="needs the carry .* Pass carry_of=lambda memory"):
         estimate(saturation_probe(LSTM(D, H)))

@@ -1,4 +1,4 @@
-"""Adaptive BPTT call by call: TBPTT with the window of that call exactly, and what is measured when."""
+"""Adaptive BPTT call by call: it equals TBPTT with the window of that call; when it measures."""
 
 import functools
 
@@ -46,27 +46,29 @@ def test_a_linear_cell_gives_its_own_beta():
         assert info.k2 == 12 and (abs(a) < 1 or info.next_k2 == 12)
 
 
-def feed(estimator, params, carry, batch, piece, lr=0.0, force=None):
-    """Calls piece by piece with SGD in between; yields each output as numpy arrays."""
+def feed(estimator, params, carry, batch, segment, lr=0.0, force=None):
+    """Estimate on segments of the stream, with SGD in between; yield outputs as numpy arrays."""
     init, estimate = compiled(estimator)
     batch, memory = jax.tree.map(np.asarray, batch), init(params, carry, batch)
     before = estimate._cache_size()
-    for i, start in enumerate(range(0, len(batch.inputs), piece)):
+    for i, start in enumerate(range(0, len(batch.inputs), segment)):
         if force is not None:
             chosen = jnp.asarray(np.int32(force[i % len(force)]))
             memory = memory._replace(choice=memory.choice._replace(chosen=chosen))
-        out = estimate(params, memory, oracle.part(batch, start, start + piece))
+        out = estimate(params, memory, oracle.part(batch, start, start + segment))
         yield jax.device_get(out)
         memory, params = out.memory, stepped(params, out.grads, lr)
     assert estimate._cache_size() <= before + 1  # switching compiles nothing
 
 
 def stepped(params, grads, lr):
-    return jax.tree.map(lambda p, g: jnp.asarray(np.asarray(p) - lr * np.asarray(g)) if lr else p, params, grads)
+    return jax.tree.map(
+        lambda p, g: jnp.asarray(np.asarray(p) - lr * np.asarray(g)) if lr else p, params, grads
+    )
 
 
 @pytest.mark.parametrize(
-    "name, k1, k2, piece",
+    "name, k1, k2, segment",
     [
         ("own", 3, 2, 6),
         pytest.param("own", 2, 5, 2, marks=pytest.mark.exhaustive),
@@ -75,10 +77,19 @@ def stepped(params, grads, lr):
         pytest.param("own", 4, 40, 4, marks=pytest.mark.exhaustive),
     ],
 )
-def test_a_single_window_is_truncated_bptt_exactly(name, k1, k2, piece):
-    loss_fn, params, carry, batch = own_problem("weights resets") if name == "own" else make(CELLS[name], "all")
-    got = feed(tbptt.adaptive_bptt(loss_fn, k1, (k2,), 0.5, lags=5, tau=2), params, carry, batch, piece, lr=0.3)
-    want = feed(tbptt.truncated_bptt(loss_fn, k1, k2), params, carry, batch, piece, lr=0.3)
+def test_a_single_window_is_truncated_bptt_exactly(name, k1, k2, segment):
+    loss_fn, params, carry, batch = (
+        own_problem("weights resets") if name == "own" else make(CELLS[name], "all")
+    )
+    got = feed(
+        tbptt.adaptive_bptt(loss_fn, k1, (k2,), 0.5, lags=5, tau=2),
+        params,
+        carry,
+        batch,
+        segment,
+        lr=0.3,
+    )
+    want = feed(tbptt.truncated_bptt(loss_fn, k1, k2), params, carry, batch, segment, lr=0.3)
     for a, b in zip(got, want, strict=True):
         chex.assert_trees_all_close(a[:2], b[:2], rtol=1e-10, atol=1e-14)
         chex.assert_trees_all_close((a.info.losses, a.info.weights), tuple(b.info), rtol=1e-12)
@@ -86,42 +97,59 @@ def test_a_single_window_is_truncated_bptt_exactly(name, k1, k2, piece):
 
 
 @pytest.mark.parametrize(
-    "name, windows, piece",
+    "name, windows, segment",
     [
-        ("own", (1, 3, 7), 2),  # a carry that counts in integers, which have no cotangent
+        ("own", (1, 3, 7), 2),  # a carry with an integer counter, which has no cotangent
         pytest.param("own", (1, 2, 3, 7, 10), 4, marks=pytest.mark.exhaustive),
         pytest.param("elman", (2, 7), 2, marks=pytest.mark.exhaustive),
     ],
 )
-def test_switching_in_mid_stream_is_truncated_bptt_with_the_window_of_that_call(name, windows, piece):
-    """Under changing parameters: each call against TBPTT(k1, k2) that was fed the same stream and parameters all along."""
+def test_switching_in_mid_stream_is_truncated_bptt_with_the_window_of_that_call(
+    name, windows, segment
+):
+    """With updates: each call equals TBPTT(k1, k2) with the same stream and parameters."""
     k1, order, lr = 2, [i for i in (4, 0, 3, 1, 2, 4, 2, 3, 0) if i < len(windows)], 0.3
     is_own = name == "own"
-    loss_fn, params, carry, batch = own_problem("weights resets", T=32) if is_own else make(CELLS[name], "all", T=32)
+    loss_fn, params, carry, batch = (
+        own_problem("weights resets", T=32) if is_own else make(CELLS[name], "all", T=32)
+    )
     adaptive = tbptt.adaptive_bptt(loss_fn, k1, windows, 0.5, lags=8, tau=3)
     others = [tbptt.truncated_bptt(loss_fn, k1, k2) for k2 in windows]
-    estimates = jax.jit(lambda p, memories, b: [e.estimate(p, m, b) for e, m in zip(others, memories, strict=True)])
-    memories = jax.jit(lambda *given: [other.init(*given) for other in others])(params, carry, batch)
+    estimates = jax.jit(
+        lambda p, memories, b: [e.estimate(p, m, b) for e, m in zip(others, memories, strict=True)]
+    )
+    memories = jax.jit(lambda *given: [other.init(*given) for other in others])(
+        params, carry, batch
+    )
     numpy_batch = jax.tree.map(np.asarray, batch)
-    for i, out in enumerate(feed(adaptive, params, carry, batch, piece, lr, force=order)):
-        every = estimates(params, memories, oracle.part(numpy_batch, i * piece, (i + 1) * piece))
+    for i, out in enumerate(feed(adaptive, params, carry, batch, segment, lr, force=order)):
+        every = estimates(
+            params, memories, oracle.part(numpy_batch, i * segment, (i + 1) * segment)
+        )
         which = order[i % len(order)]
         chex.assert_trees_all_close(out[:2], every[which][:2], rtol=1e-9, atol=1e-13)
         assert out.info.k2 == windows[which]
         memories, params = [one.memory for one in every], stepped(params, out.grads, lr)
         if is_own:
-            assert out.memory.trail.carries[0]["n"] == piece * (i + 1)  # the carry that enters the next call
+            assert out.memory.replay.carries[0]["n"] == segment * (
+                i + 1
+            )  # the carry that enters the next call
             assert out.info.estimates == 0 or (out.info.phi > 0).all()
     assert out.info.estimates >= 3
 
 
 @pytest.mark.exhaustive
-def test_it_shrinks_the_window_of_a_forgetful_cell_and_keeps_it_for_a_long_memory():
+def test_the_window_shrinks_for_a_short_memory_and_remains_for_a_long_one():
     estimator = tbptt.adaptive_bptt(linear_loss, 2, (2, 4, 8, 16, 32), 0.1)
     for a, last in [(0.3, 4), (0.8, 16), (0.98, 32), (1.02, 32)]:
         params, carry, batch = linear_problem(a, 60)
-        infos = [out.info for out in feed(estimator, params, carry, batch._replace(inputs=1 + batch.inputs), 2)]
-        assert all(info.k2 == 32 for info in infos[:16]) and not any(info.measured for info in infos[:15])  # too young
+        infos = [
+            out.info
+            for out in feed(estimator, params, carry, batch._replace(inputs=1 + batch.inputs), 2)
+        ]
+        assert all(info.k2 == 32 for info in infos[:16]) and not any(
+            info.measured for info in infos[:15]
+        )  # too young
         assert infos[-1].k2 == last, (a, infos[-1])
         assert [int(info.next_k2) for info in infos[:-1]] == [int(info.k2) for info in infos[1:]]
     assert infos[-1].choice.beta == pytest.approx(1.02) and not infos[-1].choice.decays
@@ -132,7 +160,9 @@ def test_estimates_come_every_so_many_calls_and_are_smoothed():
     make_one = lambda **kwargs: tbptt.adaptive_bptt(loss_fn, 2, (8,), 0.1, **kwargs)  # noqa: E731
     newest = [out.info.phi for out in feed(make_one(smoothing=0.0), *problem, 2)]
     infos = [out.info for out in feed(make_one(every=3, smoothing=0.8), *problem, 2)]
-    assert [bool(info.measured) for info in infos] == [i in (3, 6, 9, 12, 15, 18) for i in range(20)]
+    assert [bool(info.measured) for info in infos] == [
+        i in (3, 6, 9, 12, 15, 18) for i in range(20)
+    ]
     assert infos[-1].estimates == 6
     mean = newest[3]
     for n, i in enumerate((3, 6, 9, 12, 15, 18)):
@@ -145,12 +175,17 @@ def test_estimates_come_every_so_many_calls_and_are_smoothed():
 HALF = tbptt.adaptive_bptt(own_loss, 2, (2, 8), 0.9, smoothing=0.5)  # one program for two tests
 
 
-def test_what_is_not_finite_is_left_out_and_reported():
+def test_non_finite_estimates_are_ignored_and_reported():
     _, params, carry, batch = own_problem(T=24)
     targets = np.array(batch.targets)
     targets[11, 0, 0] = np.inf
-    infos = [out.info for out in feed(HALF, params, carry, batch._replace(targets=targets, weights=np.ones((24, B))), 2)]
-    assert [bool(info.broken) for info in infos] == [i == 5 for i in range(12)]
+    infos = [
+        out.info
+        for out in feed(
+            HALF, params, carry, batch._replace(targets=targets, weights=np.ones((24, B))), 2
+        )
+    ]
+    assert [bool(info.non_finite) for info in infos] == [i == 5 for i in range(12)]
     assert infos[5].next_k2 == 8 and not infos[5].choice.decays
     assert all(np.isfinite(info.phi).all() for info in infos)
     assert infos[5].estimates == infos[4].estimates == infos[6].estimates - 1
@@ -161,13 +196,15 @@ def test_losses_without_weight_are_not_measured():
     weights = np.ones((24, B))
     weights[15] = 0
     infos = [out.info for out in feed(HALF, params, carry, batch._replace(weights=weights), 2)]
-    assert infos[7].measured and infos[7].estimates == infos[6].estimates and not infos[7].broken
+    assert (
+        infos[7].measured and infos[7].estimates == infos[6].estimates and not infos[7].non_finite
+    )
     np.testing.assert_array_equal(infos[7].phi, infos[6].phi)
     assert infos[8].estimates == infos[6].estimates + 1
 
 
-def test_resets_end_what_is_left_out():
-    """A reset at every 4th step: nothing arrives from more than 4 steps back, and a window of 4 is enough."""
+def test_resets_end_the_decay():
+    """With a reset at every 4th step, no gradient spans more than 4 steps."""
     loss_fn, params, carry, batch = own_problem(T=32)
     resets = np.broadcast_to((np.arange(32) % 4 == 0)[:, None], (32, B))
     estimator = tbptt.adaptive_bptt(loss_fn, 4, (4, 8), 0.1, lags=16)
@@ -187,7 +224,7 @@ def test_the_program_depends_on_no_size():
 
 
 @pytest.mark.exhaustive
-def test_training_takes_it():
+def test_training_works_with_it():
     loss_fn, *problem = own_problem(T=48)
     estimator, optimizer = tbptt.adaptive_bptt(loss_fn, 2, (2, 8), 0.5), optax.sgd(0.1)
     state = jax.jit(lambda *problem: tbptt.init_state(estimator, optimizer, *problem))(*problem)

@@ -1,4 +1,4 @@
-"""Choosing the window from what was measured: closed forms, what is not a decay, and what is refused."""
+"""The choice of a window: closed forms, phi without a decay, and errors."""
 
 import jax
 import numpy as np
@@ -8,7 +8,9 @@ import tbptt
 from tests.support.estimating import CELLS, make, own_loss, run
 
 ALL = tuple(range(1, 101))
-choose_window = jax.jit(tbptt.choose_window, static_argnums=(1, 2, 3), static_argnames=("k1", "level"))
+choose_window = jax.jit(
+    tbptt.choose_window, static_argnums=(1, 2, 3), static_argnames=("k1", "level")
+)
 
 
 def geometric(a, lags):
@@ -33,7 +35,9 @@ def test_two_time_scales_where_a_fit_of_all_lags_is_wrong():
     assert [K for K in range(2, 9) if left(K) / (total - left(K)) < delta][0] == 7
     slope, first = np.polyfit(np.arange(1, lags + 1), np.log(fast_then_slow(lags)), 1)
     fitted = lambda K: np.exp(first + slope * K) / (1 - np.exp(slope))  # noqa: E731
-    assert [K for K in range(1, 9) if 0 < fitted(K) / (total - fitted(K)) < delta][0] == 5  # all lags in one line
+    assert [K for K in range(1, 9) if 0 < fitted(K) / (total - fitted(K)) < delta][
+        0
+    ] == 5  # all lags in one line
     choice = choose_window(fast_then_slow(lags), ALL, delta, 8)
     assert picked(choice, ALL) == 7 and choice.enough and choice.decays
     np.testing.assert_allclose(choice.beta, 0.95, rtol=1e-12)
@@ -43,10 +47,10 @@ def test_two_time_scales_where_a_fit_of_all_lags_is_wrong():
     assert picked(scaled, ALL) == 7
     assert (
         picked(choose_window(fast_then_slow(lags), ALL, delta, 1), ALL) >= 7
-    )  # the line is lifted over all that it missed
+    )  # the line is raised above all phi
 
 
-def test_an_explosion_takes_the_largest_window_and_says_so():
+def test_growing_gradients_choose_the_largest_window_and_report_it():
     for lags, windows in [(50, (1, 5, 20)), (100, ALL)]:
         choice = choose_window(geometric(1.05, lags), windows, 0.9, lags // 2)
         assert picked(choice, windows) == windows[-1] and not choice.decays and not choice.enough
@@ -57,12 +61,15 @@ def test_an_explosion_takes_the_largest_window_and_says_so():
     assert not choose_window(np.ones(30), ALL, 0.5, 10).decays  # beta = 1
 
 
-def test_outside_jit_a_choice_without_a_bound_warns_in_words():
-    """1.05^k; a decay too slow for every window; and one that is enough, of which nothing is said unless asked."""
-    with pytest.warns(UserWarning, match=r"do not surely decay.*beta 1\.05.*nothing bounds.*k2 = 20 is the largest"):
+def test_outside_jit_a_choice_without_a_bound_warns():
+    """1.05^k; a decay too slow for every window; and one that is enough, without a warning."""
+    with pytest.warns(
+        UserWarning, match=r"do not surely decay.*beta 1\.05.*no bound.*k2 = 20 is the largest"
+    ):
         tbptt.choose_window(geometric(1.05, 50), (1, 5, 20), 0.9, 25)
     with pytest.warns(
-        UserWarning, match=r"no window is long enough: k2 = 20.*relative bias of at most 4\.8, not below.*0\.5"
+        UserWarning,
+        match=r"no window is long enough: k2 = 20.*relative bias of at most 4\.8, not below.*0\.5",
     ):
         tbptt.choose_window(geometric(0.99, 50), (1, 5, 20), 0.5, 25, scale=0.99 / 0.01)
     choice = tbptt.choose_window(geometric(0.5, 50), (1, 5, 20), 0.5, 25)
@@ -83,7 +90,9 @@ def test_a_geometric_decay_in_closed_form(a, k1):
     np.testing.assert_allclose(choice.relative, relative, rtol=1e-8)
     np.testing.assert_allclose([choice.beta, *choice.interval], a, rtol=1e-10)
     good = [k2 for k2, r in zip(windows, relative, strict=True) if r < 0.2]
-    assert picked(choice, windows) == (good[0] if good else windows[-1]) and bool(choice.enough) == bool(good)
+    assert picked(choice, windows) == (good[0] if good else windows[-1]) and bool(
+        choice.enough
+    ) == bool(good)
     assert choice.decays
 
 
@@ -93,7 +102,7 @@ def test_a_window_shorter_than_the_stride_has_no_bound():
     assert picked(choice, (2, 3, 4, 8)) >= 4
 
 
-def test_the_interval_is_students_and_its_upper_end_counts():
+def test_the_interval_is_students_and_its_upper_end_is_used():
     from scipy import stats
 
     rng, tau, lags = np.random.default_rng(0), 6, 14
@@ -103,31 +112,43 @@ def test_the_interval_is_students_and_its_upper_end_counts():
     half = stats.t.ppf(0.5 + 0.9 / 2, lags - tau - 1) * line.stderr
     choice = choose_window(phi, (lags, 30), 0.9, tau, level=0.9)
     np.testing.assert_allclose(choice.beta, np.exp(line.slope), rtol=1e-12)
-    np.testing.assert_allclose(choice.interval, np.exp([line.slope - half, line.slope + half]), rtol=1e-12)
+    np.testing.assert_allclose(
+        choice.interval, np.exp([line.slope - half, line.slope + half]), rtol=1e-12
+    )
     high = float(choice.interval[1])
     anchor = np.max((phi / high ** (k - tau))[tau - 1 :])
-    np.testing.assert_allclose(choice.absolute, [anchor * high ** (n - tau) / (1 - high) for n in (lags, 30)], rtol=1e-10)
+    np.testing.assert_allclose(
+        choice.absolute, [anchor * high ** (n - tau) / (1 - high) for n in (lags, 30)], rtol=1e-10
+    )
     noisy = 0.99**k * np.exp(0.5 * rng.standard_normal(lags))
     wide = choose_window(noisy, (2, 30), 0.9, tau)
-    assert wide.beta < 1 < wide.interval[1] and not wide.decays and wide.chosen == 1  # beta < 1 is not enough
+    assert (
+        wide.beta < 1 < wide.interval[1] and not wide.decays and wide.chosen == 1
+    )  # beta < 1 is not enough
     absolute = choose_window(phi, tuple(range(1, lags + 1)), 0.5, tau).absolute
-    assert (absolute >= np.cumsum(phi[::-1])[::-1] * (1 - 1e-12)).all()  # never below what was measured
+    assert (
+        absolute >= np.cumsum(phi[::-1])[::-1] * (1 - 1e-12)
+    ).all()  # never below what was measured
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
     "phi, decays, chosen",
     [
-        (np.zeros(8), True, 0),  # the loss does not look back at all
-        ([1.0, 0.5, 0, 0, 0, 0, 0, 0], True, 1),  # it looks back two steps, and no further: 0.5 / (1.5 - 0.5)
-        ([1.0, 1, 1, 1, 1, 1, 1, 0], True, 3),  # a cliff: what was measured is all there is
+        (np.zeros(8), True, 0),  # the loss does not depend on the past
+        ([1.0, 0.5, 0, 0, 0, 0, 0, 0], True, 1),  # it depends on two steps only: 0.5 / (1.5 - 0.5)
+        (
+            [1.0, 1, 1, 1, 1, 1, 1, 0],
+            True,
+            3,
+        ),  # the last phi is 0: nothing beyond the measured lags
         ([1.0, 1, 1, 0, 0, 0, 0, 1e-3], False, 3),  # fewer than three points to fit
         ([1.0, 0.1, np.nan, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7], False, 3),
         ([np.inf, 0.1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7], False, 3),
         ([1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, -1e-7], False, 3),
         ([1e30, 1e25, 1e20, 1e15, 1e10, 1e5, 1.0, 1e-5], True, 1),
         ([1e-5, 1e-10, 1e-15, 1e-20, 1e-25, 1e-30, 1e-35, 0], True, 1),  # underflow
-        ([1e38, 1e38, 1e37, 1e36, 1e35, 1e34, 1e33, 1e32], True, 2),  # in float32 the sum is not a number any more
+        ([1e38, 1e38, 1e37, 1e36, 1e35, 1e34, 1e33, 1e32], True, 2),  # in float32 the sum overflows
     ],
 )
 def test_nothing_is_undefined(phi, decays, chosen, dtype):
@@ -140,19 +161,27 @@ def test_nothing_is_undefined(phi, decays, chosen, dtype):
     assert bool(choice.enough) == bool(choice.relative[chosen] < 0.6)
 
 
-def test_an_unusable_scale_takes_the_largest():
-    for scale, chosen in [(np.nan, 2), (0.0, 2), (-1.0, 2), (np.inf, 0)]:  # inf: no step contributes to the gradient
+def test_an_unusable_scale_chooses_the_largest():
+    for scale, chosen in [
+        (np.nan, 2),
+        (0.0, 2),
+        (-1.0, 2),
+        (np.inf, 0),
+    ]:  # inf: no step contributes to the gradient
         assert choose_window(geometric(0.5, 10), (1, 4, 8), 0.5, 4, scale=scale).chosen == chosen
 
 
-def test_what_the_choice_refuses():
+def test_errors_of_the_choice():
     plain = getattr(tbptt.choose_window, "__wrapped__", tbptt.choose_window)
     phi = geometric(0.5, 10)
     for args, error, match in [
         ((phi, (), 0.5, 3), ValueError, "at least one"),
         ((phi, (4, 4), 0.5, 3), ValueError, "strictly increasing"),
         ((phi, (0, 4), 0.5, 3), ValueError, r"windows\[0\]"),
-        *(((phi, (1, 4), delta, 3), ValueError, "delta must be") for delta in (0.0, 1.0, -0.1, 1.5, np.nan)),
+        *(
+            ((phi, (1, 4), delta, 3), ValueError, "delta must be")
+            for delta in (0.0, 1.0, -0.1, 1.5, np.nan)
+        ),
         ((phi, (1, 4), 0.5, 9), ValueError, "tau=9, lags=10"),
         ((phi, (1, 4), 0.5, 0), ValueError, "tau must be at least 1"),
         ((phi[None], (1, 4), 0.5, 3), ValueError, r"\(1, 10\)"),

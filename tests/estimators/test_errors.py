@@ -1,4 +1,4 @@
-"""What an estimator refuses, and that it names the argument and the remedy."""
+"""Errors of estimators name the argument and the remedy."""
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,11 @@ from tests.support.estimating import CELLS, make
 
 
 def estimate(estimator, params, carry, batch):
-    """By shapes alone: nothing is compiled before an error is found."""
-    first = lambda params, carry, batch: estimator.estimate(params, estimator.init(params, carry, batch), batch)  # noqa: E731
+    """Estimate by shapes only, without compilation."""
+
+    def first(params, carry, batch):
+        return estimator.estimate(params, estimator.init(params, carry, batch), batch)
+
     return jax.eval_shape(first, params, carry, batch)
 
 
@@ -34,13 +37,13 @@ def test_T_must_be_a_multiple_of_k1(k1, k2):
     ],
 )
 def test_windows_are_static_positive_ints(k1, k2, error, match):
-    # beartype's hook guards annotations in tests; users do not have it, and get our own message
+    # Unwrapped: in tests beartype checks annotations first, and its message differs from ours.
     function = getattr(tbptt.truncated_bptt, "__wrapped__", tbptt.truncated_bptt)
     with pytest.raises(error, match=match):
         function(make(CELLS["lstm"])[0], k1, k2)
 
 
-def test_a_loss_function_that_returns_nonsense_is_named():
+def test_a_loss_function_with_a_wrong_return_value_is_named():
     _, params, carry, batch = make(CELLS["lstm"])
 
     def only_loss(params, carry, batch):
@@ -63,7 +66,7 @@ def test_a_loss_function_that_returns_nonsense_is_named():
         (only_loss, TypeError, r"only_loss must return a pair"),
         (a_vector, TypeError, r"a_vector must return a floating scalar.*\(3,\)"),
         (an_integer, TypeError, r"an_integer must return a floating scalar.*int"),
-        (another_carry, ValueError, r"another_carry must return the carry in the structure"),
+        (another_carry, ValueError, r"another_carry must return a carry of the same structure"),
         (a_wider_carry, ValueError, r"a_wider_carry must return carry\.c.*\[3, 4\].*\[7, 4\]"),
     ]
     for loss_fn, error, match in cases:
@@ -78,19 +81,35 @@ def test_a_loss_function_that_returns_nonsense_is_named():
 
 def test_batch_and_carry_that_disagree():
     loss_fn, params, _, batch = make(CELLS["lstm"])
-    with pytest.raises(ValueError, match=r"carry\.h must be float64\[3, 4\]; got float64\[5, 4\].*initial_carry\(\(3,\)\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"carry\.h must be float64\[3, 4\]; got float64\[5, 4\].*initial_carry\(\(3,\)\)",
+    ):
         estimate(tbptt.full_bptt(loss_fn), params, CELLS["lstm"].initial_carry((5,)), batch)
 
 
 def test_leaves_of_unequal_length_and_wrong_rank():
     loss_fn, params, carry, batch = make(CELLS["lstm"])
     with pytest.raises(ValueError, match=r"inputs has T=12.*targets has T=11"):
-        estimate(tbptt.full_bptt(loss_fn), params, carry, batch._replace(targets=np.asarray(batch.targets)[:11]))
-    with pytest.raises(ValueError, match=r"xs must be \[T, \*batch, D\].*D = LSTM.input_dim = 2; got shape \(12, 3, 1\)"):
-        estimate(tbptt.full_bptt(loss_fn), params, carry, batch._replace(inputs=np.asarray(batch.inputs)[..., :1]))
+        estimate(
+            tbptt.full_bptt(loss_fn),
+            params,
+            carry,
+            batch._replace(targets=np.asarray(batch.targets)[:11]),
+        )
+    with pytest.raises(
+        ValueError,
+        match=r"xs must be \[T, \*batch, D\].*D = LSTM.input_dim = 2; got shape \(12, 3, 1\)",
+    ):
+        estimate(
+            tbptt.full_bptt(loss_fn),
+            params,
+            carry,
+            batch._replace(inputs=np.asarray(batch.inputs)[..., :1]),
+        )
 
 
-def test_nan_in_the_data_is_reported_not_hidden():
+def test_nan_in_the_data_is_reported():
     import optax
 
     loss_fn, params, carry, batch = make(CELLS["elman"])

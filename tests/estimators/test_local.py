@@ -1,4 +1,4 @@
-"""The local rules that online estimators are on cells cut between their units: e-prop and RFLO."""
+"""Online estimators of cells without gradients between units equal e-prop and RFLO."""
 
 import jax
 import jax.numpy as jnp
@@ -7,23 +7,39 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import tbptt
-from tests.estimators.test_online import D, full, in_pieces, one_lane, part, problem, relative_error, same
+from tests.estimators.test_online import (
+    D,
+    full,
+    in_segments,
+    one_sequence,
+    part,
+    problem,
+    relative_error,
+    same,
+)
 from tests.support.estimating import READOUT
 
 
 @pytest.mark.parametrize(
-    "factory", [tbptt.sparse_rtrl, *(pytest.param(f, marks=pytest.mark.exhaustive) for f in (tbptt.rtrl, tbptt.full_bptt))]
+    "factory",
+    [
+        tbptt.sparse_rtrl,
+        *(pytest.param(f, marks=pytest.mark.exhaustive) for f in (tbptt.rtrl, tbptt.full_bptt)),
+    ],
 )
 def test_the_exact_gradient_of_a_local_lstm_is_e_prop(factory):
-    """e_t = f_t e_{t-1} + dc_t/dparams at a held carry;  g = sum_t dl_t/dc_t e_t + dl_t/dparams at held h, c_t."""
+    """Compare with e-prop, where all derivatives by params are at a constant carry.
+
+    e_t = f_t e_{t-1} + dc_t/dparams,    g = sum_t dl_t/dc_t e_t + dl_t/dparams
+    """
     cell = tbptt.cells.LocalLSTM(D, 3)
-    loss_fn, params, carry, batch = one_lane(cell)
+    loss_fn, params, carry, batch = one_sequence(cell)
     lstm_loss = tbptt.sequence_loss(tbptt.LSTM(D, 3), READOUT, tbptt.squared_error)
     flat, unravel = ravel_pytree(params)
     trace, grads, now = np.zeros((3, flat.size)), 0, carry
 
-    def loss_and_c(p, c, now, piece):
-        loss, new = lstm_loss(unravel(p), now._replace(c=c), piece)
+    def loss_and_c(p, c, now, step):
+        loss, new = lstm_loss(unravel(p), now._replace(c=c), step)
         return (loss, new.c), new
 
     both = jax.jit(jax.jacfwd(loss_and_c, (0, 1), has_aux=True))
@@ -33,28 +49,33 @@ def test_the_exact_gradient_of_a_local_lstm_is_e_prop(factory):
         grads = grads + np.asarray(l_p) + np.asarray(l_c) @ trace
         trace, now = np.asarray(c_c) @ trace + np.asarray(c_p), new
     want = jax.device_get(unravel(jnp.asarray(grads / 7)))
-    _, out = in_pieces(factory(loss_fn), params, carry, batch, 7)
+    _, out = in_segments(factory(loss_fn), params, carry, batch, 7)
     same(out.grads, want)
     assert relative_error(full(lstm_loss, params, carry, batch).grads, want) > 0.01
 
 
 @pytest.mark.parametrize(
     "local, whole",
-    [pytest.param(tbptt.cells.LocalLSTM, tbptt.LSTM, marks=pytest.mark.exhaustive), (tbptt.cells.LocalGRU, tbptt.GRU)],
+    [
+        pytest.param(tbptt.cells.LocalLSTM, tbptt.LSTM, marks=pytest.mark.exhaustive),
+        (tbptt.cells.LocalGRU, tbptt.GRU),
+    ],
 )
-def test_local_cells_run_like_the_whole_ones_at_a_diagonal_price(local, whole):
+def test_local_cells_have_the_values_of_whole_ones_and_a_diagonal_influence(local, whole):
     loss_fn, params, carry, batch = problem(local(D, 3))
     other = tbptt.sequence_loss(whole(D, 3), READOUT, tbptt.squared_error)
     same(*jax.jit(lambda *given: (loss_fn(*given), other(*given)))(params, carry, batch))
-    grads, out = in_pieces(tbptt.sparse_rtrl(loss_fn), params, carry, batch, 3)
+    grads, out = in_segments(tbptt.sparse_rtrl(loss_fn), params, carry, batch, 3)
     same(grads, full(loss_fn, params, carry, batch).grads)
     P = ravel_pytree(params.cell)[0].size
-    # One number a parameter, two where an LSTM's c and h both remember it within the step: h is forgotten by the next.
-    assert sum(a.size for a in out.memory.influences) <= 3 * P * (2 if local is tbptt.cells.LocalLSTM else 1)
+    # One number per parameter; two in an LSTM, where a parameter enters both c and h in a step.
+    assert sum(a.size for a in out.memory.influences) <= 3 * P * (
+        2 if local is tbptt.cells.LocalLSTM else 1
+    )
     assert relative_error(full(other, params, carry, batch).grads, grads) > 0.01
 
 
-def test_the_exact_gradient_of_a_leaky_network_cut_between_its_units_is_rflo():
+def test_the_exact_gradient_of_a_leaky_network_without_gradients_between_units_is_rflo():
     """Murray 2019: p_t = (1 - a) p_{t-1} + a f'(u_t) h_{t-1} or x_t;  g = sum_t (dl_t/dh_t) p_t."""
     leak, random = 0.3, np.random.default_rng(4)
     draw = lambda *shape: jnp.asarray(random.normal(size=shape))  # noqa: E731
@@ -77,6 +98,8 @@ def test_the_exact_gradient_of_a_leaky_network_cut_between_its_units_is_rflo():
         q = (1 - leak) * q + leak * np.outer(x, 1 - np.tanh(a) ** 2)
         h = (1 - leak) * h + leak * np.tanh(a)
         want = {"u": want["u"] + (h - target) * q / 8, "w": want["w"] + (h - target) * p / 8}
-    grads, out = in_pieces(tbptt.sparse_rtrl(loss_fn), params, jnp.asarray(np.full(4, 0.2)), batch, 4)
+    grads, out = in_segments(
+        tbptt.sparse_rtrl(loss_fn), params, jnp.asarray(np.full(4, 0.2)), batch, 4
+    )
     same(grads, want)
     assert [a.shape for a in out.memory.influences] == [(1, 4, 6, 1)]

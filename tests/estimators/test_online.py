@@ -1,4 +1,4 @@
-"""Online estimators against full BPTT, over whole streams, in whatever pieces they are fed."""
+"""Online estimators equal full BPTT over whole streams, for any split into calls."""
 
 import functools
 
@@ -28,17 +28,26 @@ CELLS = {
     "stack": tbptt.Stack((tbptt.LSTM(D, 2), tbptt.GRUResetBefore(2, 3))),
 }
 DIAGONAL = ("linear", "min_gru", "min_lstm")
-SHORT = [CELLS[name] for name in ("lstm", "relu", "gru_before", "min_gru", "min_lstm")]  # fed in two ways, not three
+SHORT = [
+    CELLS[name] for name in ("lstm", "relu", "gru_before", "min_gru", "min_lstm")
+]  # with two segment lengths, not three
 exhaustive = pytest.mark.exhaustive
 
 
 def cells(*few, of=tuple(CELLS)):
-    """All cells; those that are not among the few belong to the second tier."""
+    """Parametrise over all cells; those not among the few are exhaustive tests."""
     marks = lambda name: [] if name in few else exhaustive  # noqa: E731
-    return pytest.mark.parametrize("cell", [pytest.param(CELLS[name], marks=marks(name), id=name) for name in of])
+    return pytest.mark.parametrize(
+        "cell", [pytest.param(CELLS[name], marks=marks(name), id=name) for name in of]
+    )
 
 
-ALL = {"rtrl": tbptt.rtrl, "snap": lambda f: tbptt.snap(f, 1), "sparse_rtrl": tbptt.sparse_rtrl, "uoro": tbptt.uoro}
+ALL = {
+    "rtrl": tbptt.rtrl,
+    "snap": lambda f: tbptt.snap(f, 1),
+    "sparse_rtrl": tbptt.sparse_rtrl,
+    "uoro": tbptt.uoro,
+}
 each_estimator = pytest.mark.parametrize("factory", ALL.values(), ids=ALL.keys())
 same = functools.partial(chex.assert_trees_all_close, rtol=1e-9, atol=1e-12)
 
@@ -47,15 +56,18 @@ def problem(cell, extra="all", steps=T, seed=0):
     return make(cell, extra, seed, steps)
 
 
-def in_pieces(estimator, params, carry, batch, piece, key=None):
-    """Feeds a stream; the sum over calls of total weight times gradient, and the last call's Gradient, as numpy arrays."""
+def in_segments(estimator, params, carry, batch, segment, key=None):
+    """Return the weighted mean gradient over all calls, and the Gradient of the last, in numpy."""
     memory, total, weights = jax.jit(estimator.init)(params, carry, batch), None, 0
     estimate, batch = jax.jit(estimator.estimate), jax.tree.map(np.asarray, batch)
-    for start in range(0, len(batch.inputs), piece):
-        out = estimate(params, memory, part(batch, start, start + piece), key)
+    for start in range(0, len(batch.inputs), segment):
+        out = estimate(params, memory, part(batch, start, start + segment), key)
         memory, weight = out.memory, np.sum(np.asarray(out.info.weights))
         each = jax.tree.map(lambda g, w=weight: w * np.asarray(g), out.grads)
-        total, weights = each if total is None else jax.tree.map(np.add, total, each), weights + weight
+        total, weights = (
+            each if total is None else jax.tree.map(np.add, total, each),
+            weights + weight,
+        )
     return jax.tree.map(lambda g: g / weights, total), jax.tree.map(to_numpy, out)
 
 
@@ -64,9 +76,11 @@ def to_numpy(a):
 
 
 def relative_error(reference, got):
-    """||got - reference|| / ||reference||, by numpy."""
+    """Return ||got - reference|| / ||reference||, by numpy."""
     norm = lambda tree: np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(tree)))  # noqa: E731
-    return norm(jax.tree.map(lambda a, b: np.asarray(b) - np.asarray(a), reference, got)) / norm(jax.device_get(reference))
+    return norm(jax.tree.map(lambda a, b: np.asarray(b) - np.asarray(a), reference, got)) / norm(
+        jax.device_get(reference)
+    )
 
 
 def part(batch, start, end):
@@ -77,23 +91,26 @@ def full(loss_fn, params, carry, batch):
     return jax.tree.map(to_numpy, jax.jit(tbptt.full_bptt(loss_fn).estimate)(params, carry, batch))
 
 
-def one_lane(cell, steps=7):
+def one_sequence(cell, steps=7):
     loss_fn, params, carry, batch = problem(cell, "plain", steps=steps)
     carry, batch = jax.tree.map(np.asarray, (carry, batch))
     return (
         loss_fn,
         params,
-        *jax.tree.map(jnp.asarray, (jax.tree.map(lambda a: a[0], carry), jax.tree.map(lambda a: a[:, 0], batch))),
+        *jax.tree.map(
+            jnp.asarray,
+            (jax.tree.map(lambda a: a[0], carry), jax.tree.map(lambda a: a[:, 0], batch)),
+        ),
     )
 
 
 @cells("lstm")
-def test_rtrl_is_full_bptt_of_the_whole_stream_in_whatever_pieces_it_is_fed(cell):
+def test_rtrl_is_full_bptt_of_the_whole_stream_for_any_split_into_calls(cell):
     loss_fn, params, carry, batch = problem(cell)
     want = full(loss_fn, params, carry, batch)
     assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(want.grads))
-    for piece in (1, T) if cell in SHORT else (1, 2, T):
-        grads, out = in_pieces(tbptt.rtrl(loss_fn), params, carry, batch, piece)
+    for segment in (1, T) if cell in SHORT else (1, 2, T):
+        grads, out = in_segments(tbptt.rtrl(loss_fn), params, carry, batch, segment)
         same(grads, want.grads)
         same(out.memory.carry, want.memory)
     same(out.loss, want.loss)
@@ -104,7 +121,7 @@ def test_rtrl_is_full_bptt_of_the_whole_stream_in_whatever_pieces_it_is_fed(cell
 def test_sparse_rtrl_is_full_bptt_with_each_of_the_flags(name, extra):
     loss_fn, params, carry, batch = problem(CELLS[name], extra)
     want = full(loss_fn, params, carry, batch)
-    same(in_pieces(tbptt.sparse_rtrl(loss_fn), params, carry, batch, 3)[0], want.grads)
+    same(in_segments(tbptt.sparse_rtrl(loss_fn), params, carry, batch, 3)[0], want.grads)
 
 
 @cells("elman", of=("elman", "relu", "gru", "lstm", "stack"))
@@ -113,34 +130,38 @@ def test_sparse_rtrl_is_rtrl_and_so_is_snap_of_enough_steps(cell):
     want = full(loss_fn, params, carry, batch)
     enough = [tbptt.snap(loss_fn, 20)] if cell in (CELLS["elman"], CELLS["stack"]) else []
     for estimator in (tbptt.sparse_rtrl(loss_fn), *enough):
-        grads, out = in_pieces(estimator, params, carry, batch, 3)
+        grads, out = in_segments(estimator, params, carry, batch, 3)
         same(grads, want.grads)
         assert out.info.kept == 1
 
 
 @cells("linear", of=DIAGONAL)
-def test_snap_1_of_a_diagonal_cell_is_exact_and_keeps_one_number_a_parameter_and_lane(cell):
+def test_snap_1_of_a_diagonal_cell_is_exact_with_one_number_per_parameter_and_row(cell):
     loss_fn, params, carry, batch = problem(cell)
-    grads, out = in_pieces(tbptt.snap(loss_fn, 1), params, carry, batch, 2)
+    grads, out = in_segments(tbptt.snap(loss_fn, 1), params, carry, batch, 2)
     same(grads, full(loss_fn, params, carry, batch).grads)
     assert out.info.kept == 1
     (influence,) = out.memory.influences
-    assert influence.size == 3 * ravel_pytree(params.cell)[0].size  # 3 lanes
+    assert influence.size == 3 * ravel_pytree(params.cell)[0].size  # 3 batch rows
 
 
 @exhaustive
 @pytest.mark.parametrize("name", ["elman", "lstm"])
 def test_snap_1_of_a_dense_cell_is_biased_but_points_the_same_way(name):
-    cell = {"elman": CELLS["elman"], "lstm": tbptt.LSTM(D, 8)}[name]  # wide enough that what is dropped matters
+    cell = {"elman": CELLS["elman"], "lstm": tbptt.LSTM(D, 8)}[
+        name
+    ]  # wide enough that what is dropped matters
     loss_fn, params, carry, batch = problem(cell, steps=12)
-    params = jax.jit(functools.partial(jax.tree.map, lambda a: 2 * a))(params)  # gates far from 1/2 remember for longer
-    _, out = in_pieces(tbptt.snap(loss_fn, 1), params, carry, batch, 12)
+    params = jax.jit(functools.partial(jax.tree.map, lambda a: 2 * a))(
+        params
+    )  # gates far from 1/2 have a longer memory
+    _, out = in_segments(tbptt.snap(loss_fn, 1), params, carry, batch, 12)
     error = jax.jit(compare_gradients)(full(loss_fn, params, carry, batch).grads, out.grads)
     assert 0.5 < error.cosine < 0.9999 and error.relative_error > 0.01
     assert out.info.kept < 0.3
 
 
-# --- influence balancing, field of the literature's first check
+# --- influence balancing (Tallec and Ollivier 2017)
 
 
 def balancing_loss(params, carry, batch):
@@ -162,11 +183,11 @@ def test_influence_balancing_is_full_bptt(name):
     params, carry, batch = balancing(120)
     want = full(balancing_loss, params, carry, batch).grads
     assert abs(want["theta"]) > 1
-    for piece in (1, 30):
-        same(in_pieces(ALL[name](balancing_loss), params, carry, batch, piece)[0], want)
+    for segment in (1, 30):
+        same(in_segments(ALL[name](balancing_loss), params, carry, batch, segment)[0], want)
 
 
-def test_rtrl_trains_online_where_short_windows_walk_away():
+def test_rtrl_converges_online_where_short_windows_diverge():
     params, carry, batch = balancing(30_000)
     estimator, optimizer = tbptt.rtrl(balancing_loss), optax.sgd(1e-4)
     state = tbptt.init_state(estimator, optimizer, params, carry, batch)
@@ -174,11 +195,11 @@ def test_rtrl_trains_online_where_short_windows_walk_away():
     assert abs(float(state.params["theta"]) + 1 / 6) < 1e-4
 
 
-# --- one step, forwards
+# --- forward derivatives of one step
 
 
 @cells("lstm", of=("elman", "gru", "lstm", "stack"))
-def test_one_step_of_unroll_can_be_differentiated_forwards(cell):
+def test_one_step_of_unroll_has_a_forward_derivative(cell):
     _, params, carry, batch = problem(cell)
     flags = {"resets": np.array([[True, False, True]]), "mask": np.array([[True, True, False]])}
     inputs = np.asarray(batch.inputs)[:1]
@@ -188,7 +209,9 @@ def test_one_step_of_unroll_can_be_differentiated_forwards(cell):
     def run(unroll, flat):
         return ravel_pytree(unroll(cell, *back(flat), inputs, **flags))[0]
 
-    moved = jax.jit(lambda flat, tangent: jax.jvp(functools.partial(run, tbptt.unroll), (flat,), (tangent,)))
+    moved = jax.jit(
+        lambda flat, tangent: jax.jvp(functools.partial(run, tbptt.unroll), (flat,), (tangent,))
+    )
     plain = jax.jit(functools.partial(run, tbptt.plain_unroll))
     (value, moved), step = moved(flat, tangent), 1e-6 * tangent
     same(value, plain(flat))

@@ -1,4 +1,4 @@
-"""What every online estimator promises."""
+"""Properties of every online estimator."""
 
 import chex
 import jax
@@ -9,14 +9,27 @@ import pytest
 
 import tbptt
 from tbptt.diagnostics import estimator_bias
-from tests.estimators.test_online import ALL, T, each_estimator, full, in_pieces, part, relative_error, same
+from tests.estimators.test_online import (
+    ALL,
+    T,
+    each_estimator,
+    full,
+    in_segments,
+    part,
+    relative_error,
+    same,
+)
 from tests.support.estimating import own_problem
 
 exhaustive = pytest.mark.exhaustive
 
 
 def equations(jaxpr):
-    inside = [getattr(leaf, "jaxpr", leaf) for eqn in jaxpr.eqns for leaf in jax.tree.leaves(list(eqn.params.values()))]
+    inside = [
+        getattr(leaf, "jaxpr", leaf)
+        for eqn in jaxpr.eqns
+        for leaf in jax.tree.leaves(list(eqn.params.values()))
+    ]
     return len(jaxpr.eqns) + sum(equations(part) for part in inside if hasattr(part, "eqns"))
 
 
@@ -26,10 +39,12 @@ def test_memory_and_program_do_not_grow_with_T(factory):
     estimator, key = factory(loss_fn), jax.random.key(0)
 
     def sizes(steps):
-        piece = jax.tree.map(lambda a: jax.ShapeDtypeStruct((steps, *a.shape[1:]), a.dtype), batch)
-        memory = jax.eval_shape(estimator.init, params, carry, piece)
-        traced = equations(jax.make_jaxpr(estimator.estimate)(params, memory, piece, key).jaxpr)
-        out = jax.eval_shape(estimator.estimate, params, memory, piece, key)
+        segment = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct((steps, *a.shape[1:]), a.dtype), batch
+        )
+        memory = jax.eval_shape(estimator.init, params, carry, segment)
+        traced = equations(jax.make_jaxpr(estimator.estimate)(params, memory, segment, key).jaxpr)
+        out = jax.eval_shape(estimator.estimate, params, memory, segment, key)
         chex.assert_trees_all_equal_shapes_and_dtypes(out.memory, memory)
         return traced, memory
 
@@ -42,12 +57,17 @@ def test_memory_and_program_do_not_grow_with_T(factory):
 def test_float32_stays_float32(factory):
     loss_fn, *point = own_problem("weights resets")
     narrow = lambda a: jnp.float32 if a.dtype == jnp.float64 else a.dtype  # noqa: E731
-    params, carry, batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, narrow(a)), tuple(point))
+    params, carry, batch = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, narrow(a)), tuple(point)
+    )
     estimator = factory(loss_fn)
     memory = jax.eval_shape(estimator.init, params, carry, batch)
     out = jax.eval_shape(estimator.estimate, params, memory, batch, jax.random.key(0))
     dtypes = {leaf.dtype for leaf in jax.tree.leaves((out.loss, out.grads, out.memory))}
-    assert dtypes == {jnp.dtype(jnp.float32), jnp.dtype(jnp.int32)}  # the carry's counter alone is an integer
+    assert dtypes == {
+        jnp.dtype(jnp.float32),
+        jnp.dtype(jnp.int32),
+    }  # the carry's counter alone is an integer
 
 
 @pytest.mark.parametrize(
@@ -63,17 +83,20 @@ def test_works_inside_jit_scan_and_a_train_epoch(factory):
     estimator, optimizer = factory(loss_fn), optax.sgd(0.05)
 
     @jax.jit
-    def everything(params, carry, batch):  # nothing is concrete here: the pattern is found all the same
+    def everything(params, carry, batch):  # all is traced; the sparsity is found from shapes
         state = tbptt.init_state(estimator, optimizer, params, carry, batch, key=jax.random.key(0))
         return tbptt.make_train_epoch(estimator, optimizer, 1)(state, batch)
 
     state, metrics = everything(params, carry, batch)
     state_, memory = params, jax.jit(estimator.init)(params, carry, batch)
-    if factory is not tbptt.uoro:  # which keys an epoch draws is its own affair
+    if factory is not tbptt.uoro:  # uoro: the keys that an epoch draws are not public
         estimate = jax.jit(estimator.estimate)
         for t in range(T):
             out = estimate(state_, memory, part(batch, t, t + 1))
-            memory, state_ = out.memory, jax.tree.map(lambda p, g: jnp.asarray(p - 0.05 * np.asarray(g)), state_, out.grads)
+            memory, state_ = (
+                out.memory,
+                jax.tree.map(lambda p, g: jnp.asarray(p - 0.05 * np.asarray(g)), state_, out.grads),
+            )
         same(state.params, state_)
     chex.assert_tree_all_finite((state.params, metrics))
     assert relative_error(params, state.params) > 1e-3
@@ -84,14 +107,16 @@ def test_estimator_bias_measures_online_estimators():
     reference = tbptt.full_bptt(loss_fn)
 
     def measure(estimator, key=None):
-        return jax.jit(lambda *point: estimator_bias(estimator, reference, *point, piece=2, key=key))(params, carry, batch)
+        return jax.jit(
+            lambda *point: estimator_bias(estimator, reference, *point, segment=2, key=key)
+        )(params, carry, batch)
 
     assert measure(tbptt.rtrl(loss_fn)).bias.relative_error < 1e-12
     assert measure(tbptt.uoro(loss_fn), jax.random.key(0)).variance > 0
 
 
 def counting_loss(params, carry, batch):
-    """A carry with a counter and a key, which decide when and how the recurrence is kicked."""
+    """A loss whose carry has a counter and a key, which drive the recurrence."""
 
     def body(carry, x):
         h, t, key = carry
@@ -105,14 +130,20 @@ def counting_loss(params, carry, batch):
 
 @pytest.mark.parametrize(
     "factory",
-    [tbptt.sparse_rtrl, *(pytest.param(other, marks=exhaustive) for other in (tbptt.rtrl, tbptt.uoro))],
+    [
+        tbptt.sparse_rtrl,
+        *(pytest.param(other, marks=exhaustive) for other in (tbptt.rtrl, tbptt.uoro)),
+    ],
 )
-def test_counters_and_keys_in_a_carry_are_carried_along(factory):
-    params, batch = {"w": np.random.default_rng(1).normal(size=(3, 3))}, tbptt.Batch(np.ones((6, 1)), np.zeros((6, 1)))
+def test_counters_and_keys_in_a_carry_are_updated(factory):
+    params, batch = (
+        {"w": np.random.default_rng(1).normal(size=(3, 3))},
+        tbptt.Batch(np.ones((6, 1)), np.zeros((6, 1))),
+    )
     params, batch = jax.tree.map(jnp.asarray, (params, batch))
     carry = (jnp.asarray(0.2 * np.arange(3.0)), jnp.asarray(np.zeros((), int)), jax.random.key(7))
     want = full(counting_loss, params, carry, batch)
-    grads, out = in_pieces(factory(counting_loss), params, carry, batch, 2, jax.random.key(0))
+    grads, out = in_segments(factory(counting_loss), params, carry, batch, 2, jax.random.key(0))
     assert out.memory.carry[1] == 6 and out.memory.carry[2] == want.memory[2]
     if factory is not tbptt.uoro:
         same(grads, want.grads)

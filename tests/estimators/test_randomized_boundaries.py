@@ -1,4 +1,4 @@
-"""The gradient for cuts that are given: full BPTT without any, disjoint windows with all; and its memory is one block."""
+"""The gradient for given truncations: full BPTT, disjoint windows, and the memory of one block."""
 
 import chex
 import jax
@@ -9,23 +9,28 @@ import pytest
 import tbptt
 from tbptt.estimators.randomized.boundaries import boundary_gradient
 from tbptt.estimators.randomized.schedules import AwdLengths, HeavyTail
-from tbptt.windows import cut
+from tbptt.windows import split_windows
 from tests.support.estimating import CELLS, EXTRAS, B, T, make, own_problem, run
 
 exhaustive = pytest.mark.exhaustive
 
 
 def by_factors(loss_fn, params, carry, batch, k1, factors):
-    """What `boundary_gradient` gives for rows of factors, as numpy arrays."""
-    gradient = jax.jit(lambda p, c, b, factors: boundary_gradient(loss_fn, p, c, cut(b, k1), factors))
+    """Return `boundary_gradient` for rows of factors, as numpy arrays."""
+    gradient = jax.jit(
+        lambda p, c, b, factors: boundary_gradient(loss_fn, p, c, split_windows(b, k1), factors)
+    )
     return jax.device_get(gradient(params, carry, batch, factors))
 
 
 @pytest.mark.parametrize(
     "name, extra",
-    [("elman", "all"), *(pytest.param(*one, marks=exhaustive) for one in zip(CELLS, EXTRAS, strict=True))],
+    [
+        ("elman", "all"),
+        *(pytest.param(*one, marks=exhaustive) for one in zip(CELLS, EXTRAS, strict=True)),
+    ],
 )
-def test_never_cutting_is_full_bptt(name, extra):
+def test_without_truncation_it_is_full_bptt(name, extra):
     loss_fn, params, carry, batch = make(CELLS[name], extra)
     got = by_factors(loss_fn, params, carry, batch, 3, np.ones((2, 3)))
     want = run(tbptt.full_bptt(loss_fn), params, carry, batch)
@@ -34,7 +39,7 @@ def test_never_cutting_is_full_bptt(name, extra):
     assert got.info.variance < 1e-28
 
 
-def test_cut_at_every_seam_is_disjoint_truncation():
+def test_truncation_at_every_boundary_is_disjoint_truncation():
     loss_fn, params, carry, batch = make(CELLS["elman"], "all")
     got = by_factors(loss_fn, params, carry, batch, 3, np.zeros((2, 3)))
     want = run(tbptt.truncated_bptt(loss_fn, 3, 3), params, carry, batch)
@@ -45,12 +50,16 @@ def test_cut_at_every_seam_is_disjoint_truncation():
 def test_lengths_and_products_are_reported():
     factors = np.array([[2.0, 0.0, 1.5, 1.5, 0.0], [0.0, 0.0, 3.0, 0.0, 1.25]])
     info = by_factors(*own_problem(), 2, factors).info
-    # stretches of 2 3 1 and 1 1 2 2 blocks of 2 steps
-    assert info.longest == 6 and info.largest_product == 3.0 and info.mean_length == pytest.approx(2 * 12 / 7)
+    # segments of 2 3 1 and 1 1 2 2 blocks of 2 steps
+    assert (
+        info.longest == 6
+        and info.largest_product == 3.0
+        and info.mean_length == pytest.approx(2 * 12 / 7)
+    )
 
 
-def test_a_cut_stops_what_is_not_finite():
-    """An explosion beyond a cut is not there: 0 times inf would be NaN."""
+def test_a_truncation_stops_what_is_not_finite():
+    """An infinite cotangent is dropped: 0 times inf would be NaN."""
 
     def loss(params, carry, batch):  # one step at a time; the carry stays at 1
         carry = 1 + batch.inputs[0, 0, 0] * (carry - 1) + (params - 0.5)
@@ -60,7 +69,13 @@ def test_a_cut_stops_what_is_not_finite():
 
     @jax.jit
     def grads(row):
-        return boundary_gradient(loss, jnp.array(0.5), jnp.array(1.0), cut(tbptt.Batch(slopes, slopes), 1), row[None]).grads
+        return boundary_gradient(
+            loss,
+            jnp.array(0.5),
+            jnp.array(1.0),
+            split_windows(tbptt.Batch(slopes, slopes), 1),
+            row[None],
+        ).grads
 
     assert grads(np.array([1.0, 1.0, 1.0, 1.0])) == np.inf
     assert float(grads(np.array([1.0, 0.0, 1.0, 1.0]))) == pytest.approx(2e200 / 5)
@@ -74,7 +89,12 @@ def test_the_traced_program_does_not_grow_and_memory_holds_one_block(make_estima
     def lowered(length, k1):
         loss_fn, params, carry, batch = make(CELLS["elman"])
         batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((length, *a.shape[1:]), a.dtype), batch)
-        return jax.jit(make_estimator(loss_fn, k1).estimate), (params, carry, batch, jax.random.key(0))
+        return jax.jit(make_estimator(loss_fn, k1).estimate), (
+            params,
+            carry,
+            batch,
+            jax.random.key(0),
+        )
 
     def size(length, k1):
         estimate, args = lowered(length, k1)
@@ -86,6 +106,6 @@ def test_the_traced_program_does_not_grow_and_memory_holds_one_block(make_estima
         estimate, args = lowered(length, k1)
         return estimate.lower(*args).compile().memory_analysis().temp_size_in_bytes
 
-    seam = 8 * (B * 4 + 40)  # bytes of a carry, and what a seam's draw needs
+    boundary = 8 * (B * 4 + 40)  # bytes of a carry and of the draw, per boundary
     data = 8 * B * 4  # inputs and targets of a step, which XLA may copy
-    assert temp(4096, 32) - temp(1024, 32) <= 3 * (seam * 96 + 2 * data * 3072)
+    assert temp(4096, 32) - temp(1024, 32) <= 3 * (boundary * 96 + 2 * data * 3072)

@@ -1,4 +1,4 @@
-"""Schedules of random cuts: the lengths that were asked for, a new draw for every update, and what is refused."""
+"""Schedules of random truncation: their lengths, a new draw per update, and errors."""
 
 import math
 from typing import NamedTuple
@@ -10,8 +10,13 @@ import pytest
 
 import tbptt
 from tbptt.estimators.randomized.estimator import draw_factors
-from tbptt.estimators.randomized.random_windows import draw_cuts
-from tbptt.estimators.randomized.schedules import AwdLengths, ConstantRate, HeavyTail, LogUniformLengths
+from tbptt.estimators.randomized.random_windows import draw_window_factors
+from tbptt.estimators.randomized.schedules import (
+    AwdLengths,
+    ConstantRate,
+    HeavyTail,
+    LogUniformLengths,
+)
 from tests.estimators.test_randomized_unbiased import each_schedule
 from tests.support import oracle
 from tests.support.estimating import CELLS, make, own_problem
@@ -19,10 +24,12 @@ from tests.support.estimating import CELLS, make, own_problem
 
 @pytest.mark.parametrize("k1", [1, 5])
 @each_schedule
-def test_the_mean_length_is_the_one_asked_for(k1, schedule):
+def test_the_mean_length_is_that_of_the_schedule(k1, schedule):
     schedule = type(schedule)(20.0)
-    seams = 400_000
-    factors = np.asarray(jax.jit(lambda key: draw_factors(schedule, key, seams, k1))(jax.random.key(2)))
+    boundaries = 400_000
+    factors = np.asarray(
+        jax.jit(lambda key: draw_factors(schedule, key, boundaries, k1))(jax.random.key(2))
+    )
     lengths = k1 * np.diff(np.flatnonzero(factors == 0))
     assert abs(lengths.mean() - 20) < 4 * lengths.std() / math.sqrt(len(lengths))
 
@@ -42,7 +49,9 @@ def test_random_lengths_follow_their_rules():
     usual = awd > 52.5
     assert abs(usual.mean() - 0.95) < 0.005
     # truncation towards zero takes half a step on average
-    assert awd[usual].mean() == pytest.approx(69.5, abs=0.15) and awd[~usual].mean() == pytest.approx(34.5, abs=0.6)
+    assert awd[usual].mean() == pytest.approx(69.5, abs=0.15) and awd[
+        ~usual
+    ].mean() == pytest.approx(34.5, abs=0.6)
     assert awd[usual].std() == pytest.approx(5, abs=0.1)
     assert lengths(AwdLengths(8)).min() == 5
     logs = np.log(lengths(LogUniformLengths(3, 300)))
@@ -50,12 +59,19 @@ def test_random_lengths_follow_their_rules():
     assert logs.mean() == pytest.approx(np.log(30), abs=0.03) and logs.std() == pytest.approx(
         np.log(100) / 12**0.5, abs=0.02
     )
-    for k1, schedule, wanted in [(4, LogUniformLengths(1, 1.5), {4}), (4, LogUniformLengths(9, 11), {8, 12})]:
-        cuts = jax.jit(lambda key, schedule=schedule, k1=k1: draw_cuts(schedule, key, 3000, k1))(jax.random.key(1))
-        assert set(k1 * np.diff(np.flatnonzero(np.asarray(cuts) == 0))) == wanted  # rounded to blocks, at least one
+    for k1, schedule, wanted in [
+        (4, LogUniformLengths(1, 1.5), {4}),
+        (4, LogUniformLengths(9, 11), {8, 12}),
+    ]:
+        factors = jax.jit(
+            lambda key, schedule=schedule, k1=k1: draw_window_factors(schedule, key, 3000, k1)
+        )(jax.random.key(1))
+        assert (
+            set(k1 * np.diff(np.flatnonzero(np.asarray(factors) == 0))) == wanted
+        )  # rounded to blocks, at least one
 
 
-def test_what_is_refused():
+def test_errors_of_schedules_and_estimators():
     loss_fn, params, carry, batch = make(CELLS["elman"])
     for estimator in (
         tbptt.randomized_bptt(loss_fn, 2, ConstantRate(4)),
@@ -64,27 +80,40 @@ def test_what_is_refused():
         with pytest.raises(ValueError, match="needs a key; got None.*key=jax.random.key"):
             estimator.estimate(params, carry, batch)
         with pytest.raises(ValueError, match=r"T=11, k1=2.*weights=0"):
-            estimator.estimate(params, carry, oracle.part(jax.tree.map(np.asarray, batch), 0, 11), jax.random.key(0))
+            estimator.estimate(
+                params,
+                carry,
+                oracle.part(jax.tree.map(np.asarray, batch), 0, 11),
+                jax.random.key(0),
+            )
     plain = getattr(tbptt.randomized_bptt, "__wrapped__", tbptt.randomized_bptt)
     windows = getattr(tbptt.random_window_bptt, "__wrapped__", tbptt.random_window_bptt)
     for build, error, match in [
         (
             lambda: plain(loss_fn, 4, ConstantRate(4.0)),
             ValueError,
-            r"gives 1\.0 at 4 steps since the last cut, k1 = 4.*must be above k1",
+            r"gives 1\.0 at 4 steps since the last truncation, k1 = 4.*must be above k1",
         ),
         (lambda: plain(loss_fn, 4, HeavyTail(4.0)), ValueError, "mean length must be above k1"),
         (lambda: plain(loss_fn, 0, ConstantRate(4.0)), ValueError, "k1 must be at least 1"),
-        (lambda: plain(loss_fn, 1, ConstantRate(4.0), draws=0), ValueError, "draws must be at least 1"),
+        (
+            lambda: plain(loss_fn, 1, ConstantRate(4.0), draws=0),
+            ValueError,
+            "draws must be at least 1",
+        ),
         (lambda: plain(loss_fn, 1, AwdLengths(9)), TypeError, "belong to random_window_bptt"),
         (lambda: windows(loss_fn, 1, HeavyTail(9.0)), TypeError, "belong to randomized_bptt"),
         (lambda: HeavyTail(9.0, alpha=1.0), ValueError, "alpha must be above 1"),
         (lambda: HeavyTail(math.inf), ValueError, r"positive and finite.*full_bptt"),
-        (lambda: ConstantRate(math.inf), ValueError, r"positive and finite.*full_bptt"),  # probability 0
+        (
+            lambda: ConstantRate(math.inf),
+            ValueError,
+            r"positive and finite.*full_bptt",
+        ),  # probability 0
         (lambda: ConstantRate(math.nan), ValueError, "positive and finite"),
         (lambda: ConstantRate(0.0), ValueError, "mean_length must be positive"),
-        (lambda: AwdLengths(0), ValueError, "positive steps"),
-        (lambda: AwdLengths(9, usual=1.5), ValueError, "probability"),
+        (lambda: AwdLengths(0), ValueError, "must be positive"),
+        (lambda: AwdLengths(9, base_probability=1.5), ValueError, "probability"),
         (lambda: LogUniformLengths(5, 4), ValueError, "shortest <= longest"),
     ]:
         with pytest.raises(error, match=match):
@@ -93,7 +122,7 @@ def test_what_is_refused():
 
 
 class After(NamedTuple):
-    """Never cuts before `steps`, then with probability c: a schedule of the user's own."""
+    """A schedule of the user: probability 0 before `steps`, then c."""
 
     steps: float
     c: float
@@ -102,14 +131,14 @@ class After(NamedTuple):
         return jnp.where(since < self.steps, 0.0, self.c)
 
 
-def test_a_schedule_that_cuts_for_certain_or_never_is_refused_wherever_it_does():
-    """Cut for certain, a signal has no factor that makes up for it: the mean would be biased, and nothing would say so."""
+def test_a_schedule_with_probability_1_or_always_0_is_refused():
+    """At probability 1 no factor corrects the mean: it would be biased without an error."""
     loss_fn, params, carry, batch = own_problem()
     key = jax.random.key(0)
     for schedule, match in [
-        (After(6, 1.0), r"probability below 1.* gives 1.0 at 6 steps since the last cut, k1 = 2"),
+        (After(6, 1.0), r"below 1.* gives 1.0 at 6 steps since the last truncation, k1 = 2"),
         (After(6, math.nan), "gives nan at 6 steps"),
-        (After(1000, 0.5), r"probability 0 at all 5 seams of a call: use full_bptt"),
+        (After(1000, 0.5), r"probability 0 at all 5 boundaries of a call: use full_bptt"),
     ]:
         estimator = tbptt.randomized_bptt(loss_fn, 2, schedule)
         for estimate in (estimator.estimate, jax.jit(estimator.estimate)):
@@ -120,11 +149,14 @@ def test_a_schedule_that_cuts_for_certain_or_never_is_refused_wherever_it_does()
     assert out.info.longest >= 8 and out.info.largest_product in (2.0, 4.0)
 
 
-def test_training_hands_over_a_new_key_for_every_update():
+def test_training_passes_a_new_key_to_every_update():
     import optax
 
     loss_fn, params, carry, batch = own_problem(T=48)
-    estimator, optimizer = tbptt.randomized_bptt(loss_fn, 2, HeavyTail(6.0), draws=3), optax.sgd(0.05)
+    estimator, optimizer = (
+        tbptt.randomized_bptt(loss_fn, 2, HeavyTail(6.0), draws=3),
+        optax.sgd(0.05),
+    )
     state = tbptt.init_state(estimator, optimizer, params, carry, batch, jax.random.key(7))
     state, metrics = tbptt.make_train_epoch(estimator, optimizer, 12)(state, batch)
     assert metrics.info.losses.shape == (4, 6) and np.isfinite(metrics.loss).all()

@@ -1,4 +1,4 @@
-"""Random truncation: unbiased by enumeration and by draws, biased where it says so, and honest about its scatter."""
+"""Random truncation: its mean by enumeration and by draws, and its reported variance."""
 
 import itertools
 import math
@@ -13,9 +13,14 @@ import tbptt
 from tbptt.estimators.randomized import estimator as randomized
 from tbptt.estimators.randomized.boundaries import boundary_gradient
 from tbptt.estimators.randomized.estimator import draw_factors
-from tbptt.estimators.randomized.random_windows import draw_cuts
-from tbptt.estimators.randomized.schedules import AwdLengths, ConstantRate, HeavyTail, LogUniformLengths
-from tbptt.windows import cut
+from tbptt.estimators.randomized.random_windows import draw_window_factors
+from tbptt.estimators.randomized.schedules import (
+    AwdLengths,
+    ConstantRate,
+    HeavyTail,
+    LogUniformLengths,
+)
+from tbptt.windows import split_windows
 from tests.experiments.test_influence_balancing import N as STATES
 from tests.experiments.test_influence_balancing import closed_form, linear_loss
 from tests.support import oracle
@@ -39,35 +44,37 @@ def problem(name, extra, T=T):
     return own_problem(extra, T) if name == "own" else make(CELLS[name], extra, T=T)
 
 
-def outcomes(schedule, seams, k1):
-    """Every way to cut, with its probability and its factors, from the definition."""
-    for cuts in itertools.product((False, True), repeat=seams):
+def outcomes(schedule, boundaries, k1):
+    """Yield every set of truncations, as (probability, factors), from the definition."""
+    for truncations in itertools.product((False, True), repeat=boundaries):
         p, since, factors = 1.0, k1, []
-        for is_cut in cuts:
+        for is_truncated in truncations:
             c = float(schedule.probability(since, k1))
-            p *= c if is_cut else 1 - c
-            factors.append(0.0 if is_cut else 1 / (1 - c))
-            since = k1 if is_cut else since + k1
+            p *= c if is_truncated else 1 - c
+            factors.append(0.0 if is_truncated else 1 / (1 - c))
+            since = k1 if is_truncated else since + k1
         yield p, factors
 
 
 def all_gradients(loss_fn, params, carry, batch, k1):
-    """Makes the compiled function of factors `[rows, seams]` that gives one flat gradient for each row: `[rows, P]`."""
+    """Return the compiled function of factors `[rows, boundaries]` to gradients `[rows, P]`."""
 
     def one(row):
-        return flatten(boundary_gradient(loss_fn, params, carry, cut(batch, k1), row[None]).grads)
+        return flatten(
+            boundary_gradient(loss_fn, params, carry, split_windows(batch, k1), row[None]).grads
+        )
 
     compiled = jax.jit(jax.vmap(one))
     return lambda factors: np.asarray(compiled(np.asarray(factors, float)))
 
 
 def by_keys(estimator, params, carry, batch, n, seed=0):
-    """n independent estimates, flat `[n, P]`."""
+    """Return n independent estimates, flat `[n, P]`."""
     return drawer(estimator, n)(params, carry, batch, jax.random.key(seed))
 
 
 def drawer(estimator, n):
-    """Makes the compiled function that gives n independent estimates, flat `[n, P]`."""
+    """Return the compiled function to n independent estimates, flat `[n, P]`."""
 
     def draw(params, carry, batch, key):
         one = lambda key: flatten(estimator.estimate(params, carry, batch, key).grads)  # noqa: E731
@@ -78,48 +85,59 @@ def drawer(estimator, n):
 
 
 def standard_errors(draws, want):
-    """How many standard errors the mean of draws `[n, P]` is off, in every coordinate."""
+    """Return the error of the mean of draws `[n, P]` in standard errors, in every coordinate."""
     error = np.std(draws, axis=0, ddof=1) / math.sqrt(len(draws))
     off = np.abs(np.mean(draws, axis=0) - np.asarray(want))
-    tiny = 1e-12 * np.abs(want) + 1e-14  # coordinates that do not depend on the cuts at all
+    tiny = 1e-12 * np.abs(want) + 1e-14  # coordinates that do not depend on the draw
     return np.where(off <= tiny, 0, off / np.maximum(error, 1e-300))
 
 
 @pytest.mark.parametrize(
     "name, k1, extra, schedule",
     [
-        ("own", 2, "weights resets", "heavy"),  # her carry counts in integers, which have no cotangent
+        (
+            "own",
+            2,
+            "weights resets",
+            "heavy",
+        ),  # a carry with an integer counter, which has no cotangent
         ("lstm", 3, "all", "constant"),
         pytest.param("lstm", 1, "all", "heavy", marks=exhaustive),
         pytest.param("lstm", 2, "plain", "heavy", marks=exhaustive),
         pytest.param("lstm", 1, "plain", "constant", marks=exhaustive),
     ],
 )
-def test_the_mean_over_every_possible_cutting_is_full_bptt(name, k1, extra, schedule):
+def test_the_mean_over_all_truncations_is_full_bptt(name, k1, extra, schedule):
     schedule = SCHEDULES[schedule]
     loss_fn, params, carry, batch = problem(name, extra, T=8 if k1 == 1 else T)
-    seams = len(batch.inputs) // k1 - 1
-    p, factors = (np.array(column) for column in zip(*outcomes(schedule, seams, k1), strict=True))
+    boundaries = len(batch.inputs) // k1 - 1
+    p, factors = (
+        np.array(column) for column in zip(*outcomes(schedule, boundaries, k1), strict=True)
+    )
     assert p.sum() == pytest.approx(1, abs=1e-12) and (p > 0).all()
     gradients = all_gradients(loss_fn, params, carry, batch, k1)
     full = run(tbptt.full_bptt(loss_fn), params, carry, batch)
     want = flat(full.grads)
     np.testing.assert_allclose(p @ gradients(factors), want, rtol=1e-10, atol=1e-13)
     biased = gradients(factors > 0)
-    assert np.abs(p @ biased - want).max() > 1e-2 * np.abs(want).max()  # without 1 / (1 - c) it is not
-    got = jax.jit(tbptt.randomized_bptt(loss_fn, k1, schedule).estimate)(params, carry, batch, jax.random.key(0))
+    assert (
+        np.abs(p @ biased - want).max() > 1e-2 * np.abs(want).max()
+    )  # without 1 / (1 - c) it is not
+    got = jax.jit(tbptt.randomized_bptt(loss_fn, k1, schedule).estimate)(
+        params, carry, batch, jax.random.key(0)
+    )
     chex.assert_trees_all_close((got.loss, got.memory), (full.loss, full.memory), rtol=1e-12)
     assert name != "own" or got.memory["n"] == T
 
 
 @each_schedule
 @pytest.mark.parametrize("k1", [1, 3])
-def test_cuts_are_drawn_with_the_probabilities_of_the_definition(k1, schedule):
-    seams = 4
-    draw = jax.vmap(lambda key: draw_factors(schedule, key, seams, k1))
+def test_truncations_are_drawn_with_the_probabilities_of_the_definition(k1, schedule):
+    boundaries = 4
+    draw = jax.vmap(lambda key: draw_factors(schedule, key, boundaries, k1))
     drawn = np.asarray(jax.jit(lambda key: draw(jax.random.split(key, DRAWS)))(jax.random.key(3)))
     seen = 0
-    for p, factors in outcomes(schedule, seams, k1):
+    for p, factors in outcomes(schedule, boundaries, k1):
         number = np.isclose(drawn, factors, rtol=1e-12).all(axis=1).sum()
         seen += number
         assert abs(number - DRAWS * p) < 4.5 * math.sqrt(DRAWS * p * (1 - p)) + 1
@@ -135,7 +153,9 @@ def test_cuts_are_drawn_with_the_probabilities_of_the_definition(k1, schedule):
         pytest.param("linear", "resets", "heavy", marks=exhaustive),
     ],
 )
-def test_the_mean_of_many_draws_is_full_bptt_and_fails_without_the_factors(name, extra, schedule, monkeypatch):
+def test_the_mean_of_many_draws_is_full_bptt_and_fails_without_the_factors(
+    name, extra, schedule, monkeypatch
+):
     loss_fn, params, carry, batch = make(CELLS[name], extra)
     k1, schedule = 2, SCHEDULES[schedule]
     want = flat(run(tbptt.full_bptt(loss_fn), params, carry, batch).grads)
@@ -148,35 +168,51 @@ def test_the_mean_of_many_draws_is_full_bptt_and_fails_without_the_factors(name,
 
 
 def test_the_reported_variance_is_that_of_the_estimate():
-    """Exactly the draws' scatter; and on average the true variance, known by enumeration."""
+    """It equals the sample variance of the draws, and on average the variance by enumeration."""
     loss_fn, params, carry, batch = make(CELLS["elman"], "all")
     schedule, k1, draws, n = SCHEDULES["constant"], 3, 4, 4000
     p, factors = (np.array(column) for column in zip(*outcomes(schedule, 3, k1), strict=True))
     grads, rows = all_gradients(loss_fn, params, carry, batch, k1)(factors), slice(2, 6)
-    by_rows = jax.jit(lambda p, c, b, factors: boundary_gradient(loss_fn, p, c, cut(b, k1), factors))
+    by_rows = jax.jit(
+        lambda p, c, b, factors: boundary_gradient(loss_fn, p, c, split_windows(b, k1), factors)
+    )
     estimate, each = jax.device_get(by_rows(params, carry, batch, factors[rows])), grads[rows]
     np.testing.assert_allclose(flat(estimate.grads), each.mean(axis=0), rtol=1e-11, atol=1e-14)
-    np.testing.assert_allclose(estimate.info.variance, np.trace(np.cov(each.T)) / len(each), rtol=1e-10)
+    np.testing.assert_allclose(
+        estimate.info.variance, np.trace(np.cov(each.T)) / len(each), rtol=1e-10
+    )
 
     true = p @ np.sum((grads - p @ grads) ** 2, axis=1) / draws
     estimator = tbptt.randomized_bptt(loss_fn, k1, schedule, draws=draws)
 
     @jax.jit
     def many(key):
-        out = jax.vmap(lambda key: estimator.estimate(params, carry, batch, key))(jax.random.split(key, n))
+        out = jax.vmap(lambda key: estimator.estimate(params, carry, batch, key))(
+            jax.random.split(key, n)
+        )
         return out.grads, out.info.variance
 
     drawn, reported = jax.device_get(many(jax.random.key(5)))
     assert abs(reported.mean() - true) < 4 * reported.std() / math.sqrt(n)
     stacked = np.concatenate([leaf.reshape(n, -1) for leaf in jax.tree.leaves(drawn)], axis=1)
     assert np.sum(stacked.var(axis=0, ddof=1)) == pytest.approx(true, rel=0.15)
-    single = jax.eval_shape(tbptt.randomized_bptt(loss_fn, k1, schedule).estimate, params, carry, batch, jax.random.key(0))
+    single = jax.eval_shape(
+        tbptt.randomized_bptt(loss_fn, k1, schedule).estimate,
+        params,
+        carry,
+        batch,
+        jax.random.key(0),
+    )
     assert single.info.variance is None  # one draw has no scatter
 
 
 def balancing(steps):
     batch = tbptt.Batch(np.zeros((steps, 1)), np.zeros((steps, 1)))
-    return {"theta": jnp.asarray(np.float64(0.5))}, jnp.asarray(np.ones(STATES)), jax.tree.map(jnp.asarray, batch)
+    return (
+        {"theta": jnp.asarray(np.float64(0.5))},
+        jnp.asarray(np.ones(STATES)),
+        jax.tree.map(jnp.asarray, batch),
+    )
 
 
 @exhaustive
@@ -189,34 +225,48 @@ def test_random_truncation_of_influence_balancing_has_the_mean_in_closed_form(sc
     assert standard_errors(draws, [D.mean()]).max() < 4
 
 
-@pytest.mark.parametrize("schedule", [AwdLengths(30), pytest.param(LogUniformLengths(5, 80), marks=exhaustive)])
-def test_random_windows_of_influence_balancing_are_biased_as_the_closed_form_says(schedule):
-    """Random windows see only D_1 .. D_length, positive, where the mean of D_1 .. D_T is negative."""
+@pytest.mark.parametrize(
+    "schedule", [AwdLengths(30), pytest.param(LogUniformLengths(5, 80), marks=exhaustive)]
+)
+def test_random_windows_of_influence_balancing_have_the_bias_of_the_closed_form(schedule):
+    """Random windows use only D_1 .. D_length, positive; the mean of D_1 .. D_T is negative."""
     steps, k1 = 400, 10
     D, problem = closed_form(steps), balancing(steps)
     windows = tbptt.random_window_bptt(linear_loss, k1, schedule)
     draws = by_keys(windows, *problem, 2000)
     assert standard_errors(draws, [D.mean()]).max() > 50 and draws.mean() > 0  # the wrong sign
     estimate = jax.jit(windows.estimate)
-    draw = jax.jit(lambda key: draw_cuts(schedule, jax.random.split(key, 1)[0], steps // k1 - 1, k1))
+    draw = jax.jit(
+        lambda key: draw_window_factors(schedule, jax.random.split(key, 1)[0], steps // k1 - 1, k1)
+    )
     for seed in range(5):
         key = jax.random.key(seed)
-        edges = k1 * np.concatenate([[0], 1 + np.flatnonzero(np.asarray(draw(key)) == 0), [steps // k1]])
+        edges = k1 * np.concatenate(
+            [[0], 1 + np.flatnonzero(np.asarray(draw(key)) == 0), [steps // k1]]
+        )
         want = sum(D[: b - a].sum() for a, b in itertools.pairwise(edges)) / steps
         got = jax.device_get(estimate(*problem, key))
         assert float(got.grads["theta"]) == pytest.approx(want, abs=1e-9)
         assert got.info.longest == np.diff(edges).max() and got.info.largest_product == 1
 
 
-def test_a_stream_in_pieces_is_unbiased_for_the_pieces():
-    """Each call's reference is full BPTT of the same call: the carry that enters it is constant."""
+def test_each_call_of_a_stream_is_unbiased():
+    """The reference is full BPTT of the same call: the carry that enters it is constant."""
     loss_fn, params, carry, batch = own_problem("weights resets")
-    estimator, full = tbptt.randomized_bptt(loss_fn, 2, SCHEDULES["heavy"]), jax.jit(tbptt.full_bptt(loss_fn).estimate)
+    estimator, full = (
+        tbptt.randomized_bptt(loss_fn, 2, SCHEDULES["heavy"]),
+        jax.jit(tbptt.full_bptt(loss_fn).estimate),
+    )
     memory, batch = jax.jit(estimator.init)(params, carry, batch), jax.tree.map(np.asarray, batch)
     draw, estimate = drawer(estimator, 5000), jax.jit(estimator.estimate)
     for start in (0, 6):
-        piece = oracle.part(batch, start, start + 6)
-        want = full(params, memory, piece)
-        assert standard_errors(draw(params, memory, piece, jax.random.key(0)), flat(want.grads)).max() < 4
-        memory = estimate(params, memory, piece, jax.random.key(0)).memory
+        segment = oracle.part(batch, start, start + 6)
+        want = full(params, memory, segment)
+        assert (
+            standard_errors(
+                draw(params, memory, segment, jax.random.key(0)), flat(want.grads)
+            ).max()
+            < 4
+        )
+        memory = estimate(params, memory, segment, jax.random.key(0)).memory
         chex.assert_trees_all_close(memory, want.memory, rtol=1e-12)

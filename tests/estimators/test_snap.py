@@ -1,4 +1,4 @@
-"""SnAp-n against its definition, written out densely."""
+"""SnAp-n equals its definition with dense Jacobians."""
 
 import flax.linen as nn
 import jax
@@ -8,24 +8,35 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import tbptt
-from tests.estimators.test_online import CELLS, D, full, in_pieces, one_lane, part, relative_error, same
+from tests.estimators.test_online import (
+    CELLS,
+    D,
+    full,
+    in_segments,
+    one_sequence,
+    part,
+    relative_error,
+    same,
+)
 from tests.support.estimating import READOUT
 
 
 def dense_snap(loss_fn, params, carry, batch, keeps):
-    """J = keeps * (D J + F), J `[n, P]` of one lane; keeps by hand. Plain Jacobians, a Python loop."""
+    """Compute J = keeps * (D J + F), J `[n, P]` of one sequence, in a Python loop."""
     flat, unravel = ravel_pytree(params)
     start, unravel_carry = ravel_pytree(carry)
     J, grads = np.zeros((start.size, flat.size)), 0
 
-    def step(p, c, piece):
-        loss, new = loss_fn(unravel(p), unravel_carry(c), piece)
+    def step(p, c, now):
+        loss, new = loss_fn(unravel(p), unravel_carry(c), now)
         new = ravel_pytree(new)[0]
         return (loss, new), new
 
     both = jax.jit(jax.jacfwd(step, (0, 1), has_aux=True))
     for t in range(len(batch.inputs)):
-        (((l_p, l_c), (F, D_t)), start) = jax.tree.map(np.asarray, both(flat, start, part(batch, t, t + 1)))
+        (((l_p, l_c), (F, D_t)), start) = jax.tree.map(
+            np.asarray, both(flat, start, part(batch, t, t + 1))
+        )
         grads = grads + l_p + l_c @ J
         J = keeps * (D_t @ J + F)
     return jax.device_get(unravel(jnp.asarray(grads / len(batch.inputs))))
@@ -33,26 +44,34 @@ def dense_snap(loss_fn, params, carry, batch, keeps):
 
 @pytest.mark.exhaustive
 def test_snap_1_of_elman_is_its_definition():
-    loss_fn, params, carry, batch = one_lane(CELLS["elman"])
-    unit = np.concatenate([np.tile(np.arange(4), rows) for rows in (4, D, 1)])  # of w_h, w_x, b: the column
-    keeps = np.concatenate([np.arange(4)[:, None] == unit, np.zeros((4, 10), bool)], axis=1)  # the readout reaches none
-    _, out = in_pieces(tbptt.snap(loss_fn, 1), params, carry, batch, 7)
+    loss_fn, params, carry, batch = one_sequence(CELLS["elman"])
+    unit = np.concatenate(
+        [np.tile(np.arange(4), rows) for rows in (4, D, 1)]
+    )  # of w_h, w_x, b: the column
+    keeps = np.concatenate(
+        [np.arange(4)[:, None] == unit, np.zeros((4, 10), bool)], axis=1
+    )  # the readout reaches none
+    _, out = in_segments(tbptt.snap(loss_fn, 1), params, carry, batch, 7)
     same(out.grads, dense_snap(loss_fn, params, carry, batch, keeps))
 
 
 def test_snap_1_of_lstm_is_its_definition():
-    loss_fn, params, carry, batch = one_lane(CELLS["lstm"])
-    column = np.concatenate([np.tile(np.arange(12), rows) for rows in (D, 3, 1)])  # gates i, f, g, o of 3 units
+    loss_fn, params, carry, batch = one_sequence(CELLS["lstm"])
+    column = np.concatenate(
+        [np.tile(np.arange(12), rows) for rows in (D, 3, 1)]
+    )  # gates i, f, g, o of 3 units
     of_unit = np.arange(3)[:, None] == column % 3
-    keeps = np.concatenate([of_unit, of_unit & (column < 9)])  # carry (h, c); the output gate enters h alone
+    keeps = np.concatenate(
+        [of_unit, of_unit & (column < 9)]
+    )  # carry (h, c); the output gate enters h alone
     keeps = np.concatenate([keeps, np.zeros((6, 8), bool)], axis=1)
     assert type(params.cell)._fields == ("w_x", "w_h", "b") and type(carry)._fields == ("h", "c")
-    _, out = in_pieces(tbptt.snap(loss_fn, 1), params, carry, batch, 7)
+    _, out = in_segments(tbptt.snap(loss_fn, 1), params, carry, batch, 7)
     same(out.grads, dense_snap(loss_fn, params, carry, batch, keeps))
 
 
 def ring_loss(params, carry, batch):
-    """A sparse network: unit i hears itself and unit i - 1 of 6; each weight matrix is masked."""
+    """A sparse network: unit i has inputs from itself and unit i - 1 of 6, by a masked matrix."""
     ring = np.eye(6) + np.eye(6, k=1) + np.eye(6, k=-5)
 
     def body(h, x):
@@ -64,7 +83,12 @@ def ring_loss(params, carry, batch):
 
 
 @pytest.mark.parametrize(
-    "n", [pytest.param(1, marks=pytest.mark.exhaustive), 3, pytest.param(6, marks=pytest.mark.exhaustive)]
+    "n",
+    [
+        pytest.param(1, marks=pytest.mark.exhaustive),
+        3,
+        pytest.param(6, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_snap_n_of_a_sparse_network_is_its_definition(n):
     random = np.random.default_rng(3)
@@ -72,12 +96,12 @@ def test_snap_n_of_a_sparse_network_is_its_definition(n):
     params = {"u": draw(2, 6), "w": draw(6, 6)}
     batch = tbptt.Batch(draw(9, 2), jnp.asarray(np.zeros((9, 1))))
     ring = np.eye(6) + np.eye(6, k=1) + np.eye(6, k=-5)
-    reach = np.linalg.matrix_power(ring, n - 1) > 0  # from unit, to unit
+    reached = np.linalg.matrix_power(ring, n - 1) > 0  # from unit, to unit
     column = np.concatenate([np.tile(np.arange(6), 2), np.tile(np.arange(6), 6)])
-    alive = np.concatenate([np.ones(12), ring.ravel()]) > 0
-    keeps = (reach[column] & alive[:, None]).T
+    is_used = np.concatenate([np.ones(12), ring.ravel()]) > 0
+    keeps = (reached[column] & is_used[:, None]).T
     carry = jnp.asarray(0.3 * np.arange(6.0))
-    _, out = in_pieces(tbptt.snap(ring_loss, n), params, carry, batch, 9)
+    _, out = in_segments(tbptt.snap(ring_loss, n), params, carry, batch, 9)
     want = dense_snap(ring_loss, params, carry, batch, keeps)
     same(out.grads, want)
     assert out.info.kept == pytest.approx(min(n, 6) / 6)
@@ -86,8 +110,10 @@ def test_snap_n_of_a_sparse_network_is_its_definition(n):
     assert exact == (n == 6)
 
 
-@pytest.mark.parametrize("factory", [tbptt.sparse_rtrl, pytest.param(tbptt.rtrl, marks=pytest.mark.exhaustive)])
-def test_a_table_read_by_symbols_is_learnt_whole(factory):
+@pytest.mark.parametrize(
+    "factory", [tbptt.sparse_rtrl, pytest.param(tbptt.rtrl, marks=pytest.mark.exhaustive)]
+)
+def test_every_row_of_an_embedding_gets_its_gradient(factory):
     cell, embedding = tbptt.Elman(3, 4, gain=1.2), nn.Embed(5, 3, param_dtype=jnp.float64)
     loss_fn = tbptt.sequence_loss(cell, READOUT, tbptt.squared_error, embedding=embedding)
     random = np.random.default_rng(0)
@@ -95,17 +121,21 @@ def test_a_table_read_by_symbols_is_learnt_whole(factory):
     params = jax.tree.map(lambda a: jnp.asarray(0.5 * random.normal(size=a.shape)), shapes)
     symbols = random.integers(1, 5, (8, 3), np.int32)  # never the symbol 0
     batch = tbptt.Batch(*map(jnp.asarray, (symbols, random.normal(size=(8, 3, 2)))))
-    carry = jax.tree.map(lambda a: jnp.asarray(np.zeros(a.shape)), jax.eval_shape(lambda: cell.initial_carry((3,))))
+    carry = jax.tree.map(
+        lambda a: jnp.asarray(np.zeros(a.shape)), jax.eval_shape(lambda: cell.initial_carry((3,)))
+    )
     want = full(loss_fn, params, carry, batch).grads
-    same(in_pieces(factory(loss_fn), params, carry, batch, 4)[0], want)
+    same(in_segments(factory(loss_fn), params, carry, batch, 4)[0], want)
 
 
-def test_what_a_step_does_only_at_another_symbol_is_learnt_too():
-    """A symbol that chooses the weights: at symbol 0 alone, `b` would seem to reach nothing."""
+def test_a_branch_that_only_some_symbols_take_is_detected():
+    """A symbol selects the weights: at symbol 0, `b` has no derivative."""
 
     def switched(params, carry, batch):
         def body(h, symbol):
-            chosen = jnp.where(symbol == 1, jnp.tanh(h @ params["b"] + 1), jnp.tanh(h @ params["a"] + 0.3))
+            chosen = jnp.where(
+                symbol == 1, jnp.tanh(h @ params["b"] + 1), jnp.tanh(h @ params["a"] + 0.3)
+            )
             return chosen, jnp.sum(chosen**2)
 
         carry, losses = jax.lax.scan(body, carry, batch.inputs)
@@ -116,4 +146,4 @@ def test_what_a_step_does_only_at_another_symbol_is_learnt_too():
     batch = tbptt.Batch(jnp.asarray(np.array([0, 1, 2, 1, 1, 0])), jnp.asarray(np.zeros((6, 1))))
     carry = jnp.asarray(np.full(3, 0.1))
     want = full(switched, params, carry, batch).grads
-    same(in_pieces(tbptt.sparse_rtrl(switched), params, carry, batch, 3)[0], want)
+    same(in_segments(tbptt.sparse_rtrl(switched), params, carry, batch, 3)[0], want)

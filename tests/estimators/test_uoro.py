@@ -1,4 +1,4 @@
-"""UORO: unbiased in the mean, balanced, and alive where nothing passes."""
+"""UORO is unbiased, balanced, and finite if no gradient passes a step."""
 
 import importlib
 
@@ -10,7 +10,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import tbptt
-from tests.estimators.test_online import CELLS, T, full, in_pieces, problem, same
+from tests.estimators.test_online import CELLS, T, full, in_segments, problem, same
 
 
 def flat(tree):
@@ -18,7 +18,12 @@ def flat(tree):
 
 
 def scatter(loss_fn, params, carry, batch, draws=20_000):
-    """(worst |mean - truth| in standard errors, over the coordinates that scatter; worst error of the others)."""
+    """Compare the mean over draws with the gradient of full BPTT.
+
+    Returns:
+      (largest error in standard errors, of the random coordinates; largest error of the others;
+      the number of random coordinates)
+    """
     estimator = tbptt.uoro(loss_fn)
     memory = jax.jit(estimator.init)(params, carry, batch)
 
@@ -27,7 +32,9 @@ def scatter(loss_fn, params, carry, batch, draws=20_000):
         a = estimator.estimate(params, memory, jax.tree.map(lambda leaf: leaf[:2], batch), first)
         b = estimator.estimate(params, a.memory, jax.tree.map(lambda leaf: leaf[2:], batch), second)
         weights = jnp.sum(a.info.weights), jnp.sum(b.info.weights)
-        total = jax.tree.map(lambda g, h: (weights[0] * g + weights[1] * h) / sum(weights), a.grads, b.grads)
+        total = jax.tree.map(
+            lambda g, h: (weights[0] * g + weights[1] * h) / sum(weights), a.grads, b.grads
+        )
         return ravel_pytree(total)[0]
 
     many = jax.jit(lambda key: jax.vmap(one)(jax.random.split(key, draws)))
@@ -40,36 +47,44 @@ def scatter(loss_fn, params, carry, batch, draws=20_000):
 
 
 @pytest.mark.parametrize("name, size", [("elman", 28)])
-def test_uoro_is_unbiased_over_a_stream_in_two_pieces(name, size):
+def test_uoro_is_unbiased_over_a_stream_in_two_segments(name, size):
     worst, rest, scattering = scatter(*problem(CELLS[name]))
-    assert worst < 4 and rest < 1e-12 and scattering == size  # the cell's parameters scatter, the readout's do not
+    assert (
+        worst < 4 and rest < 1e-12 and scattering == size
+    )  # the cell's parameters scatter, the readout's do not
 
 
 @pytest.mark.exhaustive
-def test_signs_that_are_not_independent_are_seen_to_be_biased(monkeypatch):
-    module = importlib.import_module("tbptt.estimators.uoro")
+def test_dependent_signs_are_biased(monkeypatch):
+    module = importlib.import_module("tbptt.estimators.online.uoro")
 
-    def lopsided(key, like):
+    def unequal_signs(key, like):
         return [jnp.where(jax.random.bernoulli(key, 0.6, leaf.shape), 1.0, -1.0) for leaf in like]
 
-    monkeypatch.setattr(module, "_signs", lopsided)
+    monkeypatch.setattr(module, "_signs", unequal_signs)
     assert scatter(*problem(CELLS["elman"]))[0] > 4
 
 
-def test_uoro_says_how_long_its_vectors_are_and_keeps_them_balanced():
+def test_uoro_reports_its_norms_and_keeps_them_balanced():
     loss_fn, *problem_ = problem(CELLS["elman"], "plain", steps=40)
     params, carry, batch = jax.device_get(problem_)
-    batch = batch._replace(inputs=30 * batch.inputs)  # derivatives by w_x 30 times larger: without balance 0.006 below
+    batch = batch._replace(
+        inputs=30 * batch.inputs
+    )  # derivatives by w_x 30 times larger: without balance 0.006 below
     params = params._replace(cell=params.cell._replace(w_x=params.cell.w_x / 30))
-    _, out = in_pieces(tbptt.uoro(loss_fn), params, carry, batch, 40, jax.random.key(0))
+    _, out = in_segments(tbptt.uoro(loss_fn), params, carry, batch, 40, jax.random.key(0))
     same(out.info.s_norm, np.linalg.norm(flat(out.memory.s)))
     same(out.info.theta_norm, np.linalg.norm(flat(out.memory.theta)))
     assert 0.5 < out.info.s_norm / out.info.theta_norm < 2
 
 
-def test_uoro_survives_a_step_through_which_nothing_passes():
+def test_uoro_is_finite_at_resets_and_masked_steps():
     loss_fn, params, carry, batch = problem(CELLS["elman"], "plain")
-    batch = batch._replace(resets=np.ones((T, 3), bool), mask=np.arange(T)[:, None] != np.full((1, 3), 2))
-    grads, out = in_pieces(tbptt.uoro(loss_fn), params, carry, batch, 1, jax.random.key(0))
-    same(grads, full(loss_fn, params, carry, batch).grads)  # after a reset s . dl/dcarry is exactly 0
+    batch = batch._replace(
+        resets=np.ones((T, 3), bool), mask=np.arange(T)[:, None] != np.full((1, 3), 2)
+    )
+    grads, out = in_segments(tbptt.uoro(loss_fn), params, carry, batch, 1, jax.random.key(0))
+    same(
+        grads, full(loss_fn, params, carry, batch).grads
+    )  # after a reset s . dl/dcarry is exactly 0
     chex.assert_tree_all_finite(out)

@@ -1,4 +1,4 @@
-"""The forecasts without a network: on series whose answer is known, and the digits that experiments quote."""
+"""Tests of the forecasts without a network."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ def noise(T: int = 9000) -> np.ndarray:
     return np.random.default_rng(0).normal(size=(T, 2))
 
 
-def test_persistence_by_hand() -> None:
+def test_persistence_on_an_example() -> None:
     values = np.array([[9.0], [0.0], [1.0], [3.0], [6.0], [99.0]])
     # Origins 1, 2 with targets 3, 4: neither step 0 nor step 5 counts.
     assert persistence(values, 0, 2, 1, 5) == ((3 - 0) ** 2 + (6 - 1) ** 2) / 2
@@ -26,27 +26,32 @@ def test_a_sine_is_forecast_exactly_by_two_samples() -> None:
 @pytest.mark.parametrize("ridge", [0.0, 0.3])
 @pytest.mark.parametrize("horizon", [1, 5])
 def test_against_one_dense_least_squares(horizon: int, ridge: float) -> None:
-    """The same forecast, rows laid out one by one, and the ridge as extra rows."""
+    """The same forecast with one row per origin, and the ridge as extra rows."""
     values, order, train_end, start, end = noise() + 1.0, 3, 5000, 5500, 8800
     values[3:, 1] += 0.8 * values[:-3, 1]
     x = values[:, 1]
 
     def rows(origins: range) -> tuple[np.ndarray, np.ndarray]:
-        return np.array([[*x[t - order + 1 : t + 1], 1.0] for t in origins]), np.array([x[t + horizon] for t in origins])
+        return np.array([[*x[t - order + 1 : t + 1], 1.0] for t in origins]), np.array(
+            [x[t + horizon] for t in origins]
+        )
 
     features, targets = rows(range(order - 1, train_end - horizon))
     extra = np.sqrt(ridge * len(targets)) * np.eye(order, order + 1)
     weights = np.linalg.lstsq(np.vstack([features, extra]), np.append(targets, np.zeros(order)))[0]
     features, targets = rows(range(start, end - horizon))
     want = np.mean((targets - features @ weights) ** 2)
-    np.testing.assert_allclose(ridge_ar(values, 1, order, horizon, train_end, start, end, ridge), want, rtol=1e-10)
+    np.testing.assert_allclose(
+        ridge_ar(values, 1, order, horizon, train_end, start, end, ridge), want, rtol=1e-10
+    )
 
 
-def test_nothing_outside_the_two_parts_is_looked_at() -> None:
+def test_only_the_two_parts_are_used() -> None:
     values = noise(3000)
     before = ridge_ar(values, 0, 8, 4, 1000, 1500, 2500)
     poisoned = values.copy()
-    poisoned[1000:1493, 0] = poisoned[2500:, 0] = poisoned[:, 1] = np.nan  # 1493: the first origin's oldest sample
+    # 1493 is the oldest sample of the first origin.
+    poisoned[1000:1493, 0] = poisoned[2500:, 0] = poisoned[:, 1] = np.nan
     assert ridge_ar(poisoned, 0, 8, 4, 1000, 1500, 2500) == before
     assert persistence(poisoned, 0, 4, 1500, 2500) == persistence(values, 0, 4, 1500, 2500)
 
@@ -60,13 +65,20 @@ def test_nothing_outside_the_two_parts_is_looked_at() -> None:
         ({"test_end": 9001}, "the test part must lie in the 9000 steps"),
         ({"test_end": 7004}, "be longer than the horizon"),
         ({"train_end": 7001}, "end before the test part starts; got train_end=7001"),
-        ({"train_end": 5}, "must hold order .* steps"),
-        ({"train_end": 0}, "must hold order .* steps"),
+        ({"train_end": 5}, "must have order .* steps"),
+        ({"train_end": 0}, "must have order .* steps"),
         ({"ridge": -1.0}, "ridge must be at least 0; got -1.0"),
     ],
 )
 def test_faults(change: dict, message: str) -> None:
-    arguments = {"target": 0, "order": 8, "horizon": 4, "train_end": 6000, "test_start": 7000, "test_end": 9000}
+    arguments = {
+        "target": 0,
+        "order": 8,
+        "horizon": 4,
+        "train_end": 6000,
+        "test_start": 7000,
+        "test_end": 9000,
+    }
     with pytest.raises(ValueError, match=message):
         ridge_ar(noise(), **(arguments | change))
 
@@ -84,8 +96,10 @@ def pulse() -> np.ndarray:
 
 
 @pytest.mark.exhaustive
-def test_the_digits_of_the_pulse_recording(pulse: np.ndarray) -> None:
-    """The numbers that every experiment on `ppg` is compared with."""
+def test_the_scores_on_the_pulse_recording(pulse: np.ndarray) -> None:
+    """The scores that all experiments on `ppg` quote."""
     part = (200_000, len(pulse))
-    got = [persistence(pulse, 0, 32, *part)] + [ridge_ar(pulse, 0, order, 32, 180_000, *part) for order in (16, 64, 256)]
+    got = [persistence(pulse, 0, 32, *part)] + [
+        ridge_ar(pulse, 0, order, 32, 180_000, *part) for order in (16, 64, 256)
+    ]
     np.testing.assert_allclose(got, [1.2083, 0.4071, 0.3489, 0.1567], atol=6e-5)

@@ -1,4 +1,4 @@
-"""A claim that does not hold, or an expected number that a standard run misses, is exit status 1."""
+"""Tests of exit statuses: 1 if a claim does not hold or a standard run misses a target."""
 
 import dataclasses
 import json
@@ -12,17 +12,20 @@ import jax
 import pytest
 
 from experiments import lecture, truncation
-from experiments.support.common import program
-from experiments.support.common import targets as known
+from experiments.support.common import program, targets
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
 def chapter(claims, numbers=(), judged=True):
-    """An experiment of one measurement: its claims hold or do not."""
+    """Make an experiment with given claims and targets."""
     module = types.ModuleType("experiments.chapter", "A chapter.")
     module.Config = Config
-    module.measure = lambda config: {"claims": list(claims), "known": list(numbers), "judged": judged}
+    module.measure = lambda config: {
+        "claims": list(claims),
+        "targets": list(numbers),
+        "judged": judged,
+    }
     module.draw = lambda data, folder: None
     return module
 
@@ -39,7 +42,7 @@ def claim(number, holds=True):
 
 
 def ended(run, capsys):
-    """(exit status, summary on the last line of stdout, stderr) of a program."""
+    """Return (exit status, summary on the last line of stdout, stderr) of a program."""
     status = 0
     capsys.readouterr()
     try:
@@ -54,7 +57,7 @@ def ended(run, capsys):
 
 @pytest.fixture
 def run_chapter(tmp_path, capsys, monkeypatch):
-    """Runs a chapter as `python -m experiments.chapter FLAGS` does."""
+    """Run a chapter as `python -m experiments.chapter FLAGS` does."""
 
     def run(module, *flags):
         monkeypatch.setitem(sys.modules, "experiments.chapter", module)
@@ -65,11 +68,18 @@ def run_chapter(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("broken", [(), (8,), (2, 8)])
-def test_a_claim_that_does_not_hold_is_exit_status_1_and_named(broken, run_chapter):
-    status, summary, err = run_chapter(chapter([claim(n, n not in broken) for n in (1, 2, 8)]), "--quick")
-    said = {(): "", (8,): "error: claim 8 does not hold (see `claims` in the summary)\n"}
-    assert status == bool(broken) and [c["holds"] for c in summary["claims"]] == [n not in broken for n in (1, 2, 8)]
-    assert said.get(broken, "error: claims 2, 8 do not hold (see `claims` in the summary)\n") in err
+def test_a_failed_claim_is_named_and_gives_exit_status_1(broken, run_chapter):
+    status, summary, err = run_chapter(
+        chapter([claim(n, n not in broken) for n in (1, 2, 8)]), "--quick"
+    )
+    messages = {(): "", (8,): "error: claim 8 does not hold (see `claims` in the summary)\n"}
+    assert status == bool(broken) and [c["holds"] for c in summary["claims"]] == [
+        n not in broken for n in (1, 2, 8)
+    ]
+    assert (
+        messages.get(broken, "error: claims 2, 8 do not hold (see `claims` in the summary)\n")
+        in err
+    )
     assert ("error:" in err) == bool(broken)
 
 
@@ -78,30 +88,41 @@ def test_a_run_too_short_for_its_claims_warns(run_chapter):
     assert status == 0 and "warning: claim 8 does not hold" in err and "error:" not in err
 
 
-@pytest.mark.parametrize("flags, status", [([], 1), (["--seed", "3"], 1), (["--quick"], 0), (["--length", "4"], 0)])
-def test_a_missed_number_is_exit_status_1_of_a_standard_run_only(flags, status, run_chapter):
-    got, summary, err = run_chapter(chapter([claim(1)], [known.expect("MSE", 2.0, at_most=1.0)]), *flags)
+@pytest.mark.parametrize(
+    "flags, status", [([], 1), (["--seed", "3"], 1), (["--quick"], 0), (["--length", "4"], 0)]
+)
+def test_a_missed_target_gives_exit_status_1_for_standard_runs_only(flags, status, run_chapter):
+    got, summary, err = run_chapter(
+        chapter([claim(1)], [targets.expect("MSE", 2.0, at_most=1.0)]), *flags
+    )
     assert got == status and not summary["reached"]
-    assert ("error: not reached: MSE (see `targets` in the summary)" in err) == bool(status)
-    assert ("warning: not reached: MSE" in err) == (not status)
+    assert ("error: target missed: MSE (see `targets` in the summary)" in err) == bool(status)
+    assert ("warning: target missed: MSE" in err) == (not status)
 
 
 @pytest.mark.parametrize("broken", [None, 8])
-def test_the_lecture_exits_with_1_where_one_of_its_twelve_claims_does_not_hold(broken, tmp_path, capsys, monkeypatch):
+def test_the_lecture_exits_with_1_if_a_claim_does_not_hold(broken, tmp_path, capsys, monkeypatch):
     module = chapter([claim(n, n != broken) for n in range(1, 13)])
     monkeypatch.setattr(lecture, "CHAPTERS", ((module, "Heading", "Text."),))
-    status, summary, err = ended(lambda: lecture.run(["--quick", "--out", str(tmp_path / "lecture")]), capsys)
-    assert status == (broken is not None) and [c["holds"] for c in summary["claims"]] == [n != broken for n in range(1, 13)]
+    status, summary, err = ended(
+        lambda: lecture.run(["--quick", "--out", str(tmp_path / "lecture")]), capsys
+    )
+    assert status == (broken is not None) and [c["holds"] for c in summary["claims"]] == [
+        n != broken for n in range(1, 13)
+    ]
     assert ("error: claim 8 does not hold" in err) == (broken is not None)
     page = pathlib.Path(summary["page"]).read_text()
     assert ("11 of 12 claims hold; these do not: 8." if broken else "12 of 12 claims hold.") in page
     assert ("does not hold</td>" in page) == (broken is not None)
 
 
-def test_the_lecture_compiles_as_before_after_its_quick_form(tmp_path, capsys, monkeypatch):
+def test_a_quick_lecture_restores_the_compiler_settings(tmp_path, capsys, monkeypatch):
     seen, module = [], chapter([claim(n) for n in range(1, 13)])
     measure = module.measure
-    module.measure = lambda config: (seen.append(jax.config.values["jax_disable_most_optimizations"]), measure(config))[1]
+    module.measure = lambda config: (
+        seen.append(jax.config.values["jax_disable_most_optimizations"]),
+        measure(config),
+    )[1]
     monkeypatch.setattr(lecture, "CHAPTERS", ((module, "Heading", "Text."),))
     before = jax.config.values["jax_disable_most_optimizations"]
     lecture.main(lecture.Config(quick=True, out=tmp_path / "quick"))
@@ -110,11 +131,21 @@ def test_the_lecture_compiles_as_before_after_its_quick_form(tmp_path, capsys, m
 
 
 def costs(**more):
-    """What `truncation.cost` measures at 1,000 and 2,000 steps of a cell with 100 bytes of carry."""
+    """Return results of `truncation.cost` for a cell with a carry of 100 bytes."""
     same = {"carry_bytes": 100, "step_bytes": 8.0, "full_seconds": 1.0, "truncated_seconds": 1.0}
     same |= {"full_compile_seconds": 1.0, "truncated_compile_seconds": 1.0}
-    shorter = same | {"length": 1000, "full_bytes": 155_000, "truncated_bytes": 12_000, "plan_bytes": 210_000}
-    longer = same | {"length": 2000, "full_bytes": 305_000, "truncated_bytes": 20_000, "plan_bytes": 410_000}
+    shorter = same | {
+        "length": 1000,
+        "full_bytes": 155_000,
+        "truncated_bytes": 12_000,
+        "plan_bytes": 210_000,
+    }
+    longer = same | {
+        "length": 2000,
+        "full_bytes": 305_000,
+        "truncated_bytes": 20_000,
+        "plan_bytes": 410_000,
+    }
     return shorter, longer | more
 
 
@@ -122,21 +153,33 @@ def costs(**more):
     "change, holds",
     [
         ({}, [True, True]),
-        ({"full_bytes": 515_000}, [False, False]),  # residuals beyond the plan are kept
-        ({"full_bytes": 230_000}, [False, False]),  # not even the carries are: some are computed again
+        ({"full_bytes": 515_000}, [False, False]),  # more residuals than planned
+        # Fewer bytes than the carries, so some are rematerialised.
+        ({"full_bytes": 230_000}, [False, False]),
         ({"truncated_bytes": 21_000}, [True, False]),  # more than a copy of the data
-        ({"truncated_bytes": 40_000}, [False, False]),  # more than a tenth of the full gradient's
+        ({"truncated_bytes": 40_000}, [False, False]),  # more than a tenth of the full gradient
     ],
 )
-def test_claim_8_fails_where_memory_is_not_what_is_documented(change, holds):
+def test_claim_8_fails_if_memory_differs_from_the_documented_formula(change, holds):
     assert [row["holds"] for row in truncation.memory_claims(*costs(**change))] == holds
 
 
 @pytest.mark.exhaustive
 def test_all_twelve_claims_of_the_lecture_hold(tmp_path):
-    command = [sys.executable, "-m", "experiments.lecture", "--quick", "--out", str(tmp_path / "run")]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.lecture",
+        "--quick",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     summary = json.loads(done.stdout.splitlines()[-1])
-    assert [c["claim"] for c in summary["claims"]] == list(range(1, 13)) and all(c["holds"] for c in summary["claims"])
+    assert [c["claim"] for c in summary["claims"]] == list(range(1, 13)) and all(
+        c["holds"] for c in summary["claims"]
+    )

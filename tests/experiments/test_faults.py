@@ -1,4 +1,4 @@
-"""What can go wrong in a run of experiments.train: it is said, with place and remedy, and nothing learnt is lost."""
+"""Tests of errors in a run of experiments.train: their messages, and what is saved."""
 
 import functools
 import json
@@ -20,15 +20,29 @@ from experiments.support.train import loop, out_of_memory
 from experiments.support.train import setup as run_setup
 from experiments.support.train.model import init_params, make_model
 from experiments.support.train.task import Forecast
-from tbptt.checkpoints import Checkpoints, finished, manifest
+from tbptt.checkpoints import Checkpoints, finished
+from tbptt.checkpoints import format as checkpoint_format
 
-CELL = "mingru"  # it has no loops that numba compiles
-SMALL = ["--cell", CELL, "--hidden", 3, "--lanes", 4, "--k1", 8, "--k2", 8, "--checkpoint-seconds", 1000]
+CELL = "mingru"
+SMALL = [
+    "--cell",
+    CELL,
+    "--hidden",
+    3,
+    "--batch",
+    4,
+    "--k1",
+    8,
+    "--k2",
+    8,
+    "--checkpoint-seconds",
+    1000,
+]
 
 
 @pytest.fixture(autouse=True)
 def setting(tmp_path, monkeypatch):
-    """Programs run in float32, in a folder of their own."""
+    """Run programs in float32 and in a temporary folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TBPTT_DATA", str(tmp_path / "cache"))
     monkeypatch.setattr(
@@ -44,53 +58,94 @@ def setting(tmp_path, monkeypatch):
 
 
 def go(*flags, capsys=None):
-    """Runs the program: its exit status, stdout and stderr."""
+    """Run the program; return its exit status, and with `capsys` also stdout and stderr."""
     words = [str(flag) for flag in flags]
     status = train.run(lambda **more: tyro.cli(train.Config, args=words, **more))
     return (status, *capsys.readouterr()) if capsys else status
 
 
 def last(out):
-    """The summary: the last line of stdout."""
+    """Return the summary, the last line of stdout."""
     return json.loads(out.splitlines()[-1])
 
 
 WAVES = ["--data", "waves.npy", "--target", 0]
 REFUSED = {
-    "nothing": ([], "--data is needed"),
-    "no target": (["--data", "waves.csv"], "--target is needed: the column that is predicted, one of a, b"),
-    "no such column": (["--data", "waves.csv", "--target", "c"], "waves.csv has no column 'c'; its columns are a, b"),
+    "nothing": ([], "--data is required"),
+    "no target": (
+        ["--data", "waves.csv"],
+        "--target is required: the column to predict, one of a, b",
+    ),
+    "no such column": (
+        ["--data", "waves.csv", "--target", "c"],
+        "waves.csv has no column 'c'; its columns are a, b",
+    ),
     "no such input": (
         ["--data", "waves.csv", "--target", "a", "--columns", "x"],
         "waves.csv has no column 'x'; its columns are a, b",
     ),
     "no such file": (["--data", "wave.csv", "--target", "a"], "there is no file"),
-    "a folder": (["--data", ".", "--target", "a"], "suffix"),
+    "a folder": (["--data", ".", "--target", "a"], "must end in one of"),
     "an empty file": (["--data", "empty.csv", "--target", "a"], "is empty"),
-    "an empty text": (["--data", "empty.txt", "--task", "characters"], "is empty; wanted text"),
-    "one character": (["--data", "one.txt", "--task", "characters"], "at least two different characters; got b'a' alone"),
-    "horizon": ([*WAVES, "--horizon", 900], "a forecast 900 rows ahead (--horizon) needs at least 901 rows in each part"),
+    "an empty text": (["--data", "empty.txt", "--task", "characters"], "is empty; expected text"),
+    "one character": (
+        ["--data", "one.txt", "--task", "characters"],
+        "at least two different characters; got only b'a'",
+    ),
+    "horizon": (
+        [*WAVES, "--horizon", 900],
+        "a forecast 900 rows ahead (--horizon) needs at least 901 rows in each part",
+    ),
     "horizon 0": ([*WAVES, "--horizon", 0], "--horizon must be at least 1; got 0"),
-    "forecasts": ([*WAVES, "--horizon", 5, "--forecasts", 2], "--forecasts must divide --horizon; got 2 and 5"),
+    "forecasts": (
+        [*WAVES, "--horizon", 5, "--forecasts", 2],
+        "--forecasts must divide --horizon; got 2 and 5",
+    ),
     "k1 does not divide": (
         [*WAVES, "--estimator", "randomized", "--k1", 7, "--k2", 30],
-        "k2 must be a multiple of k1, at least 4 of them; got k1=7, k2=30. Try --k2 28",
+        "k2 must be a multiple of k1 and at least 4 k1; got k1=7, k2=30. Try --k2 28",
     ),
     "k2 too short": (
         [*WAVES, "--estimator", "adaptive", "--k1", 7, "--k2", 7],
-        "must be longer; got k1=7, k2=7. Try --k2 56",
+        "k2 must be larger than k1; got k1=7, k2=7. Try --k2 56",
     ),
-    "k2 of full": ([*WAVES, "--estimator", "full", "--k2", 7, "--lanes", 4], "a whole lane, here 160 steps; got --k2 7"),
+    "k2 of full": (
+        [*WAVES, "--estimator", "full", "--k2", 7, "--batch", 4],
+        "each whole training sequence, here 160 steps; got --k2 7",
+    ),
+    "unroll parallel": (
+        [*WAVES, "--unroll", "parallel"],
+        "supports --cell minlstm and mingru of one layer; got --cell lstm",
+    ),
+    "unroll numba": ([*WAVES, "--unroll", "numba", "--cell", "mingru"], "Try --unroll scan"),
     "k1 0": ([*WAVES, "--k1", 0], "--k1 must be at least 1; got 0"),
-    "lanes": ([*WAVES, "--lanes", 700], "lanes must be at most the number of rows; got lanes=700, 640 rows"),
+    "batch": (
+        [*WAVES, "--batch", 700],
+        "--batch must be at most 640, the number of training rows; got 700",
+    ),
     "lr": ([*WAVES, "--lr", -1], "--lr must be above 0; got -1"),
-    "two limits": ([*WAVES, "--epochs", 1, "--minutes", 1], "by --epochs or by --minutes, one of them; got --epochs 1 and"),
-    "no time": ([*WAVES, "--epochs", 0], "are above 0; got 0"),
-    "shares": ([*WAVES, "--valid", 0.5, "--test", 0.5], "both above 0, together below 1; got 0.5 and 0.5"),
-    "no recordings": ([*WAVES, "--task", "classify"], "at least one in each of the three parts; got 1 in all"),
-    "group is target": (["--data", "waves.csv", "--target", "a", "--group", "a"], "two columns; got 'a' for both"),
-    "resume nothing": (["--resume", "nowhere"], "nowhere holds no run: there is no config.json in it"),
-    "devices": ([*WAVES, "--devices", 3, "--lanes", 4], "devices"),
+    "two limits": (
+        [*WAVES, "--epochs", 1, "--minutes", 1],
+        "exactly one of --epochs and --minutes must be given; got --epochs 1 and",
+    ),
+    "no time": ([*WAVES, "--epochs", 0], "must be above 0; got 0"),
+    "shares": (
+        [*WAVES, "--valid", 0.5, "--test", 0.5],
+        "above 0 and their sum below 1; got 0.5 and 0.5",
+    ),
+    "no recordings": (
+        [*WAVES, "--task", "classify"],
+        "recording in each of the three parts; got 1 in total",
+    ),
+    "group is target": (
+        ["--data", "waves.csv", "--target", "a", "--group", "a"],
+        "different columns; got 'a' for both",
+    ),
+    "resume nothing": (
+        ["--resume", "nowhere"],
+        "nowhere is not the folder of a run: it has no config.json",
+    ),
+    "devices": ([*WAVES, "--devices", 3, "--batch", 4], "devices"),
 }
 
 
@@ -101,25 +156,40 @@ def test_misuse_is_refused_in_one_line_that_names_the_flag(what, capsys, tmp_pat
     (tmp_path / "one.txt").write_text("a" * 100)
     flags, message = REFUSED[what]
     status, out, err = go(*flags, capsys=capsys)
-    assert status == 1 and out == "" and message in err and err.startswith("train: ") and err.count("\n") <= 2
+    assert (
+        status == 1
+        and out == ""
+        and message in err
+        and err.startswith("train: ")
+        and err.count("\n") <= 2
+    )
     assert not list(tmp_path.glob("runs/**/config.json"))
 
 
-def test_a_run_goes_on_by_its_own_flags_and_no_others(capsys, tmp_path):
+def test_a_run_resumes_with_its_own_flags_only(capsys, tmp_path):
     status, out, _ = go(*WAVES, *SMALL, "--epochs", 1, "--out", "run", capsys=capsys)
     summary = last(out)
-    assert status == 0 and {"test_metric", "baseline", "steps_per_second", "checkpoint"} <= set(summary)
-    assert summary == json.loads((tmp_path / "run" / "summary.json").read_text()) and summary["updates"] == 20
-    assert finished(tmp_path / "run" / "checkpoints")[-1].name == summary["checkpoint"].rpartition("/")[2]
+    assert status == 0 and {"test_metric", "baseline", "steps_per_second", "checkpoint"} <= set(
+        summary
+    )
+    assert (
+        summary == json.loads((tmp_path / "run" / "summary.json").read_text())
+        and summary["updates"] == 20
+    )
+    assert (
+        finished(tmp_path / "run" / "checkpoints")[-1].name
+        == summary["checkpoint"].rpartition("/")[2]
+    )
     status, _, err = go(*WAVES, *SMALL, "--out", "run", capsys=capsys)
-    assert status == 1 and "holds a run already. Go on with it by --resume run" in err
+    assert status == 1 and "already contains a run. Resume it by --resume run" in err
     status, _, err = go("--resume", "run", "--lr", 0.5, capsys=capsys)
-    assert status == 1 and "--lr is 0.003 in the run run, and 0.5 on the command line" in err
+    assert status == 1 and "--lr is 0.003 in the run run, but 0.5 on the command line" in err
     status, _, err = go("--resume", "run", "--out", "other", capsys=capsys)
-    assert status == 1 and "leave out --out" in err
+    assert status == 1 and "omit --out" in err
     np.save("waves.npy", np.load("waves.npy") + 1)
     status, _, err = go("--resume", "run", "--epochs", 2, capsys=capsys)
-    assert status == 1 and "is of another run: its config.task.mean is" in err  # the data are not what they were
+    # The data have changed.
+    assert status == 1 and "is of another run: its config.task.mean is" in err
     np.save("waves.npy", np.load("waves.npy") - 1)
     with Checkpoints(tmp_path / "run" / "checkpoints", {}):
         status, _, err = go("--resume", "run", capsys=capsys)
@@ -127,10 +197,10 @@ def test_a_run_goes_on_by_its_own_flags_and_no_others(capsys, tmp_path):
 
 
 @pytest.mark.exhaustive
-def test_longer_than_planned(capsys, tmp_path):
+def test_a_finished_run_can_be_trained_longer(capsys, tmp_path):
     assert go(*WAVES, *SMALL, "--epochs", 1, "--out", "run") == 0
     status, out, err = go("--resume", "run", "--epochs", 2, capsys=capsys)
-    assert status == 0 and last(out)["updates"] == 40 and "goes on after update 20" in err
+    assert status == 0 and last(out)["updates"] == 40 and "resuming after update 20" in err
     status, out, err = go("--resume", "run", "--minutes", 0.0001, capsys=capsys)
     assert (
         status == 0
@@ -140,7 +210,7 @@ def test_longer_than_planned(capsys, tmp_path):
 
 
 def faulty_step(monkeypatch, act):
-    """Before every update, `act(number of the update)`."""
+    """Call `act(number of the update)` before every update."""
     made, count = tbptt.make_train_step, iter(range(10**6))
 
     def make(estimator, optimizer):
@@ -155,80 +225,111 @@ def faulty_step(monkeypatch, act):
     monkeypatch.setattr(tbptt, "make_train_step", make)
 
 
-def test_a_device_out_of_memory_says_what_would_fit(monkeypatch, capsys, tmp_path):
+def test_an_out_of_memory_error_names_settings_that_fit(monkeypatch, capsys, tmp_path):
     def act(update):
         if update == 5:
-            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8589934592 bytes.")
+            raise jax.errors.JaxRuntimeError(
+                "RESOURCE_EXHAUSTED: Out of memory allocating 8589934592 bytes."
+            )
 
     faulty_step(monkeypatch, act)
     status, out, err = go(*WAVES, *SMALL, "--epochs", 1, "--out", "run", capsys=capsys)
     assert status == 1 and out == "" and "Traceback" not in err
-    found = re.search(r"k2=8 steps and 4 lanes needs about .* would fit: --k2 (\d+); or --lanes (\d+)", err)
+    found = re.search(
+        r"k2 = 8 and a batch of 4 needs about .* fit in .*: --k2 (\d+); or --batch (\d+)", err
+    )
     model = make_model(Forecast(("0", "1"), "0", 1, (0, 0), (1, 1), 0, 1), CELL, 3)
     params = init_params(jax.random.key(0), model)
 
-    def needs(k2, lanes):
-        batch = tbptt.Batch(jnp.zeros((k2, lanes, 2)), jnp.zeros((k2, lanes, 1)))
+    def needs(k2, B):
+        batch = tbptt.Batch(jnp.zeros((k2, B, 2)), jnp.zeros((k2, B, 1)))
         return tbptt.memory_plan(model.cell, model.readout, params, batch).predicted_bytes
 
-    k2, lanes = int(found[1]), int(found[2])
-    assert needs(k2, 4) <= needs(8, 4) // 2 < needs(k2 + 1, 4) and needs(8, lanes) <= needs(8, 4) // 2 < needs(8, lanes + 1)
-    assert [path.name for path in finished(tmp_path / "run/checkpoints")] == ["step_000000005"]  # what came before is kept
+    k2, B = int(found[1]), int(found[2])
+    assert needs(k2, 4) <= needs(8, 4) // 2 < needs(k2 + 1, 4) and needs(8, B) <= needs(
+        8, 4
+    ) // 2 < needs(8, B + 1)
+    # The last update is saved.
+    assert [path.name for path in finished(tmp_path / "run/checkpoints")] == ["step_000000005"]
     other = jax.errors.JaxRuntimeError("INTERNAL: something else")
     assert out_of_memory.explained(other, None, None) is other
 
 
-def test_a_memory_budget_that_fits_is_named_too():
+def test_the_advice_names_a_memory_budget_that_fits():
     model = make_model(Forecast(("0",), "0", 1, (0,), (1,), 0, 1), "lstm", 64)
     params = jax.eval_shape(functools.partial(init_params, jax.random.key(0), model))
     example = tbptt.Batch(jnp.zeros((1, 32, 1)), jnp.zeros((1, 32, 1)))
     text = out_of_memory.advice(model, params, example, 2000, 32)
     mebi = int(re.search(r"--memory (\d+)", text)[1])
     batch = tbptt.Batch(jnp.zeros((2000, 32, 1)), jnp.zeros((2000, 32, 1)))
-    needed, leaner = (
+    needed, planned = (
         tbptt.memory_plan(model.cell, model.readout, params, batch, remat=remat).predicted_bytes
         for remat in (None, tbptt.MemoryBudget(mebi << 20))
     )
-    assert leaner <= mebi << 20 <= needed // 2
-    assert "Take a smaller --hidden" in out_of_memory.advice(model, params, example, 1, 1, room=1000)
+    assert planned <= mebi << 20 <= needed // 2
+    assert "Use a smaller --hidden" in out_of_memory.advice(
+        model, params, example, 1, 1, available=1000
+    )
 
 
 def state_of(run):
-    """The newest checkpoint's step, and all leaves of the state in it as bytes, by name."""
+    """Return the step of the newest checkpoint, and all leaves of its state as bytes, by name."""
     path = finished(run / "checkpoints")[-1]
-    names = list(json.loads((path / "about.json").read_text())["leaves"])
+    names = list(json.loads((path / "metadata.json").read_text())["leaves"])
     as_numpy = {f"leaf_{i}": ocp.RestoreArgs(restore_type=np.ndarray) for i in range(len(names))}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         leaves = reader.restore(path / "state", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-    return path.name, {name: np.asarray(leaves[f"leaf_{i}"]).tobytes() for i, name in enumerate(names)}
+    return path.name, {
+        name: np.asarray(leaves[f"leaf_{i}"]).tobytes() for i, name in enumerate(names)
+    }
 
 
-def test_a_run_whose_data_disappear_or_that_is_asked_to_stop_goes_on_as_if_nothing_had_been(monkeypatch, capfd, tmp_path):
+def test_a_run_that_lost_its_data_or_was_stopped_resumes_bitwise_equal(
+    monkeypatch, capfd, tmp_path
+):
     assert go(*WAVES, *SMALL, "--epochs", 1, "--out", "whole") == 0
     kept, whole = (tmp_path / "waves.npy").read_bytes(), state_of(tmp_path / "whole")
-    assert whole[0] == "step_000000020" and {".params.cell.w_x", ".memory.inner.h", ".step", ".key"} <= set(whole[1])
+    assert whole[0] == "step_000000020" and {
+        ".params.cell.w_x",
+        ".memory.inner.h",
+        ".step",
+        ".key",
+    } <= set(whole[1])
     with monkeypatch.context() as patch:
-        faulty_step(patch, lambda update: (tmp_path / "waves.npy").unlink() if update == 5 else None)
+        faulty_step(
+            patch, lambda update: (tmp_path / "waves.npy").unlink() if update == 5 else None
+        )
         status, _, err = go(*WAVES, *SMALL, "--epochs", 1, "--out", "lost", capsys=capfd)
-    assert status == 1 and "waves.npy cannot be found any more" in err and "Traceback" not in err
+    assert (
+        status == 1 and "waves.npy disappeared while it was read" in err and "Traceback" not in err
+    )
     at = int(finished(tmp_path / "lost/checkpoints")[-1].name.removeprefix("step_"))
-    assert at >= 6  # every update that was made is in the checkpoint
+    assert at >= 6  # the checkpoint contains every update
     (tmp_path / "waves.npy").write_bytes(kept)
     with monkeypatch.context() as patch:
-        faulty_step(patch, lambda update: os.kill(os.getpid(), signal.SIGTERM) if update == 7 else None)
-        status, out, err = go(*WAVES, *SMALL, "--epochs", 1, "--out", "asked", capsys=capfd)
+        faulty_step(
+            patch, lambda update: os.kill(os.getpid(), signal.SIGTERM) if update == 7 else None
+        )
+        status, out, err = go(*WAVES, *SMALL, "--epochs", 1, "--out", "stopped", capsys=capfd)
     assert status == 143 and last(out)["stopped"] == "SIGTERM" and last(out)["updates"] == 8
-    assert "stopped by SIGTERM after update 8. To go on: python -m experiments.train --resume asked" in err
-    for name, step in (("lost", at), ("asked", 8)):
+    assert (
+        "Stopped by SIGTERM after update 8. To resume: python -m experiments.train --resume stopped"
+        in err
+    )
+    for name, step in (("lost", at), ("stopped", 8)):
         status, _, err = go("--resume", name, capsys=capfd)
-        assert status == 0 and f"goes on after update {step}" in err
-        assert (tmp_path / name / "predictions.csv").read_text() == (tmp_path / "whole/predictions.csv").read_text()
+        assert status == 0 and f"resuming after update {step}" in err
+        assert (tmp_path / name / "predictions.csv").read_text() == (
+            tmp_path / "whole/predictions.csv"
+        ).read_text()
         assert state_of(tmp_path / name) == whole
 
 
-def test_a_disk_that_is_full_for_a_while_is_a_warning_and_at_the_end_an_error(monkeypatch, capsys, tmp_path):
+def test_a_full_disk_is_a_warning_during_training_and_an_error_at_the_end(
+    monkeypatch, capsys, tmp_path
+):
     monkeypatch.setattr(loop, "RETRY", 0.0)
-    real, full = manifest.seal, {"left": 2}
+    real, full = checkpoint_format.write_digests, {"left": 2}
 
     def seal(folder):
         full["left"] -= 1
@@ -236,17 +337,25 @@ def test_a_disk_that_is_full_for_a_while_is_a_warning_and_at_the_end_an_error(mo
             raise OSError(28, "No space left on device")
         real(folder)
 
-    monkeypatch.setattr(manifest, "seal", seal)
-    status, _, err = go(*WAVES, *SMALL, "--epochs", 1, "--valid-every", 4, "--out", "run", capsys=capsys)
-    assert status == 0 and "No space left on device" in err and str(tmp_path / "run/checkpoints") in err
-    assert "Training goes on; it is tried again" in err
+    monkeypatch.setattr(checkpoint_format, "write_digests", seal)
+    status, _, err = go(
+        *WAVES, *SMALL, "--epochs", 1, "--valid-every", 4, "--out", "run", capsys=capsys
+    )
+    assert (
+        status == 0
+        and "No space left on device" in err
+        and str(tmp_path / "run/checkpoints") in err
+    )
+    assert "Training continues; the checkpoint will be tried again" in err
     assert finished(tmp_path / "run/checkpoints")[-1].name == "step_000000020"
     full["left"] = 10**6
     status, out, err = go(*WAVES, *SMALL, "--epochs", 1, "--out", "other", capsys=capsys)
     assert status == 1 and out == "" and "cannot write the checkpoint of step 20" in err
 
 
-def test_an_update_that_is_not_finite_is_skipped_told_and_the_stream_starts_afresh(monkeypatch, capsys, tmp_path):
+def test_a_non_finite_update_is_skipped_and_reported_and_the_carry_is_reset(
+    monkeypatch, capsys, tmp_path
+):
     real = run_setup.training_stream
 
     def poisoned(*arguments):
@@ -264,7 +373,7 @@ def test_an_update_that_is_not_finite_is_skipped_told_and_the_stream_starts_afre
     monkeypatch.setattr(run_setup, "training_stream", poisoned)
     status, out, err = go(*WAVES, *SMALL, "--epochs", 1, "--out", "run", capsys=capsys)
     assert status == 0 and np.isfinite(last(out)["test_metric"])
-    assert "warning, update 8" in err and "not a finite number" in err and "Try: " in err
+    assert "warning: update 8" in err and "is not finite" in err and "consider " in err
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert sum(row["non_finite"] for row in rows if row["kind"] == "train") == 1
     assert [row["what"] for row in rows if row["kind"] == "warning"] == ["non_finite"]
@@ -274,7 +383,7 @@ def test_ctrl_c_twice_ends_at_once(monkeypatch):
     ended, before = [], signal.getsignal(signal.SIGINT)
     with Stop() as stop:
         os.kill(os.getpid(), signal.SIGINT)
-        assert stop.asked == signal.SIGINT and (stop.status, stop.name) == (130, "Ctrl-C")
+        assert stop.signal == signal.SIGINT and (stop.status, stop.name) == (130, "Ctrl-C")
         monkeypatch.setattr(os, "kill", lambda *arguments: ended.append(arguments))
         stop._catch(signal.SIGTERM, None)
     assert ended == [(os.getpid(), signal.SIGTERM)]

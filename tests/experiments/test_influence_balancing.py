@@ -1,8 +1,10 @@
-"""The system on which k1 != k2 decides the SIGN of the gradient (Tallec and Ollivier's influence balancing).
+"""Tests of TBPTT on influence balancing (Tallec and Ollivier).
 
-    s' = A s + theta sign,    A = I/2 + superdiagonal/2 (n = 23),    sign = +1 (10 states), -1 (13),    L = (s_0 - 1)^2 / 2
+    s' = A s + theta sign,    A = I/2 + superdiagonal/2 (n = 23)
+    sign = +1 (10 states), -1 (13),    L = (s_0 - 1)^2 / 2
 
-A loss at age k2 - k1 + 1 .. k2 of the window sees ds_0/dtheta = D_k = sum_{j < k} e_0 A^j sign. D_inf = -6.
+A loss at age k = k2 - k1 + 1 .. k2 of the window has ds_0/dtheta = D_k = sum_{j < k} e_0 A^j sign,
+and D_inf = -6.
 """
 
 import jax
@@ -27,7 +29,7 @@ def closed_form(steps):
 
 
 def linear_loss(params, carry, batch):
-    """L = s_0, so that the gradient by theta is ds_0/dtheta itself."""
+    """Compute L = s_0, whose gradient by theta is ds_0/dtheta."""
 
     def body(s, _):
         s = jnp.asarray(A) @ s + params["theta"] * jnp.asarray(SIGN)
@@ -38,14 +40,16 @@ def linear_loss(params, carry, batch):
 
 
 def derivative(k1, k2, warm=2):
-    """The mean derivative of the last window, once the stream is older than k2."""
+    """Return the mean derivative of the last window, when the stream is longer than k2."""
     windows = -(-k2 // k1) + warm
     steps, params = np.zeros((windows * k1, 1)), {"theta": np.asarray(0.5)}
     estimator = tbptt.truncated_bptt(linear_loss, k1, k2)
 
     def last_window(params):
         early, late = tbptt.Batch(steps[:-k1], steps[:-k1]), tbptt.Batch(steps[:k1], steps[:k1])
-        memory = estimator.estimate(params, estimator.init(params, jnp.ones(N), early), early).memory
+        memory = estimator.estimate(
+            params, estimator.init(params, jnp.ones(N), early), early
+        ).memory
         return estimator.estimate(params, memory, late).grads["theta"]
 
     return float(jax.jit(last_window)(params))
@@ -63,8 +67,9 @@ def test_the_truncated_derivative_is_the_closed_form(k1, k2):
     assert derivative(k1, k2) == pytest.approx(want, abs=1e-9)
 
 
-def test_k1_unlike_k2_has_the_right_sign_where_k1_equal_k2_has_not():
+def test_k1_below_k2_has_the_correct_sign_where_k1_equal_to_k2_has_not():
     D = closed_form(100)
-    assert D[90:].mean() == pytest.approx(-6.0, abs=0.01)  # k1 = 10: exact to 2 places, A^j has died out
+    # K1 = 10: exact to 2 places, as A^j is negligible.
+    assert D[90:].mean() == pytest.approx(-6.0, abs=0.01)
     assert D.mean() == pytest.approx(0.58, abs=0.005)  # k1 = k2 = 100
     assert D[39] > 0 > D[40]  # k1 = 1, k2 = 40 and 41

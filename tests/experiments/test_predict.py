@@ -1,4 +1,4 @@
-"""Predictions along a recording: equal by blocks of any length, blind to what comes later, in the data's own units."""
+"""Tests of experiments.predict."""
 
 import csv
 import functools
@@ -47,27 +47,33 @@ def trained(task=TASK, cell="lstm"):
 
 
 def table(path, rows=slice(None), **more):
-    """A CSV whose columns stand in another order than the model wants them, with one that is no number."""
+    """Write a CSV with columns in another order than the model's, one of them not numeric."""
     columns = {"note": ["x y"] * T, "b": B, **more, "a": A}
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
-        writer.writerows(list(zip(*(list(map(str, values)) for values in columns.values()), strict=True))[rows])
+        writer.writerows(
+            list(zip(*(list(map(str, values)) for values in columns.values()), strict=True))[rows]
+        )
     return path
 
 
 def run(task, source, block, score=False, skip=0, cell="lstm"):
     model, params = trained(task, cell)
     scored = Score(task)
-    pieces = []
-    for columns, outputs, steps in predict_blocks(task, model, params, source, block, score=score, skip=skip):
+    blocks = []
+    for columns, outputs, steps in predict_blocks(
+        task, model, params, source, block, score=score, skip=skip
+    ):
         scored.add(outputs, steps)
-        pieces.append(columns)
-    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}, scored.result()
+        blocks.append(columns)
+    return {
+        name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]
+    }, scored.result()
 
 
-def by_hand(inputs, resets, task=TASK, cell="lstm"):
-    """The readout's outputs, one step at a time in a Python loop."""
+def reference(inputs, resets, task=TASK, cell="lstm"):
+    """Compute the outputs of the readout, one step at a time in a Python loop."""
     model, params = trained(task, cell)
     outputs, carry, initial = [], None, jax.jit(model.cell.initial_carry)()
 
@@ -86,8 +92,8 @@ def by_hand(inputs, resets, task=TASK, cell="lstm"):
 def test_blocks_of_any_length_agree_with_a_loop_over_steps(tmp_path):
     source = open_for(TASK, [table(tmp_path / "t.csv")], False, np.float64)
     inputs = (np.stack([A, B], axis=1) - [1.5, 40.0]) / [4.0, 2.0]
-    wanted = 1.5 + 4.0 * by_hand(inputs, [True] + [False] * (T - 1))[:, 0]
-    assert np.std(wanted) > 0.05  # there is something to agree on
+    wanted = 1.5 + 4.0 * reference(inputs, [True] + [False] * (T - 1))[:, 0]
+    assert np.std(wanted) > 0.05  # not constant
     for block in (1, 7, 64):
         got, _ = run(TASK, source, block)
         np.testing.assert_array_equal(got["row"], np.arange(T))
@@ -96,8 +102,10 @@ def test_blocks_of_any_length_agree_with_a_loop_over_steps(tmp_path):
     np.testing.assert_array_equal(again["prediction"], got["prediction"])
 
 
-def test_nothing_later_changes_a_prediction_by_a_bit(tmp_path):
-    whole = run(TASK, open_for(TASK, [table(tmp_path / "t.csv")], False, np.float64), 64)[0]["prediction"]
+def test_later_rows_do_not_change_a_prediction_by_a_bit(tmp_path):
+    whole = run(TASK, open_for(TASK, [table(tmp_path / "t.csv")], False, np.float64), 64)[0][
+        "prediction"
+    ]
     for stop in (1, 64, 70, 149):
         short = table(tmp_path / f"{stop}.csv", slice(0, stop))
         got = run(TASK, open_for(TASK, [short], False, np.float64), 64)[0]["prediction"]
@@ -107,13 +115,15 @@ def test_nothing_later_changes_a_prediction_by_a_bit(tmp_path):
     assert got["row"][0] == 70
 
 
-def test_each_recording_starts_afresh(tmp_path):
+def test_the_carry_is_reset_at_each_recording(tmp_path):
     task = Forecast(**{**TASK.__dict__, "group": "who"})
     who = np.repeat([5, 2, 5], [40, 60, 50])
     path = table(tmp_path / "t.csv", who=who)
     got, score = run(task, open_for(task, [path], True, np.float64), 64, score=True)
     for start, stop in ((0, 40), (40, 100), (100, 150)):
-        alone = open_for(TASK, [table(tmp_path / f"{start}.csv", slice(start, stop))], True, np.float64)
+        alone = open_for(
+            TASK, [table(tmp_path / f"{start}.csv", slice(start, stop))], True, np.float64
+        )
         wanted, _ = run(TASK, alone, 64, score=True)
         np.testing.assert_array_equal(got["prediction"][start:stop], wanted["prediction"])
         np.testing.assert_array_equal(got["truth"][start:stop], wanted["truth"])
@@ -121,27 +131,34 @@ def test_each_recording_starts_afresh(tmp_path):
 
 
 @pytest.mark.parametrize("block", [7, 64])
-def test_the_score_is_that_of_the_rows_whose_truth_is_known(tmp_path, block):
+def test_the_score_covers_the_rows_with_a_known_target(tmp_path, block):
     source = open_for(TASK, [table(tmp_path / "t.csv")], True, np.float64)
     got, score = run(TASK, source, block, score=True)
     np.testing.assert_array_equal(got["truth"][:-3], A[3:])
     assert np.isnan(got["truth"][-3:]).all()
     rmse = np.sqrt(np.mean((got["prediction"][:-3] - A[3:]) ** 2))
-    assert score == pytest.approx({"scored": T - 3, "rmse": rmse, "mse": (rmse / 4.0) ** 2}, rel=1e-12)
+    assert score == pytest.approx(
+        {"scored": T - 3, "rmse": rmse, "mse": (rmse / 4.0) ** 2}, rel=1e-12
+    )
 
 
-def test_only_one_block_is_read_at_once(tmp_path):
+def test_one_block_is_read_at_a_time(tmp_path):
     source, sizes = open_for(TASK, [table(tmp_path / "t.csv")], True, np.float64), []
 
     def read(start, stop):
         sizes.append(stop - start)
         return source.read(start, stop)
 
-    run(TASK, types.SimpleNamespace(names=source.names, lengths=source.lengths, read=read), 7, score=True)
+    run(
+        TASK,
+        types.SimpleNamespace(names=source.names, lengths=source.lengths, read=read),
+        7,
+        score=True,
+    )
     assert max(sizes) == 7 + TASK.horizon and len(sizes) == 22
 
 
-def test_what_is_wrong_with_a_file_is_named(tmp_path):
+def test_errors_name_the_file_and_the_position(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("a,c\n1,2\n")
     with pytest.raises(ValueError, match=r"t.csv has no column 'b'; its columns are a, c"):
@@ -164,16 +181,22 @@ def test_a_text_is_scored_in_bits(tmp_path):
     source = open_for(task, [one, two], True)
     got, score = run(task, source, 4, score=True, cell="gru")
     numbers = np.array([1, 2, 2, 1, 0, 1, 2, 2, 2, 0])
-    outputs = by_hand(numbers, np.arange(10) % 7 == 0, task, "gru")
+    outputs = reference(numbers, np.arange(10) % 7 == 0, task, "gru")
     logs = scipy.special.log_softmax(outputs, axis=1) / np.log(2)
-    known = [i for i in range(9) if i != 6]  # the last symbol of a file has nothing after it
+    scored = [i for i in range(9) if i != 6]  # the last symbol of a file has no next symbol
     assert score["scored"] == 8
-    assert score["bits_per_character"] == pytest.approx(-np.mean([logs[i, numbers[i + 1]] for i in known]), rel=1e-12)
+    assert score["bits_per_character"] == pytest.approx(
+        -np.mean([logs[i, numbers[i + 1]] for i in scored]), rel=1e-12
+    )
     assert got["truth"].tolist() == ["b", "b", "a", "\\n", "a", "b", "", "b", "\\n", ""]
-    np.testing.assert_allclose(got["p_truth"][known], [2 ** logs[i, numbers[i + 1]] for i in known], rtol=1e-12)
+    np.testing.assert_allclose(
+        got["p_truth"][scored], [2 ** logs[i, numbers[i + 1]] for i in scored], rtol=1e-12
+    )
     assert got["prediction"].tolist() == [["\\n", "a", "b"][i] for i in np.argmax(outputs, axis=1)]
     two.write_bytes(b"bb?\n")
-    with pytest.raises(BadSample, match=r"2.txt, byte 2 .* is b'\?', a symbol that is not in the vocabulary"):
+    with pytest.raises(
+        BadSample, match=r"2.txt, byte 2 .* is b'\?', a symbol that is not in the vocabulary"
+    ):
         run(task, open_for(task, [one, two], False), 4, cell="gru")
 
 
@@ -183,26 +206,32 @@ def test_classes_are_scored_at_the_end_of_their_recording(tmp_path):
     kind = np.repeat([7, 2, 7], [40, 60, 50])
     source = open_for(task, [table(tmp_path / "t.csv", who=who, kind=kind)], True, np.float64)
     got, score = run(task, source, 64, score=True, cell="gru")
-    outputs = by_hand(A[:, None] / 3.0, np.isin(np.arange(T), (0, 40, 100)), task, "gru")
+    outputs = reference(A[:, None] / 3.0, np.isin(np.arange(T), (0, 40, 100)), task, "gru")
     chances = scipy.special.softmax(outputs, axis=1)
     np.testing.assert_allclose(np.stack([got["p_2"], got["p_7"]], axis=1), chances, rtol=1e-9)
-    np.testing.assert_array_equal(got["prediction"], np.array([2.0, 7.0])[np.argmax(chances, axis=1)])
+    np.testing.assert_array_equal(
+        got["prediction"], np.array([2.0, 7.0])[np.argmax(chances, axis=1)]
+    )
     ends = [39, 99, 149]
     assert score == {"scored": 3, "accuracy": np.mean(got["prediction"][ends] == kind[ends])}
     assert [row for row in range(T) if got["truth"][row]] == ends and got["truth"][39] == "7"
-    strange = open_for(task, [table(tmp_path / "u.csv", who=who, kind=kind + (who == 3))], True, np.float64)
-    with pytest.raises(BadSample, match=r"row 102 .*'kind' is 8, none of the classes .*2, 7"):
-        read_steps(task, strange, 64, 128, True)
+    unknown = open_for(
+        task, [table(tmp_path / "u.csv", who=who, kind=kind + (who == 3))], True, np.float64
+    )
+    with pytest.raises(BadSample, match=r"row 102 .*'kind' is 8, which is not a class .*2, 7"):
+        read_steps(task, unknown, 64, 128, True)
 
 
-def test_the_three_kinds_of_file_hold_the_same_numbers(tmp_path):
+def test_the_three_file_formats_contain_the_same_numbers(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     values = RNG.normal(size=10) * 1e-7 + 0.1
     truth = np.where(np.arange(10) > 7, np.nan, values)
     for name in ("p.csv", "p.npy", "p.parquet"):
         with PredictionFile(tmp_path / name) as file:
             for rows in (slice(0, 4), slice(4, 10)):
-                file.write({"row": np.arange(10)[rows], "truth": truth[rows], "prediction": values[rows]})
+                file.write(
+                    {"row": np.arange(10)[rows], "truth": truth[rows], "prediction": values[rows]}
+                )
     with (tmp_path / "p.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["prediction"]) for row in rows] == values.tolist() and rows[9]["truth"] == ""
@@ -212,7 +241,7 @@ def test_the_three_kinds_of_file_hold_the_same_numbers(tmp_path):
     assert stored["row"].to_pylist() == list(range(10)) == [int(row["row"]) for row in rows]
 
 
-def test_a_file_bears_its_name_only_when_it_is_whole(tmp_path):
+def test_a_file_appears_under_its_name_when_it_is_complete(tmp_path):
     for name in ("p.csv", "p.npy", "p.parquet"):
         with pytest.raises(BadSample), PredictionFile(tmp_path / name) as file:
             file.write({"row": np.arange(3), "prediction": np.zeros(3)})
@@ -220,32 +249,44 @@ def test_a_file_bears_its_name_only_when_it_is_whole(tmp_path):
     assert not list(tmp_path.glob("p.*"))
     with pytest.raises(ValueError, match=r"must end in one of .csv, .npy, .parquet; got .*p.txt"):
         PredictionFile(tmp_path / "p.txt")
-    with pytest.raises(ValueError, match=r"these predictions are symbols"), PredictionFile(tmp_path / "p.npy") as file:
+    with (
+        pytest.raises(ValueError, match=r"but these predictions are symbols"),
+        PredictionFile(tmp_path / "p.npy") as file,
+    ):
         file.write({"prediction": np.array(["a"])})
     (tmp_path / "p.csv").touch()
-    with pytest.raises(FileExistsError, match="is there already"):
+    with pytest.raises(FileExistsError, match="p.csv exists"):
         PredictionFile(tmp_path / "p.csv")
 
 
-@pytest.mark.parametrize("task", [TASK, Characters(tuple(b"\nab")), Classify(("a",), "k", (2.0, 7.0), (0.0,), (3.0,), "w")])
-def test_a_task_comes_back_from_its_json(task):
+@pytest.mark.parametrize(
+    "task",
+    [TASK, Characters(tuple(b"\nab")), Classify(("a",), "k", (2.0, 7.0), (0.0,), (3.0,), "w")],
+)
+def test_a_task_is_restored_from_its_json(task):
     assert run_task.from_json(json.loads(json.dumps(run_task.to_json(task))), "config.json") == task
-    with pytest.raises(ValueError, match=r"config.json: task must have the fields .*; missing or unknown: odd"):
+    with pytest.raises(
+        ValueError, match=r"config.json: task must have the fields .*; missing or unknown: odd"
+    ):
         run_task.from_json({**run_task.to_json(task), "odd": 1}, "config.json")
-    with pytest.raises(ValueError, match="task.kind must be one of forecast, classify, text; got None"):
+    with pytest.raises(
+        ValueError, match="task.kind must be one of forecast, classify, text; got None"
+    ):
         run_task.from_json({}, "config.json")
 
 
-def test_a_model_that_cannot_be_is_refused():
+def test_impossible_models_are_refused():
     with pytest.raises(ValueError, match="cell must be one of lstm, .*; got 'lstn'"):
         make_model(TASK, "lstn", 4)
-    with pytest.raises(ValueError, match="hidden and layers must be at least 1; got hidden=4, layers=0"):
+    with pytest.raises(
+        ValueError, match="hidden and layers must be at least 1; got hidden=4, layers=0"
+    ):
         make_model(TASK, "lstm", 4, 0)
     assert make_model(Characters(tuple(b"ab")), "gru", 4, 3).cell.input_dim == 4
 
 
 def a_run(folder, task, metrics_by_step):
-    """A run's folder with checkpoints whose parameters tell them apart."""
+    """Make the folder of a run with checkpoints that differ in their parameters."""
     folder.mkdir()
     (folder / "config.json").write_text(
         json.dumps({"cell": "lstm", "hidden": 3, "layers": 1, "task": run_task.to_json(task)})
@@ -253,12 +294,14 @@ def a_run(folder, task, metrics_by_step):
     _, params = trained(task)
     with Checkpoints(folder / "checkpoints", {}, keep=9) as checkpoints:
         for step, metric in metrics_by_step.items():
-            state = TrainState(jax.tree.map(lambda leaf, step=step: leaf + step, params), (), (), jnp.asarray(step))
+            state = TrainState(
+                jax.tree.map(lambda leaf, step=step: leaf + step, params), (), (), jnp.asarray(step)
+            )
             checkpoints.save(step, state, 0, metric)
     return folder
 
 
-def test_the_program_predicts_with_the_best_sound_checkpoint(tmp_path, capsys):
+def test_the_program_predicts_with_the_best_valid_checkpoint(tmp_path, capsys):
     run_folder = a_run(tmp_path / "run", TASK, {1: 0.5, 2: 0.2, 3: None, 4: 0.3})
     data, shuffled = table(tmp_path / "new.csv"), tmp_path / "p.parquet"
     done = predict.main(predict.Config(run_folder, data, score=True, block=32))
@@ -270,34 +313,46 @@ def test_the_program_predicts_with_the_best_sound_checkpoint(tmp_path, capsys):
     inputs = read_steps(TASK, source, 0, T, False).inputs
     shifted = jax.tree.map(lambda leaf: leaf + 2, params)
     _, outputs = tbptt.predict(
-        model.cell, model.readout, shifted, model.cell.initial_carry(), tbptt.Batch(jnp.asarray(inputs), None)
+        model.cell,
+        model.readout,
+        shifted,
+        model.cell.initial_carry(),
+        tbptt.Batch(jnp.asarray(inputs), None),
     )
-    np.testing.assert_allclose([float(row["prediction"]) for row in rows], 1.5 + 4 * outputs[:, 0], rtol=0, atol=1e-4)
-    with pytest.raises(FileExistsError, match="predictions-new.csv is there already"):
+    np.testing.assert_allclose(
+        [float(row["prediction"]) for row in rows], 1.5 + 4 * outputs[:, 0], rtol=0, atol=1e-4
+    )
+    with pytest.raises(FileExistsError, match="predictions-new.csv exists"):
         predict.main(predict.Config(run_folder, data))
-    (run_folder / "checkpoints" / "step_000000002" / "about.json").write_text("{}")
+    (run_folder / "checkpoints" / "step_000000002" / "metadata.json").write_text("{}")
     again = predict.main(predict.Config(run_folder, data, shuffled))
     assert again["step"] == 4 and "step_000000002" in capsys.readouterr().err
-    for path in (run_folder / "checkpoints").glob("step_*/about.json"):
+    for path in (run_folder / "checkpoints").glob("step_*/metadata.json"):
         path.unlink()
-    with pytest.raises(ValueError, match="none of the 4 checkpoints"):
+    with pytest.raises(ValueError, match="all 4 checkpoints .* are damaged"):
         predict.main(predict.Config(run_folder, data, tmp_path / "q.csv"))
     assert not (tmp_path / "q.csv").exists()
 
 
-def test_of_several_seeds_the_one_of_the_summary_predicts(tmp_path):
+def test_the_seed_of_the_summary_is_used_by_default(tmp_path):
     run_folder = a_run(tmp_path / "run", TASK, {})
     model, params = trained()
     many = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf + 1, leaf + 2]), params)
     with Checkpoints(run_folder / "checkpoints", {}) as checkpoints:
         checkpoints.save(1, TrainState(many, (), (), jnp.ones(3, int)), 0)
-    with pytest.raises(ValueError, match="--seed must say which of the 3 seeds .*, 0 .. 2; got None"):
+    with pytest.raises(
+        ValueError, match="--seed must be the index of one of the 3 seeds .*, 0 .. 2; got None"
+    ):
         load_params(run_folder, model, 3)
     (run_folder / "summary.json").write_text('{"seed": 2}')
     for seed, more in ((None, 2), (1, 1)):
         got, _ = load_params(run_folder, model, 3, seed)
-        jax.tree.map(np.testing.assert_array_equal, got, jax.tree.map(lambda leaf, more=more: leaf + more, params))
-    with pytest.raises(ValueError, match="has one; leave it out"):
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            got,
+            jax.tree.map(lambda leaf, more=more: leaf + more, params),
+        )
+    with pytest.raises(ValueError, match="has only one; omit --seed"):
         load_params(run_folder, model, 1, 0)
 
 
@@ -311,7 +366,7 @@ def test_a_run_without_checkpoints_or_of_another_model_is_refused(tmp_path):
     (other / "config.json").write_text(json.dumps({**settings, "hidden": 4}))
     with pytest.raises(ValueError, match=r"is of another model.*\[2, 12\].*\[2, 16\]"):
         predict.main(predict.Config(other, data))
-    with pytest.raises(FileNotFoundError, match="there is no config.json"):
+    with pytest.raises(FileNotFoundError, match="it has no config.json"):
         predict.main(predict.Config(tmp_path, data))
 
 
@@ -319,11 +374,26 @@ def test_a_run_without_checkpoints_or_of_another_model_is_refused(tmp_path):
 def test_the_command_ends_with_one_line_of_json(tmp_path):
     run_folder = a_run(tmp_path / "run", TASK, {1: 0.5})
     data = table(tmp_path / "new.csv")
-    command = [sys.executable, "-m", "experiments.predict", str(run_folder), "--data", str(data), "--block", "50"]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.predict",
+        str(run_folder),
+        "--data",
+        str(data),
+        "--block",
+        "50",
+    ]
     environment = {**os.environ, "JAX_ENABLE_X64": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment)
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment
+    )
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
-    told = json.loads(line)
-    assert told["rows"] == T and told["step"] == 1 and told["predictions"].endswith("predictions-new.csv")
+    summary = json.loads(line)
+    assert (
+        summary["rows"] == T
+        and summary["step"] == 1
+        and summary["predictions"].endswith("predictions-new.csv")
+    )
     assert "row 150/150" in done.stderr

@@ -1,6 +1,6 @@
-"""A run that is killed, asked to stop, and robbed of checkpoints ends with the bits of one that was left alone.
+"""Tests that killed, stopped and damaged runs end bitwise equal to an uninterrupted run.
 
-The three runs are processes. In the essential tier test_faults.py shows the same of runs in this process.
+The runs are processes. In the essential tier, test_faults.py tests the same within one process.
 """
 
 import filecmp
@@ -25,7 +25,12 @@ ROOT = pathlib.Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
-    environment = {**os.environ, "TBPTT_DATA": str(out / "cache"), "PYTHONWARNINGS": "ignore", "MPLBACKEND": "agg"}
+    environment = {
+        **os.environ,
+        "TBPTT_DATA": str(out / "cache"),
+        "PYTHONWARNINGS": "ignore",
+        "MPLBACKEND": "agg",
+    }
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.kill_runs", str(out)],
         cwd=ROOT,
@@ -38,15 +43,18 @@ def runs(tmp_path_factory):
 
 
 def arrays(run):
-    """Step of the newest checkpoint, and every leaf of the state in it, as bytes."""
+    """Return the step of the newest checkpoint, and every leaf of its state as bytes."""
     path = finished(run / "checkpoints")[-1]
-    shapes = json.loads((path / "about.json").read_text())["leaves"]
+    shapes = json.loads((path / "metadata.json").read_text())["leaves"]
     names = list(shapes)
-    as_numpy = {f"leaf_{i}": ocp.RestoreArgs(restore_type=np.ndarray) for i, name in enumerate(names)}
+    as_numpy = {
+        f"leaf_{i}": ocp.RestoreArgs(restore_type=np.ndarray) for i, name in enumerate(names)
+    }
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         leaves = reader.restore(path / "state", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
     return path.name, {
-        names[int(leaf.removeprefix("leaf_"))]: np.asarray(value).tobytes() for leaf, value in leaves.items()
+        names[int(leaf.removeprefix("leaf_"))]: np.asarray(value).tobytes()
+        for leaf, value in leaves.items()
     }
 
 
@@ -54,53 +62,74 @@ def lines_of(run):
     return (run / "metrics.jsonl").read_text().splitlines()
 
 
-def said(run):
+def log_of(run):
     return pathlib.Path(f"{run}.log").read_text()
 
 
-def assert_as_undisturbed(out, name):
+def assert_equals_uninterrupted(out, name):
     (step, whole), (other_step, other) = arrays(out / "whole"), arrays(out / name)
     assert step == other_step and step != "step_000000000"
-    assert {leaf for leaf in whole if whole[leaf] != other.get(leaf)} == set() and len(whole) == len(other) > 15
+    assert {leaf for leaf in whole if whole[leaf] != other.get(leaf)} == set() and len(
+        whole
+    ) == len(other) > 15
     assert {".params.cell.w_h", ".memory.inner.h", ".step", ".key"} <= set(whole)
-    assert filecmp.cmp(out / "whole" / "predictions.csv", out / name / "predictions.csv", shallow=False)
+    assert filecmp.cmp(
+        out / "whole" / "predictions.csv", out / name / "predictions.csv", shallow=False
+    )
     lines = [json.loads(line) for line in lines_of(out / name)]
     steps = [line["step"] for line in lines if line["kind"] == "train"]
-    assert steps == sorted(set(steps)) and sum(line["updates"] for line in lines if line["kind"] == "train") == steps[-1]
+    assert (
+        steps == sorted(set(steps))
+        and sum(line["updates"] for line in lines if line["kind"] == "train") == steps[-1]
+    )
     valid = [
-        {line["step"]: line["mse"] for line in map(json.loads, lines_of(out / run)) if line["kind"] == "valid"}
+        {
+            line["step"]: line["mse"]
+            for line in map(json.loads, lines_of(out / run))
+            if line["kind"] == "valid"
+        }
         for run in ("whole", name)
     ]
     assert valid[0] == valid[1] and len(valid[0]) >= 2
 
 
-def test_killed_at_random_moments_nothing_is_lost(runs):
+def test_a_run_killed_at_random_moments_loses_nothing(runs):
     out, found = runs
     assert found["killed"]["statuses"] == [-9] * KILLS and KILLS >= 6
-    assert_as_undisturbed(out, "killed")
+    assert_equals_uninterrupted(out, "killed")
 
 
-def test_each_damaged_checkpoint_is_named_and_passed_over(runs):
+def test_damaged_checkpoints_are_named_and_skipped(runs):
     out, found = runs
     damaged = found["killed"]["damaged"]
     assert len(damaged) == len(DAMAGES) == 3
-    log = said(out / "killed")
+    log = log_of(out / "killed")
     for name, file in damaged.items():
         assert re.search(
-            rf"warning: a damaged checkpoint is passed over: {out}/killed/checkpoints/{name}: the file .*{file}", log
+            rf"warning: skipping a damaged checkpoint: {out}/killed/checkpoints/{name}: "
+            rf"the file .*{file}",
+            log,
         )
-    # Named again where it was killed again before it had a newer one; but no other is ever named.
-    assert set(re.findall(r"passed over: \S*/(\w+): the file", log)) == set(damaged)
+    # A checkpoint is named again if the run was killed before it wrote a newer one; no other is
+    # named.
+    assert set(re.findall(r"skipping a damaged checkpoint: \S*/(\w+): the file", log)) == set(
+        damaged
+    )
     for why in ("were written", "other bytes than were written", "is missing"):
         assert why in log
 
 
-def test_asked_to_stop_it_saves_says_how_to_go_on_and_goes_on_there(runs):
+def test_a_stopped_run_saves_and_resumes_at_the_same_update(runs):
     out, found = runs
-    assert found["asked"]["statuses"] == [143] * TERMS and found["interrupted"]["statuses"] == [130]
-    log = said(out / "asked")
-    stopped = re.findall(r"stopped by (?:SIGTERM|Ctrl-C) after update (\d+)\. To go on: (.*)", log)
-    again = re.findall(r"goes on after update (\d+)", log)
-    assert [step for step, _ in stopped] == again and len(again) == TERMS + 1  # not one update was made twice
-    assert {command for _, command in stopped} == {f"python -m experiments.train --resume {out}/asked"}
-    assert_as_undisturbed(out, "asked")
+    assert found["stopped"]["statuses"] == [143] * TERMS and found["interrupted"]["statuses"] == [
+        130
+    ]
+    log = log_of(out / "stopped")
+    stopped = re.findall(r"Stopped by (?:SIGTERM|Ctrl-C) after update (\d+)\. To resume: (.*)", log)
+    again = re.findall(r"resuming after update (\d+)", log)
+    # No update was made twice.
+    assert [step for step, _ in stopped] == again and len(again) == TERMS + 1
+    assert {command for _, command in stopped} == {
+        f"python -m experiments.train --resume {out}/stopped"
+    }
+    assert_equals_uninterrupted(out, "stopped")

@@ -1,4 +1,4 @@
-"""The files of a run: lines that add up, no step twice, and what outlives a kill and a full disk."""
+"""Tests of metrics.jsonl and TensorBoard files."""
 
 import json
 import os
@@ -11,16 +11,18 @@ import pytest
 
 from experiments.support.train import metrics_file
 from experiments.support.train.log import RunLog
-from experiments.support.train.metrics_file import MetricsFile, cut_after, read_rows
+from experiments.support.train.metrics_file import MetricsFile, read_rows, remove_after
 from tbptt import Metrics
 from tests.support.logged_updates import LOSSES, NORMS, N, metrics, one, silent
 
 
 def timeless(rows: list[dict]) -> list[dict]:
-    return [{k: v for k, v in row.items() if k not in ("seconds", "steps_per_second")} for row in rows]
+    return [
+        {k: v for k, v in row.items() if k not in ("seconds", "steps_per_second")} for row in rows
+    ]
 
 
-def test_lines_hold_the_means_of_the_updates_they_cover(tmp_path):
+def test_lines_contain_the_means_of_their_updates(tmp_path):
     with RunLog(tmp_path, total=N, every=50, console=silent()) as log:
         log.update(metrics(0, 70, bad=3))
         for i in range(70, N):
@@ -36,21 +38,21 @@ def test_lines_hold_the_means_of_the_updates_they_cover(tmp_path):
         assert row["non_finite"] == (start == 0)
 
 
-def test_an_epoch_and_its_single_updates_make_the_same_file(tmp_path):
-    for name, pieces in (("epoch", [metrics(0, N)]), ("single", [one(i) for i in range(N)])):
+def test_an_epoch_and_its_single_updates_write_the_same_file(tmp_path):
+    for name, parts in (("epoch", [metrics(0, N)]), ("single", [one(i) for i in range(N)])):
         (tmp_path / name).mkdir()
         with RunLog(tmp_path / name, every=40, console=silent()) as log:
-            for piece in pieces:
-                log.update(piece, lr=0.5)
+            for part in parts:
+                log.update(part, lr=0.5)
     rows = [timeless(read_rows(tmp_path / name / "metrics.jsonl")) for name in ("epoch", "single")]
     assert rows[0] == rows[1] and rows[0][0]["lr"] == 0.5
 
 
-def test_no_step_stands_twice_after_a_kill_and_a_resume(tmp_path):
+def test_no_step_occurs_twice_after_a_kill_and_a_resume(tmp_path):
     path = tmp_path / "metrics.jsonl"
     with RunLog(tmp_path, every=20, console=silent()) as log:
         log.update(metrics(0, 70))
-        log.flush()  # the checkpoint stands at 70
+        log.flush()  # the checkpoint is at 70
         log.valid(mse=0.25)
         log.update(metrics(70, 110))
     before = read_rows(path)
@@ -60,22 +62,22 @@ def test_no_step_stands_twice_after_a_kill_and_a_resume(tmp_path):
         assert log.seconds >= before[4]["seconds"] > 0
         log.update(metrics(70, N))
     rows = read_rows(path)
-    assert rows[:5] == before[:5] and rows[5] == {"kind": "resumed", "step": 70, "cut": 3}
+    assert rows[:5] == before[:5] and rows[5] == {"kind": "resumed", "step": 70, "removed": 3}
     steps = [row["step"] for row in rows if row["kind"] == "train"]
     assert steps == [20, 40, 60, 70, 80, 100, 120, 130] and before[-1]["step"] == 110
     assert sum(row["updates"] for row in rows if row["kind"] == "train") == N
     assert not list(tmp_path.glob("*.new"))
 
 
-def test_a_kill_while_lines_are_taken_out_loses_nothing(tmp_path, monkeypatch):
+def test_a_kill_while_lines_are_removed_loses_nothing(tmp_path, monkeypatch):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n')
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        cut_after(path, 1)
+        remove_after(path, 1)
     assert read_rows(path) == [{"step": 1}, {"step": 2}]
     monkeypatch.undo()
-    assert cut_after(path, 1) == ([{"step": 1}], 1) and read_rows(path) == [{"step": 1}]
+    assert remove_after(path, 1) == ([{"step": 1}], 1) and read_rows(path) == [{"step": 1}]
 
 
 @pytest.mark.parametrize("line", ["nonsense", "[1, 2]"])
@@ -86,36 +88,39 @@ def test_a_damaged_line_is_named(tmp_path, line):
         RunLog(tmp_path, console=silent())
 
 
-def test_a_full_disk_is_said_once_and_outlived(tmp_path, monkeypatch):
-    path, troubles, room = tmp_path / "m", [], [0]
+def test_a_full_disk_is_reported_once_and_rows_are_written_later(tmp_path, monkeypatch):
+    path, errors, space = tmp_path / "m", [], [0]
     real = os.write
 
     def write(file: int, data: bytes) -> int:
-        if room[0] <= 0:
+        if space[0] <= 0:
             raise OSError(28, "No space left on device")
-        taken = real(file, data[: room[0]])
-        room[0] -= taken
-        return taken
+        written = real(file, data[: space[0]])
+        space[0] -= written
+        return written
 
     monkeypatch.setattr(metrics_file.os, "write", write)
-    file = MetricsFile(path, troubles.append)
+    file = MetricsFile(path, errors.append)
     with pytest.raises(ValueError, match="JSON"):
         file.append({"step": float("nan")})
-    room[0] = 20  # one row and a half
+    space[0] = 20  # one row and a half
     for step in range(3):
         file.append({"step": step})
         assert [row["step"] for row in read_rows(path)] == [0] and path.read_bytes().endswith(b"\n")
-    assert [error.errno for error in troubles] == [28]
-    room[0] = 1000
+    assert [error.errno for error in errors] == [28]
+    space[0] = 1000
     file.append({"step": 3})
     assert file.close() == 0 and [row["step"] for row in read_rows(path)] == [0, 1, 2, 3]
 
 
-def test_lines_written_together_share_the_time_that_they_took_together(tmp_path, monkeypatch):
-    """70 updates in 35 s, fetched at once: both lines that they end have the rate 2; scoring is nobody's time."""
+def test_updates_fetched_together_divide_their_time_equally(tmp_path, monkeypatch):
+    """70 updates in 35 s, fetched at once, give two lines with the rate 2.
+
+    The time of scoring does not count.
+    """
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    with RunLog(tmp_path, every=50, steps_per_update=3, calm=1e9, console=silent()) as log:
+    with RunLog(tmp_path, every=50, steps_per_update=3, line_seconds=1e9, console=silent()) as log:
         now[0] = 35.0
         log.update(metrics(0, 70))
         log.flush()
@@ -125,12 +130,13 @@ def test_lines_written_together_share_the_time_that_they_took_together(tmp_path,
         log.update(metrics(70, N))
     rows = [row for row in read_rows(tmp_path / "metrics.jsonl") if row["kind"] == "train"]
     assert [(row["updates"], row["steps_per_second"]) for row in rows] == [
-        (50, pytest.approx(6)), (20, pytest.approx(6)), (30, pytest.approx(15)), (30, pytest.approx(15))
+        (50, pytest.approx(6)), (20, pytest.approx(6)),
+        (30, pytest.approx(15)), (30, pytest.approx(15)),
     ]  # fmt: skip
 
 
 def events(folder) -> list:
-    """Reads event files as their format says: length, checksum, a protocol buffer, checksum."""
+    """Parse event files: length, checksum, a protocol buffer, checksum."""
     from tensorboardX.proto import event_pb2
 
     found = []
@@ -143,31 +149,39 @@ def events(folder) -> list:
     return found
 
 
-def test_event_files_hold_the_numbers_of_the_lines(tmp_path):
+def test_event_files_contain_the_numbers_of_the_lines(tmp_path):
     with RunLog(tmp_path, every=50, tensorboard=True, console=silent()) as log:
         log.update(metrics(0, 100))
         log.valid(mse=0.5)
     rows = read_rows(tmp_path / "metrics.jsonl")
-    written = {(v.tag, e.step): v.simple_value for e in events(tmp_path / "tensorboard") for v in e.summary.value}
+    written = {
+        (v.tag, e.step): v.simple_value
+        for e in events(tmp_path / "tensorboard")
+        for v in e.summary.value
+    }
     assert written["train/loss", 50] == pytest.approx(rows[0]["loss"], rel=1e-6)
     assert written["train/grad_norm", 100] == pytest.approx(rows[1]["grad_norm"], rel=1e-6)
     assert written["valid/mse", 100] == 0.5
     with RunLog(tmp_path, start=50, tensorboard=True, console=silent()):
         pass
-    assert any(e.session_log.status == 1 and e.step == 51 for e in events(tmp_path / "tensorboard"))  # START: hide the rest
+    # START hides the later steps.
+    assert any(e.session_log.status == 1 and e.step == 51 for e in events(tmp_path / "tensorboard"))
 
 
-def test_without_the_extra_the_error_names_it(tmp_path, monkeypatch):
+def test_the_error_without_tensorboard_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(ImportError, match=r"pip install 'tbptt\[tensorboard\]'"):
         RunLog(tmp_path, tensorboard=True, console=silent())
 
 
-def test_numbers_that_are_not_finite_are_null_in_the_file(tmp_path):
+def test_non_finite_numbers_are_null_in_the_file(tmp_path):
     with RunLog(tmp_path, console=silent()) as log:
         log.update(Metrics(jnp.float32(jnp.nan), jnp.float32(jnp.inf), None, jnp.bool_(True), None))
         log.valid(mse=float("nan"))
     text = (tmp_path / "metrics.jsonl").read_text()
-    rows = [json.loads(line, parse_constant=lambda word: pytest.fail(word)) for line in text.splitlines()]
+    rows = [
+        json.loads(line, parse_constant=lambda word: pytest.fail(word))
+        for line in text.splitlines()
+    ]
     assert [row["kind"] for row in rows] == ["warning", "train", "valid"]
     assert rows[1]["loss"] is None and rows[1]["non_finite"] == 1 and rows[2]["mse"] is None

@@ -1,4 +1,4 @@
-"""What a run shows while it goes: a bar on a terminal, calm lines elsewhere, and the time that is left."""
+"""Tests of the progress display."""
 
 import os
 import pty
@@ -7,17 +7,28 @@ import select
 import pytest
 from rich.console import Console
 
-from experiments.support.train.progress_view import LiveView, Pace, PlainView, Status, describe, duration, make_view
+from experiments.support.train.progress_view import (
+    LiveView,
+    Pace,
+    PlainView,
+    Status,
+    describe,
+    duration,
+    make_view,
+)
 from tests.support.logged_updates import said, silent
 
 
-def test_a_pipe_and_a_dull_terminal_get_lines_a_terminal_a_bar():
+def test_a_pipe_and_a_dumb_terminal_get_lines_a_terminal_a_bar():
     assert isinstance(make_view(silent(), 1.0), PlainView)
     master, slave = pty.openpty()
     with open(slave, "w") as terminal:
-        dull = Console(file=terminal, _environ={"TERM": "dumb"})
-        assert isinstance(make_view(dull, 1.0), PlainView)
-        for environment, colours in (({"TERM": "xterm"}, True), ({"TERM": "xterm", "NO_COLOR": "1"}, False)):
+        dumb = Console(file=terminal, _environ={"TERM": "dumb"})
+        assert isinstance(make_view(dumb, 1.0), PlainView)
+        for environment, colours in (
+            ({"TERM": "xterm"}, True),
+            ({"TERM": "xterm", "NO_COLOR": "1"}, False),
+        ):
             console = Console(file=terminal, width=100, _environ=environment)
             view = make_view(console, 1.0)
             assert isinstance(view, LiveView)
@@ -31,7 +42,7 @@ def test_a_pipe_and_a_dull_terminal_get_lines_a_terminal_a_bar():
     os.close(master)
 
 
-def test_plain_lines_come_at_a_calm_rate(monkeypatch):
+def test_plain_lines_have_a_minimal_interval(monkeypatch):
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     console = silent()
@@ -44,7 +55,7 @@ def test_plain_lines_come_at_a_calm_rate(monkeypatch):
     assert "\x1b" not in said(console)
 
 
-def test_the_time_left_is_that_of_what_ends_first(monkeypatch):
+def test_the_remaining_time_is_that_of_the_first_limit(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     both, free = Pace(1000, 40.0), Pace(None, None)
@@ -53,10 +64,23 @@ def test_the_time_left_is_that_of_what_ends_first(monkeypatch):
         now[0] = float(second)
         both.mark(100 + 10 * second)
         free.mark(second)
-    assert both.rate() == pytest.approx(10) and both.left(150, 5.0) == 35.0 and both.left(900, 5.0) == pytest.approx(10)
+    assert (
+        both.rate() == pytest.approx(10)
+        and both.left(150, 5.0) == 35.0
+        and both.left(900, 5.0) == pytest.approx(10)
+    )
     assert both.share(150, 5.0) == 0.15 and both.share(150, 30.0) == 0.75
-    assert free.rate() == pytest.approx(1) and free.left(5, 5.0) is None and free.share(5, 5.0) is None
+    assert (
+        free.rate() == pytest.approx(1) and free.left(5, 5.0) is None and free.share(5, 5.0) is None
+    )
     status = Status(1200, 5000, 0.24, 0.12345, 0.5, 0.123, 8201.0, "steps", 4000.0, "mse 0.2")
-    line = "update 1,200/5,000  loss 0.1235  |g| 0.5  clipped 12 %  8,201 steps/s  1 h 6 min left  mse 0.2"
+    line = "update 1,200/5,000  loss 0.1235  |g| 0.5  clipped 12 %  8,201 steps/s  "
+    line += "1 h 6 min left  mse 0.2"
     assert describe(status) == line
-    assert [duration(s) for s in (0.4, 59.6, 61, 7200, 90000)] == ["0 s", "1 min", "1 min 1 s", "2 h", "1 d 1 h"]
+    assert [duration(s) for s in (0.4, 59.6, 61, 7200, 90000)] == [
+        "0 s",
+        "1 min",
+        "1 min 1 s",
+        "2 h",
+        "1 d 1 h",
+    ]

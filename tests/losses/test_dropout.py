@@ -1,4 +1,4 @@
-"""Dropout under estimators: a mask belongs to its step, so every identity between estimators holds with it."""
+"""Dropout masks depend on the step only, so identities between estimators hold."""
 
 import functools
 
@@ -43,7 +43,9 @@ def cross_entropy(outputs, targets):
 
 
 def loss_of(rate, **kwargs):
-    return tbptt.losses.dropout_loss(CELL, Logits(rate), cross_entropy, embedding=Embedded(rate), **kwargs)
+    return tbptt.losses.dropout_loss(
+        CELL, Logits(rate), cross_entropy, embedding=Embedded(rate), **kwargs
+    )
 
 
 seeded = jax.jit(with_seeds)
@@ -62,7 +64,7 @@ def setting():
 
 @functools.cache
 def full_estimate():
-    """The compiled estimate of full BPTT, and what it gives."""
+    """Return the compiled estimate of full BPTT, and its result."""
     whole = jax.jit(tbptt.full_bptt(loss_of(0.5)).estimate)
     return whole, whole(*setting())
 
@@ -70,11 +72,16 @@ def full_estimate():
 def test_without_dropout_it_is_sequence_loss():
     params, carry, batch = setting()
     plain = tbptt.sequence_loss(CELL, Logits(0.0), cross_entropy, embedding=Embedded(0.0))
-    ours, theirs = (jax.jit(jax.value_and_grad(loss, has_aux=True)) for loss in (loss_of(0.0), plain))
-    assert_close(ours(params, carry, batch), theirs(params, carry, batch._replace(targets=batch.targets.targets)))
+    ours, theirs = (
+        jax.jit(jax.value_and_grad(loss, has_aux=True)) for loss in (loss_of(0.0), plain)
+    )
+    assert_close(
+        ours(params, carry, batch),
+        theirs(params, carry, batch._replace(targets=batch.targets.targets)),
+    )
 
 
-def test_masks_are_those_of_flax_written_out_step_by_step():
+def test_masks_equal_those_of_flax_step_by_step():
     params, carry, batch = setting()
     batch = batch._replace(weights=None, resets=None, mask=None)
 
@@ -82,9 +89,15 @@ def test_masks_are_those_of_flax_written_out_step_by_step():
         return {"dropout": jax.random.fold_in(jax.random.key(seed), number)}
 
     embed = jax.jit(lambda p, x, seed: Embedded(0.5).apply(p, x, rngs=rngs(seed, 0)))
-    loss_at = jax.jit(lambda p, y, target, seed: cross_entropy(Logits(0.5).apply(p, y, rngs=rngs(seed, 1)), target))
+    loss_at = jax.jit(
+        lambda p, y, target, seed: cross_entropy(
+            Logits(0.5).apply(p, y, rngs=rngs(seed, 1)), target
+        )
+    )
     step, total, carries = jax.jit(CELL), 0.0, carry
-    for x, target, seeds in zip(batch.inputs, batch.targets.targets, batch.targets.seeds, strict=True):
+    for x, target, seeds in zip(
+        batch.inputs, batch.targets.targets, batch.targets.seeds, strict=True
+    ):
         xs = np.stack([embed(params.embedding, x[b], seeds[b]) for b in range(B)])
         carries, ys = step(params.cell, carries, xs)
         ys = np.asarray(ys)
@@ -92,33 +105,38 @@ def test_masks_are_those_of_flax_written_out_step_by_step():
     assert_close(jax.jit(loss_of(0.5))(params, carry, batch), (np.asarray(total), carries))
 
 
-def test_a_window_that_replays_all_its_past_meets_the_same_masks():
+def test_replayed_steps_have_the_same_masks():
     params, carry, batch = setting()
     whole, full = full_estimate()
     other = seeded(jax.random.key(9), batch._replace(targets=batch.targets.targets))
     assert abs(float(full.loss) - float(whole(params, carry, other).loss)) > 1e-3
     estimator = tbptt.truncated_bptt(loss_of(0.5), 4, T)
-    out = jax.jit(lambda p, c, b: estimator.estimate(p, estimator.init(p, c, b), b))(params, carry, batch)
+    out = jax.jit(lambda p, c, b: estimator.estimate(p, estimator.init(p, c, b), b))(
+        params, carry, batch
+    )
     assert_close((out.loss, out.grads), (full.loss, full.grads))
 
 
 @pytest.mark.exhaustive
-def test_windows_side_by_side_meet_the_same_masks():
-    def estimate(cut):
-        return jax.jit(lambda p, c, b: cut.estimate(p, cut.init(p, c, b), b)[:2])(*setting())
+def test_a_group_of_windows_has_the_same_masks():
+    def estimate(estimator):
+        first = lambda p, c, b: estimator.estimate(p, estimator.init(p, c, b), b)[:2]  # noqa: E731
+        return jax.jit(first)(*setting())
 
-    assert_close(*(estimate(tbptt.truncated_bptt(loss_of(0.5), 2, 4, group=group)) for group in (1, 2)))
+    assert_close(
+        *(estimate(tbptt.truncated_bptt(loss_of(0.5), 2, 4, group=group)) for group in (1, 2))
+    )
 
 
 @pytest.mark.exhaustive
-def test_steps_that_are_computed_again_meet_the_same_masks():
+def test_rematerialised_steps_have_the_same_masks():
     _, full = full_estimate()
     lean = jax.jit(tbptt.full_bptt(loss_of(0.5, remat=tbptt.Segments())).estimate)(*setting())
     assert_close((lean.loss, lean.grads), (full.loss, full.grads))
 
 
-def test_a_batch_row_alone_meets_the_same_masks():
-    """So batch rows may be spread over devices."""
+def test_a_single_batch_row_has_the_same_masks():
+    """So batch rows may be sharded over devices."""
     params, carry, batch = setting()
     loss = jax.jit(loss_of(0.5))
     alone = jax.tree.map(lambda leaf: leaf[:, 1:2], batch)
@@ -126,11 +144,14 @@ def test_a_batch_row_alone_meets_the_same_masks():
     assert_close(loss(params, zero_carry(CELL, (1,)), alone)[0], loss(params, carry, only)[0])
 
 
-def test_a_pass_is_averaged_over_masks():
-    # E[mask / (1 - rate)] = 1: with a linear loss after the cell the mean over seeds is the loss without dropout.
+def test_the_mean_over_masks_is_the_loss_without_dropout():
+    # E[mask / (1 - rate)] = 1, and the loss after the cell is linear.
     params, carry, batch = setting()
     total = lambda outputs, targets: jnp.sum(outputs, -1)  # noqa: E731
-    noisy, exact = (tbptt.losses.dropout_loss(CELL, Logits(r), total, embedding=Embedded(0.0)) for r in (0.5, 0.0))
+    noisy, exact = (
+        tbptt.losses.dropout_loss(CELL, Logits(r), total, embedding=Embedded(0.0))
+        for r in (0.5, 0.0)
+    )
     bare = batch._replace(targets=batch.targets.targets)
 
     @jax.jit
@@ -138,12 +159,16 @@ def test_a_pass_is_averaged_over_masks():
         losses = jax.vmap(lambda k: noisy(params, carry, with_seeds(k, bare))[0])(keys)
         return losses, exact(params, carry, batch)[0]
 
-    losses, want = map(np.asarray, both(params, carry, batch, bare, jax.random.split(jax.random.key(0), 2000)))
+    losses, want = map(
+        np.asarray, both(params, carry, batch, bare, jax.random.split(jax.random.key(0), 2000))
+    )
     error = np.std(losses) / np.sqrt(len(losses))
     assert error > 0 and abs(np.mean(losses) - want) < 4 * error
 
 
 def test_a_batch_without_seeds_is_refused():
     params, carry, batch = setting()
-    with pytest.raises(TypeError, match=r"call with_seeds\(key, batch\) before; got targets of type .*Array"):
+    with pytest.raises(
+        TypeError, match=r"call with_seeds\(key, batch\) first; got targets of type .*Array"
+    ):
         loss_of(0.5)(params, carry, batch._replace(targets=jnp.asarray(batch.targets.targets)))

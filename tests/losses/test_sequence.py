@@ -1,4 +1,4 @@
-"""The sequence loss is the weighted sum of its docstring, additive over pieces, deaf to steps that do not count."""
+"""The sequence loss is the weighted sum of its docstring, additive over segments."""
 
 import functools
 
@@ -25,7 +25,9 @@ close = functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12)
 
 
 LOSS, CARRY = sequence_loss(CELL, READOUT, squared_error), zero_carry(CELL, (B,))
-graded = jax.jit(jax.value_and_grad(LOSS, has_aux=True))  # compiled once for all batches with the same flags
+graded = jax.jit(
+    jax.value_and_grad(LOSS, has_aux=True)
+)  # compiled once for all batches with the same flags
 second = functools.partial(pytest.param, marks=pytest.mark.exhaustive)
 
 
@@ -48,36 +50,40 @@ def params():
     return sequence_params(CELL, READOUT, shift=0.05)
 
 
-def by_hand(params, batch):
-    """numpy, lane by lane and step by step."""
+def reference(params, batch):
+    """Compute the loss in numpy, row by row and step by step."""
     w_h, w_x, b = (np.asarray(p) for p in params.cell)
     dense = jax.tree.map(np.asarray, params.readout["params"])
     total = 0.0
-    for lane in range(B):
+    for row in range(B):
         h = np.zeros(H)
         for t in range(T):
-            if batch.mask is not None and not batch.mask[t, lane]:
+            if batch.mask is not None and not batch.mask[t, row]:
                 continue
-            if batch.resets is not None and batch.resets[t, lane]:
+            if batch.resets is not None and batch.resets[t, row]:
                 h = np.zeros(H)
-            h = np.tanh(h @ w_h + np.asarray(batch.inputs[t, lane]) @ w_x + b)
-            weight = 1.0 if batch.weights is None else float(batch.weights[t, lane])
+            h = np.tanh(h @ w_h + np.asarray(batch.inputs[t, row]) @ w_x + b)
+            weight = 1.0 if batch.weights is None else float(batch.weights[t, row])
             if weight != 0:
-                error = h @ dense["kernel"] + dense["bias"] - np.asarray(batch.targets[t, lane])
+                error = h @ dense["kernel"] + dense["bias"] - np.asarray(batch.targets[t, row])
                 total += weight * np.mean(error**2)
     return total
 
 
-FLAGS = [(), ("weights", "mask", "resets"), *(second((name,)) for name in ("weights", "mask", "resets"))]
+FLAGS = [
+    (),
+    ("weights", "mask", "resets"),
+    *(second((name,)) for name in ("weights", "mask", "resets")),
+]
 
 
 @pytest.mark.parametrize("missing", FLAGS, ids=str)
-def test_is_the_weighted_sum_by_hand(missing, params, batch):
+def test_is_the_weighted_sum_of_the_reference(missing, params, batch):
     batch = batch._replace(**dict.fromkeys(missing))
-    close(graded(params, CARRY, batch)[0][0], by_hand(params, batch))
+    close(graded(params, CARRY, batch)[0][0], reference(params, batch))
 
 
-def test_nan_targets_that_do_not_count_do_no_harm(params, batch):
+def test_nan_at_steps_that_do_not_count_has_no_effect(params, batch):
     want = graded(params, CARRY, batch)
     counts = (batch.weights != 0) & batch.mask
     holes = batch._replace(targets=np.where(counts[..., None], batch.targets, np.nan))
@@ -88,15 +94,15 @@ def test_nan_targets_that_do_not_count_do_no_harm(params, batch):
 
 
 @pytest.mark.parametrize("points", [(1, 2, 8), second((4,)), second(tuple(range(1, T)))], ids=str)
-def test_is_additive_over_pieces(points, params, batch):
-    def in_pieces(params, carry, batch):
+def test_is_additive_over_segments(points, params, batch):
+    def in_segments(params, carry, batch):
         total = 0.0
-        for piece in split(batch, *points):
-            piece_sum, carry = LOSS(params, carry, piece)
-            total = total + piece_sum
+        for segment in split(batch, *points):
+            segment_sum, carry = LOSS(params, carry, segment)
+            total = total + segment_sum
         return total, carry
 
-    got = jax.jit(jax.value_and_grad(in_pieces, has_aux=True))(params, CARRY, batch)
+    got = jax.jit(jax.value_and_grad(in_segments, has_aux=True))(params, CARRY, batch)
     jax.tree.map(close, got, graded(params, CARRY, batch))
 
 
@@ -109,16 +115,20 @@ def test_remat_changes_nothing(params, batch):
 def test_embedded_symbols_and_cross_entropy():
     cell = LSTM(D, H)
     params, carry = sequence_params(cell, CLASSES, EMBED), zero_carry(cell, (B,))
-    symbols = np.random.default_rng(2).integers(0, SYMBOLS - 1, (T + 1, B))  # the last one is not read
+    symbols = np.random.default_rng(2).integers(
+        0, SYMBOLS - 1, (T + 1, B)
+    )  # the last one is not read
     batch = Batch(symbols[:-1], symbols[1:], weights=np.linspace(0.0, 1.0, T * B).reshape(T, B))
     loss_fn = sequence_loss(cell, CLASSES, softmax_loss, embedding=EMBED)
 
     table = np.asarray(params.embedding["params"]["embedding"])
-    floats = batch._replace(inputs=table[batch.inputs])  # the same vectors, looked up by hand
+    floats = batch._replace(inputs=table[batch.inputs])  # the same vectors, indexed in numpy
 
     @jax.jit
     def both(params, carry):
-        graded = jax.value_and_grad(loss_fn, has_aux=True)(params, carry, jax.tree.map(jnp.asarray, batch))
+        graded = jax.value_and_grad(loss_fn, has_aux=True)(
+            params, carry, jax.tree.map(jnp.asarray, batch)
+        )
         return graded, predict(cell, CLASSES, params, carry, jax.tree.map(jnp.asarray, floats))
 
     ((total, after), grads), (want_carry, logits) = jax.tree.map(np.asarray, both(params, carry))
@@ -127,12 +137,12 @@ def test_embedded_symbols_and_cross_entropy():
     close(total, -np.sum(batch.weights * picked))
     jax.tree.map(close, after, want_carry)
     slopes = grads.embedding["params"]["embedding"]
-    assert np.max(np.abs(slopes)) > 1e-2  # the embedding learns
+    assert np.max(np.abs(slopes)) > 1e-2  # the embedding has a gradient
     unread = np.setdiff1d(np.arange(SYMBOLS), batch.inputs)
     assert unread.size and not np.any(slopes[unread])
 
 
-def test_init_params_draws_apart_and_reads_the_sizes():
+def test_init_params_depends_on_the_key_and_has_the_sizes_of_the_modules():
     params, other = (sequence_params(CELL, READOUT, seed=seed) for seed in (0, 1))
     assert isinstance(params, SequenceParams) and params.embedding == ()
     assert params.readout["params"]["kernel"].shape == (H, K)
@@ -154,14 +164,20 @@ def scalar_loss(outputs, targets):
 
 @pytest.mark.parametrize("wrong", [vector_loss, scalar_loss])
 def test_a_loss_of_wrong_shape_is_named(wrong, params, batch):
-    with pytest.raises(ValueError, match=rf"{wrong.__name__} must return one number a step.*\(9, 3\); got shape"):
+    with pytest.raises(
+        ValueError, match=rf"{wrong.__name__} must return one number per step.*\(9, 3\); got shape"
+    ):
         jax.eval_shape(sequence_loss(CELL, READOUT, wrong), params, CARRY, batch)
 
 
 def test_weights_of_wrong_shape_are_named(params, batch):
     for shape in ((T + 1, B), (B,), (T, B, 1)):
-        with pytest.raises(ValueError, match=r"weights, resets and mask must be .*\(9, 3, 2\); got shape"):
-            jax.eval_shape(LOSS, params, CARRY, Batch(batch.inputs, batch.targets, weights=np.ones(shape)))
+        with pytest.raises(
+            ValueError, match=r"weights, resets and mask must be .*\(9, 3, 2\); got shape"
+        ):
+            jax.eval_shape(
+                LOSS, params, CARRY, Batch(batch.inputs, batch.targets, weights=np.ones(shape))
+            )
     with pytest.raises(ValueError, match=r"weights \(3, 9\), mask \(9, 3\)"):
         jax.eval_shape(LOSS, params, CARRY, batch._replace(weights=batch.weights.T))
 

@@ -1,10 +1,11 @@
 """Measure how many small changes of the mathematics the tests notice.
 
-    python -m tests.mutation                     draw 120 mutants of the tree as it is, try both tiers, print the survivors
-    python -m tests.mutation --sample FILE       try the mutants of a recorded sample
-    python -m tests.mutation --out FILE          write sample and outcomes as JSON
+    python -m tests.mutation                     draw 120 mutants of the tree as it is, try both
+    tiers, print the survivors python -m tests.mutation --sample FILE       try the mutants of a
+    recorded sample python -m tests.mutation --out FILE          write sample and outcomes as JSON
 
-Every mutant runs against the test files that reach its line, recorded once by coverage contexts (`--reach`); see `run.py`.
+Every mutant runs against the test files that reach its line, recorded once by coverage contexts
+(`--reach`); see `run.py`.
 """
 
 import argparse
@@ -26,18 +27,40 @@ STAGES = (("-m", "not exhaustive"), ("-m", "exhaustive"))
 
 def main() -> None:
     """Parse the flags, run the sample, print and write the outcomes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--number", type=int, default=120, help="mutants to draw")
     parser.add_argument("--seed", type=int, default=0, help="of the drawing")
-    parser.add_argument("--sample", type=pathlib.Path, help="a file written by --out: the same mutants again")
-    parser.add_argument("--root", type=pathlib.Path, default=ROOT, help="the tree whose tests are tried")
-    parser.add_argument("--reach", type=pathlib.Path, help="a file written by tests.mutation.reach; default: record it now")
-    parser.add_argument("--stage", action="append", help="pytest arguments of a stage, as one word; default: the two tiers")
-    parser.add_argument("--workers", type=int, default=2, help="mutants tried at once, a process each")
-    parser.add_argument("--out", type=pathlib.Path, help="where to write the record; an interrupted one is completed")
+    parser.add_argument(
+        "--sample", type=pathlib.Path, help="a file written by --out: the same mutants again"
+    )
+    parser.add_argument(
+        "--root", type=pathlib.Path, default=ROOT, help="the tree whose tests are tried"
+    )
+    parser.add_argument(
+        "--reach",
+        type=pathlib.Path,
+        help="a file written by tests.mutation.reach; default: record it now",
+    )
+    parser.add_argument(
+        "--stage",
+        action="append",
+        help="pytest arguments of a stage, as one word; default: the two tiers",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=2, help="mutants tried at once, a process each"
+    )
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        help="where to write the record; an interrupted one is completed",
+    )
     flags = parser.parse_args()
     if flags.sample:
-        sample = [Mutant(**row["mutant"]) for row in json.loads(flags.sample.read_text())["mutants"]]
+        sample = [
+            Mutant(**row["mutant"]) for row in json.loads(flags.sample.read_text())["mutants"]
+        ]
     else:
         sample = draw(flags.root, flags.number, flags.seed)
     run.healthy(flags.root)
@@ -54,7 +77,11 @@ def main() -> None:
                     for m, o in zip(sample, outcomes, strict=True)
                     if o
                 ]
-                head = {"seed": flags.seed, "stages": [list(s) for s in stages], **summary(outcomes, stages)}
+                head = {
+                    "seed": flags.seed,
+                    "stages": [list(s) for s in stages],
+                    **summary(outcomes, stages),
+                }
                 flags.out.write_text(json.dumps({**head, "mutants": rows}, indent=1) + "\n")
 
     outcomes = try_all(sample, flags.root, recorded, stages, flags.workers, known, save)
@@ -68,7 +95,9 @@ def outcomes_of(file: pathlib.Path) -> dict[Mutant, run.Outcome]:
     """Read what an interrupted run had written."""
     names = [field.name for field in dataclasses.fields(run.Outcome)]
     rows = json.loads(file.read_text())["mutants"]
-    return {Mutant(**row["mutant"]): run.Outcome(**{name: row[name] for name in names}) for row in rows}
+    return {
+        Mutant(**row["mutant"]): run.Outcome(**{name: row[name] for name in names}) for row in rows
+    }
 
 
 def summary(outcomes, stages) -> dict[str, object]:
@@ -84,7 +113,7 @@ def summary(outcomes, stages) -> dict[str, object]:
 
 
 def try_all(sample, root, recorded, stages, workers, known, save) -> list[run.Outcome]:
-    """Try the mutants whose outcome is not known yet on copies of the tree, one copy a worker; save after each."""
+    """Try the mutants without an outcome on copies of the tree, one a worker; save after each."""
     outcomes: list[run.Outcome | None] = [known.get(mutant) for mutant in sample]
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
     for index, outcome in enumerate(outcomes):
@@ -104,9 +133,17 @@ def try_all(sample, root, recorded, stages, workers, known, save) -> list[run.Ou
                 files = run.closest_first(mutant, recorded.lines, recorded.seconds)
                 outcome = outcomes[index] = tree.attempt(mutant, files, stages)
                 save(outcomes)
-                said = f"killed by {outcome.note}" if outcome.killed_by else f"SURVIVED: {outcome.note}"
+                said = (
+                    f"killed by {outcome.note}"
+                    if outcome.killed_by
+                    else f"SURVIVED: {outcome.note}"
+                )
                 where = f"{mutant.file}:{mutant.line}"
-                print(f"[{next(counted)}/{len(sample)}] {where} {said} ({outcome.seconds} s)", file=sys.stderr, flush=True)
+                print(
+                    f"[{next(counted)}/{len(sample)}] {where} {said} ({outcome.seconds} s)",
+                    file=sys.stderr,
+                    flush=True,
+                )
         finally:
             tree.close()
 

@@ -1,4 +1,4 @@
-"""A pytest plugin: coverage with one context a test file, and the seconds of every test. Used by `reach.py`."""
+"""A pytest plugin for `reach.py`: coverage with one context a test file, and test durations."""
 
 import json
 import os
@@ -17,7 +17,9 @@ _measured: coverage.Coverage | None = None
 def pytest_configure():
     global _measured
     source = [str(pathlib.Path("tbptt").resolve())]
-    _measured = coverage.Coverage(data_file=str(_FOLDER / f"cov.{_WORKER}"), source=source, config_file=False)
+    _measured = coverage.Coverage(
+        data_file=str(_FOLDER / f"cov.{_WORKER}"), source=source, config_file=False
+    )
     _measured.start()
 
 

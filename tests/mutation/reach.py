@@ -1,4 +1,4 @@
-"""Record which test files run which line of the library, by coverage contexts, and what each test file costs."""
+"""Record which test files run which line of the library, and what each test file costs."""
 
 import dataclasses
 import json
@@ -58,5 +58,8 @@ def combine(root: pathlib.Path, folder: pathlib.Path) -> Recorded:
 def load(file: pathlib.Path) -> Recorded:
     """Read what `record` wrote."""
     raw = json.loads(file.read_text())
-    lines = {name: {int(line): tests for line, tests in of_file.items()} for name, of_file in raw["lines"].items()}
+    lines = {
+        name: {int(line): tests for line, tests in of_file.items()}
+        for name, of_file in raw["lines"].items()
+    }
     return Recorded(lines, raw["seconds"])

@@ -6,23 +6,41 @@ import itertools
 import pathlib
 import random
 
-# The modules that define the mathematics. Backends, data and diagnostics have references of their own.
+# The modules that define the mathematics. Backends, data and diagnostics have references of their
+# own.
 MODULES = (
     "tbptt/windows.py",
     "tbptt/training.py",
-    "tbptt/unroll/__init__.py",
-    "tbptt/losses/sequence.py",
     "tbptt/numerics.py",
-    "tbptt/unroll/recurrences.py",
+    "tbptt/losses/sequence.py",
+    "tbptt/unroll",
     "tbptt/estimators",
-    "tbptt/engine",
     "tbptt/cells",
-    "tbptt/clipping",
+    "tbptt/optim",
 )
 
-BINARY = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult}
-BINARY |= {ast.Mod: ast.FloorDiv, ast.Pow: ast.Mult, ast.MatMult: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd}
-COMPARE = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}
+BINARY = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Add,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult,
+}
+BINARY |= {
+    ast.Mod: ast.FloorDiv,
+    ast.Pow: ast.Mult,
+    ast.MatMult: ast.Mult,
+    ast.BitAnd: ast.BitOr,
+    ast.BitOr: ast.BitAnd,
+}
+COMPARE = {
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+}
 COMPARE |= {ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In}
 # Functions of one signature that compute different things.
 FUNCTIONS = {
@@ -67,7 +85,9 @@ class Mutant:
 
     def apply(self, text: str) -> str:
         """Return the text of the file with the expression replaced."""
-        assert text[self.start : self.end] == self.old, f"{self.file}:{self.line} is no longer {self.old!r}"
+        assert text[self.start : self.end] == self.old, (
+            f"{self.file}:{self.line} is no longer {self.old!r}"
+        )
         return text[: self.start] + self.new + text[self.end :]
 
 
@@ -88,7 +108,7 @@ def draw(root: pathlib.Path, number: int, seed: int) -> list[Mutant]:
 
 
 def of_file(root: pathlib.Path, file: pathlib.Path) -> list[Mutant]:
-    """Return the mutants of one file. Messages, annotations, docstrings and names are left as they are."""
+    """Return the mutants of one file; messages, annotations, docstrings and names are unchanged."""
     text = file.read_text()
     lines = text.splitlines(keepends=True)
     starts = list(itertools.accumulate(map(len, lines), initial=0))
@@ -100,16 +120,23 @@ def of_file(root: pathlib.Path, file: pathlib.Path) -> list[Mutant]:
     for node in _expressions(ast.parse(text)):
         for changed in _changes(node):
             assert isinstance(node, ast.expr) and node.end_lineno and node.end_col_offset
-            start, end = offset(node.lineno, node.col_offset), offset(node.end_lineno, node.end_col_offset)
+            start, end = (
+                offset(node.lineno, node.col_offset),
+                offset(node.end_lineno, node.end_col_offset),
+            )
             new = f"({ast.unparse(changed)})"
-            found.append(Mutant(str(file.relative_to(root)), node.lineno, start, end, text[start:end], new))
+            found.append(
+                Mutant(str(file.relative_to(root)), node.lineno, start, end, text[start:end], new)
+            )
     return found
 
 
 def _expressions(tree: ast.AST):
-    """Yield the expressions that are computed: not those of `raise`, annotations, formatted strings or imports."""
+    """Yield the expressions that are computed: none of `raise`, annotations, f-strings, imports."""
     for child in ast.iter_child_nodes(tree):
-        if isinstance(child, ast.Raise | ast.JoinedStr | ast.Import | ast.ImportFrom | ast.arguments):
+        if isinstance(
+            child, ast.Raise | ast.JoinedStr | ast.Import | ast.ImportFrom | ast.arguments
+        ):
             continue
         if isinstance(child, ast.AnnAssign):
             if child.value is not None:
@@ -154,7 +181,9 @@ def _changes(node: ast.AST):
 def _calls(node: ast.Call):
     name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
     if isinstance(node.func, ast.Attribute) and name in FUNCTIONS:
-        yield ast.Call(ast.Attribute(node.func.value, FUNCTIONS[name], ast.Load()), node.args, node.keywords)
+        yield ast.Call(
+            ast.Attribute(node.func.value, FUNCTIONS[name], ast.Load()), node.args, node.keywords
+        )
     elif name == "stop_gradient" and len(node.args) == 1:
         yield node.args[0]
     elif name == "where" and len(node.args) == 3:
@@ -164,7 +193,9 @@ def _calls(node: ast.Call):
 
 
 def _is_text(node: ast.BinOp) -> bool:
-    return any(isinstance(n, ast.JoinedStr | ast.Constant) and not _is_number(n) for n in ast.walk(node))
+    return any(
+        isinstance(n, ast.JoinedStr | ast.Constant) and not _is_number(n) for n in ast.walk(node)
+    )
 
 
 def _is_number(node: ast.AST) -> bool:

@@ -1,4 +1,4 @@
-"""Clipping: the same direction, the norm asked for, at any size of gradient."""
+"""Clipping by the global norm: direction, norm and statistics, for gradients of any size."""
 
 import functools
 import inspect
@@ -19,12 +19,22 @@ from tests.support.bad_numbers import CELL, LEAVES, PARAMS, READOUT, each_dtype
 from tests.support.sequences import zero_carry
 
 # (value, how many entries); 1e30 and 2e19 are inf in float16, whose own such case is 300
-VALUES = [(1e30, 1), (1e-30, 1), (0.0, 1), (np.inf, 1), (-np.inf, 1), (np.nan, 1), (2e19, 4), (300.0, 4), (3.3e38, 4)]
+VALUES = [
+    (1e30, 1),
+    (1e-30, 1),
+    (0.0, 1),
+    (np.inf, 1),
+    (-np.inf, 1),
+    (np.nan, 1),
+    (2e19, 4),
+    (300.0, 4),
+    (3.3e38, 4),
+]
 assert_equal = functools.partial(jax.tree.map, np.testing.assert_array_equal)
 
 
 def gradient(dtype, leaf, value, entries, fill):
-    """Like the params: `fill` times noise everywhere, but `value` in the first entries of one leaf."""
+    """Return `fill` times noise like the params, with `value` in the first entries of one leaf."""
     rng = np.random.default_rng(0)
     leaves = [fill * rng.normal(size=p.shape) for p in jax.tree.leaves(PARAMS)]
     leaves[leaf].reshape(-1)[:entries] = value
@@ -33,7 +43,9 @@ def gradient(dtype, leaf, value, entries, fill):
 
 
 def flat(tree):
-    return np.concatenate([np.asarray(leaf, np.float64).reshape(-1) for leaf in jax.tree.leaves(tree)])
+    return np.concatenate(
+        [np.asarray(leaf, np.float64).reshape(-1) for leaf in jax.tree.leaves(tree)]
+    )
 
 
 def eps(dtype):
@@ -42,7 +54,7 @@ def eps(dtype):
 
 @functools.cache
 def clipping(max_norm, dtype):
-    """The state that it starts with, and its compiled update, for all gradients of a dtype."""
+    """Return the initial state and the compiled update, for gradients of a dtype."""
     clip = clip_by_global_norm(max_norm)
     return jax.jit(clip.init)(jax.tree.map(lambda p: p.astype(dtype), PARAMS)), jax.jit(clip.update)
 
@@ -57,21 +69,29 @@ def test_every_value_in_every_leaf(dtype, leaf):
         g = gradient(dtype, leaf, value, entries, fill)
         new, state = update(g, state)
         before, after = flat(g), flat(new)
-        finite, norm = np.all(np.isfinite(before)), np.linalg.norm(before)  # float64: no overflow in these
+        finite, norm = (
+            np.all(np.isfinite(before)),
+            np.linalg.norm(before),
+        )  # float64: no overflow in these
         should = bool(finite and norm > 1)
         clips, bad = clips + should, bad + (not finite)
         assert jax.tree.map(jnp.result_type, new) == jax.tree.map(jnp.result_type, g)
-        assert (bool(state.clipped), *map(int, (state.clip_count, state.update_count, state.non_finite_count))) == (
-            (should, clips, n, bad)
-        )
+        assert (
+            bool(state.clipped),
+            *map(int, (state.clip_count, state.update_count, state.non_finite_count)),
+        ) == ((should, clips, n, bad))
         if should:
-            np.testing.assert_allclose(after, before / norm, rtol=4 * eps(dtype), atol=float(jnp.finfo(dtype).tiny))
+            np.testing.assert_allclose(
+                after, before / norm, rtol=4 * eps(dtype), atol=float(jnp.finfo(dtype).tiny)
+            )
             np.testing.assert_allclose(np.linalg.norm(after), 1, rtol=4 * eps(dtype))
         else:
             assert_equal(after, before)
             assert np.any(after) == np.any(before)
         largest = float(jnp.finfo(jnp.float32).max)
-        np.testing.assert_allclose(float(state.last_norm), min(norm, largest) if finite else norm, rtol=1e-6)
+        np.testing.assert_allclose(
+            float(state.last_norm), min(norm, largest) if finite else norm, rtol=1e-6
+        )
         wanted = max(1 / norm, float(jnp.finfo(jnp.float32).tiny)) if should else 1
         np.testing.assert_allclose(float(state.scale), wanted, rtol=1e-6)
     assert (clips, bad) == ((2, 12) if dtype == jnp.float16 else (8, 6))
@@ -80,25 +100,31 @@ def test_every_value_in_every_leaf(dtype, leaf):
 second = functools.partial(pytest.param, marks=pytest.mark.exhaustive)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, *map(second, (jnp.bfloat16, jnp.float16, jnp.float64))])
-@pytest.mark.parametrize("g_max", [0.5, *map(second, (1e-3, 1.0, 20.0))])
-def test_same_direction_and_norm_g_max(dtype, g_max):
+@pytest.mark.parametrize(
+    "dtype", [jnp.float32, *map(second, (jnp.bfloat16, jnp.float16, jnp.float64))]
+)
+@pytest.mark.parametrize("max_norm", [0.5, *map(second, (1e-3, 1.0, 20.0))])
+def test_same_direction_and_norm_max_norm(dtype, max_norm):
 
     @jax.jit
     def both(g):  # optax sums in its dtype
-        ours = clip_by_global_norm(g_max).update(g, clip_by_global_norm(g_max).init(g))
-        return *ours, optax.clip_by_global_norm(g_max).update(g, optax.EmptyState())[0]
+        ours = clip_by_global_norm(max_norm).update(g, clip_by_global_norm(max_norm).init(g))
+        return *ours, optax.clip_by_global_norm(max_norm).update(g, optax.EmptyState())[0]
 
     for fill in (1e-4, 1.0, 30.0):
         g = gradient(dtype, 0, fill, 1, fill)
         new, state, theirs = both(g)
         before, after = flat(g), flat(new)
         norm = np.linalg.norm(before)
-        assert bool(state.clipped) == (norm > g_max)
-        np.testing.assert_allclose(np.linalg.norm(after), min(norm, g_max), rtol=4 * eps(dtype))
-        np.testing.assert_allclose(after @ before / (np.linalg.norm(after) * norm), 1, rtol=4 * eps(dtype))
+        assert bool(state.clipped) == (norm > max_norm)
+        np.testing.assert_allclose(np.linalg.norm(after), min(norm, max_norm), rtol=4 * eps(dtype))
+        np.testing.assert_allclose(
+            after @ before / (np.linalg.norm(after) * norm), 1, rtol=4 * eps(dtype)
+        )
         coarse = 16 if dtype in (jnp.float16, jnp.bfloat16) else 4
-        np.testing.assert_allclose(after, flat(theirs), rtol=coarse * eps(dtype), atol=float(jnp.finfo(dtype).tiny))
+        np.testing.assert_allclose(
+            after, flat(theirs), rtol=coarse * eps(dtype), atol=float(jnp.finfo(dtype).tiny)
+        )
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, second(jnp.bfloat16), second(jnp.float16)])
@@ -117,7 +143,7 @@ def test_clipping_twice_is_clipping_to_the_smaller(dtype):
 
 
 def test_optax_makes_zeros_of_finite_gradients():
-    """Why there is one of our own; should optax be repaired, this test says so."""
+    """The reason for clip_by_global_norm; this test fails if optax changes."""
 
     def clipped(clip, g):
         return jax.jit(lambda g: clip.update(g, clip.init(g))[0])(g)
@@ -133,12 +159,28 @@ def test_optax_makes_zeros_of_finite_gradients():
 
 
 def test_max_norm_must_be_positive():
-    for factory in (clip_by_global_norm, functools.partial(ClippedCell, CELL), lambda m: clip_cotangent(1.0, m)):
+    for factory in (
+        clip_by_global_norm,
+        functools.partial(ClippedCell, CELL),
+        lambda m: clip_cotangent(1.0, m),
+    ):
         for wrong in (0, -1.0, float("nan")):
-            with pytest.raises(ValueError, match=r"max_norm must be a positive number \(inf: never clip\); got"):
+            with pytest.raises(
+                ValueError, match=r"max_norm must be a positive number \(inf: never clip\); got"
+            ):
                 factory(wrong)
-    for wrong in (np.float32(-1), np.float64(0), np.asarray(-1), jnp.asarray(-1.0), jnp.bfloat16(-1), np.ones(2), jnp.nan):
-        with pytest.raises(ValueError, match=r"max_norm must be a positive number \(inf: never clip\); got"):
+    for wrong in (
+        np.float32(-1),
+        np.float64(0),
+        np.asarray(-1),
+        jnp.asarray(-1.0),
+        jnp.bfloat16(-1),
+        np.ones(2),
+        jnp.nan,
+    ):
+        with pytest.raises(
+            ValueError, match=r"max_norm must be a positive number \(inf: never clip\); got"
+        ):
             clip_by_global_norm(wrong)
     for wrong in ("1", None, 1j, True):
         with pytest.raises(TypeError, match="max_norm must be a positive number"):
@@ -158,17 +200,24 @@ def test_max_norm_must_be_positive():
 def test_the_train_step_reports_it():
     batch = Batch(np.random.default_rng(1).normal(size=(8, 2, 2)), np.ones((8, 2, 1)))
     estimator, seen = full_bptt(sequence_loss(CELL, READOUT, squared_error)), {}
-    for name, clip in (("ours", clip_by_global_norm(0.05)), ("optax", with_clip_stats(optax.clip_by_global_norm(0.05)))):
+    for name, clip in (
+        ("ours", clip_by_global_norm(0.05)),
+        ("optax", with_clip_stats(optax.clip_by_global_norm(0.05))),
+    ):
         optimizer = optax.chain(clip, optax.sgd(0.5))
-        state = jax.jit(lambda o=optimizer: init_state(estimator, o, PARAMS, zero_carry(CELL, (2,)), batch))()
+        state = jax.jit(
+            lambda o=optimizer: init_state(estimator, o, PARAMS, zero_carry(CELL, (2,)), batch)
+        )()
         seen[name] = make_train_epoch(estimator, optimizer, 4)(state, batch)
     (ours, our_metrics), (theirs, their_metrics) = seen.values()
     assert our_metrics.clipped.tolist() == their_metrics.clipped.tolist() == [True, True]
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12), ours.params, theirs.params)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-12), ours.params, theirs.params
+    )
     np.testing.assert_allclose(ours.opt_state[0].last_norm, our_metrics.grad_norm[-1])
 
 
-def test_watched_reports_other_clippings_and_nan():
+def test_with_clip_stats_reports_other_clippings_and_nan():
     p = {"w": np.array([[3.0, 0.3], [4.0, 0.4]]), "b": np.ones(2)}  # columns of norm 5 and 0.5
     small = jax.tree.map(lambda leaf: 1e-3 * leaf, p)
     big = jax.tree.map(np.copy, small)
@@ -177,7 +226,7 @@ def test_watched_reports_other_clippings_and_nan():
     bad["b"][0] = np.nan
 
     def run(transformation, *gradients):
-        """For each gradient: whether it was clipped, how often, what came of it; as without watching."""
+        """Return (clipped, clip_count, new gradient) for each gradient."""
         seen = with_clip_stats(transformation)
 
         @jax.jit

@@ -1,4 +1,4 @@
-"""A reset_on_non_finite estimator: a carry that went wrong starts again, and nothing changes while all is finite."""
+"""reset_on_non_finite restarts the stream after a non-finite carry, and changes nothing else."""
 
 import functools
 
@@ -23,13 +23,21 @@ ESTIMATORS = {
     "overlapping": functools.partial(truncated_bptt, k1=2, k2=5),
 }
 each_estimator = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.exhaustive] * (name != "overlapping")) for name in ESTIMATORS]
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.exhaustive] * (name != "overlapping"))
+        for name in ESTIMATORS
+    ],
 )
 LOSS = sequence_loss(CELL, READOUT, squared_error)
 T, CHUNK, CARRY = 16, 4, zero_carry(CELL, (2,))
 _RANDOM = np.random.default_rng(1)
 STREAM = Batch(
-    _RANDOM.normal(size=(T, 2, 2)), _RANDOM.normal(size=(T, 2, 1)), None, np.zeros((T, 2), bool), np.ones((T, 2), bool)
+    _RANDOM.normal(size=(T, 2, 2)),
+    _RANDOM.normal(size=(T, 2, 1)),
+    None,
+    np.zeros((T, 2), bool),
+    np.ones((T, 2), bool),
 )
 BARE = STREAM._replace(resets=None, mask=None)
 OPTIMIZER = skip_non_finite(optax.adam(1e-2))
@@ -37,30 +45,46 @@ OPTIMIZER = skip_non_finite(optax.adam(1e-2))
 
 @functools.cache
 def compiled(name, flags=True):
-    """For an estimator and for the same one reset_on_non_finite: itself, the state it starts with, and the epoch."""
+    """Return (estimator, start, epoch), without and with reset_on_non_finite."""
     found, stream = [], STREAM if flags else BARE
     for estimator in (ESTIMATORS[name](LOSS), reset_on_non_finite(ESTIMATORS[name](LOSS))):
-        start = functools.partial(jax.jit(functools.partial(init_state, estimator, OPTIMIZER)), PARAMS, CARRY, stream)
+        start = functools.partial(
+            jax.jit(functools.partial(init_state, estimator, OPTIMIZER)), PARAMS, CARRY, stream
+        )
         found.append((estimator, start, make_train_epoch(estimator, OPTIMIZER, CHUNK)))
     return found
 
 
 @pytest.mark.parametrize(
     ("name", "flags"),
-    [("overlapping", True), *(pytest.param(name, False, marks=pytest.mark.exhaustive) for name in ESTIMATORS)],
+    [
+        ("overlapping", True),
+        *(pytest.param(name, False, marks=pytest.mark.exhaustive) for name in ESTIMATORS),
+    ],
 )
-def test_one_nan_among_the_inputs_stops_nothing(name, flags):
-    """Chunk 1 of 4 holds one; the policy alone skips all that come after it."""
-    (estimator, start, epoch), (_, start_guarded, guarded_epoch) = compiled(name, flags)
+def test_training_continues_after_one_nan_input(name, flags):
+    """Chunk 1 of 4 holds the NaN; without the wrapper every later update is skipped."""
+    (estimator, start, epoch), (_, start_resetting, resetting_epoch) = compiled(name, flags)
     stream = STREAM if flags else BARE
     inputs = stream.inputs.copy()
     inputs[5, 0, 1] = np.nan
     poisoned = stream._replace(inputs=inputs)
     state, metrics = epoch(start(), poisoned)
-    assert metrics.non_finite.tolist() == [False] + 3 * [True] and int(state.opt_state.skip_count) == 3
-    state, metrics = jax.tree.map(np.asarray, guarded_epoch(start_guarded(), poisoned))
-    assert metrics.non_finite.tolist() == metrics.info.restarted.tolist() == [False, True, False, False]
-    assert int(state.opt_state.skip_count) == 1 and metrics.info.restart_count.tolist() == [0, 1, 1, 1]
+    assert (
+        metrics.non_finite.tolist() == [False] + 3 * [True] and int(state.opt_state.skip_count) == 3
+    )
+    state, metrics = jax.tree.map(np.asarray, resetting_epoch(start_resetting(), poisoned))
+    assert (
+        metrics.non_finite.tolist()
+        == metrics.info.restarted.tolist()
+        == [False, True, False, False]
+    )
+    assert int(state.opt_state.skip_count) == 1 and metrics.info.restart_count.tolist() == [
+        0,
+        1,
+        1,
+        1,
+    ]
     assert finite(state) and int(state.memory.restart_count) == 1
     # after it: the clean chunks as a stream of their own, from the initial carry
     again, losses = epoch(start(), steps_of(stream, 0, 4))[0], []
@@ -72,31 +96,33 @@ def test_one_nan_among_the_inputs_stops_nothing(name, flags):
 
 
 @each_estimator
-def test_guarded_changes_nothing_while_all_is_finite(name):
-    (_, start, epoch), (_, start_guarded, guarded_epoch) = compiled(name)
+def test_finite_results_are_unchanged(name):
+    (_, start, epoch), (_, start_resetting, resetting_epoch) = compiled(name)
     resets, mask = np.zeros((T, 2), bool), np.ones((T, 2), bool)
     resets[9, 1], mask[6:11, 0] = True, False
-    padded = STREAM._replace(inputs=np.where(mask[..., None], STREAM.inputs, np.nan), resets=resets, mask=mask)
+    padded = STREAM._replace(
+        inputs=np.where(mask[..., None], STREAM.inputs, np.nan), resets=resets, mask=mask
+    )
     plain, plain_metrics = epoch(start(), padded)
-    state, metrics = guarded_epoch(start_guarded(), padded)
+    state, metrics = resetting_epoch(start_resetting(), padded)
     assert_equal((state.params, state.opt_state, state.memory.inner), plain[:3])
     assert_equal(metrics._replace(info=metrics.info.inner), plain_metrics)
     assert not np.any(metrics.info.restarted)
 
 
-def test_guarded_at_a_bad_loss_and_a_bad_gradient_and_in_a_step():
-    """Not only a NaN carry: a carry that is finite and useless would stay too."""
+def test_a_non_finite_loss_gradient_or_carry_restarts():
+    """A finite carry restarts too, if the loss or the gradient is not finite."""
     estimator, still = reset_on_non_finite(full_bptt(LOSS)), optax.set_to_zero()
-    step, piece = make_train_step(estimator, still), steps_of(STREAM, 0, 4)
+    step, chunk = make_train_step(estimator, still), steps_of(STREAM, 0, 4)
     start = zero_carry(CELL, (2,))._replace(h=np.full((2, 3), 0.5))
-    state = jax.jit(lambda: init_state(estimator, still, PARAMS, start, piece))()
-    state, _ = step(state, piece)
-    targets = piece.targets.copy()
+    state = jax.jit(lambda: init_state(estimator, still, PARAMS, start, chunk))()
+    state, _ = step(state, chunk)
+    targets = chunk.targets.copy()
     targets[0] = 1e200
-    state, metrics = step(state, piece._replace(targets=targets))  # loss inf, carry fine
+    state, metrics = step(state, chunk._replace(targets=targets))  # loss inf, carry fine
     assert bool(metrics.info.restarted) and finite(metrics.grad_norm)
     assert_equal(state.memory.inner, start)
-    state, metrics = step(state, piece)
+    state, metrics = step(state, chunk)
     assert not bool(metrics.info.restarted) and int(metrics.info.restart_count) == 1
 
     def steep(params, carry, batch):  # its slope at 0 is infinite, its value is not
@@ -108,10 +134,14 @@ def test_guarded_at_a_bad_loss_and_a_bad_gradient_and_in_a_step():
         return loss, carry._replace(c=carry.c.at[1, 0].set(jnp.nan))
 
     for loss_fn in (steep, spoils):
-        gradient = jax.jit(reset_on_non_finite(full_bptt(loss_fn)).estimate)(PARAMS, state.memory, piece)
+        gradient = jax.jit(reset_on_non_finite(full_bptt(loss_fn)).estimate)(
+            PARAMS, state.memory, chunk
+        )
         assert bool(gradient.info.restarted) and finite((gradient.loss, gradient.memory))
         assert finite(gradient.grads) == (loss_fn is spoils)
     watching = reset_on_non_finite(monitored(full_bptt(LOSS), {"gates": saturation_probe(CELL)}))
-    seen = jax.eval_shape(lambda p, c, b: watching.estimate(p, watching.init(p, c, b), b), PARAMS, start, piece)
+    seen = jax.eval_shape(
+        lambda p, c, b: watching.estimate(p, watching.init(p, c, b), b), PARAMS, start, chunk
+    )
     assert "f" in seen.info.inner.probes["gates"]
-    assert int(rewind(estimator, state, start, piece).memory.restart_count) == 0
+    assert int(rewind(estimator, state, start, chunk).memory.restart_count) == 0

@@ -1,4 +1,4 @@
-"""What the tests of policies for bad numbers share: gradients with one of them in any leaf, and jitted updates."""
+"""Helpers of the tests of policies on non-finite numbers: such gradients, and jitted updates."""
 
 import functools
 
@@ -19,12 +19,27 @@ PARAMS = jax.tree.map(lambda a: 0.5 * _RANDOM.normal(size=a.shape), _SHAPES)
 LEAVES = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(PARAMS)]
 DTYPES = [jnp.float32, jnp.bfloat16, jnp.float16]
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
-# float32 in the first tier, the other two in the second
+# float32 by default, the other two in exhaustive tests
 one_dtype = pytest.mark.parametrize(
-    "dtype", [pytest.param(d, id=d.__name__, marks=[pytest.mark.exhaustive] * (d != jnp.float32)) for d in DTYPES]
+    "dtype",
+    [
+        pytest.param(d, id=d.__name__, marks=[pytest.mark.exhaustive] * (d != jnp.float32))
+        for d in DTYPES
+    ],
 )
-ADAM = optax.adam(1e-2, eps=1e-3)  # the default eps, 1e-8, is 0 in float16, and a zero gradient then 0 / 0
-VALUES = [(1e30, 1), (1e-30, 1), (0.0, 1), (np.inf, 1), (-np.inf, 1), (np.nan, 1), (2e19, 4), (300.0, 4)]
+ADAM = optax.adam(
+    1e-2, eps=1e-3
+)  # the default eps, 1e-8, is 0 in float16, and a zero gradient then 0 / 0
+VALUES = [
+    (1e30, 1),
+    (1e-30, 1),
+    (0.0, 1),
+    (np.inf, 1),
+    (-np.inf, 1),
+    (np.nan, 1),
+    (2e19, 4),
+    (300.0, 4),
+]
 
 
 def with_value(tree, leaf, value, entries=1):
@@ -35,8 +50,10 @@ def with_value(tree, leaf, value, entries=1):
 
 
 def cast(dtype, scale=1.0):
-    """Parameters of a dtype, or gradients that are smaller."""
-    return jax.tree.map(lambda p: ((p + 0.1).astype(dtype) * np.asarray(scale, dtype)).astype(dtype), PARAMS)
+    """Return parameters of a dtype, or scaled ones as gradients."""
+    return jax.tree.map(
+        lambda p: ((p + 0.1).astype(dtype) * np.asarray(scale, dtype)).astype(dtype), PARAMS
+    )
 
 
 def assert_equal(got, want):
@@ -48,7 +65,9 @@ def assert_equal(got, want):
 
 
 def finite(tree):
-    return all(bool(np.all(np.isfinite(np.asarray(leaf, np.float64)))) for leaf in jax.tree.leaves(tree))
+    return all(
+        bool(np.all(np.isfinite(np.asarray(leaf, np.float64)))) for leaf in jax.tree.leaves(tree)
+    )
 
 
 def started(optimizer, params):
@@ -65,5 +84,5 @@ def jitted(optimizer):
 
 
 def updating(optimizer):
-    """`init` and `update`, compiled."""
+    """Return compiled `init` and `update`."""
     return jax.jit(optimizer.init), jax.jit(functools.partial(optimizer.update))

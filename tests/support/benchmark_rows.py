@@ -1,4 +1,4 @@
-"""What the tests of several benchmarks share: the keys of a row, and caches that stay."""
+"""What the tests of several benchmarks share: the keys of a row, and caches that are kept."""
 
 import jax
 import pytest
@@ -8,5 +8,5 @@ KEYS = {"case", "system", "steps_per_second", "ratio", "temp_bytes", "compile_se
 
 @pytest.fixture(autouse=True)
 def keep_what_is_traced(monkeypatch):
-    """Compile times are not looked at here, and the other tests of this process want their caches."""
+    """Keep jax's caches: these tests do not check compile times, and later tests use the caches."""
     monkeypatch.setattr(jax, "clear_caches", lambda: None)

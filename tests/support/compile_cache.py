@@ -1,4 +1,4 @@
-"""Where the tests keep compiled programs between runs: an ignored folder, one a processor and jax version, bounded."""
+"""The compile cache of the tests: ignored by git, bounded, by processor and jax version."""
 
 import contextlib
 import hashlib
@@ -11,7 +11,7 @@ MOST_BYTES = 2**30
 
 
 def folder(jax_version: str) -> pathlib.Path:
-    """Return the folder for this processor: a program compiled for another one may use instructions that this one lacks."""
+    """Return the folder for this processor; programs for another may use missing instructions."""
     return FOLDER / f"{jax_version}-{hashlib.sha256(_processor().encode()).hexdigest()[:12]}"
 
 
@@ -19,7 +19,13 @@ def _processor() -> str:
     with contextlib.suppress(OSError):
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
         return "\n".join(
-            sorted({line for line in lines if line.split(":")[0].strip() in ("model name", "flags", "Features")})
+            sorted(
+                {
+                    line
+                    for line in lines
+                    if line.split(":")[0].strip() in ("model name", "flags", "Features")
+                }
+            )
         )
     return platform.processor() or platform.machine()
 
@@ -30,7 +36,9 @@ def prune(at: pathlib.Path = FOLDER, most_bytes: int = MOST_BYTES) -> int:
     for path in at.rglob("*"):
         with contextlib.suppress(FileNotFoundError):  # a worker renames files into place
             if path.is_file():
-                files.append((max(path.stat().st_atime, path.stat().st_mtime), path.stat().st_size, path))
+                files.append(
+                    (max(path.stat().st_atime, path.stat().st_mtime), path.stat().st_size, path)
+                )
     total, gone = sum(size for _, size, _ in files), 0
     for _, size, path in sorted(files, key=lambda file: file[0]):
         if total <= most_bytes:

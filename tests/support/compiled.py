@@ -1,11 +1,11 @@
-"""Compiled functions as Python calls them: those of `tbptt.backends.numba_cpu` have no way in but from each other."""
+"""Python entry points for the compiled functions of `tbptt.backends.numba_cpu`."""
 
 import numba
 
 from tbptt.backends.numba_cpu.xla_ffi import OPTIONS
 
 
-def callable_here(function):
-    """Compiles a function, or one that is `compiled` already, once more, with the same options and a way in."""
+def python_callable(function):
+    """Compile a function with the options of the backend and with a Python entry point."""
     options = OPTIONS | {"no_cpython_wrapper": False, "no_cfunc_wrapper": False}
     return numba.njit(getattr(function, "py_func", function), **options)

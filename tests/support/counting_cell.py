@@ -1,10 +1,10 @@
-"""What the tests of several diagnostics share: a cell that counts its steps, and a loss."""
+"""A cell with an integer counter in its carry, and a loss, for tests of diagnostics."""
 
 import jax.numpy as jnp
 
 
 class CountingElman:
-    """A cell of a user's own with an integer in its carry."""
+    """A cell of a user with an integer in its carry."""
 
     input_dim, hidden_dim = 2, 3
 

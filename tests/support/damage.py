@@ -1,15 +1,15 @@
-"""Two ways to damage a file."""
+"""Damage a file in two ways."""
 
 from pathlib import Path
 
 
 def cut(file: Path) -> None:
-    """Cuts its last byte off."""
+    """Remove the last byte of a file."""
     file.write_bytes(file.read_bytes()[:-1])
 
 
 def flip(file: Path) -> None:
-    """Flips one bit in its middle."""
+    """Flip one bit in the middle of a file."""
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 16
     file.write_bytes(bytes(data))

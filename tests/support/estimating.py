@@ -1,4 +1,4 @@
-"""What the tests of estimators share: problems drawn by numpy, a user's own loss function, one compiled run."""
+"""Random problems, a loss function of a user and compiled runs, for tests of estimators."""
 
 import functools
 
@@ -36,14 +36,18 @@ def draw_batch(extra, steps, seed):
 
 @functools.cache
 def _shapes(cell):
-    return jax.eval_shape(lambda: (tbptt.init_params(jax.random.key(0), cell, READOUT), cell.initial_carry((B,))))
+    return jax.eval_shape(
+        lambda: (tbptt.init_params(jax.random.key(0), cell, READOUT), cell.initial_carry((B,)))
+    )
 
 
-@functools.cache  # arrays cannot be changed; and a loss function that is the same one is traced once
+@functools.cache  # arrays are immutable, and the same loss function is traced once
 def make(cell, extra="plain", seed=0, T=T):
-    """(loss_fn, params, carry, batch). All of it is random, the biases too: no gradient is zero by accident."""
+    """Return (loss_fn, params, carry, batch), all random, so that no gradient is zero by chance."""
     random = np.random.default_rng([seed, 1])
-    params, carry = jax.tree.map(lambda a: jnp.asarray(0.5 * random.normal(size=a.shape), a.dtype), _shapes(cell))
+    params, carry = jax.tree.map(
+        lambda a: jnp.asarray(0.5 * random.normal(size=a.shape), a.dtype), _shapes(cell)
+    )
     return _loss_fn(cell), params, carry, draw_batch(extra, T, seed)
 
 
@@ -53,7 +57,7 @@ def _loss_fn(cell):
 
 
 def own_loss(params, carry, batch):
-    """A user's own LossFn: her own scan, no mask, a dict for a carry with a counter in it, log so that zeros hurt."""
+    """A LossFn of a user: a scan, no mask, a dict carry with a counter, log of inputs (not 0)."""
 
     def body(state, now):
         x, y, weight, reset = now
@@ -62,17 +66,25 @@ def own_loss(params, carry, batch):
         loss = (s - y) ** 2
         return {"s": s, "n": state["n"] + 1}, jnp.sum(loss if weight is None else weight * loss)
 
-    carry, losses = jax.lax.scan(body, carry, (batch.inputs[..., 0], batch.targets[..., 0], batch.weights, batch.resets))
+    carry, losses = jax.lax.scan(
+        body, carry, (batch.inputs[..., 0], batch.targets[..., 0], batch.weights, batch.resets)
+    )
     return jnp.sum(losses), carry
 
 
 def own_problem(extra="plain", T=T):
-    """(loss_fn, params, carry, batch) of `own_loss`."""
-    params, carry = {"w": np.array(0.9), "b": np.array(0.2)}, {"s": np.full(B, 0.2), "n": np.zeros((), np.int32)}
+    """Return (loss_fn, params, carry, batch) of `own_loss`."""
+    params, carry = (
+        {"w": np.array(0.9), "b": np.array(0.2)},
+        {"s": np.full(B, 0.2), "n": np.zeros((), np.int32)},
+    )
     return own_loss, *jax.tree.map(jnp.asarray, (params, carry)), draw_batch(extra, T, 0)
 
 
 def run(estimator, params, carry, batch):
-    """The first estimate of a stream, as numpy arrays: one program."""
-    first = lambda params, carry, batch: estimator.estimate(params, estimator.init(params, carry, batch), batch)  # noqa: E731
+    """Return the first estimate of a stream, by one program, as numpy arrays."""
+
+    def first(params, carry, batch):
+        return estimator.estimate(params, estimator.init(params, carry, batch), batch)
+
     return jax.device_get(jax.jit(first)(params, carry, batch))

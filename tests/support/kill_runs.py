@@ -1,8 +1,9 @@
-"""The program that tests/experiments/test_resume.py starts: runs of experiments.train that are killed again and again.
+"""Runs of experiments.train that are killed repeatedly, for tests/experiments/test_resume.py.
 
     python -m tests.support.kill_runs FOLDER
 
-One process imports everything and starts no device; each run is a fork of it, so that a restart costs no import.
+One process imports everything and starts no device; each run is a fork of it, which avoids the
+imports at a restart.
 """
 
 import json
@@ -25,27 +26,29 @@ from tests.support.damage import cut, flip
 
 ROWS, KILLS, TERMS = 2000, 6, 1
 FLAGS = (
-    "--target 0 --horizon 2 --cell gru --hidden 3 --estimator randomized --k1 4 --k2 16 --lanes 4 --lr 0.01 "
-    "--valid-every 497 --checkpoint-seconds 0.05 --epochs 50"
+    "--target 0 --horizon 2 --cell gru --hidden 3 --estimator randomized --k1 4 --k2 16 "
+    "--batch 4 --lr 0.01 --valid-every 497 --checkpoint-seconds 0.05 --epochs 50"
 ).split()
-DAMAGES = {1: cut, 2: flip, 4: os.unlink}  # after which kill the largest file of the newest checkpoint is damaged, and how
-EARLY = (3, 5)  # killed before they have begun to train: while they read, pass over what is damaged, restore or compile
+# Kill number -> how the largest file of the newest checkpoint is damaged after it.
+DAMAGES = {1: cut, 2: flip, 4: os.unlink}
+# Kills before training has begun: while reading data, skipping damage, restoring or compiling.
+EARLY = (3, 5)
 
 
 OLD_THREADS: list = []
 
 
 def start(folder: Path, *flags: str) -> int:
-    """Starts a run in a fork; what it says goes to a file beside its folder."""
+    """Start a run in a fork; its output goes to a file next to its folder."""
     child = os.fork()
     if child:
         return child
-    with open(f"{folder}.log", "ab") as said:
-        os.dup2(said.fileno(), 1)
-        os.dup2(said.fileno(), 2)
+    with open(f"{folder}.log", "ab") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
     status = 70
-    # The threads that jax's compiler front end started when it was imported are not in this process: it gets new ones (and
-    # the old ones are kept, for they would be waited for).
+    # The threads of jax's compiler front end do not exist in a fork: it needs a new pool. The old
+    # pool is kept alive, because its destructor would wait for the missing threads.
     OLD_THREADS.append(mlir.global_thread_pool)
     mlir.global_thread_pool = ir.ThreadPool()
     try:
@@ -57,13 +60,13 @@ def start(folder: Path, *flags: str) -> int:
 
 
 def newest(folder: Path) -> int:
-    """Returns the step of the newest checkpoint."""
-    there = finished(folder / "checkpoints")
-    return int(there[-1].name.removeprefix("step_")) if there else -1
+    """Return the step of the newest checkpoint, or -1."""
+    paths = finished(folder / "checkpoints")
+    return int(paths[-1].name.removeprefix("step_")) if paths else -1
 
 
 def wait_for_progress(folder: Path, child: int, before: int) -> None:
-    """Waits until the run has made a checkpoint of its own."""
+    """Wait until the run has saved a checkpoint of its own."""
     end = time.monotonic() + 120
     while newest(folder) <= before:
         if os.waitpid(child, os.WNOHANG)[0] or time.monotonic() > end:
@@ -71,8 +74,13 @@ def wait_for_progress(folder: Path, child: int, before: int) -> None:
         time.sleep(0.002)
 
 
-def stop_often(folder: Path, first: list[str], number: int, times: int, draw: random.Random, damages: dict) -> dict:
-    """Starts a run, ends it by a signal at a random moment, and goes on with it, many times; returns what came of it."""
+def stop_often(
+    folder: Path, first: list[str], number: int, times: int, draw: random.Random, damages: dict
+) -> dict:
+    """Start a run, signal it at a random moment, and resume it, many times.
+
+    Return the exit statuses and the damaged files.
+    """
     statuses, damaged = [], {}
     for turn in range(times):
         before = newest(folder)
@@ -81,19 +89,22 @@ def stop_often(folder: Path, first: list[str], number: int, times: int, draw: ra
             time.sleep(draw.uniform(0, 1.5))
         else:
             wait_for_progress(folder, child, before)
-            time.sleep(draw.uniform(0, 0.15))  # saving takes as long: it is killed while saving, too
+            time.sleep(draw.uniform(0, 0.15))  # as long as a save, so some kills interrupt a save
         os.kill(child, number)
         statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         if turn in damages:
             path = finished(folder / "checkpoints")[-1]
-            file = max((file for file in path.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+            file = max(
+                (file for file in path.rglob("*") if file.is_file()),
+                key=lambda file: file.stat().st_size,
+            )
             damages[turn](file)
             damaged[path.name] = file.name
     return {"statuses": statuses, "damaged": damaged}
 
 
 def end(folder: Path, *flags: str) -> None:
-    """Runs to the end."""
+    """Run to the end."""
     child = start(folder, *flags)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status:
@@ -101,21 +112,26 @@ def end(folder: Path, *flags: str) -> None:
 
 
 def main(out: Path) -> None:
-    """Makes three runs, one undisturbed, one killed, one asked to stop; and writes what happened."""
+    """Run one undisturbed, one killed and one interrupted training, and write the results."""
     warnings.filterwarnings("ignore", "os.fork")
     t = np.arange(ROWS)
     rng = np.random.default_rng(0)
-    np.save(out / "data.npy", np.stack([np.sin(t / 5) + 0.1 * rng.normal(size=ROWS), rng.normal(size=ROWS)], axis=1))
+    np.save(
+        out / "data.npy",
+        np.stack([np.sin(t / 5) + 0.1 * rng.normal(size=ROWS), rng.normal(size=ROWS)], axis=1),
+    )
     flags = ["--data", str(out / "data.npy"), *FLAGS]
     draw = random.Random(1)
-    whole, killed, asked = out / "whole", out / "killed", out / "asked"
+    whole, killed, stopped = out / "whole", out / "killed", out / "stopped"
     end(whole, *flags, "--out", str(whole))
     kills = stop_often(killed, [*flags, "--out", str(killed)], signal.SIGKILL, KILLS, draw, DAMAGES)
     end(killed, "--resume", str(killed))
-    terms = stop_often(asked, [*flags, "--out", str(asked)], signal.SIGTERM, TERMS, draw, {})
-    interrupts = stop_often(asked, ["--resume", str(asked)], signal.SIGINT, 1, draw, {})
-    end(asked, "--resume", str(asked))
-    (out / "found.json").write_text(json.dumps({"killed": kills, "asked": terms, "interrupted": interrupts}))
+    terms = stop_often(stopped, [*flags, "--out", str(stopped)], signal.SIGTERM, TERMS, draw, {})
+    interrupts = stop_often(stopped, ["--resume", str(stopped)], signal.SIGINT, 1, draw, {})
+    end(stopped, "--resume", str(stopped))
+    (out / "found.json").write_text(
+        json.dumps({"killed": kills, "stopped": terms, "interrupted": interrupts})
+    )
 
 
 if __name__ == "__main__":

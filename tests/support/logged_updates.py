@@ -1,4 +1,4 @@
-"""What the tests of a run's log share: updates as training gives them, and a console that can be read."""
+"""Helpers of the tests of run logs: metrics of updates, and a console in memory."""
 
 import io
 
@@ -16,13 +16,15 @@ NORMS = np.exp(RNG.normal(size=N)).astype(np.float32)
 
 
 def metrics(start: int, stop: int, bad: int | None = None) -> Metrics:
-    """Updates [start, stop) as an epoch gives them; one of them not finite."""
+    """Return the metrics of updates [start, stop) of an epoch, with update `bad` not finite."""
     losses, norms = LOSSES.copy(), NORMS.copy()
     if bad is not None:
         losses[bad] = norms[bad] = np.nan
     here = slice(start, stop)
     finite = np.isfinite(losses[here])
-    return Metrics(*(jnp.asarray(x) for x in (losses[here], norms[here], norms[here] > 1, ~finite)), info=None)
+    return Metrics(
+        *(jnp.asarray(x) for x in (losses[here], norms[here], norms[here] > 1, ~finite)), info=None
+    )
 
 
 def one(index: int) -> Metrics:

@@ -1,4 +1,4 @@
-"""What the tests of Newton's unroll share: both engines, and a compiled run of one with its gradients."""
+"""Compiled runs of the Newton unroll functions with their gradients, and parametrisations."""
 
 import functools
 
@@ -8,30 +8,30 @@ import numpy as np
 import pytest
 
 from tbptt.unroll.newton import newton_unroll_with_report, quasi_newton_unroll_with_report
-from tests.support.problems import functional
+from tests.support.problems import scalar_loss
 
 D, H, B, T = 3, 4, 2, 9
-rarely = pytest.mark.exhaustive
-NEWTON, QUASI = (
-    pytest.param(newton_unroll_with_report, id="newton"),
-    pytest.param(quasi_newton_unroll_with_report, id="quasi"),
-)
-each_engine = pytest.mark.parametrize("engine", [NEWTON, QUASI])
+exhaustive = pytest.mark.exhaustive
+NEWTON = pytest.param(newton_unroll_with_report, id="newton")
+QUASI = pytest.param(quasi_newton_unroll_with_report, id="quasi")
+each_method = pytest.mark.parametrize("unroll_fn", [NEWTON, QUASI])
 newton_first = pytest.mark.parametrize(
-    "engine", [NEWTON, pytest.param(quasi_newton_unroll_with_report, id="quasi", marks=rarely)]
+    "unroll_fn",
+    [NEWTON, pytest.param(quasi_newton_unroll_with_report, id="quasi", marks=exhaustive)],
 )
 
 
 @functools.cache
-def solver(engine, cell, **static):
-    """A compiled function of params, carry, xs and flags: ((last, ys), gradients wrt the first three), and the report.
+def solver(unroll_fn, cell, **static):
+    """Return a compiled function of params, carry, xs and flags: `((out, gradients), report)`.
 
-    In its loss only those outputs count that are `counted`.
+    `out` is `(last, ys)`; the gradients are those of `scalar_loss` of the outputs that are
+    `counted`, with respect to params, carry and xs.
     """
 
     def loss(params, carry, xs, counted, given):
-        last, ys, report = engine(cell, params, carry, xs, **given, **static)
-        return functional((last, jnp.where(counted[..., None], ys, 0))), ((last, ys), report)
+        last, ys, report = unroll_fn(cell, params, carry, xs, **given, **static)
+        return scalar_loss((last, jnp.where(counted[..., None], ys, 0))), ((last, ys), report)
 
     compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
 
@@ -43,6 +43,6 @@ def solver(engine, cell, **static):
     return solve
 
 
-def no_flags(xs):
-    """Flags that reset nothing and mask nothing, so that all uses of flags are one program."""
+def neutral_flags(xs):
+    """Return flags without effect, so that all uses of flags share one program."""
     return {"resets": np.zeros(np.shape(xs)[:-1], bool), "mask": np.ones(np.shape(xs)[:-1], bool)}

@@ -1,4 +1,4 @@
-"""TBPTT(k1, k2) written out: a plain Python loop over windows with one stop_gradient each. Slow, and hard to get wrong."""
+"""A reference for TBPTT(k1, k2): a plain Python loop over windows, with one stop_gradient each."""
 
 import functools
 
@@ -13,13 +13,15 @@ def part(batch, start, end):
 
 
 def weight_of(batch):
-    weights = np.ones(batch.inputs.shape[:-1]) if batch.weights is None else np.asarray(batch.weights)
+    weights = (
+        np.ones(batch.inputs.shape[:-1]) if batch.weights is None else np.asarray(batch.weights)
+    )
     return np.sum(weights if batch.mask is None else weights * np.asarray(batch.mask))
 
 
-@functools.cache  # compiled once for all (k1, k2) whose pieces are as long
+@functools.cache  # one program per window length
 def compiled(loss_fn):
-    """(one step's loss and carry, a window's gradient)."""
+    """Return `(step, window_grad)`: loss and carry of one step, and the gradient of a window."""
 
     def window(params, entering, old, new):
         entering = jax.lax.stop_gradient(entering)
@@ -31,9 +33,9 @@ def compiled(loss_fn):
 
 
 def truncated(loss_fn, params, carry, batch: Batch, k1: int, k2: int):
-    """Mean loss and gradient at fixed parameters."""
+    """Return the mean loss and its TBPTT(k1, k2) gradient at fixed parameters."""
     T, (step, window_grad) = len(batch.inputs), compiled(loss_fn)
-    batch = jax.tree.map(np.asarray, batch)  # cut by numpy: a slice of a jax array is a program
+    batch = jax.tree.map(np.asarray, batch)  # numpy slices compile no program
     carries, losses = [carry], []  # carries[t] enters step t
     for t in range(T):
         loss, carry = step(params, carries[t], part(batch, t, t + 1))
@@ -44,7 +46,8 @@ def truncated(loss_fn, params, carry, batch: Batch, k1: int, k2: int):
     for j in range(T // k1):
         end = (j + 1) * k1
         start = max(0, end - k2)  # its carry is constant
-        first = max(start, j * k1)  # the first loss whose gradient counts; k2 < k1: those before it only run forward
+        # The first loss whose gradient counts; k2 < k1: the steps before it run forward only.
+        first = max(start, j * k1)
         g = window_grad(params, carries[start], part(batch, start, first), part(batch, first, end))
         grads = jax.tree.map(lambda a, b: a + np.asarray(b), grads, g)
     weight = weight_of(batch)

@@ -1,4 +1,4 @@
-"""What the tests of every unroll share: a problem, the plain loop, a run with its gradients, the plain scan's answer."""
+"""Problems for tests of unroll functions, a reference loop, and results of `plain_unroll`."""
 
 import functools
 
@@ -13,19 +13,26 @@ D, H, B, T = 3, 4, 2, 7
 
 
 def _weights(random, cell, name, shape):
-    """One leaf of a cell's parameters, drawn as its `init` draws it; None where the name says nothing."""
+    """Draw one leaf of the parameters as `cell.init` does; None if its name is not known here."""
     glorot = np.sqrt(6 / (shape[0] + cell.hidden_dim)) if shape else 0
     if name in ("w_h", "w_n"):
-        gates = [np.linalg.qr(random.normal(size=2 * (cell.hidden_dim,)))[0] for _ in range(shape[1] // cell.hidden_dim)]
+        gates = [
+            np.linalg.qr(random.normal(size=2 * (cell.hidden_dim,)))[0]
+            for _ in range(shape[1] // cell.hidden_dim)
+        ]
         return getattr(cell, "gain", 1.0) * np.concatenate(gates, axis=1)
     if name == "a":
         return random.uniform(cell.a_min, cell.a_max, shape)
-    return {"w_x": random.uniform(-glorot, glorot, shape), "b": np.zeros(shape), "b_n": np.zeros(shape)}.get(name)
+    return {
+        "w_x": random.uniform(-glorot, glorot, shape),
+        "b": np.zeros(shape),
+        "b_n": np.zeros(shape),
+    }.get(name)
 
 
 @functools.cache
 def _initial_params(cell, seed=1):
-    """What `cell.init` makes but for the numbers: compiling it would take longer than most tests."""
+    """Return params distributed as those of `cell.init`, without compiling it where possible."""
     if hasattr(cell, "cells"):
         return tuple(_initial_params(layer, seed + i) for i, layer in enumerate(cell.cells))
     shapes, random = jax.eval_shape(cell.init, jax.random.key(0)), np.random.default_rng(seed)
@@ -38,62 +45,79 @@ def _initial_params(cell, seed=1):
 
 @functools.cache
 def _drawn(cell, batch_shape, steps, seed):
-    """Draw with numpy: every eager operation of jax on a new shape would be a program of its own."""
+    """Draw a problem with numpy, because JAX compiles a program per eager operation and shape."""
     random = np.random.default_rng(seed)
     params = jax.tree.map(lambda a: a + 0.05 * random.normal(size=a.shape), _initial_params(cell))
     carry = jax.eval_shape(functools.partial(cell.initial_carry, batch_shape))
     carry = jax.tree.map(lambda a: random.normal(size=a.shape), carry)
     xs = random.normal(size=(steps, *batch_shape, D))
-    flags = np.random.default_rng([seed, 1])  # of its own: the same flags for every cell
-    resets, mask = flags.random((steps, *batch_shape)) < 0.2, flags.random((steps, *batch_shape)) < 0.7
-    if steps > 2 and 0 not in batch_shape:  # one step that is reset and does not exist
+    flags = np.random.default_rng([seed, 1])  # a separate seed: the same flags for every cell
+    resets = flags.random((steps, *batch_shape)) < 0.2
+    mask = flags.random((steps, *batch_shape)) < 0.7
+    if steps > 2 and 0 not in batch_shape:  # one masked step that is reset
         resets[(2, *(0 for _ in batch_shape))], mask[(2, *(0 for _ in batch_shape))] = True, False
     return jax.tree.map(jnp.asarray, (params, carry, xs, resets, mask))
 
 
 def problem(cell, batch_shape=(B,), steps=T, seed=0):
-    """Random params (biases too), a random carry, inputs, resets and mask: no gradient is zero by accident."""
+    """Return random params (biases included), carry, inputs, and `{"resets": ..., "mask": ...}`.
+
+    No gradient is zero by coincidence.
+    """
     params, carry, xs, resets, mask = _drawn(cell, batch_shape, steps, seed)
     return params, carry, xs, {"resets": resets, "mask": mask}
 
 
-def functional(out):
-    """A number that every entry of every leaf has its own say in."""
-    probes = [jnp.cos(1.0 + jnp.arange(leaf.size)).reshape(leaf.shape) for leaf in jax.tree.leaves(out)]
-    return sum(jnp.sum(p * leaf**2 + p * leaf) for p, leaf in zip(probes, jax.tree.leaves(out), strict=True))
+def scalar_loss(out):
+    """Return a scalar that depends on every entry of every leaf."""
+    probes = [
+        jnp.cos(1.0 + jnp.arange(leaf.size)).reshape(leaf.shape) for leaf in jax.tree.leaves(out)
+    ]
+    return sum(
+        jnp.sum(p * leaf**2 + p * leaf)
+        for p, leaf in zip(probes, jax.tree.leaves(out), strict=True)
+    )
 
 
 def with_gradients(run):
-    """A compiled function of params, carry and xs: what `run` gives, and the gradient of its `functional` wrt all three."""
+    """Return a compiled function of params, carry and xs: `(out, gradients)`.
+
+    `out` is the result of `run`; the gradients are those of `scalar_loss(out)` with respect to the
+    three arguments.
+    """
 
     def loss(params, carry, xs, given):
         out = run(params, carry, xs, **given)
-        return functional(out), out
+        return scalar_loss(out), out
 
     def swapped(params, carry, xs, **given):
-        (_, out), grads = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(params, carry, xs, given)
+        (_, out), grads = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(
+            params, carry, xs, given
+        )
         return out, grads
 
     return jax.jit(swapped)
 
 
-def everything(run, params, carry, xs):
-    """(outputs, gradients) of one run: see with_gradients."""
+def values_and_gradients(run, params, carry, xs):
+    """Return `(out, gradients)` of one call, see `with_gradients`."""
     return with_gradients(run)(params, carry, xs)
 
 
-_slopes_of_leaves = jax.jit(jax.grad(functional))
+_slopes_of_leaves = jax.jit(jax.grad(scalar_loss))
 
 
 def _slopes(out):
-    """The gradient of `functional`; one program for all cells whose leaves have the same shapes."""
+    """Return the gradient of `scalar_loss`; cells with leaves of equal shapes share a program."""
     leaves, tree = jax.tree.flatten(out)
     return jax.tree.unflatten(tree, _slopes_of_leaves(leaves))
 
 
 @functools.cache
 def _step_and_back(cell):
-    return jax.jit(lambda *given: cell(*given)), jax.jit(lambda given, d_out: jax.vjp(cell, *given)[1](d_out))
+    return jax.jit(lambda *given: cell(*given)), jax.jit(
+        lambda given, d_out: jax.vjp(cell, *given)[1](d_out)
+    )
 
 
 @functools.cache
@@ -101,30 +125,42 @@ def _initial_carry(cell):
     return jax.jit(cell.initial_carry)()
 
 
-def looped(cell, params, carry, xs, resets=None, mask=None, reverse=False):
-    """`everything` of the docstring of unroll, lane by lane and back by hand: one compiled step and its transpose."""
+def reference_loop(cell, params, carry, xs, resets=None, mask=None, reverse=False):
+    """Return the values and gradients of the plain loop in the docstring of `unroll`.
+
+    It loops over batch rows and steps, forward and backward, with a compiled step and its VJP.
+    """
     step, back = _step_and_back(cell)
-    copied, at = functools.partial(jax.tree.map, np.array), lambda tree, lane: jax.tree.map(lambda a: a[lane], tree)
-    put = lambda tree, lane, new: jax.tree.map(lambda a, b: a.__setitem__(lane, b), tree, new)  # noqa: E731
-    params, carry, xs, initial, resets, mask = copied((params, carry, xs, _initial_carry(cell), resets, mask))
+    copied = functools.partial(jax.tree.map, np.array)
+
+    def at(tree, row):
+        return jax.tree.map(lambda a: a[row], tree)
+
+    def put(tree, row, new):
+        jax.tree.map(lambda a, b: a.__setitem__(row, b), tree, new)
+
+    params, carry, xs, initial, resets, mask = copied(
+        (params, carry, xs, _initial_carry(cell), resets, mask)
+    )
     steps, *batch_shape = xs.shape[:-1]
     ys, ran = np.zeros((steps, *batch_shape, cell.hidden_dim)), []
-    for lane in np.ndindex(*batch_shape):
+    for row in np.ndindex(*batch_shape):
         for t in reversed(range(steps)) if reverse else range(steps):
-            where = (t, *lane)
+            where = (t, *row)
             if mask is not None and not mask[where]:
                 continue
             reset = resets is not None and resets[where]
-            given = copied((params, initial if reset else at(carry, lane), xs[where]))
+            given = copied((params, initial if reset else at(carry, row), xs[where]))
             new, ys[where] = step(*given)
-            put(carry, lane, new)
-            ran.append((lane, where, reset, given))
+            put(carry, row, new)
+            ran.append((row, where, reset, given))
     d_carry, d_ys = copied(_slopes((carry, ys)))
     d_params, d_xs = jax.tree.map(np.zeros_like, (params, xs))
-    for lane, where, reset, given in reversed(ran):
-        d_p, d_c, d_xs[where] = back(given, (at(d_carry, lane), d_ys[where]))
+    for row, where, reset, given in reversed(ran):
+        d_p, d_c, d_xs[where] = back(given, (at(d_carry, row), d_ys[where]))
         d_params = jax.tree.map(np.add, d_params, d_p)
-        put(d_carry, lane, jax.tree.map(np.zeros_like, d_c) if reset else d_c)  # no gradient crosses a reset
+        # No gradient crosses a reset.
+        put(d_carry, row, jax.tree.map(np.zeros_like, d_c) if reset else d_c)
     return (carry, ys), (d_params, d_carry, d_xs)
 
 
@@ -134,14 +170,18 @@ def _plain(cell, reverse):
 
 
 @functools.cache
-def plain_answer(cell, batch_shape=(B,), steps=T, use="resets mask", reverse=False):
-    """`everything` of plain_unroll on `problem`, kept: no test patches anything that plain_unroll runs.
+def plain_reference(cell, batch_shape=(B,), steps=T, use="resets mask", reverse=False):
+    """Return the values and gradients of `plain_unroll` on `problem`, cached.
 
-    A flag that is not in use resets nothing, or masks nothing: so every use is one and the same program.
+    Unused flags are passed as arrays without effect, so that all uses share one program. The cache
+    is valid because no test patches code that `plain_unroll` runs.
     """
     params, carry, xs, given = problem(cell, batch_shape, steps)
     flags = np.shape(given["mask"])
-    neutral = {"resets": jnp.asarray(np.zeros(flags, bool)), "mask": jnp.asarray(np.ones(flags, bool))}
+    neutral = {
+        "resets": jnp.asarray(np.zeros(flags, bool)),
+        "mask": jnp.asarray(np.ones(flags, bool)),
+    }
     given = neutral | {name: given[name] for name in use.split()}
     return _plain(cell, reverse)(params, carry, xs, **given)
 

@@ -8,7 +8,7 @@ import jax
 
 @dataclasses.dataclass
 class Counter:
-    """compiled: programs that XLA compiled; loaded: programs read from the cache; by_test: both, a test."""
+    """compiled: programs that XLA compiled; loaded: from the cache; by_test: both, by test."""
 
     compiled: int = 0
     loaded: int = 0
@@ -16,7 +16,7 @@ class Counter:
     test: str = "collection"
 
     def start(self) -> None:
-        """Listen to jax. It reports every program as compiled, and those that the cache had as hits besides."""
+        """Listen to jax, which reports every program as compiled, and cache hits in addition."""
         jax.monitoring.register_event_duration_secs_listener(self._on_duration)
         jax.monitoring.register_event_listener(self._on_event)
 

@@ -1,4 +1,4 @@
-"""Starting points of tests as numpy arrays: an eager operation of jax on a new shape would be a program of its own."""
+"""Initial params and carries as numpy arrays, which compile no program per shape."""
 
 import functools
 
@@ -17,7 +17,7 @@ def _plain(tree):
 
 @functools.cache
 def sequence_params(cell, readout, embedding=None, shift=0.0, seed=0):
-    """What `init_params` draws, moved by `shift`, so that biases are not zero."""
+    """Return `init_params(...)`, shifted by `shift` so that biases are not zero."""
     drawn = _plain(_draw(jax.random.key(seed), cell, readout, embedding))
     return jax.tree.map(lambda a: a + a.dtype.type(shift), drawn)
 
@@ -28,7 +28,7 @@ def cell_params(cell, seed=0):
 
 
 def zero_carry(cell, batch_shape=(), value=0.0):
-    """The carry of a cell that starts from zeros, filled with `value`."""
+    """Return a carry of the cell's shapes filled with `value`."""
     shapes = jax.eval_shape(functools.partial(cell.initial_carry, batch_shape))
     return jax.tree.map(lambda a: np.full(a.shape, value, a.dtype), shapes)
 

@@ -23,7 +23,11 @@ def test_the_programs_used_longest_ago_are_deleted_until_the_rest_fits(tmp_path)
 
 
 def test_the_cache_folder_depends_on_the_version_of_jax_and_is_stable():
-    assert compile_cache.folder("0.8.0") == compile_cache.folder("0.8.0") != compile_cache.folder("0.9.0")
+    assert (
+        compile_cache.folder("0.8.0")
+        == compile_cache.folder("0.8.0")
+        != compile_cache.folder("0.9.0")
+    )
     assert compile_cache.folder("0.8.0").parent == compile_cache.FOLDER
 
 
@@ -33,9 +37,11 @@ def test_every_lower_bound_becomes_the_version():
     assert oldest.constraints(text) == ["a-b==1.2", "jax==0.8.0", "z==3"]
     with pytest.raises(ValueError, match="'z' has no lower bound"):
         oldest.constraints(text.replace('"z>=3"', '"z"'))
-    with pytest.raises(ValueError, match=r"jax has two lower bounds, 0\.8\.0 and 0\.9\.0"):
+    with pytest.raises(ValueError, match=r"jax has two bounds, 0\.8\.0 and 0\.9\.0"):
         oldest.constraints(text.replace('["jax>=0.8.0", "z', '["jax>=0.9.0", "z'))
-    assert any(line.startswith("jax==") for line in oldest.constraints(oldest.PYPROJECT.read_text()))
+    assert any(
+        line.startswith("jax==") for line in oldest.constraints(oldest.PYPROJECT.read_text())
+    )
 
 
 MODULE = '''"""1 + 1 in a docstring."""
@@ -80,10 +86,21 @@ def test_the_sample_is_a_function_of_the_seed():
 
 def test_the_closest_test_files_come_first():
     mutant = sites.Mutant("tbptt/cells/lstm.py", 7, 0, 1, "a", "b")
-    reach = {"tbptt/cells/lstm.py": {7: ["tests/a.py", "tests/b.py", "tests/cells/test_lstm.py"], 0: ["tests/c.py"]}}
+    reach = {
+        "tbptt/cells/lstm.py": {
+            7: ["tests/a.py", "tests/b.py", "tests/cells/test_lstm.py"],
+            0: ["tests/c.py"],
+        }
+    }
     cost = {"tests/a.py": 2.0, "tests/b.py": 1.0, "tests/cells/test_lstm.py": 9.0}
-    assert run.closest_first(mutant, reach, cost) == ["tests/cells/test_lstm.py", "tests/b.py", "tests/a.py"]
-    elsewhere = sites.Mutant("tbptt/cells/lstm.py", 1, 0, 1, "a", "b")  # a line that runs on import: no test reached it
+    assert run.closest_first(mutant, reach, cost) == [
+        "tests/cells/test_lstm.py",
+        "tests/b.py",
+        "tests/a.py",
+    ]
+    elsewhere = sites.Mutant(
+        "tbptt/cells/lstm.py", 1, 0, 1, "a", "b"
+    )  # a line that runs on import: no test reached it
     assert run.closest_first(elsewhere, reach, cost) == ["tests/c.py"]
 
 

@@ -1,4 +1,4 @@
-"""The parallel scan is `unroll`, in values and gradients, and no loop is left in it."""
+"""`parallel_unroll` equals `unroll`, and its program contains no loop over time."""
 
 import functools
 import inspect
@@ -12,20 +12,27 @@ import pytest
 from tbptt.cells import LSTM, DiagonalLinear, MinGRU, MinLSTM, Stack
 from tbptt.unroll import plain_unroll, unroll
 from tbptt.unroll.associative import parallel_unroll
-from tests.support.problems import assert_same, everything, looped, plain_answer, problem, with_gradients
+from tests.support.problems import (
+    assert_same,
+    plain_reference,
+    problem,
+    reference_loop,
+    values_and_gradients,
+    with_gradients,
+)
 
 D, H, B, T = 3, 4, 2, 7
 
 
 class Phasor(NamedTuple):
-    """Two leaves of different rank, so that nothing rests on the carry being one [H]."""
+    """A carry of two leaves with different ranks."""
 
     slow: jax.Array
     fast: jax.Array
 
 
 class Integrators(DiagonalLinear):
-    """A user's affine cell: a start that is not 0, a carry of two leaves, and outputs that read x."""
+    """An affine cell with two leaves, a nonzero initial carry, and outputs that depend on x."""
 
     def initial_carry(self, batch_shape=()):
         return Phasor(jnp.full((*batch_shape, H), 0.5), jnp.full((*batch_shape, 2, H), -0.25))
@@ -46,60 +53,66 @@ class Integrators(DiagonalLinear):
 
 CELLS = [DiagonalLinear(D, H), MinGRU(D, H), MinLSTM(D, H), Integrators(D, H)]
 RESETS_AND_MASK = ("resets", "mask")
-NO_RESETS, NO_HOLES = np.zeros((T, B), bool), np.ones((T, B), bool)
+NO_RESETS, ALL_STEPS = np.zeros((T, B), bool), np.ones((T, B), bool)
 each_cell = pytest.mark.parametrize("cell", CELLS, ids=lambda cell: type(cell).__name__)
-rarely = pytest.mark.exhaustive
+exhaustive = pytest.mark.exhaustive
 
 
 def cells(*others, essential=()):
-    """Sets of every cell and `others` (further parameters); all but the `essential` cells are in the second tier."""
-    tier = lambda cell: () if type(cell) in essential else rarely  # noqa: E731
+    """Return parameters of every cell and `others`; all but `essential` cells are exhaustive."""
+    tier = lambda cell: () if type(cell) in essential else exhaustive  # noqa: E731
     named = lambda cell: " ".join([type(cell).__name__, *map(str, others)])  # noqa: E731
     return [pytest.param(cell, *others, marks=tier(cell), id=named(cell)) for cell in CELLS]
 
 
 @functools.cache
 def unrolled(cell, reverse=False):
-    """A compiled function of params, carry, xs and flags; in its loss only those outputs count that are `counted`."""
+    """Return a compiled function of params, carry, xs and flags; its loss is of `counted` ys."""
 
     def run(params, carry, xs, counted, **flags):
         last, ys = parallel_unroll(cell, params, carry, xs, reverse=reverse, **flags)
         return last, jnp.where(counted[..., None], ys, 0)
 
     compiled = with_gradients(run)
-    return lambda *args, counted=NO_HOLES, **flags: compiled(*args, counted=counted, **flags)
+    return lambda *args, counted=ALL_STEPS, **flags: compiled(*args, counted=counted, **flags)
 
 
 def flags_of(given, use):
-    """The flags in use; the others reset nothing and mask nothing, so that all uses are one program."""
-    return {"resets": NO_RESETS, "mask": NO_HOLES} | {name: np.asarray(given[name]) for name in use}
+    """Return the flags in `use`; the others have no effect, so that all uses share one program."""
+    return {"resets": NO_RESETS, "mask": ALL_STEPS} | {
+        name: np.asarray(given[name]) for name in use
+    }
 
 
 @pytest.mark.parametrize(
     ("cell", "reverse"),
-    cells(False, essential=(DiagonalLinear, MinGRU, MinLSTM)) + cells(True, essential=(MinGRU, Integrators)),
+    cells(False, essential=(DiagonalLinear, MinGRU, MinLSTM))
+    + cells(True, essential=(MinGRU, Integrators)),
 )
-def test_is_the_plain_loop(cell, reverse):
+def test_equals_the_reference_loop(cell, reverse):
     params, carry, xs, given = problem(cell)
     for use in ((), ("resets",), ("mask",), RESETS_AND_MASK):
         flags = flags_of(given, use)
-        holes = np.where(flags["mask"][..., None], xs, np.nan)
-        got, want = (
-            unrolled(cell, reverse)(params, carry, holes, **flags),
-            looped(cell, params, carry, xs, **flags, reverse=reverse),
-        )
+        padded_xs = np.where(flags["mask"][..., None], xs, np.nan)
+        got = unrolled(cell, reverse)(params, carry, padded_xs, **flags)
+        want = reference_loop(cell, params, carry, xs, **flags, reverse=reverse)
         assert_same(got, want)
-        assert min(np.max(np.abs(g)) for g in jax.tree.leaves(want[1][0])) > 1e-3  # the gradient is alive
+        # The gradient is not zero.
+        assert min(np.max(np.abs(g)) for g in jax.tree.leaves(want[1][0])) > 1e-3
 
 
 @pytest.mark.parametrize(
     ("cell", "use"),
-    cells((), essential=(MinLSTM,)) + cells(("resets",), essential=(Integrators,)) + cells(("mask",), essential=(MinLSTM,)),
+    cells((), essential=(MinLSTM,))
+    + cells(("resets",), essential=(Integrators,))
+    + cells(("mask",), essential=(MinLSTM,)),
 )
-def test_without_a_flag_nothing_is_reset_or_masked(cell, use):
+def test_flags_are_optional(cell, use):
     params, carry, xs, given = problem(cell)
     given = {name: given[name] for name in use}
-    assert_same(unrolled(cell)(params, carry, xs, **given), looped(cell, params, carry, xs, **given))
+    assert_same(
+        unrolled(cell)(params, carry, xs, **given), reference_loop(cell, params, carry, xs, **given)
+    )
 
 
 @pytest.mark.parametrize(
@@ -108,28 +121,32 @@ def test_without_a_flag_nothing_is_reset_or_masked(cell, use):
         (MinGRU(D, H), 1, True),
         (MinGRU(D, H), 2, False),
         (Integrators(D, H), 37, True),
-        pytest.param(DiagonalLinear(D, H), 1, False, marks=rarely),
-        pytest.param(MinLSTM(D, H), 1, False, marks=rarely),
-        pytest.param(Integrators(D, H), 2, True, marks=rarely),
-        pytest.param(MinLSTM(D, H), 2, True, marks=rarely),
-        pytest.param(DiagonalLinear(D, H), 300, True, marks=rarely),
-        pytest.param(MinGRU(D, H), 300, True, marks=rarely),
-        pytest.param(MinLSTM(D, H), 300, False, marks=rarely),
-        pytest.param(Integrators(D, H), 300, False, marks=rarely),
+        pytest.param(DiagonalLinear(D, H), 1, False, marks=exhaustive),
+        pytest.param(MinLSTM(D, H), 1, False, marks=exhaustive),
+        pytest.param(Integrators(D, H), 2, True, marks=exhaustive),
+        pytest.param(MinLSTM(D, H), 2, True, marks=exhaustive),
+        pytest.param(DiagonalLinear(D, H), 300, True, marks=exhaustive),
+        pytest.param(MinGRU(D, H), 300, True, marks=exhaustive),
+        pytest.param(MinLSTM(D, H), 300, False, marks=exhaustive),
+        pytest.param(Integrators(D, H), 300, False, marks=exhaustive),
     ],
     ids=lambda value: str(value) if isinstance(value, int) else type(value).__name__,
 )
-def test_is_the_scan_at_every_depth_of_the_tree(cell, steps, reverse):
+def test_equals_plain_unroll_at_every_tree_depth(cell, steps, reverse):
     params, carry, xs, given = problem(cell, steps=steps)
-    got = everything(lambda *a: parallel_unroll(cell, *a, **given, reverse=reverse), params, carry, xs)
-    assert_same(got, plain_answer(cell, steps=steps, reverse=reverse), 1e-10)
+    got = values_and_gradients(
+        lambda *a: parallel_unroll(cell, *a, **given, reverse=reverse), params, carry, xs
+    )
+    assert_same(got, plain_reference(cell, steps=steps, reverse=reverse), 1e-10)
 
 
 @pytest.mark.parametrize("cell", cells(essential=(MinGRU, Integrators)))
-def test_no_steps_return_the_carry(cell):
+def test_zero_steps_return_the_carry(cell):
     params, carry, xs, given = problem(cell)
     given = {name: np.asarray(flags)[:0] for name, flags in given.items()}
-    last, ys = jax.jit(functools.partial(parallel_unroll, cell))(params, carry, np.asarray(xs)[:0], **given)
+    last, ys = jax.jit(functools.partial(parallel_unroll, cell))(
+        params, carry, np.asarray(xs)[:0], **given
+    )
     assert_same((last, ys.shape), (carry, (0, B, H)), 0)
 
 
@@ -137,8 +154,9 @@ def test_no_steps_return_the_carry(cell):
 def test_a_batch_row_without_steps_keeps_its_carry(cell):
     reverse = isinstance(cell, Integrators)
     params, carry, xs, given = problem(cell)
-    mask, resets = NO_HOLES.copy(), np.array(given["resets"])
-    mask[:, 1], resets[:, 1] = False, True  # a batch row that does not exist at all: nothing is reset there either
+    mask, resets = ALL_STEPS.copy(), np.array(given["resets"])
+    # A batch row without steps, where resets have no effect.
+    mask[:, 1], resets[:, 1] = False, True
     last, ys = unrolled(cell, reverse)(params, carry, xs, resets=resets, mask=mask)[0]
     row = functools.partial(jax.tree.map, lambda a: np.asarray(a)[1])
     assert_same(row(last), row(carry), 0)
@@ -147,7 +165,7 @@ def test_a_batch_row_without_steps_keeps_its_carry(cell):
 
 
 @each_cell
-def test_nan_padding_changes_nothing(cell):
+def test_nan_at_masked_steps_has_no_effect(cell):
     reverse = isinstance(cell, Integrators)
     params, carry, xs, _ = problem(cell)
     real = np.array([1, 2, 5])
@@ -155,9 +173,12 @@ def test_nan_padding_changes_nothing(cell):
     mask[real] = True
     padded = np.where(mask[..., None], xs, np.nan)
     got = unrolled(cell, reverse)(params, carry, padded, resets=NO_RESETS, mask=mask)
-    assert_same(got, looped(cell, params, carry, xs, mask=mask, reverse=reverse))
+    assert_same(got, reference_loop(cell, params, carry, xs, mask=mask, reverse=reverse))
     (last, ys), (_, _, d_xs) = jax.tree.map(np.asarray, got)
-    assert_same((last, ys[real]), looped(cell, params, carry, np.asarray(xs)[real], reverse=reverse)[0])
+    assert_same(
+        (last, ys[real]),
+        reference_loop(cell, params, carry, np.asarray(xs)[real], reverse=reverse)[0],
+    )
     assert not np.any(ys[~mask]) and not np.any(d_xs[~mask])
 
 
@@ -171,7 +192,9 @@ def test_no_gradient_crosses_a_reset(cell):
 
     def of_what_follows(resets):
         run = unrolled(cell, reverse)
-        _, (_, to_carry, to_xs) = run(params, carry, xs, counted=after, resets=resets, mask=NO_HOLES)
+        _, (_, to_carry, to_xs) = run(
+            params, carry, xs, counted=after, resets=resets, mask=ALL_STEPS
+        )
         return jax.tree.map(np.asarray, (to_carry, to_xs[in_order]))
 
     to_carry, to_xs = of_what_follows(resets)
@@ -179,7 +202,7 @@ def test_no_gradient_crosses_a_reset(cell):
     assert all(np.all(leaf != 0) for leaf in jax.tree.leaves(of_what_follows(NO_RESETS)))
 
 
-def test_a_reset_recovers_a_batch_row_that_diverged():
+def test_reset_recovers_a_diverged_batch_row():
     cell = DiagonalLinear(D, H)
     params, carry, xs, _ = problem(cell)
     h = np.array(carry.h)
@@ -188,14 +211,14 @@ def test_a_reset_recovers_a_batch_row_that_diverged():
     for at in (0, 3):
         resets = NO_RESETS.copy()
         resets[at] = True
-        given = {"resets": resets, "mask": NO_HOLES}
+        given = {"resets": resets, "mask": ALL_STEPS}
         got = unrolled(cell)(params, carry._replace(h=h), xs, **given)[0]
         assert_same(got, plain(params, carry._replace(h=h), xs, **given))
         ys = np.asarray(got[1])
         assert np.all(np.isfinite(ys[at:])) and not np.any(np.isfinite(ys[:at]))
 
 
-def test_batched_is_vmapped():
+def test_batch_axes_equal_vmap():
     cell = MinLSTM(D, H)
     params, carry, xs, given = problem(cell, (3, 2))
 
@@ -219,13 +242,15 @@ def test_second_derivatives_and_forward_mode():
 
         return jax.hessian(loss)(b)  # forward over reverse
 
-    got, want = jax.jit(lambda b: [curvature(run, b) for run in (parallel_unroll, unroll)])(params.b)
+    got, want = jax.jit(lambda b: [curvature(run, b) for run in (parallel_unroll, unroll)])(
+        params.b
+    )
     assert_same(got, want)
     assert np.max(np.abs(want)) > 1e-2
 
 
 @pytest.mark.parametrize("cell", cells(essential=(MinGRU, Integrators)))
-def test_neither_it_nor_its_gradient_holds_a_loop(cell):
+def test_program_and_gradient_contain_no_loop(cell):
     params, carry, xs, given = problem(cell)
     programs = []
     for run in (parallel_unroll, unroll):
@@ -239,14 +264,16 @@ def test_neither_it_nor_its_gradient_holds_a_loop(cell):
     assert "scan[" not in ours and "while[" not in ours and "scan[" in theirs
 
 
-@pytest.mark.parametrize("steps", [30, pytest.param(2000, marks=rarely)])
+@pytest.mark.parametrize("steps", [30, pytest.param(2000, marks=exhaustive)])
 def test_float32(steps):
-    """Against float64: values within 1e-5, gradients within 1e-4 of their largest entry (float32 has 6e-8)."""
+    """Compare with float64: values to 1e-5, gradients to 1e-4 of the largest entry."""
     params, carry, xs, given = problem(MinGRU(D, 16), steps=steps)
     single = jax.tree.map(lambda a: np.asarray(a, np.float32), (params, carry, xs))
 
     def run(dtype, *args):
-        return everything(lambda *a: parallel_unroll(MinGRU(D, 16, dtype=dtype), *a, **given), *args)
+        return values_and_gradients(
+            lambda *a: parallel_unroll(MinGRU(D, 16, dtype=dtype), *a, **given), *args
+        )
 
     exact, got = run(None, params, carry, xs), run(jnp.float32, *single)
     assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {jnp.dtype(jnp.float32)}
@@ -257,7 +284,7 @@ def test_float32(steps):
 
 
 class Misshapen(MinGRU):
-    """A user's cell gone wrong: its decays have no time axis."""
+    """An invalid cell, whose decays have no time axis."""
 
     def affine(self, params, xs):
         a, b = super().affine(params, xs)
@@ -265,23 +292,37 @@ class Misshapen(MinGRU):
 
 
 def zeros(make, *args):
-    """What `make` would return, but zeros of numpy."""
-    return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), jax.eval_shape(functools.partial(make, *args)))
+    """Return zeros with the shapes of `make(*args)`."""
+    return jax.tree.map(
+        lambda a: np.zeros(a.shape, a.dtype), jax.eval_shape(functools.partial(make, *args))
+    )
 
 
 CELL = MinGRU(D, H)
-GIVEN = {"params": zeros(CELL.init, jax.random.key(0)), "carry": zeros(CELL.initial_carry, (B,)), "xs": np.ones((T, B, D))}
+GIVEN = {
+    "params": zeros(CELL.init, jax.random.key(0)),
+    "carry": zeros(CELL.initial_carry, (B,)),
+    "xs": np.ones((T, B, D)),
+}
 
 
 @pytest.mark.parametrize(
     ("error", "words", "change"),
     [
-        (TypeError, r"LSTM does not say that it is linear.*use unroll, or newton_unroll", {"cell": LSTM(D, H)}),
-        (TypeError, r"Stack does not say.*layer by layer", {"cell": Stack((MinGRU(D, H),))}),
+        (
+            TypeError,
+            r"linear in its carry.*got LSTM\. Use unroll, or newton_unroll",
+            {"cell": LSTM(D, H)},
+        ),
+        (TypeError, r"got Stack\..*run a Stack layer by layer", {"cell": Stack((MinGRU(D, H),))}),
         (TypeError, r"xs must be floating.*int", {"xs": np.ones((T, B, D), int)}),
         (TypeError, r"mask must be booleans", {"mask": np.ones((T, B), int)}),
         (ValueError, r"resets must have .* \(7, 2\); got \(7,\)", {"resets": np.ones((T,), bool)}),
-        (ValueError, r"carry\.h must be .*\[2, 4\]; got .*\[4\]", {"carry": zeros(CELL.initial_carry, ())}),
+        (
+            ValueError,
+            r"carry\.h must be .*\[2, 4\]; got .*\[4\]",
+            {"carry": zeros(CELL.initial_carry, ())},
+        ),
         (
             ValueError,
             r"a of Misshapen.affine\.h must be float64\[7, 2, 4\]; got float64\[2, 4\]",
@@ -289,8 +330,8 @@ GIVEN = {"params": zeros(CELL.init, jax.random.key(0)), "carry": zeros(CELL.init
         ),
     ],
 )
-def test_errors_name_what_is_wrong(error, words, change):
+def test_error_messages(error, words, change):
     given = {"cell": CELL} | GIVEN | change
-    # Only the library's own message counts: jaxtyping's hook of the tests would speak first.
+    # Unwrapped, because jaxtyping's hook checks the arguments before the library does.
     with pytest.raises(error, match=words):
         inspect.unwrap(parallel_unroll)(**given)

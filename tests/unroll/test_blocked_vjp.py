@@ -1,4 +1,4 @@
-"""The engine against the plain scan, which it must equal to rounding: blocks, rests, plans, any cell, any batch shape."""
+"""`unroll` equals `plain_unroll` to rounding: blocks, remainders, plans, cells, batch shapes."""
 
 import dataclasses
 import functools
@@ -16,7 +16,16 @@ from tbptt.unroll import blocked_vjp
 from tbptt.unroll.autodiff_vjp import AutodiffVJP, cell_vjp_of
 from tbptt.unroll.block_size import even_share
 from tbptt.unroll.remat import CarriesOnly
-from tests.support.problems import B, D, H, assert_same, everything, plain_answer, problem, with_gradients
+from tests.support.problems import (
+    B,
+    D,
+    H,
+    assert_same,
+    plain_reference,
+    problem,
+    values_and_gradients,
+    with_gradients,
+)
 
 
 class LeakyParams(NamedTuple):
@@ -31,7 +40,7 @@ class LeakyCarry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Leaky:
-    """A user's cell in one piece: its output is no leaf of the carry, and it works on its weights before using them."""
+    """A cell without a split, whose output is not a leaf of the carry and which normalises w."""
 
     input_dim: int
     hidden_dim: int
@@ -42,7 +51,7 @@ class Leaky:
 
     def initial_carry(self, batch_shape=()):
         zero = jnp.zeros((*batch_shape, self.hidden_dim))
-        return LeakyCarry(zero, zero + 0.5)  # resets must go here, not to zero
+        return LeakyCarry(zero, zero + 0.5)  # a reset must restore this, not zero
 
     def __call__(self, params, carry, x):
         w = params.w / jnp.linalg.norm(params.w, axis=0)
@@ -62,24 +71,29 @@ CELLS = [
     Stack((LSTM(D, 5), Leaky(5, 3), GRU(3, H))),
 ]
 TANH, SOFTPLUS, GRU_CELL, RESET_BEFORE, LSTM_CELL, DIAGONAL, LEAKY, STACK = CELLS
-# With a backward pass of their own; without a plan the others run as a plain scan, which is plain_unroll itself.
-OWN = [TANH, SOFTPLUS, GRU_CELL, LSTM_CELL, STACK]
+# Cells with a hand-written backward pass. Without a plan the others run by `plain_scan`.
+WITH_VJP = [TANH, SOFTPLUS, GRU_CELL, LSTM_CELL, STACK]
 MIN_GRU, MIN_LSTM = MinGRU(D, H), MinLSTM(D, H)
 
 
 def cells(*others, among=CELLS, essential=()):
-    """Sets of every cell and `others` (further parameters); all but the `essential` cells are in the second tier."""
+    """Return parameters of every cell and `others`; all but `essential` cells are exhaustive."""
     tier = lambda cell: () if cell in essential else pytest.mark.exhaustive  # noqa: E731
     name = lambda cell: type(cell).__name__ + ("-softplus" if "softplus" in repr(cell) else "")  # noqa: E731
-    return [pytest.param(cell, *others, marks=tier(cell), id=" ".join([name(cell), *map(str, others)])) for cell in among]
+    return [
+        pytest.param(cell, *others, marks=tier(cell), id=" ".join([name(cell), *map(str, others)]))
+        for cell in among
+    ]
 
 
 def both(cell, use="resets mask", batch_shape=(B,), steps=7, **options):
-    """Values and gradients of unroll and of plain_unroll on the same problem."""
+    """Return values and gradients of `unroll` and of `plain_unroll` on the same problem."""
     params, carry, xs, given = problem(cell, batch_shape, steps)
     given = {name: given[name] for name in use.split()}
-    fast = everything(lambda *a: tbptt.unroll(cell, *a, **given, **options), params, carry, xs)
-    return fast, plain_answer(cell, batch_shape, steps, use)
+    fast = values_and_gradients(
+        lambda *a: tbptt.unroll(cell, *a, **given, **options), params, carry, xs
+    )
+    return fast, plain_reference(cell, batch_shape, steps, use)
 
 
 def in_blocks_of_two(monkeypatch):
@@ -89,12 +103,12 @@ def in_blocks_of_two(monkeypatch):
 @pytest.mark.parametrize(
     ("cell", "remat"),
     [
-        *cells(None, among=OWN, essential=(GRU_CELL, LSTM_CELL)),
+        *cells(None, among=WITH_VJP, essential=(GRU_CELL, LSTM_CELL)),
         *cells(CarriesOnly(), essential=(SOFTPLUS, LSTM_CELL, STACK)),
     ],
 )
-def test_blocks_and_a_rest_equal_the_plain_scan(cell, remat, monkeypatch):
-    """In blocks of 2: four of them, or three and one step left over, in turns."""
+def test_blocks_and_remainder_equal_plain_unroll(cell, remat, monkeypatch):
+    """Run blocks of 2 steps, in turn with and without a remainder of one step."""
     in_blocks_of_two(monkeypatch)
     steps = 7 + (CELLS.index(cell) + (remat is None)) % 2
     params, carry, xs, given = problem(cell, steps=steps)
@@ -102,7 +116,7 @@ def test_blocks_and_a_rest_equal_the_plain_scan(cell, remat, monkeypatch):
     neutral = {"resets": np.zeros((steps, B), bool), "mask": np.ones((steps, B), bool)}
     for use in ("", "resets", "resets mask"):
         fast = run(params, carry, xs, **neutral | {name: given[name] for name in use.split()})
-        plain = plain_answer(cell, steps=steps, use=use)
+        plain = plain_reference(cell, steps=steps, use=use)
         assert_same(fast, plain)
         assert min(np.max(np.abs(g)) for g in jax.tree.leaves(plain[1][0])) > 1e-3
 
@@ -112,24 +126,28 @@ def test_blocks_and_a_rest_equal_the_plain_scan(cell, remat, monkeypatch):
     [
         *cells(CarriesOnly(), "", essential=(LEAKY,)),
         *cells(CarriesOnly(), "resets"),
-        *cells(None, "", among=OWN, essential=(GRU_CELL,)),
-        *cells(None, "resets", among=OWN),
+        *cells(None, "", among=WITH_VJP, essential=(GRU_CELL,)),
+        *cells(None, "resets", among=WITH_VJP),
     ],
 )
-def test_blocks_without_a_flag_equal_the_plain_scan(cell, remat, use, monkeypatch):
+def test_blocks_without_flags_equal_plain_unroll(cell, remat, use, monkeypatch):
     in_blocks_of_two(monkeypatch)
     assert_same(*both(cell, use, steps=7 + CELLS.index(cell) % 2, remat=remat))
 
 
 @pytest.mark.parametrize(
-    ("cell", "batch_shape"), cells((), among=OWN, essential=(LSTM_CELL,)) + cells((2, 3), among=OWN, essential=(TANH,))
+    ("cell", "batch_shape"),
+    cells((), among=WITH_VJP, essential=(LSTM_CELL,))
+    + cells((2, 3), among=WITH_VJP, essential=(TANH,)),
 )
-def test_any_batch_shape_equals_the_plain_scan(cell, batch_shape):
+def test_any_batch_shape_equals_plain_unroll(cell, batch_shape):
     assert_same(*both(cell, batch_shape=batch_shape))
 
 
-@pytest.mark.parametrize("cell", cells(among=[*CELLS, MIN_GRU, MIN_LSTM], essential=(LSTM_CELL, MIN_GRU)))
-def test_under_vmap_equals_the_plain_scan(cell):
+@pytest.mark.parametrize(
+    "cell", cells(among=[*CELLS, MIN_GRU, MIN_LSTM], essential=(LSTM_CELL, MIN_GRU))
+)
+def test_vmap_equals_plain_unroll(cell):
     params, carry, xs, given = problem(cell, (2, 3))
 
     def batched(params, carry, xs):
@@ -137,10 +155,10 @@ def test_under_vmap_equals_the_plain_scan(cell):
         two = jax.vmap(jax.vmap(one, (0, 1, 1, 1), (0, 1)), (0, 1, 1, 1), (0, 1))
         return two(carry, xs, given["resets"], given["mask"])
 
-    assert_same(everything(batched, params, carry, xs), plain_answer(cell, (2, 3)))
+    assert_same(values_and_gradients(batched, params, carry, xs), plain_reference(cell, (2, 3)))
 
 
-@pytest.mark.parametrize("cell", cells(among=OWN, essential=(TANH,)))
+@pytest.mark.parametrize("cell", cells(among=WITH_VJP, essential=(TANH,)))
 def test_the_backward_pass_can_be_differentiated(cell):
     params, carry, xs, given = problem(cell, steps=4)
 
@@ -151,11 +169,15 @@ def test_the_backward_pass_can_be_differentiated(cell):
 
         return sum(jnp.sum(g**2) for g in jax.tree.leaves(jax.grad(loss)(params)))
 
-    slopes = jax.jit(lambda params: [jax.grad(norm_of_gradient, 1)(u, params) for u in (tbptt.unroll, tbptt.plain_unroll)])
+    slopes = jax.jit(
+        lambda params: [
+            jax.grad(norm_of_gradient, 1)(u, params) for u in (tbptt.unroll, tbptt.plain_unroll)
+        ]
+    )
     assert_same(*slopes(params), 1e-9)
 
 
-def test_plain_unroll_goes_forward_too():
+def test_plain_unroll_supports_forward_mode():
     cell = LSTM(D, H)
     params, carry, xs, given = problem(cell)
     forward = jax.jacfwd(lambda p: tbptt.plain_unroll(cell, p, carry, xs, **given)[1])
@@ -164,7 +186,7 @@ def test_plain_unroll_goes_forward_too():
 
 
 class Doubled(LSTM):
-    """A derived class that changes the recurrent step, and has JAX derive its backward pass."""
+    """A derived class with another recurrent step, whose backward pass JAX derives."""
 
     backprop = None
 
@@ -174,14 +196,14 @@ class Doubled(LSTM):
 
 
 class Inherits(LSTM):
-    """As Doubled, but it inherits the backward pass of another step."""
+    """A derived class with another recurrent step, which inherits the backward pass."""
 
     def recur(self, params, carry, z):
         return super().recur(params, carry, 2 * z)
 
 
 class Whole(GRUResetBefore):
-    """A derived class that overrides its step as a whole: its parent's split is not its own."""
+    """A derived class with another `__call__`, which inherits the split of its parent."""
 
     def __call__(self, params, carry, x):
         carry, y = super().__call__(params, carry, x)
@@ -189,7 +211,7 @@ class Whole(GRUResetBefore):
 
 
 class Squeezed(Whole):
-    """It overrides the input projection too, but not the recurrent step."""
+    """A derived class with another `__call__` and input projection, which inherits `recur`."""
 
     def inputs(self, params, xs):
         return super().inputs(params, jnp.tanh(xs))
@@ -210,7 +232,10 @@ def test_a_derived_class_may_replace_its_step():
 @pytest.mark.parametrize(
     ("cell", "words"),
     [
-        (Inherits(D, H), "Inherits overrides recur and inherits backprop.*or set `backprop = None`"),
+        (
+            Inherits(D, H),
+            "Inherits overrides recur and inherits backprop.*or set `backprop = None`",
+        ),
         (Whole(D, H), "Whole overrides __call__ and inherits inputs.*override inputs too"),
         (Squeezed(D, H), "Squeezed overrides __call__ and inherits recur.*override recur too"),
         (Stack((Whole(D, H), Elman(H, H))), "Whole overrides __call__ and inherits inputs"),
@@ -218,23 +243,36 @@ def test_a_derived_class_may_replace_its_step():
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_a_part_that_belongs_to_another_step_is_refused(cell, words):
+def test_inheriting_part_of_an_overridden_step_is_an_error(cell, words):
     params, carry, xs, _ = problem(cell)
     with pytest.raises(TypeError, match=words):
-        jax.eval_shape(functools.partial(tbptt.unroll, cell, remat=CarriesOnly()), params, carry, xs)
+        jax.eval_shape(
+            functools.partial(tbptt.unroll, cell, remat=CarriesOnly()), params, carry, xs
+        )
 
 
-@pytest.mark.parametrize("cell", [Elman(D, 8), GRU(D, 8), LSTM(D, 8)], ids=lambda cell: type(cell).__name__)
-def test_the_weights_gradient_is_one_product_outside_the_loop(cell):
-    """No loop of the compiled gradient holds a product that makes an array of the weights' shape."""
-    params, carry = jax.eval_shape(cell.init, jax.random.key(0)), jax.eval_shape(lambda: cell.initial_carry((5,)))
+@pytest.mark.parametrize(
+    "cell", [Elman(D, 8), GRU(D, 8), LSTM(D, 8)], ids=lambda cell: type(cell).__name__
+)
+def test_weight_gradient_is_one_product_outside_the_loop(cell):
+    """Check that no loop of the gradient contains a product with the shape of a weight."""
+    params = jax.eval_shape(cell.init, jax.random.key(0))
+    carry = jax.eval_shape(lambda: cell.initial_carry((5,)))
     xs = jax.ShapeDtypeStruct((6, 5, D), float)
 
     def products_in_loops(unroll):
-        traced = jax.make_jaxpr(jax.grad(lambda *given: jnp.sum(unroll(cell, *given)[1])))(params, carry, xs)
-        loops = [e.params["jaxpr"].jaxpr for e in inner_equations(traced.jaxpr) if e.primitive.name == "scan"]
+        traced = jax.make_jaxpr(jax.grad(lambda *given: jnp.sum(unroll(cell, *given)[1])))(
+            params, carry, xs
+        )
+        loops = [
+            e.params["jaxpr"].jaxpr
+            for e in inner_equations(traced.jaxpr)
+            if e.primitive.name == "scan"
+        ]
         assert loops
-        made = [e for loop in loops for e in inner_equations(loop) if e.primitive.name == "dot_general"]
+        made = [
+            e for loop in loops for e in inner_equations(loop) if e.primitive.name == "dot_general"
+        ]
         return [e for e in made if sorted(e.outvars[0].aval.shape) == sorted(params.w_h.shape)]
 
     assert not products_in_loops(tbptt.unroll)
@@ -251,10 +289,14 @@ def inner_equations(jaxpr):
 
 
 @pytest.mark.parametrize(
-    "cell", cells(among=[make(D, 16) for make in (Elman, GRU, GRUResetBefore, LSTM)], essential=(GRU(D, 16), LSTM(D, 16)))
+    "cell",
+    cells(
+        among=[make(D, 16) for make in (Elman, GRU, GRUResetBefore, LSTM)],
+        essential=(GRU(D, 16), LSTM(D, 16)),
+    ),
 )
-def test_bfloat16_products_keep_a_float32_carry_and_a_stated_error(cell):
-    """Operands lose all but 8 bits, sums and carry none: about 2^-8 of gradient error, here at most 2 %."""
+def test_bfloat16_products_have_a_float32_carry_and_bounded_error(cell):
+    """Check an error of about 2^-8: bfloat16 operands have 8 bits, sums and carry have 24."""
     exact = dataclasses.replace(cell, dtype=jnp.float64)
     mixed = dataclasses.replace(cell, dtype=jnp.float32, compute_dtype=jnp.bfloat16)
     params, _, xs, _ = problem(cell, (3,), 40)
@@ -267,20 +309,33 @@ def test_bfloat16_products_keep_a_float32_carry_and_a_stated_error(cell):
             assert all(leaf.dtype == dtype for leaf in jax.tree.leaves((last, ys)))
             return jnp.sum(jnp.sin(3 * ys))
 
-        carry = jax.tree.map(lambda a: np.zeros(a.shape), jax.eval_shape(lambda: cell.initial_carry((3,))))
+        carry = jax.tree.map(
+            lambda a: np.zeros(a.shape), jax.eval_shape(lambda: cell.initial_carry((3,)))
+        )
         got = slopes(*jax.tree.map(lambda a: np.asarray(a, dtype), (params, carry, xs)))
-        return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(got)])
+        return np.concatenate(
+            [np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(got)]
+        )
 
     want, got = gradient(exact, np.float64), gradient(mixed, np.float32)
     error = np.linalg.norm(got - want) / np.linalg.norm(want)
-    assert 1e-4 < error < 0.02, error  # not above: correct; not below: the products really are rounded
+    # The upper bound checks correctness, the lower bound that products are rounded.
+    assert 1e-4 < error < 0.02, error
 
 
-def test_blocks_leave_nothing_over_where_a_divisor_is_near():
-    """A rest is the whole program once more; 35 steps of an LSTM with B, H = 20, 256 were 2 x 17 + 1."""
-    known = {(7, 16): 7, (35, 26): 35, (1000, 32): 25, (100, 16): 10, (150, 128): 150, (33, 16): 11, (62, 24): 31}
-    assert {case: even_share(*case) for case in known} == known
-    assert even_share(97, 16) == 13  # prime: 7 blocks of 13 and a rest of 6
+def test_block_length_divides_T_if_a_divisor_is_near():
+    """A remainder compiles the loops a second time, for example 35 = 2 x 17 + 1 steps."""
+    expected = {
+        (7, 16): 7,
+        (35, 26): 35,
+        (1000, 32): 25,
+        (100, 16): 10,
+        (150, 128): 150,
+        (33, 16): 11,
+        (62, 24): 31,
+    }
+    assert {case: even_share(*case) for case in expected} == expected
+    assert even_share(97, 16) == 13  # prime: 7 blocks of 13 and a remainder of 6
     for steps, most in itertools.product(range(1, 300), (16, 26, 50)):
         near = [d for d in range(1, steps + 1) if steps % d == 0 and most <= 2 * d <= 3 * most]
         block = even_share(steps, most)

@@ -1,4 +1,4 @@
-"""Memory by plan: every plan gives the same gradient and needs the bytes it says; a budget takes the cheapest that fits."""
+"""Memory plans: equal gradients, predicted bytes, and the choice of a plan for a budget."""
 
 import functools
 
@@ -26,7 +26,8 @@ def loss_problem(cell, T=60, B=3):
         mask=random.random((T, B)) < 0.8,
     )
     params, carry = jax.eval_shape(
-        lambda key: (tbptt.init_params(key, cell, readout), cell.initial_carry((B,))), jax.random.key(0)
+        lambda key: (tbptt.init_params(key, cell, readout), cell.initial_carry((B,))),
+        jax.random.key(0),
     )
     params = jax.tree.map(lambda a: 0.5 * random.normal(size=a.shape), params)
     return readout, params, jax.tree.map(lambda a: np.zeros(a.shape), carry), batch
@@ -47,11 +48,15 @@ def loss_and_gradient(cell, remat=None):
 @pytest.mark.parametrize(
     ("cell", "remat"),
     [
-        pytest.param(cell, remat, marks=() if (cell, remat) in ESSENTIAL else pytest.mark.exhaustive)
+        pytest.param(
+            cell, remat, marks=() if (cell, remat) in ESSENTIAL else pytest.mark.exhaustive
+        )
         for cell in (LAYER, LAYERS)
         for remat in PLANS
     ],
-    ids=lambda value: str(value) if isinstance(value, CarriesOnly | Segments) else type(value).__name__,
+    ids=lambda value: (
+        str(value) if isinstance(value, CarriesOnly | Segments) else type(value).__name__
+    ),
 )
 def test_every_plan_gives_the_same_loss_and_gradient(cell, remat):
     (want, _), grads = loss_and_gradient(cell)
@@ -74,43 +79,53 @@ def compiled_bytes(cell, readout, params, batch, remat):
     return gradient.lower(params, carry, batch).compile().memory_analysis().temp_size_in_bytes
 
 
-rarely = functools.partial(pytest.param, marks=pytest.mark.exhaustive)
+exhaustive = functools.partial(pytest.param, marks=pytest.mark.exhaustive)
 
 
-@pytest.mark.parametrize("remat", [None, rarely(CarriesOnly()), rarely(Segments()), Segments((400, 20))], ids=str)
+@pytest.mark.parametrize(
+    "remat", [None, exhaustive(CarriesOnly()), exhaustive(Segments()), Segments((400, 20))], ids=str
+)
 def test_predicted_bytes_are_those_of_the_compiler(remat):
     cell, readout, params, batch = budget_problem()
     predicted = tbptt.memory_plan(cell, readout, params, batch, remat=remat).predicted_bytes
     assert 0.6 < compiled_bytes(cell, readout, params, batch, remat) / predicted < 1.3
 
 
-def test_a_budget_takes_the_cheapest_plan_that_fits():
+def test_budget_selects_the_fastest_plan_that_fits():
     cell, readout, params, batch = budget_problem()
-    plan = lambda size: tbptt.memory_plan(cell, readout, params, batch, remat=tbptt.MemoryBudget(size))  # noqa: E731
-    kept = plan(1 << 40)
-    assert kept.remat is None and kept.extra_forwards == 0
-    chosen = [plan(int(kept.predicted_bytes / share)) for share in (1, 1.2, 10, 40)]
+
+    def plan(size):
+        return tbptt.memory_plan(cell, readout, params, batch, remat=tbptt.MemoryBudget(size))
+
+    default = plan(1 << 40)
+    assert default.remat is None and default.extra_forwards == 0
+    chosen = [plan(int(default.predicted_bytes / share)) for share in (1, 1.2, 10, 40)]
     assert [p.extra_forwards for p in chosen] == [0, 0, 1, 1] and chosen[1].remat == CarriesOnly()
-    assert all(p.predicted_bytes <= kept.predicted_bytes / s for p, s in zip(chosen, (1, 1.2, 10, 40), strict=True))
+    assert all(
+        p.predicted_bytes <= default.predicted_bytes / s
+        for p, s in zip(chosen, (1, 1.2, 10, 40), strict=True)
+    )
     with pytest.raises(
-        ValueError, match=r"MemoryBudget.bytes=20000 is too small for T=4000: the leanest plan needs about \d+"
+        ValueError,
+        match=r"MemoryBudget.bytes=20000 is too small for T=4000: "
+        r"the smallest plan needs about \d+",
     ):
         plan(20_000)
 
 
 @pytest.mark.exhaustive
-def test_a_tight_budget_is_kept_by_the_compiled_program():
+def test_compiled_program_respects_a_tight_budget():
     cell, readout, params, batch = budget_problem()
-    kept = tbptt.memory_plan(cell, readout, params, batch).predicted_bytes
-    budget = tbptt.MemoryBudget(kept // 40)
+    default = tbptt.memory_plan(cell, readout, params, batch).predicted_bytes
+    budget = tbptt.MemoryBudget(default // 40)
     tight = tbptt.memory_plan(cell, readout, params, batch, remat=budget)
     assert compiled_bytes(cell, readout, params, batch, budget) < 2 * tight.predicted_bytes
 
 
 def test_a_budget_works_in_unroll_with_resets_and_mask():
     cell = LSTM(D, H)
-    kept = remat_module.predicted_bytes(None, sizes_of(cell, 16), 16)
-    fast, plain = both(cell, steps=16, remat=tbptt.MemoryBudget(kept * 3 // 4))
+    default = remat_module.predicted_bytes(None, sizes_of(cell, 16), 16)
+    fast, plain = both(cell, steps=16, remat=tbptt.MemoryBudget(default * 3 // 4))
     assert_same(fast, plain, 1e-10)
 
 
@@ -119,14 +134,17 @@ def sizes_of(cell, steps):
     return remat_module.step_bytes(cell, params, (B,), jax.ShapeDtypeStruct((B, D), jnp.float64))
 
 
-def test_a_stack_needs_what_its_layers_need():
+def test_stack_bytes_are_the_sum_over_layers():
     lower, upper = LSTM(D, 5), GRU(5, H)
     stack = sizes_of(Stack((lower, upper)), T)
     one = sizes_of(lower, T)
     upper_params = jax.eval_shape(upper.init, jax.random.key(0))
-    two = remat_module.step_bytes(upper, upper_params, (B,), jax.ShapeDtypeStruct((B, 5), jnp.float64))
-    assert stack.kept == one.kept + two.kept and stack.carry == one.carry + two.carry
-    assert np.isclose(one.kept, 8 * B * 6 * 5) and two.kept == 8 * B * 5 * H  # h c and four gates; h and four
+    two = remat_module.step_bytes(
+        upper, upper_params, (B,), jax.ShapeDtypeStruct((B, 5), jnp.float64)
+    )
+    assert stack.saved == one.saved + two.saved and stack.carry == one.carry + two.carry
+    # h c and four gates; h and four.
+    assert np.isclose(one.saved, 8 * B * 6 * 5) and two.saved == 8 * B * 5 * H
 
 
 @pytest.mark.parametrize("size", [0, -5, True])
@@ -136,5 +154,8 @@ def test_a_budget_is_a_positive_int(size):
 
 
 def test_nested_segments_are_longest_first():
-    with pytest.raises(ValueError, match=r"Segments.length as a tuple holds steps, the longest first; got \(4, 9\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"Segments.length as a tuple must hold steps, the longest first; got \(4, 9\)",
+    ):
         Segments((4, 9))

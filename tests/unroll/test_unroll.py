@@ -1,4 +1,4 @@
-"""The scan engine is the plain loop of its docstring, in values and gradients, however it is cut into segments."""
+"""`unroll` equals the plain loop of its docstring, in values and gradients, for every plan."""
 
 import functools
 import inspect
@@ -10,7 +10,18 @@ import pytest
 
 from tbptt.cells import GRU, LSTM, DiagonalLinear, Elman, GRUResetBefore, MinGRU, MinLSTM, Stack
 from tbptt.unroll import Segments, unroll
-from tests.support.problems import B, D, H, T, assert_same, everything, functional, looped, problem, with_gradients
+from tests.support.problems import (
+    B,
+    D,
+    H,
+    T,
+    assert_same,
+    problem,
+    reference_loop,
+    scalar_loss,
+    values_and_gradients,
+    with_gradients,
+)
 
 CELLS = [
     Elman(D, H, gain=1.2),
@@ -22,15 +33,22 @@ CELLS = [
     MinLSTM(D, H),
     Stack((LSTM(D, 5), Elman(5, H))),
 ]
-ONE_OF_EACH = (LSTM, DiagonalLinear, Stack)  # a backward pass of its own, none, layers: what the engine tells apart
+# The cases of `unroll`: a hand-written backward pass, none, and layers.
+ONE_OF_EACH = (
+    LSTM,
+    DiagonalLinear,
+    Stack,
+)
 RESETS_AND_MASK = ("resets", "mask")
 
 
 def cells(*others, essential=ONE_OF_EACH):
-    """Sets of every cell and `others` (further parameters); all but the `essential` cells are in the second tier."""
+    """Return parameters of every cell and `others`; all but `essential` cells are exhaustive."""
     tier = lambda cell: () if type(cell) in essential else pytest.mark.exhaustive  # noqa: E731
     return [
-        pytest.param(cell, *others, marks=tier(cell), id=" ".join([type(cell).__name__, *map(str, others)]))
+        pytest.param(
+            cell, *others, marks=tier(cell), id=" ".join([type(cell).__name__, *map(str, others)])
+        )
         for cell in CELLS
     ]
 
@@ -42,7 +60,7 @@ one_of_each = pytest.mark.parametrize("cell", cells())
 
 @functools.cache
 def unrolled(cell, reverse=False, remat=None):
-    """A compiled function of params, carry, xs and flags; in its loss only those outputs count that are `counted`."""
+    """Return a compiled function of params, carry, xs and flags; its loss is of `counted` ys."""
 
     def run(params, carry, xs, counted, **flags):
         last, ys = unroll(cell, params, carry, xs, reverse=reverse, remat=remat, **flags)
@@ -53,21 +71,23 @@ def unrolled(cell, reverse=False, remat=None):
     return lambda *args, counted=everywhere, **flags: compiled(*args, counted=counted, **flags)
 
 
-def in_turns(cell, remat):
-    """Whether to run in reverse: with segments each cell and each remat meets both."""
+def runs_in_reverse(cell, remat):
+    """Return whether to run in reverse; every cell and every plan is run in both directions."""
     return bool(remat and (CELLS.index(cell) + (remat.length == 4)) % 2)
 
 
-NO_RESETS, NO_HOLES = np.zeros((T, B), bool), np.ones((T, B), bool)
+NO_RESETS, ALL_STEPS = np.zeros((T, B), bool), np.ones((T, B), bool)
 
 
 def flags_of(given, use):
-    """The flags in use; the others reset nothing and mask nothing, so that all uses are one program."""
-    return {"resets": NO_RESETS, "mask": NO_HOLES} | {name: np.asarray(given[name]) for name in use}
+    """Return the flags in `use`; the others have no effect, so that all uses share one program."""
+    return {"resets": NO_RESETS, "mask": ALL_STEPS} | {
+        name: np.asarray(given[name]) for name in use
+    }
 
 
-def with_holes(xs, mask):
-    """NaN wherever no step is."""
+def nan_at_masked(xs, mask):
+    """Return xs with NaN at masked steps."""
     return np.where(np.asarray(mask)[..., None], xs, np.nan)
 
 
@@ -79,12 +99,12 @@ def alive(grads):
     ("cell", "reverse"),
     cells(False, essential=EVERY) + cells(True, essential=(LSTM, DiagonalLinear)),
 )
-def test_is_the_plain_loop(cell, reverse):
+def test_equals_the_reference_loop(cell, reverse):
     params, carry, xs, given = problem(cell)
     for use in ((), ("resets",), ("mask",), RESETS_AND_MASK):
         flags = flags_of(given, use)
-        got = unrolled(cell, reverse)(params, carry, with_holes(xs, flags["mask"]), **flags)
-        want = looped(cell, params, carry, xs, **flags, reverse=reverse)
+        got = unrolled(cell, reverse)(params, carry, nan_at_masked(xs, flags["mask"]), **flags)
+        want = reference_loop(cell, params, carry, xs, **flags, reverse=reverse)
         assert_same(got, want)
         assert alive(want[1][0])
 
@@ -97,27 +117,29 @@ def test_is_the_plain_loop(cell, reverse):
         *cells(("mask",), essential=(LSTM,)),
     ],
 )
-def test_without_a_flag_nothing_is_reset_or_masked(cell, use):
+def test_flags_are_optional(cell, use):
     params, carry, xs, given = problem(cell)
     given = {name: given[name] for name in use}
-    assert_same(unrolled(cell)(params, carry, xs, **given), looped(cell, params, carry, xs, **given))
+    assert_same(
+        unrolled(cell)(params, carry, xs, **given), reference_loop(cell, params, carry, xs, **given)
+    )
 
 
 @pytest.mark.parametrize(
     ("cell", "remat"),
     cells(None, essential=EVERY) + cells(Segments(4), essential=(LSTM,)),
 )
-def test_nan_padding_changes_nothing(cell, remat):
+def test_nan_at_masked_steps_has_no_effect(cell, remat):
     params, carry, xs, _ = problem(cell)
-    real = np.array([1, 2, 5])  # interspersed among the padding, ends included
+    real = np.array([1, 2, 5])  # among masked steps
     mask = NO_RESETS.copy()
     mask[real] = True
-    padded = with_holes(xs, mask)
-    reverse = in_turns(cell, remat)
+    padded = nan_at_masked(xs, mask)
+    reverse = runs_in_reverse(cell, remat)
     got = unrolled(cell, reverse, remat)(params, carry, padded, resets=NO_RESETS, mask=mask)
-    assert_same(got, looped(cell, params, carry, xs, mask=mask, reverse=reverse))
+    assert_same(got, reference_loop(cell, params, carry, xs, mask=mask, reverse=reverse))
     (last, ys), (_, _, d_xs) = jax.tree.map(np.asarray, got)
-    without = looped(cell, params, carry, np.asarray(xs)[real], reverse=reverse)
+    without = reference_loop(cell, params, carry, np.asarray(xs)[real], reverse=reverse)
     assert_same((last, ys[real]), without[0])
     assert not np.any(ys[~mask]) and not np.any(d_xs[~mask])
 
@@ -129,21 +151,28 @@ def test_no_gradient_crosses_a_reset(cell):
     resets[4], after[4:] = True, True
 
     def of_what_follows(resets):
-        _, (_, to_carry, to_xs) = unrolled(cell)(params, carry, xs, counted=after, resets=resets, mask=NO_HOLES)
+        _, (_, to_carry, to_xs) = unrolled(cell)(
+            params, carry, xs, counted=after, resets=resets, mask=ALL_STEPS
+        )
         return jax.tree.map(np.asarray, (to_carry, to_xs))
 
     to_carry, to_xs = of_what_follows(resets)
-    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves((to_carry, to_xs[:4]))) and np.all(to_xs[4:] != 0)
+    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves((to_carry, to_xs[:4]))) and np.all(
+        to_xs[4:] != 0
+    )
     assert all(np.all(leaf != 0) for leaf in jax.tree.leaves(of_what_follows(NO_RESETS)))
 
 
 @one_of_each
-def test_no_steps_return_the_carry(cell):
+def test_zero_steps_return_the_carry(cell):
     params, carry, xs, _ = problem(cell)
 
     @jax.jit
     def run(params, carry, xs):
-        return [unroll(cell, params, carry, xs, remat=remat) for remat in (None, Segments(), Segments(4))]
+        return [
+            unroll(cell, params, carry, xs, remat=remat)
+            for remat in (None, Segments(), Segments(4))
+        ]
 
     for last, ys in run(params, carry, np.asarray(xs)[:0]):
         assert_same((last, ys.shape), (carry, (0, B, H)), 0)
@@ -159,9 +188,11 @@ def test_no_steps_return_the_carry(cell):
 )
 def test_a_batch_row_without_steps_keeps_its_carry(cell, remat):
     params, carry, xs, given = problem(cell)
-    mask = NO_HOLES.copy()
-    mask[:, 1] = False  # a batch row that does not exist at all, resets there or not
-    (last, ys), _ = unrolled(cell, in_turns(cell, remat), remat)(params, carry, xs, resets=given["resets"], mask=mask)
+    mask = ALL_STEPS.copy()
+    mask[:, 1] = False  # a batch row without steps
+    (last, ys), _ = unrolled(cell, runs_in_reverse(cell, remat), remat)(
+        params, carry, xs, resets=given["resets"], mask=mask
+    )
     row = functools.partial(jax.tree.map, lambda a: np.asarray(a)[1])
     assert_same(row(last), row(carry), 0)
     ys = np.asarray(ys)
@@ -169,11 +200,17 @@ def test_a_batch_row_without_steps_keeps_its_carry(cell, remat):
 
 
 @pytest.mark.parametrize(("cell", "batch_shape"), cells((3, 0)) + cells((0,), essential=()))
-def test_no_batch_rows_are_no_outputs_and_no_gradient(cell, batch_shape):
+def test_zero_batch_rows(cell, batch_shape):
     params, carry, xs, flags = problem(cell, batch_shape)
-    (last, ys), (d_params, d_carry, d_xs) = everything(lambda *a: unroll(cell, *a, **flags), params, carry, xs)
+    (last, ys), (d_params, d_carry, d_xs) = values_and_gradients(
+        lambda *a: unroll(cell, *a, **flags), params, carry, xs
+    )
     assert ys.shape == (T, *batch_shape, cell.hidden_dim) and d_xs.shape == xs.shape
-    assert jax.tree.map(jnp.shape, last) == jax.tree.map(jnp.shape, d_carry) == jax.tree.map(jnp.shape, carry)
+    assert (
+        jax.tree.map(jnp.shape, last)
+        == jax.tree.map(jnp.shape, d_carry)
+        == jax.tree.map(jnp.shape, carry)
+    )
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(d_params))
 
 
@@ -185,18 +222,19 @@ def test_no_batch_rows_are_no_outputs_and_no_gradient(cell, batch_shape):
         *cells(Segments(4), essential=(LSTM,)),
     ],
 )
-def test_segments_change_nothing(cell, remat):
-    """T = 7: 3 + 3 + 1, 7, 4 + 3."""
+def test_segments_equal_the_reference_loop(cell, remat):
+    """T = 7 is split into 3 + 3 + 1, 7, and 4 + 3 steps."""
     params, carry, xs, given = problem(cell)
-    reverse = in_turns(cell, remat)
-    cut = unrolled(cell, reverse, remat)(params, carry, with_holes(xs, given["mask"]), **given)
-    assert_same(cut, looped(cell, params, carry, xs, **given, reverse=reverse))
+    reverse = runs_in_reverse(cell, remat)
+    cut = unrolled(cell, reverse, remat)(params, carry, nan_at_masked(xs, given["mask"]), **given)
+    assert_same(cut, reference_loop(cell, params, carry, xs, **given, reverse=reverse))
 
 
-@pytest.mark.exhaustive  # what the compiler needs is compared with the plan's own figure in tests/engine/test_memory.py
+@pytest.mark.exhaustive  # test_memory.py compares compiled bytes with predictions
 def test_segments_save_memory():
     cell = LSTM(D, 64)
-    params, carry = jax.eval_shape(cell.init, jax.random.key(0)), jax.eval_shape(lambda: cell.initial_carry((8,)))
+    params = jax.eval_shape(cell.init, jax.random.key(0))
+    carry = jax.eval_shape(lambda: cell.initial_carry((8,)))
     xs = jax.ShapeDtypeStruct((1024, 8, D), float)
 
     def temp_bytes(remat):
@@ -205,23 +243,31 @@ def test_segments_save_memory():
 
     plain, root = temp_bytes(None), temp_bytes(Segments())
     assert root < plain / 4, (root, plain)
-    assert temp_bytes(Segments(1024)) > 2 * root  # one segment as long as the sequence saves nothing
+    # A segment as long as the sequence saves no memory.
+    assert temp_bytes(Segments(1024)) > 2 * root
 
 
 @pytest.mark.parametrize("cell", cells(essential=(LSTM,)))
-def test_gradient_is_that_of_finite_differences(cell):
+def test_gradient_equals_finite_differences(cell):
     params, carry, xs, given = problem(cell)
     leaves, tree = jax.tree.flatten(jax.tree.map(np.asarray, (params, carry)))
-    flat, ends = np.concatenate([leaf.ravel() for leaf in leaves]), np.cumsum([leaf.size for leaf in leaves])
+    flat = np.concatenate([leaf.ravel() for leaf in leaves])
+    ends = np.cumsum([leaf.size for leaf in leaves])
 
     @jax.jit
     @jax.vmap
     def at(flat):
-        cut = [part.reshape(leaf.shape) for part, leaf in zip(jnp.split(flat, ends[:-1]), leaves, strict=True)]
-        return functional(unroll(cell, *jax.tree.unflatten(tree, cut), xs, **given))
+        cut = [
+            part.reshape(leaf.shape)
+            for part, leaf in zip(jnp.split(flat, ends[:-1]), leaves, strict=True)
+        ]
+        return scalar_loss(unroll(cell, *jax.tree.unflatten(tree, cut), xs, **given))
 
-    eps, eye = 1e-4, np.eye(flat.size)  # five points: the error falls as eps^4, so 1e-10 is within reach of float64
-    loss = np.asarray(at(np.concatenate([flat + k * eps * eye for k in (1, -1, 2, -2)]))).reshape(4, -1)
+    # Five points: the error is O(eps^4), about 1e-10 in float64.
+    eps, eye = 1e-4, np.eye(flat.size)
+    loss = np.asarray(at(np.concatenate([flat + k * eps * eye for k in (1, -1, 2, -2)]))).reshape(
+        4, -1
+    )
     want = (8 * (loss[0] - loss[1]) - (loss[2] - loss[3])) / (12 * eps)
     _, grads = unrolled(cell)(params, carry, xs, **given)
     got = np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(grads[:2])])
@@ -229,8 +275,9 @@ def test_gradient_is_that_of_finite_differences(cell):
 
 
 @every_cell
-def test_recur_after_inputs_is_the_call(cell):
-    params, carry, xs, _ = problem(cell, (T, B), 1)  # T steps side by side, each from a carry of its own
+def test_recur_of_inputs_equals_the_call(cell):
+    # T independent steps, each with its own carry.
+    params, carry, xs, _ = problem(cell, (T, B), 1)
 
     @jax.jit
     def both(params, carry, x):
@@ -240,15 +287,17 @@ def test_recur_after_inputs_is_the_call(cell):
 
 
 class Forgetful(Elman):
-    """A user's cell gone wrong: it returns a carry of another structure."""
+    """An invalid cell, which returns a carry of another structure."""
 
     def __call__(self, params, carry, x):
         return (carry.h,), carry.h
 
 
 def zeros(make, *args):
-    """What `make` would return, but zeros of numpy."""
-    return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), jax.eval_shape(functools.partial(make, *args)))
+    """Return zeros with the shapes of `make(*args)`."""
+    return jax.tree.map(
+        lambda a: np.zeros(a.shape, a.dtype), jax.eval_shape(functools.partial(make, *args))
+    )
 
 
 def carry_of(cell, batch_shape=(B,)):
@@ -262,10 +311,22 @@ CARRY = carry_of(CELL)
 @pytest.mark.parametrize(
     ("error", "words", "change"),
     [
-        (TypeError, r"xs must be floating.*int.*embed integer symbols", {"xs": np.ones((T, B, D), int)}),
-        (ValueError, r"xs must be .*LSTM.input_dim = 3; got shape \(7, 2, 4\)", {"xs": np.ones((T, B, 4))}),
+        (
+            TypeError,
+            r"xs must be floating.*int.*embed integer symbols",
+            {"xs": np.ones((T, B, D), int)},
+        ),
+        (
+            ValueError,
+            r"xs must be .*LSTM.input_dim = 3; got shape \(7, 2, 4\)",
+            {"xs": np.ones((T, B, 4))},
+        ),
         (ValueError, r"xs must be \[T, \*batch, D\].*got shape \(3,\)", {"xs": np.ones((D,))}),
-        (TypeError, r"resets must be booleans.*float64: use resets > 0", {"resets": np.ones((T, B))}),
+        (
+            TypeError,
+            r"resets must be booleans.*float64: use resets > 0",
+            {"resets": np.ones((T, B))},
+        ),
         (TypeError, r"mask must be booleans.*int.*: use mask > 0", {"mask": np.ones((T, B), int)}),
         (ValueError, r"resets must have .* \(7, 2\); got \(7,\)", {"resets": np.ones((T,), bool)}),
         (ValueError, r"mask must have .* \(7, 2\); got \(2, 7\)", {"mask": np.ones((B, T), bool)}),
@@ -275,20 +336,37 @@ CARRY = carry_of(CELL)
             r"carry\.h must be .*\[2, 4\]; got .*\[4\]\..*initial_carry\(\(2,\)\)",
             {"carry": carry_of(CELL, ())},
         ),
-        (ValueError, r"carry\.c must be float64.*; got float32", {"carry": CARRY._replace(c=carry_of(F32).c)}),
-        (ValueError, r"carry that LSTM returned\.h must be float32.*; got float64.*xs is float64", {"cell": F32}),
-        (ValueError, r"carry that Forgetful returned must have the structure", {"cell": Forgetful(D, H)}),
+        (
+            ValueError,
+            r"carry\.c must be float64.*; got float32",
+            {"carry": CARRY._replace(c=carry_of(F32).c)},
+        ),
+        (
+            ValueError,
+            r"carry that LSTM returned\.h must be float32.*; got float64.*xs is float64",
+            {"cell": F32},
+        ),
+        (
+            ValueError,
+            r"carry that Forgetful returned must have the structure",
+            {"cell": Forgetful(D, H)},
+        ),
     ],
 )
-def test_errors_name_what_is_wrong(error, words, change):
+def test_error_messages(error, words, change):
     cell = change.get("cell", CELL)
     params = zeros(cell.init, jax.random.key(0))
-    given = {"cell": cell, "params": params, "carry": carry_of(cell), "xs": np.ones((T, B, D))} | change
-    # Only the library's own message counts: jaxtyping's hook of the tests would speak first.
+    given = {
+        "cell": cell,
+        "params": params,
+        "carry": carry_of(cell),
+        "xs": np.ones((T, B, D)),
+    } | change
+    # Unwrapped, because jaxtyping's hook checks the arguments before the library does.
     with pytest.raises(error, match=words):
         inspect.unwrap(unroll)(**given)
 
 
-def test_segments_need_a_length():
+def test_segment_length_is_at_least_one():
     with pytest.raises(ValueError, match=r"Segments.length must be at least 1 step.*got 0"):
         Segments(0)

@@ -1,4 +1,4 @@
-"""What a person sees while a program works: on stderr, so that stdout is left to the summary."""
+"""Print progress, tables and messages on stderr; stdout is reserved for the summary."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -8,13 +8,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-# A pipe has no width of its own; rich would assume 80 columns and break the tables.
+# rich assumes 80 columns for a pipe, which would wrap the tables.
 console = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
 
 
 @contextmanager
 def progress() -> Iterator[Progress]:
-    """Opens a progress display: a bar, the loss, the time left."""
+    """Open a progress display with a bar, the loss and the remaining time."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -26,7 +26,7 @@ def progress() -> Iterator[Progress]:
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a table; numbers stand right."""
+    """Print a table; all columns but the first are right-aligned."""
     view = Table(title=title, title_justify="left")
     for index, name in enumerate(header):
         view.add_column(name, justify="left" if index == 0 else "right")
@@ -36,7 +36,7 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> N
 
 
 def human_bytes(size: int) -> str:
-    """Writes bytes in the unit that fits: 1536 -> '1.5 KiB'."""
+    """Format a number of bytes: 1536 -> '1.5 KiB'."""
     value = float(size)
     for unit in ("B", "KiB", "MiB"):
         if value < 1024:

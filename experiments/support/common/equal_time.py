@@ -1,7 +1,7 @@
-"""Several training runs at equal seconds, in turns, so that whatever else the machine does falls on all of them alike.
+"""Train several runs for equal seconds, in turns, so that other load affects all equally.
 
-On a CPU the seconds are those of the processor, all cores together, not those on the wall: work that other programs take
-away, or a machine that is put to sleep, then costs a run nothing. Elsewhere the processor only waits, and the wall counts.
+On a CPU the seconds are CPU time summed over all cores, which excludes the work of other programs.
+On other devices, where the CPU only waits, they are wall-clock time.
 """
 
 import math
@@ -17,14 +17,13 @@ from experiments.support.common.console import progress
 
 
 class Runner(NamedTuple):
-    """One contestant.
+    """One of the runs.
 
-    name:    for people
-    state:   where it starts
-    advance: (state, learning rate, turn) -> (state, mean loss); compiled already; `updates` of them a turn
-    updates: a turn
-    keep:    (what is kept so far, None at first; state) -> what is kept now; looks at the state after every turn, and its
-             seconds do not count
+    name:    name for display
+    state:   initial state
+    advance: compiled function of one turn, (state, learning rate, turn) -> (state, mean loss)
+    updates: number of updates per turn
+    keep:    (kept value, None at first; state) -> kept value, called after every turn, untimed
     """
 
     name: str
@@ -35,13 +34,19 @@ class Runner(NamedTuple):
 
 
 def clock() -> float:
-    """Returns the seconds of this process: of the processor on a CPU, on the wall elsewhere."""
+    """Return the CPU seconds of this process if it computes on the CPU, else wall-clock seconds."""
     return time.process_time() if jax.default_backend() == "cpu" else time.perf_counter()
 
 
 class Outcome(NamedTuple):
-    """What came of it: the last state, updates made, seconds used, loss by seconds `[turns]` (a mean over seeds), what was
-    kept."""
+    """Result of one run.
+
+    state:   final state
+    updates: number of updates
+    seconds: seconds used
+    curve:   (seconds used, mean loss) after every turn
+    kept:    the last value of `keep`
+    """
 
     name: str
     state: Any
@@ -51,27 +56,32 @@ class Outcome(NamedTuple):
     kept: Any = None
 
 
-def race(
-    runners: Sequence[Runner], seconds: float, lr: Sequence[float], report: Callable[[str, float, float], None]
+def run_in_turns(
+    runners: Sequence[Runner],
+    seconds: float,
+    lr: Sequence[float],
+    report: Callable[[str, float, float], None],
 ) -> list[Outcome]:
-    """Gives every runner `seconds` of computing, one turn each in rotation.
+    """Train every runner for `seconds`, one turn each in rotation.
 
-        while somebody has time left:
-            for runner in those: rate = lr / 2 (1 + cos(pi used / seconds)); state, loss = advance(state, rate, turn)
-                # the clock stands
+        while a runner has time left:
+            for runner in those with time left:
+                rate = lr / 2 (1 + cos(pi used / seconds))
+                state, loss = advance(state, rate, turn)           # only this is timed
                 kept = keep(kept, state)
 
-    So every run ends annealed, whatever its speed. A turn that is begun is finished: choose turns short against `seconds`.
+    The learning rate of every run thus falls to 0, whatever its speed. A turn is always completed,
+    so it should be short compared with `seconds`.
 
     Args:
-      lr: each runner's rate at the start.
+      lr: initial learning rate of each runner.
       report: called after every turn with (name, seconds used, loss).
 
     Returns:
-      An `Outcome` each.
+      One `Outcome` per runner.
 
     Raises:
-      FloatingPointError: a loss is not finite; names the runner.
+      FloatingPointError: a loss is not finite; the message names the runner.
     """
     states, used = [runner.state for runner in runners], [0.0] * len(runners)
     curves: list[list[tuple[float, float]]] = [[] for _ in runners]
@@ -90,15 +100,21 @@ def race(
             kept[i] = runner.keep(kept[i], states[i]) if runner.keep else None
             report(runner.name, used[i], mean)
             if not math.isfinite(mean):
-                raise FloatingPointError(f"{runner.name}: the loss became {mean} after {used[i]:.1f} s; lower its --lr")
+                raise FloatingPointError(
+                    f"{runner.name}: the loss is {mean} after {used[i]:.1f} s; use a lower --lr"
+                )
     return [
         Outcome(runner.name, state, runner.updates * len(curve), spent, curve, best)
-        for runner, state, spent, curve, best in zip(runners, states, used, curves, kept, strict=True)
+        for runner, state, spent, curve, best in zip(
+            runners, states, used, curves, kept, strict=True
+        )
     ]
 
 
-def shown_race(title: str, runners: Sequence[Runner], seconds: float, lr: Sequence[float]) -> list[Outcome]:
-    """Runs a race under one progress bar: the share of all seconds that is used, and the loss of whoever had a turn."""
+def run_with_progress(
+    title: str, runners: Sequence[Runner], seconds: float, lr: Sequence[float]
+) -> list[Outcome]:
+    """Call `run_in_turns` with a progress bar of seconds and the latest loss."""
     used = dict.fromkeys((runner.name for runner in runners), 0.0)
     with progress() as display:
         task = display.add_task(title, total=seconds * len(runners), loss="-")
@@ -107,4 +123,4 @@ def shown_race(title: str, runners: Sequence[Runner], seconds: float, lr: Sequen
             used[name] = min(spent, seconds)
             display.update(task, completed=sum(used.values()), loss=f"{loss:.3f}")
 
-        return race(runners, seconds, lr, report)
+        return run_in_turns(runners, seconds, lr, report)

@@ -1,4 +1,4 @@
-"""One forecasting job, trained for a given number of seconds by any estimator, and scored on the untouched end."""
+"""Train a network to forecast a recording, with any estimator, and score it on held-out steps."""
 
 import functools
 import math
@@ -17,11 +17,14 @@ from tbptt.data import Recording, forecast_pairs, split_into_streams, standardis
 
 
 class Job(NamedTuple):
-    """A recording cut for training and scoring. Steps are samples.
+    """A recording split for training and scoring. Steps are samples.
 
-    values: `[T, 1]` standardised with the training part; batch: the training part in lanes `[T_lane, lanes, 1]`
-    horizon: steps ahead that are scored; batch.targets hold the shorter horizons too, this one last
-    valid, test: (start, end) of the two scored parts; an origin t counts if t and t + horizon lie in the part
+    values: `[T, 1]`, standardised by the mean and scale of the training part
+    batch: the training part as B contiguous segments of equal length, `[T_train / B, B, 1]`
+    horizon: the number of steps ahead that is scored; it is the last of the horizons in
+    batch.targets
+    valid, test: (start, end) of the two scored parts; an origin t counts if t and t + horizon lie
+    in the part
     """
 
     values: np.ndarray
@@ -32,14 +35,21 @@ class Job(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A cell with its linear readout."""
+    """A cell, its linear readout, and the unroll function."""
 
     cell: Any
     readout: nn.Module
+    unroll: tbptt.UnrollFn = tbptt.unroll
+
+    def loss_fn(self, remat: Any = None) -> tbptt.LossFn:
+        """Make the squared error of a sequence."""
+        return tbptt.sequence_loss(
+            self.cell, self.readout, tbptt.squared_error, remat=remat, unroll=self.unroll
+        )
 
 
 class Run(NamedTuple):
-    """What came of one training run; windows: mean k2 of every epoch, of an estimator that chooses it (else empty)."""
+    """Result of a run; windows: the mean k2 of every epoch if the estimator chooses k2."""
 
     params: Any
     updates: int
@@ -50,27 +60,32 @@ class Run(NamedTuple):
     windows: list[float]
 
 
-def make_job(recording: Recording, horizons: tuple[int, ...], n_lanes: int, train_end: int, test_start: int) -> Job:
-    """Standardises column 0 with the training part and lays that part out in contiguous lanes; the last horizon counts."""
+def make_job(
+    recording: Recording, horizons: tuple[int, ...], n_rows: int, train_end: int, test_start: int
+) -> Job:
+    """Standardise column 0 and split its training part into `n_rows` batch rows.
+
+    Only the last horizon is scored.
+    """
     horizon = horizons[-1]
     scaled, _ = standardise(recording.values[:, :1], train_end)
     inputs, targets = forecast_pairs(scaled, 0, horizons)
-    # The last targets of the training part lie in the validation part: those steps have weight 0, they are not dropped.
+    # The last targets of the training part lie in the validation part: those steps have weight 0.
     weights = np.ones((train_end,), np.float32)
     weights[train_end - horizon :] = 0
     parts = (inputs[:train_end].astype(np.float32), targets[:train_end].astype(np.float32), weights)
-    batch = tbptt.Batch(*(jnp.asarray(part) for part in split_into_streams(parts, n_lanes)))
+    batch = tbptt.Batch(*(jnp.asarray(part) for part in split_into_streams(parts, n_rows)))
     return Job(scaled, batch, horizon, (train_end, test_start), (test_start, len(scaled)))
 
 
 @functools.cache
 def estimator_of(model: Model, k1: int, k2: int) -> tbptt.Estimator:
-    """Return TBPTT(k1, k2) of the squared error; the same object every time, so that runs share compiled programs."""
-    return tbptt.truncated_bptt(tbptt.sequence_loss(model.cell, model.readout, tbptt.squared_error), k1, k2)
+    """Return TBPTT(k1, k2) of the squared error; cached, so that runs share compiled programs."""
+    return tbptt.truncated_bptt(model.loss_fn(), k1, k2)
 
 
 def make_optimizer(clip: float) -> optax.GradientTransformation:
-    """Clips by global norm, then Adam with a learning rate that the loop sets between epochs."""
+    """Make clipping by global norm and Adam, whose rate the loop sets between epochs."""
     return optax.chain(
         tbptt.optim.with_clip_stats(optax.clip_by_global_norm(clip)),
         optax.inject_hyperparams(optax.adam)(learning_rate=0.0),
@@ -91,13 +106,17 @@ def train(
     report: Callable[[float, float], None] = lambda used, loss: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Run:
-    """Train until `seconds` of computing by `clock` are used, or for a number of epochs; compilation is timed apart.
+    """Train until `seconds` by `clock` are used, or for a number of epochs.
 
-    The learning rate falls from lr to 0 along half a cosine of the seconds used, or of the epochs, so every run ends
-    annealed whatever its speed. `report(seconds_used, loss)` is called after every epoch.
+    The learning rate falls from lr to 0 along half a cosine of the seconds used, or of the epochs,
+    so the rate of every run ends at 0 whatever its speed. `report(seconds_used, loss)` is called
+    after every epoch.
     """
     if (seconds is None) == (epochs is None):
-        raise ValueError(f"give seconds or epochs, one of them; got seconds={seconds}, epochs={epochs}")
+        raise ValueError(
+            f"exactly one of seconds and epochs must be given; got seconds={seconds}, "
+            f"epochs={epochs}"
+        )
     optimizer = make_optimizer(clip)
     carry = model.cell.initial_carry(job.batch.inputs.shape[1:2])
     params = tbptt.init_params(jax.random.key(seed), model.cell, model.readout)
@@ -121,47 +140,69 @@ def train(
             windows.append(float(metrics.info.k2.mean()))
         report(used, float(metrics.loss.mean()))
         if bool(metrics.non_finite.any()):
-            raise FloatingPointError(f"loss or gradient became non-finite in epoch {done}; lower --lr or --clip")
-    return Run(state.params, int(state.step), done, used, compile_seconds, float(np.mean(clipped)), windows)
+            raise FloatingPointError(
+                f"loss or gradient became non-finite in epoch {done}; lower --lr or --clip"
+            )
+    return Run(
+        state.params, int(state.step), done, used, compile_seconds, float(np.mean(clipped)), windows
+    )
 
 
 @functools.cache
-def _compiled_epoch(estimator: tbptt.Estimator, clip: float, chunk: int, tree: Any, shapes: tuple[Any, ...]) -> Any:
-    """Compile an epoch once for an estimator and shapes of (state, batch): runs that differ in data or seed share it."""
+def _compiled_epoch(
+    estimator: tbptt.Estimator, clip: float, chunk: int, tree: Any, shapes: tuple[Any, ...]
+) -> Any:
+    """Compile an epoch for an estimator and shapes of (state, batch).
+
+    Runs that differ in data or seed share it.
+    """
     jitted: Any = tbptt.make_train_epoch(estimator, make_optimizer(clip), chunk)
     return jitted.lower(*jax.tree.unflatten(tree, shapes)).compile()
 
 
 def step_temp_bytes(estimator: tbptt.Estimator, model: Model, job: Job, chunk: int) -> int:
-    """Returns the temporary bytes of one compiled train step on a chunk, as XLA plans them."""
+    """Return the temporary bytes of one compiled train step on a chunk, as XLA plans them."""
     example = jax.tree.map(lambda leaf: leaf[:chunk], job.batch)
     return temp_bytes(tbptt.make_train_step, estimator, model, example)
 
 
-def epoch_temp_bytes(estimator: tbptt.Estimator, model: Model, job: Job, chunk: int, length: int) -> int:
-    """Returns the temporary bytes of one compiled epoch over lanes of `length` steps."""
+def epoch_temp_bytes(
+    estimator: tbptt.Estimator, model: Model, job: Job, chunk: int, length: int
+) -> int:
+    """Return the temporary bytes of one compiled epoch over batch rows of `length` steps."""
     example = jax.tree.map(lambda leaf: leaf[:length], job.batch)
     return temp_bytes(lambda e, o: tbptt.make_train_epoch(e, o, chunk), estimator, model, example)
 
 
 def temp_bytes(make: Any, estimator: tbptt.Estimator, model: Model, batch: tbptt.Batch) -> int:
-    """Compiles `make(estimator, optimizer)` for a batch and reads the plan; nothing is run."""
+    """Return the temporary bytes of `make(estimator, optimizer)`, compiled for a batch."""
     optimizer = make_optimizer(1.0)
     carry = model.cell.initial_carry(batch.inputs.shape[1:2])
     params = tbptt.init_params(jax.random.key(0), model.cell, model.readout)
     state = tbptt.init_state(estimator, optimizer, params, carry, batch)
-    return make(estimator, optimizer).lower(state, batch).compile().memory_analysis().temp_size_in_bytes
+    return (
+        make(estimator, optimizer)
+        .lower(state, batch)
+        .compile()
+        .memory_analysis()
+        .temp_size_in_bytes
+    )
 
 
 def errors(model: Model, params: Any, job: Job) -> tuple[float, float]:
-    """Returns the mean squared error on the validation and the test part, the carry carried through all steps before."""
+    """Return the mean squared errors on validation and test part, in one pass over all steps."""
     inputs = jnp.asarray(job.values[: -job.horizon, None, :1], jnp.float32)
 
     def forward(params: Any, inputs: jax.Array) -> jax.Array:
         batch = tbptt.Batch(inputs, None)
-        return tbptt.predict(model.cell, model.readout, params, model.cell.initial_carry((1,)), batch)[1]
+        carry = model.cell.initial_carry((1,))
+        return tbptt.predict(model.cell, model.readout, params, carry, batch, unroll=model.unroll)[
+            1
+        ]
 
     outputs = np.asarray(jax.jit(forward)(params, inputs), np.float64)[:, 0, -1]
     squares = (outputs - job.values[job.horizon :, 0]) ** 2
-    scores = [float(squares[start : end - job.horizon].mean()) for start, end in (job.valid, job.test)]
+    scores = [
+        float(squares[start : end - job.horizon].mean()) for start, end in (job.valid, job.test)
+    ]
     return scores[0], scores[1]

@@ -1,4 +1,4 @@
-"""Independent jobs, one a device at a time: two runs on two cores take the time of one."""
+"""Run independent jobs in parallel, one per device."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,15 +11,16 @@ Result = TypeVar("Result")
 
 
 def on_all_devices(jobs: Sequence[Callable[[], Result]]) -> list[Result]:
-    """Runs every job on a device of its own, as soon as one is free, first jobs first; results in the order of the jobs.
+    """Run every job on the next free device, and return the results in order.
 
         results = [job() for job in jobs]
 
-    `tbptt.distributed.split_cpu()` first of all makes a device of every core: the products of a small recurrent step keep only one
-    busy. Arrays that a job makes lie on its device; what it brings along must not be committed to another.
+    Call `tbptt.distributed.split_cpu()` before jax is initialised to make each core a device: the
+    matrix products of a small recurrent step use only one core. Arrays that a job creates are on
+    its device; arrays that it takes from outside must not be committed to another device.
 
     Raises:
-      whatever a job raises, the first one in order, once all others have ended.
+      The error of the first job, in order, that fails, after all jobs have ended.
     """
     free: SimpleQueue[Any] = SimpleQueue()
     devices = jax.local_devices()

@@ -1,4 +1,4 @@
-"""Ridge regression from the last samples of ALL columns: what a network of several channels must beat."""
+"""Forecast all columns by ridge regression on past samples of all columns."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,15 +7,15 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Float, Float64
 
-BLOCK = 4096  # origins at a time: 600 features then take 20 MB
+BLOCK = 4096  # origins per block; with 600 features a block has 20 MB
 
 
 class Forecast(NamedTuple):
-    """The forecast whose penalty was best on the validation part.
+    """The forecast with the lowest validation error among all penalties.
 
-    ridge: that penalty
-    valid, test: mean squared errors there, `[horizons, C]`
-    weights: w, a row for every lag and column, in the order of the lags, and b; `[lags C + 1, K C]`
+    ridge: its penalty
+    valid, test: its mean squared errors, `[horizons, C]`
+    weights: w, with one row per lag and column in the order of the lags, and b; `[lags C + 1, K C]`
     """
 
     ridge: float
@@ -25,7 +25,7 @@ class Forecast(NamedTuple):
 
 
 def even_lags(reach: int, most: int) -> list[int]:
-    """Spreads at most `most` lags over 0 .. reach - 1, as evenly as whole steps allow; all of them if reach <= most."""
+    """Return at most `most` lags, evenly spaced over 0 .. reach - 1 up to rounding."""
     if reach < 1 or most < 1:
         raise ValueError(f"reach and most must be at least 1 step; got reach={reach}, most={most}")
     return sorted({round(lag) for lag in np.linspace(0, reach - 1, min(reach, most))})
@@ -40,26 +40,36 @@ def ridge_forecast(
     valid: tuple[int, int],
     test: tuple[int, int],
 ) -> Forecast:
-    """Forecasts every column at every horizon from all columns at every lag, least squares with a ridge.
+    """Forecast every column at every horizon from all columns at every lag, by ridge regression.
 
-        prediction[t, k, c] = b[k, c] + sum_{l in lags} sum_d w[l, d, k, c] values[t - l, d]
-        w, b minimise  sum_t (values[t + horizons[k], c] - prediction[t, k, c])^2 + ridge * N * |w|^2
+        prediction[t, k, c] = b[k, c] + sum_{l in lags} sum_d w[l, d, k, c] values[t - l, d] w, b
+        minimise  sum_t (values[t + horizons[k], c] - prediction[t, k, c])^2 + ridge * N * |w|^2
 
-    over the N origins whose samples and targets all lie in 0 .. train_end - 1. The ridge is the one of `ridges` with the
-    least mean error on the validation part. An origin of a part (start, end) has start <= t and t + max(horizons) < end.
+    over the N origins whose samples and targets all lie in 0 .. train_end - 1. Among `ridges`, the
+    one with the lowest mean error on the validation part is used. An origin of a part (start, end)
+    has start <= t and t + max(horizons) < end.
 
     Raises:
-        ValueError: a part is shorter than the horizons, begins before the lags are known, or overlaps the training part.
+        ValueError: a part is shorter than the horizons, starts before max(lags), or overlaps the
+          training part.
     """
     reach, ahead = max(lags) + 1, max(horizons)
-    for name, (start, end) in {"train": (reach - 1, train_end), "valid": valid, "test": test}.items():
+    for name, (start, end) in {
+        "train": (reach - 1, train_end),
+        "valid": valid,
+        "test": test,
+    }.items():
         if not reach - 1 <= start < end - ahead or end > len(values):
             raise ValueError(
-                f"the {name} part must lie in the {len(values)} steps of values, after the first {reach - 1}, and be "
+                f"the {name} part must lie in the {len(values)} steps of values, after the first "
+                f"{reach - 1}, and be "
                 f"longer than the horizon {ahead}; got {start} .. {end}"
             )
     if min(valid[0], test[0]) < train_end:
-        raise ValueError(f"valid and test must begin after the training part's {train_end} steps; got {valid}, {test}")
+        raise ValueError(
+            f"valid and test must begin after the training part's {train_end} steps; got {valid}, "
+            f"{test}"
+        )
     x, F = np.asarray(values, np.float64), len(lags) * values.shape[1] + 1
     K = len(horizons) * values.shape[1]
     gram, moment, n = np.zeros((F, F)), np.zeros((F, K)), train_end - ahead - (reach - 1)
@@ -75,12 +85,15 @@ def ridge_forecast(
         if best is None or scores[0].mean() < best.valid.mean():
             best = Forecast(float(ridge), scores[0], scores[1], weights)
     if best is None:
-        raise ValueError("ridges must hold at least one penalty; got none")
+        raise ValueError("ridges must contain at least one penalty; got none")
     return best
 
 
 def predictions(values: np.ndarray, lags: Sequence[int], weights: np.ndarray) -> np.ndarray:
-    """Forecasts from every step, `[T, K C]`; the first max(lags), before which too little is known, are 0."""
+    """Return the forecasts from every step, `[T, K C]`.
+
+    The first max(lags), which lack past samples, are 0.
+    """
     x, reach = np.asarray(values, np.float64), max(lags) + 1
     found = np.zeros((len(x), weights.shape[1]))
     for first in range(reach - 1, len(x), BLOCK):
@@ -89,7 +102,13 @@ def predictions(values: np.ndarray, lags: Sequence[int], weights: np.ndarray) ->
     return found
 
 
-def _score(x: np.ndarray, lags: Sequence[int], horizons: Sequence[int], part: tuple[int, int], weights: np.ndarray):
+def _score(
+    x: np.ndarray,
+    lags: Sequence[int],
+    horizons: Sequence[int],
+    part: tuple[int, int],
+    weights: np.ndarray,
+):
     squares, n = np.zeros(weights.shape[1]), 0
     for features, targets in _blocks(x, lags, horizons, *part):
         squares += np.sum((targets - features @ weights) ** 2, axis=0)
@@ -98,7 +117,7 @@ def _score(x: np.ndarray, lags: Sequence[int], horizons: Sequence[int], part: tu
 
 
 def _blocks(x: np.ndarray, lags: Sequence[int], horizons: Sequence[int], start: int, end: int):
-    """Lays out the origins of a part, block by block: all samples that are looked at and a 1; all targets."""
+    """Yield features (past samples and a 1) and targets of a part, block by block."""
     last = end - max(horizons)
     for first in range(start, last, BLOCK):
         origins = np.arange(first, min(first + BLOCK, last))

@@ -1,11 +1,12 @@
-"""Interpolated n-grams of symbols, the numbers that a network has to beat: Witten-Bell and Kneser-Ney.
+"""Score text by interpolated n-grams, Witten-Bell and Kneser-Ney, as baselines for networks.
 
-Both mix the orders n = 0, 1, 2, ..., where order n looks at the n symbols before (its context h, which loses its oldest
-symbol from one order to the next lower), and end at the uniform distribution over the V symbols:
+Both interpolate the orders n = 0, 1, 2, ..., and end at the uniform distribution over the V
+symbols. The context h of order n is the n previous symbols; h' is h without its oldest symbol:
 
-    p_n(c | h) = (max(N(h c) - d, 0) + r(h) p_{n-1}(c | h')) / N(h)          a context that was never seen passes p_{n-1} on
+    p_n(c | h) = (max(N(h c) - d, 0) + r(h) p_{n-1}(c | h')) / N(h)    p_n = p_{n-1} for unseen h
 
-with N counts of the training text. Where an order has too little past, as at the text's beginning, it is left out.
+with counts N of the training text. At the beginning of a text, orders with too little past are
+omitted.
 """
 
 import math
@@ -17,11 +18,11 @@ from jaxtyping import Float64, Int
 
 
 class Counts(NamedTuple):
-    """Counts of one order: how often a symbol followed a context, both sorted by code.
+    """Counts of one order; grams and contexts are sorted.
 
-    grams, times:    context and symbol as one number; how often
-    contexts, total: context as one number; sum of its times
-    kinds:           context's number of different symbols
+    grams, times:    codes of context and symbol together, and their counts
+    contexts, total: codes of the contexts, and the sums of their counts
+    kinds:           number of different symbols after each context
     """
 
     grams: np.ndarray
@@ -31,19 +32,24 @@ class Counts(NamedTuple):
     kinds: np.ndarray
 
 
-def witten_bell(train: Int[np.ndarray, " N"], text: Int[np.ndarray, " M"], V: int, order: int) -> list[float]:
-    """Returns the bits per symbol of a text under interpolated Witten-Bell n-grams of orders 0 .. `order`.
+def witten_bell(
+    train: Int[np.ndarray, " N"], text: Int[np.ndarray, " M"], V: int, order: int
+) -> list[float]:
+    """Return bits per symbol of a text under Witten-Bell n-grams, of every order 0 .. `order`.
 
-        p_n(c | h) = (N(h c) + K(h) p_{n-1}(c | h')) / (N(h) + K(h))         K(h): how many different symbols followed h
+        p_n(c | h) = (N(h c) + K(h) p_{n-1}(c | h')) / (N(h) + K(h))
+        K(h) = number of different symbols after h
 
     Args:
         train, text: symbols 0 .. V - 1.
-        V: number of symbols; order: the longest context, in symbols, with (V ** (order + 1)) < 2 ** 63.
+        V: number of symbols.
+        order: length of the longest context in symbols, with V ** (order + 1) < 2 ** 63.
 
     Raises:
-        ValueError: a text is too short, or sizes do not fit.
+        ValueError: a text is too short, or a size is out of range.
 
-    References: Witten and Bell, *The zero-frequency problem*, IEEE Transactions on Information Theory 37, 1991 (method C).
+    References: Witten and Bell, *The zero-frequency problem*, IEEE Transactions on Information
+    Theory 37, 1991 (method C).
     """
     _check(train, text, V, order)
     p = np.full(len(text), 1.0 / V)
@@ -56,16 +62,22 @@ def witten_bell(train: Int[np.ndarray, " N"], text: Int[np.ndarray, " M"], V: in
     return bits
 
 
-def kneser_ney(train: Int[np.ndarray, " N"], text: Int[np.ndarray, " M"], V: int, order: int) -> float:
-    """Returns the bits per symbol of a text under interpolated Kneser-Ney with one discount an order.
+def kneser_ney(
+    train: Int[np.ndarray, " N"], text: Int[np.ndarray, " M"], V: int, order: int
+) -> float:
+    """Return bits per symbol of a text under Kneser-Ney with one discount per order.
 
-        p_n(c | h) = (max(N(h c) - d_n, 0) + d_n K(h) p_{n-1}(c | h')) / N(h)          d_n = n1 / (n1 + 2 n2)
+        p_n(c | h) = (max(N(h c) - d_n, 0) + d_n K(h) p_{n-1}(c | h')) / N(h)
+        d_n = n1 / (n1 + 2 n2)
 
-    where at the highest order N counts occurrences and below it counts the different symbols that stood before h c; n1 and
-    n2 are the numbers of h c with N(h c) = 1 and 2. Args and raises: as `witten_bell`.
+    At the highest order N counts occurrences; at lower orders it counts the different symbols
+    before h c. n1 and n2 are the numbers of h c with N(h c) = 1 and 2. Args and Raises are those of
+    `witten_bell`.
 
-    References: Kneser and Ney, *Improved backing-off for m-gram language modeling*, ICASSP 1995; its interpolated form and
-    the discount: Chen and Goodman, *An empirical study of smoothing techniques for language modeling*, 1998.
+    References: Kneser and Ney, *Improved backing-off for m-gram language modeling*, ICASSP 1995.
+    Interpolated form and
+    discount: Chen and Goodman, *An empirical study of smoothing techniques for language modeling*,
+    1998.
     """
     _check(train, text, V, order)
     p = np.full(len(text), 1.0 / V)
@@ -81,13 +93,13 @@ def kneser_ney(train: Int[np.ndarray, " N"], text: Int[np.ndarray, " M"], V: int
 
 
 def count(text: Int[np.ndarray, " N"], V: int, n: int) -> Counts:
-    """Counts what followed each context of n symbols."""
+    """Count the symbols that follow each context of n symbols."""
     grams, times = np.unique(_codes(text, V, n), return_counts=True)
     return _by_context(grams, times, V)
 
 
 def _continuations(above: Counts, V: int, n: int) -> Counts:
-    """Counts, for each context of n symbols and what followed, the different symbols that stood before."""
+    """Count the different symbols before each sequence of n + 1 symbols."""
     grams, times = np.unique(above.grams % V ** (n + 1), return_counts=True)
     return _by_context(grams, times, V)
 
@@ -98,22 +110,27 @@ def _by_context(grams: np.ndarray, times: np.ndarray, V: int) -> Counts:
 
 
 def _codes(text: np.ndarray, V: int, n: int) -> np.ndarray:
-    """Writes every stretch of n + 1 symbols as one number, the oldest symbol first."""
+    """Encode every segment of n + 1 symbols as one number, the oldest symbol first."""
     text, codes = np.asarray(text, np.int64), np.zeros(len(text) - n, np.int64)
     for shift in range(n + 1):
         codes = codes * V + text[shift : len(text) - n + shift]
     return codes
 
 
-def _look_up(counts: Counts, text: np.ndarray, V: int, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns N(h c), N(h) and K(h) for every symbol of a text that has n symbols before it; 0 where never seen."""
+def _look_up(
+    counts: Counts, text: np.ndarray, V: int, n: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return N(h c), N(h) and K(h) of every symbol with at least n symbols before it.
+
+    0 for unseen ones.
+    """
     codes = _codes(text, V, n)
-    at, hit = _find(counts.grams, codes)
-    above, known = _find(counts.contexts, codes // V)
+    gram, gram_seen = _find(counts.grams, codes)
+    context, context_seen = _find(counts.contexts, codes // V)
     return (
-        np.where(hit, counts.times[at], 0),
-        np.where(known, counts.total[above], 0),
-        np.where(known, counts.kinds[above], 0),
+        np.where(gram_seen, counts.times[gram], 0),
+        np.where(context_seen, counts.total[context], 0),
+        np.where(context_seen, counts.kinds[context], 0),
     )
 
 
@@ -126,10 +143,17 @@ def _bits(p: Float64[np.ndarray, " M"]) -> float:
     return float(-np.mean(np.log2(p)))
 
 
-def _check(train: Sequence[int] | np.ndarray, text: Sequence[int] | np.ndarray, V: int, order: int) -> None:
+def _check(
+    train: Sequence[int] | np.ndarray, text: Sequence[int] | np.ndarray, V: int, order: int
+) -> None:
     if order < 0 or V < 1 or (order + 1) * math.log2(V) >= 63:
-        raise ValueError(f"order must be at least 0 and V ** (order + 1) below 2 ** 63; got V={V}, order={order}")
+        raise ValueError(
+            f"order must be at least 0 and V ** (order + 1) below 2 ** 63; got V={V}, order={order}"
+        )
     for name, codes in (("train", np.asarray(train)), ("text", np.asarray(text))):
         if len(codes) <= order + 1 or codes.min() < 0 or codes.max() >= V:
             span = f"{codes.min()} .. {codes.max()}" if len(codes) else "none"
-            raise ValueError(f"{name} must be more than {order + 1} symbols of 0 .. {V - 1}; got {len(codes)}, {span}")
+            raise ValueError(
+                f"{name} must be more than {order + 1} symbols of 0 .. {V - 1}; got {len(codes)}, "
+                f"{span}"
+            )

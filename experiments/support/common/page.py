@@ -1,4 +1,4 @@
-"""One self-contained HTML page: figures inlined, nothing fetched."""
+"""Write a self-contained HTML page with inlined figures."""
 
 import base64
 import html
@@ -22,48 +22,68 @@ code { background: #f2f2f2; padding: 0 .25em; } pre { background: #f2f2f2; paddi
 
 
 def write(path: Path, title: str, intro: str, sections: list[dict[str, Any]], footer: str) -> None:
-    """Writes the page of several experiments.
+    """Write the page of several experiments.
 
     Args:
       path: the file.
       title, intro, footer: text.
-      sections: each with `heading`, `text`, `rows` (what was measured, from `program.claim`), `figures` (PNG paths) and
-        `command`.
+      sections: dicts with `heading`, `text`, `rows` (from `program.claim`), `figures` (PNG paths)
+        and `command`.
     """
     body = [f"<p>{html.escape(intro)}</p>"]
     for section in sections:
-        body.append(f"<h2>{html.escape(section['heading'])}</h2><p>{html.escape(section['text'])}</p>")
+        body.append(
+            f"<h2>{html.escape(section['heading'])}</h2><p>{html.escape(section['text'])}</p>"
+        )
         body.append(_claims(section["rows"]))
         body += [image(figure.read_bytes(), section["heading"]) for figure in section["figures"]]
-        body.append(f"<p class=note>Run it alone: <code>{html.escape(section['command'])}</code></p>")
+        body.append(
+            f"<p class=note>To reproduce this section: "
+            f"<code>{html.escape(section['command'])}</code></p>"
+        )
     document(path, title, body, footer)
 
 
 def document(path: Path, title: str, body: Iterable[str], footer: str) -> None:
-    """Writes a page of ready-made pieces of HTML; title and footer are text. It replaces an older one in a single move."""
+    """Write a page from HTML fragments and a title and footer in plain text.
+
+    An older file is replaced atomically.
+    """
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
     text = f"{head}<h1>{html.escape(title)}</h1>{''.join(body)}<hr><p class=note>{html.escape(footer)}</p></html>\n"
-    aside = path.with_name(path.name + ".new")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def image(png: bytes, alt: str) -> str:
-    """Returns a figure as a piece of HTML."""
+    """Return a figure as HTML."""
     return f'<p><img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}"></p>'
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Returns a table as a piece of HTML; cells are text."""
-    lines = ["<tr>" + "".join(f"<th>{html.escape(name)}</th>" for name in header) + "</tr>"] if header else []
-    lines += ["<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows]
+    """Return a table as HTML; cells are plain text."""
+    lines = (
+        ["<tr>" + "".join(f"<th>{html.escape(name)}</th>" for name in header) + "</tr>"]
+        if header
+        else []
+    )
+    lines += [
+        "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
+        for row in rows
+    ]
     return f"<table>{''.join(lines)}</table>"
 
 
 def _claims(rows: list[dict[str, Any]]) -> str:
-    lines = ["<table><tr><th>claim</th><th>what</th><th>measured</th><th>expected</th><th></th></tr>"]
+    lines = [
+        "<table><tr><th>claim</th><th>quantity</th><th>measured</th><th>expected</th><th></th></tr>"
+    ]
     for row in rows:
         kind, word = ("holds", "holds") if row["holds"] else ("fails", "does not hold")
-        cells = "".join(f"<td>{html.escape(str(row[name]))}</td>" for name in ("claim", "text", "measured", "expected"))
+        cells = "".join(
+            f"<td>{html.escape(str(row[name]))}</td>"
+            for name in ("claim", "text", "measured", "expected")
+        )
         lines.append(f'<tr>{cells}<td class="{kind}">{word}</td></tr>')
     return "".join([*lines, "</table>"])

@@ -1,4 +1,4 @@
-"""How figures look: Okabe and Ito's colours, told apart by all eyes, and lines that differ in more than colour."""
+"""Style of figures: the colours of Okabe and Ito, safe for colour-blind readers."""
 
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,17 @@ GREY = "#555555"
 
 
 def line(index: int) -> dict[str, Any]:
-    """Returns colour and dash of the index-th curve."""
+    """Return colour, dash and width of the index-th curve."""
     return {"color": COLORS[index % len(COLORS)], "ls": LINES[index % len(LINES)], "lw": 1.8}
 
 
-def panels(columns: int, *, title: str = "", width: float = 5.0, height: float = 4.2) -> tuple[Any, list[Any]]:
-    """Opens a row of panels with light grids."""
-    figure, axes = plt.subplots(1, columns, figsize=(width * columns, height), layout="constrained", squeeze=False)
+def panels(
+    columns: int, *, title: str = "", width: float = 5.0, height: float = 4.2
+) -> tuple[Any, list[Any]]:
+    """Create a row of panels with light grids."""
+    figure, axes = plt.subplots(
+        1, columns, figsize=(width * columns, height), layout="constrained", squeeze=False
+    )
     for axis in axes[0]:
         axis.grid(alpha=0.3)
     if title:
@@ -31,7 +35,7 @@ def panels(columns: int, *, title: str = "", width: float = 5.0, height: float =
 
 
 def few_ticks(*log_axes: Any) -> None:
-    """Label powers of ten and 1, 2, 5 times them on logarithmic axes, as plain numbers that do not overlap."""
+    """Label 1, 2 and 5 times the powers of ten on logarithmic axes, as plain numbers."""
     for axis in log_axes:
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.set_major_formatter("{x:g}")
@@ -39,6 +43,6 @@ def few_ticks(*log_axes: Any) -> None:
 
 
 def save(figure: Any, folder: Path, name: str) -> None:
-    """Writes `name`.png and frees the figure."""
+    """Save `name`.png and close the figure."""
     figure.savefig(folder / f"{name}.png", dpi=110)
     plt.close(figure)

@@ -1,4 +1,4 @@
-"""Table and picture of `experiments.estimator_frontier`: bias against cost."""
+"""Print the tables and draw the figure of `experiments.estimator_frontier`."""
 
 from pathlib import Path
 from typing import Any
@@ -7,11 +7,11 @@ from experiments.support.common import console, style
 from experiments.support.common.console import human_bytes
 from tbptt.diagnostics import EstimatorRow
 
-FLOOR = 1e-8  # where an error of 0 is drawn
+FLOOR = 1e-8  # smaller biases are drawn at this value
 
 
 def show(task: str, rows: list[EstimatorRow], best: set[str]) -> None:
-    """Prints one task's table."""
+    """Print the table of one task."""
     cells = [
         [
             ("* " if row.estimator in best else "  ") + row.estimator,
@@ -24,48 +24,74 @@ def show(task: str, rows: list[EstimatorRow], best: set[str]) -> None:
         ]
         for row in rows
     ]
-    header = ("estimator (* frontier)", "bias", "cosine", "signs", "variance", "µs a step", "memory")
+    header = (
+        "estimator (* frontier)",
+        "bias",
+        "cosine",
+        "signs",
+        "variance",
+        "µs per step",
+        "memory",
+    )
     console.table(f"{task}: gradients against full BPTT in float64", header, cells)
 
 
 def draw(data: dict[str, Any], folder: Path) -> None:
-    """Draws bias against cost for every task, the frontier as a line."""
+    """Draw bias against cost for every task, with a line through the Pareto frontier."""
     rows = data["results"]["rows"]
     tasks, names = (list(dict.fromkeys(row[key] for row in rows)) for key in ("task", "estimator"))
-    title = "Bias against cost; the line joins what nobody beats; grey: bias that float32 alone explains"
+    title = "Bias against cost (line: Pareto frontier; grey: float32 rounding)"
     figure, axes = style.panels(len(tasks), title=title, width=5.4, height=4.8)
     for axis, task in zip(axes, tasks, strict=True):
         found = [row for row in rows if row["task"] == task]
         for row in found:
             _point(axis, row, names.index(row["estimator"]))
-        best = sorted((row for row in found if row["frontier"]), key=lambda row: row["seconds_per_step"])
-        axis.plot([_cost(r) for r in best], [max(r["bias"], FLOOR) for r in best], color="black", lw=0.8, zorder=0)
+        best = sorted(
+            (row for row in found if row["frontier"]), key=lambda row: row["seconds_per_step"]
+        )
+        axis.plot(
+            [_cost(r) for r in best],
+            [max(r["bias"], FLOOR) for r in best],
+            color="black",
+            lw=0.8,
+            zorder=0,
+        )
         axis.axhspan(FLOOR / 2, data["rounding"], color=style.GREY, alpha=0.15, lw=0)
-        axis.set(xscale="log", yscale="log", xlabel="µs a step (one gradient / T)", title=task, ylim=(FLOOR / 2, 20))
+        axis.set(
+            xscale="log",
+            yscale="log",
+            xlabel="µs per step (one gradient / T)",
+            title=task,
+            ylim=(FLOOR / 2, 20),
+        )
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter("")
     axes[0].set_ylabel("relative bias ||g - r|| / ||r||")
     axes[-1].legend(
-        fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5), title="bars: what is chance", title_fontsize=7
+        fontsize=7,
+        loc="center left",
+        bbox_to_anchor=(1.02, 0.5),
+        title="bars: standard error",
+        title_fontsize=7,
     )
     style.save(figure, folder, "estimator_frontier")
 
 
 def _point(axis: Any, row: dict[str, Any], index: int) -> None:
-    """One estimator; where its bias is within chance of 0, the bar ends in an arrow downwards."""
-    bias, chance = max(row["bias"], FLOOR), row["bias_error"]
+    """Draw one estimator, with an arrow if the bias is within one standard error of 0."""
+    bias, standard_error = max(row["bias"], FLOOR), row["bias_error"]
     look: dict[str, Any] = {
         "color": style.COLORS[index % 7],
         "marker": style.MARKERS[(index + index // 7) % 7],
         "ls": "none",
     }
     hollow = "none" if index >= 7 else None
-    bar = [[min(chance, 0.7 * bias)], [chance]] if chance else None
+    bar = [[min(standard_error, 0.7 * bias)], [standard_error]] if standard_error else None
     axis.errorbar(
         _cost(row),
         bias,
         yerr=bar,
-        uplims=chance >= bias and [True],
+        uplims=standard_error >= bias and [True],
         label=row["estimator"],
         ms=7,
         mfc=hollow,

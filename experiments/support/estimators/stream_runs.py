@@ -1,4 +1,4 @@
-"""Runners that pass over one recording in lanes, an update a chunk: what a race of windows is made of."""
+"""Compile training runs over one recording for `equal_time.run_in_turns`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,15 +20,17 @@ def make_runners(
     clip: float,
     keep: Callable[[Any, tbptt.TrainState], Any] | None = None,
 ) -> tuple[list[Runner], int]:
-    """Compiles a pass over the recording once, for all seeds; a turn is a pass, from the initial carry.
+    """Compile a pass over the recording, which is one turn, once for all seeds.
 
     Args:
-      batch: `[T, lanes, ...]`; chunk: steps an update, must divide T; T is full BPTT.
-      seeds: each one's own parameters; they take turns, for one lane is too little work to gain from a `vmap`.
-      keep: as a `Runner` has it.
+      batch: `[T, B, ...]`.
+      chunk: number of steps per update, a divisor of T; T is full BPTT.
+      seeds: one set of initial parameters each; seeds run in turns, as a `vmap` over them is not
+        faster on a CPU.
+      keep: see `Runner`.
 
     Returns:
-      a runner a seed, and the temporary bytes of one update.
+      One runner per seed, and the temporary bytes of one update.
     """
     optimizer, carry = make_optimizer(clip), model.cell.initial_carry(batch.inputs.shape[1:2])
     states = []
@@ -48,6 +50,7 @@ def make_runners(
     size = temp_bytes(tbptt.make_train_step, estimator, model, example)
     updates = batch.inputs.shape[0] // chunk
     runners = [
-        Runner(f"{name}, seed {seed}", state, turn, updates, keep) for seed, state in zip(seeds, states, strict=True)
+        Runner(f"{name}, seed {seed}", state, turn, updates, keep)
+        for seed, state in zip(seeds, states, strict=True)
     ]
     return runners, size

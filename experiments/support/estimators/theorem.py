@@ -1,4 +1,4 @@
-"""Theorem 1 of Aicher, Foti and Fox as an inequality: the measured bias of a window beside the bound on it, in float64."""
+"""Compare the bias of a window with the bound of Theorem 1 of Aicher, Foti and Fox."""
 
 import functools
 from collections.abc import Callable
@@ -16,28 +16,35 @@ LAGS, LOSSES = 100, 10
 def bound_rows(
     loss_fn: tbptt.LossFn, params: Any, carry: Any, batch: tbptt.Batch, k2s: tuple[int, ...]
 ) -> list[dict[str, Any]]:
-    """Measures, for the losses of the newest LOSSES steps, what TBPTT(1, k2) misses of their gradient.
+    """Measure the bias of TBPTT(1, k2) for the newest LOSSES losses, and its bound.
 
         bias  = ||g_k2 - g||,    g over all T steps of the batch
-        bound = M B(k2),    B from the norms by lag of LAGS lags and their tail (`choose_window`), M = max_k ||c_k|| / phi_k
+        bound = M B(k2),    B from the norms by lag and their tail (`choose_window`),
+                            M = max_k ||c_k|| / phi_k
 
     Args:
-      batch: of at least LAGS + LOSSES - 1 steps, more for what lies beyond the lags measured.
+      batch: at least LAGS + LOSSES - 1 steps; more steps include larger lags in g.
 
     Returns:
-      a row for each k2: k2, bias and bound (relative to ||g||), slack = bound / bias; None where there is no bound.
+      A row for each k2: k2, bias and bound (relative to ||g||), slack = bound / bias; None if there
+        is no bound.
     """
     with jax.enable_x64(True):
         point = jax.tree.map(_wide, (params, carry, batch))
 
         def run(function: Callable[[Any, Any, tbptt.Batch, tbptt.Batch], Any]) -> Any:
-            early, late = (jax.tree.map(lambda a, s=s: a[s], point[2]) for s in (np.s_[:-LOSSES], np.s_[-LOSSES:]))
+            early, late = (
+                jax.tree.map(lambda a, s=s: a[s], point[2])
+                for s in (np.s_[:-LOSSES], np.s_[-LOSSES:])
+            )
             return jax.jit(function)(*point[:2], early, late)
 
         def full(params: Any, carry: Any, early: tbptt.Batch, late: tbptt.Batch) -> Any:
             return jax.grad(lambda p: loss_fn(p, loss_fn(p, carry, early)[1], late)[0])(params)
 
-        def truncated(k2: int, params: Any, carry: Any, early: tbptt.Batch, late: tbptt.Batch) -> Any:
+        def truncated(
+            k2: int, params: Any, carry: Any, early: tbptt.Batch, late: tbptt.Batch
+        ) -> Any:
             one = tbptt.truncated_bptt(loss_fn, 1, k2)
             memory = one.estimate(params, one.init(params, carry, early), early).memory
             gradient = one.estimate(params, memory, late)
@@ -46,10 +53,10 @@ def bound_rows(
         def bounds(params: Any, carry: Any, early: tbptt.Batch, late: tbptt.Batch) -> jax.Array:
             one = tbptt.adaptive_bptt(loss_fn, 1, (1,), 0.5, lags=LAGS, losses=LOSSES)
             both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), early, late)
-            seen = one.estimate(params, one.init(params, carry, both), both).info
-            largest = jnp.max(jnp.where(seen.phi[:-1] > 0, seen.parts / seen.phi[:-1], 0))
-            weight = jnp.sum(seen.weights[-LOSSES:])
-            return weight * largest * tbptt.choose_window(seen.phi, k2s, 0.5, LAGS // 2).absolute
+            info = one.estimate(params, one.init(params, carry, both), both).info
+            largest = jnp.max(jnp.where(info.phi[:-1] > 0, info.contributions / info.phi[:-1], 0))
+            weight = jnp.sum(info.weights[-LOSSES:])
+            return weight * largest * tbptt.choose_window(info.phi, k2s, 0.5, LAGS // 2).absolute
 
         g, left = run(full), np.asarray(run(bounds))
         size = float(tbptt.optim.global_norm(g))
@@ -60,7 +67,14 @@ def bound_rows(
                 float(tbptt.optim.global_norm(missed)) / size,
                 float(bound) / size if np.isfinite(bound) else None,
             )
-            rows.append({"k2": k2, "bias": bias, "bound": within, "slack": within / bias if within and bias else None})
+            rows.append(
+                {
+                    "k2": k2,
+                    "bias": bias,
+                    "bound": within,
+                    "slack": within / bias if within and bias else None,
+                }
+            )
     return rows
 
 

@@ -1,4 +1,4 @@
-"""The cliff of Pascanu, Mikolov and Bengio 2013: an error surface of two parameters, and descents over it."""
+"""Compute the error surface of Pascanu, Mikolov and Bengio 2013, and descents on it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ STEPS, START, TARGET = 50, 0.5, 0.7
 
 
 def cliff_loss(params: Any, carry: Any, batch: tbptt.Batch) -> tuple[jax.Array, Any]:
-    """E = sum_t weight_t (sigmoid(x_t) - target_t)^2 with x' = w sigmoid(x) + b."""
+    """Compute E = sum_t weight_t (sigmoid(x_t) - target_t)^2 with x' = w sigmoid(x) + b."""
 
     def step(x: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = params["w"] * jax.nn.sigmoid(x) + params["b"]
@@ -25,13 +25,13 @@ def cliff_loss(params: Any, carry: Any, batch: tbptt.Batch) -> tuple[jax.Array, 
 
 
 def cliff_batch() -> tbptt.Batch:
-    """Only the last of the 50 steps counts."""
+    """Make a batch of 50 steps in which only the last one counts."""
     weights = jnp.zeros((STEPS,)).at[-1].set(1.0)
     return tbptt.Batch(jnp.zeros((STEPS, 1)), jnp.full((STEPS,), TARGET), weights)
 
 
 def surface(ws: np.ndarray, bs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns E and dE/dw on the grid `[len(bs), len(ws)]`, by full BPTT."""
+    """Return E and dE/dw on the grid `[len(bs), len(ws)]`, by full BPTT."""
     estimator, batch = tbptt.full_bptt(cliff_loss), cliff_batch()
 
     def at(w: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -44,10 +44,10 @@ def surface(ws: np.ndarray, bs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def descend(lr: float, g_max: Sequence[float], starts: np.ndarray, updates: int) -> np.ndarray:
-    """Run gradient descent, clipped at each g_max (inf: not at all), from every start `[n, 2]` at once.
+    """Run gradient descent from every start `[n, 2]`, clipped at each g_max.
 
     Returns:
-      the paths `[len(g_max), n, updates + 1, 2]` of (w, b).
+      The paths `[len(g_max), n, updates + 1, 2]` of (w, b).
     """
     estimator, batch = tbptt.full_bptt(cliff_loss), cliff_batch()
 
@@ -66,16 +66,23 @@ def descend(lr: float, g_max: Sequence[float], starts: np.ndarray, updates: int)
         return jnp.concatenate([start[None], points])
 
     every = jax.jit(jax.vmap(jax.vmap(path, in_axes=(None, 0)), in_axes=(0, None)))
-    return np.asarray(every(jnp.asarray(g_max, jnp.float32), jnp.asarray(starts, jnp.float32)), np.float64)
+    return np.asarray(
+        every(jnp.asarray(g_max, jnp.float32), jnp.asarray(starts, jnp.float32)), np.float64
+    )
 
 
 def final_errors(paths: np.ndarray) -> np.ndarray:
-    """Return E at the end of each path `[..., updates, 2]`; inf where the parameters are no numbers any more."""
+    """Return E at the end of each path `[..., updates, 2]`.
+
+    Inf where the parameters are not finite.
+    """
     estimator, batch = tbptt.full_bptt(cliff_loss), cliff_batch()
 
     def at(point: jax.Array) -> jax.Array:
         return estimator.estimate({"w": point[0], "b": point[1]}, jnp.array(START), batch).loss
 
     last = paths[..., -1, :]
-    errors = np.asarray(jax.jit(jax.vmap(at))(jnp.asarray(last.reshape(-1, 2), jnp.float32)), np.float64)
+    errors = np.asarray(
+        jax.jit(jax.vmap(at))(jnp.asarray(last.reshape(-1, 2), jnp.float32)), np.float64
+    )
     return np.where(np.isfinite(errors), errors, np.inf).reshape(last.shape[:-1])

@@ -1,4 +1,4 @@
-"""A real training run at several G_max: a tanh network whose gradients explode."""
+"""Train a tanh network whose gradients explode with several clipping norms G_max."""
 
 import functools
 import math
@@ -18,11 +18,12 @@ CELL, READOUT = tbptt.Elman(1, 32, gain=1.5), nn.Dense(1)
 
 
 def sweep_g_max(updates: int, seed: int) -> list[dict[str, Any]]:
-    """Train an Elman network of gain 1.5 to recall a sign 30 steps later, once for every G_max, by plain SGD.
+    """Train an Elman network of gain 1.5 by SGD to recall a sign, once for every G_max.
 
     Returns:
-      a row for each: g_max (None = no clipping), median and worst loss of the last 50 updates (None = NaN), the share of
-      updates clipped, and the largest gradient norm.
+      A row for each: g_max (None for no clipping), median and largest loss of the last 50 updates
+        (None for NaN), the
+      fraction of updates clipped, and the largest gradient norm.
     """
     rng = np.random.default_rng(seed)
     signs = rng.choice([-1.0, 1.0], size=(200, B))
@@ -31,7 +32,9 @@ def sweep_g_max(updates: int, seed: int) -> list[dict[str, Any]]:
     batches = (jnp.asarray(inputs, jnp.float32), jnp.asarray(signs, jnp.float32))
     params = tbptt.init_params(jax.random.key(seed), CELL, READOUT)
     metrics = _train(jnp.asarray(G_MAX), params, *batches, updates)
-    losses, norms, clipped = (np.asarray(a) for a in (metrics.loss, metrics.grad_norm, metrics.clipped))
+    losses, norms, clipped = (
+        np.asarray(a) for a in (metrics.loss, metrics.grad_norm, metrics.clipped)
+    )
     return [
         {
             "g_max": None if math.isinf(g_max) else g_max,
@@ -45,7 +48,9 @@ def sweep_g_max(updates: int, seed: int) -> list[dict[str, Any]]:
 
 
 @functools.partial(jax.jit, static_argnums=4)
-def _train(g_max: jax.Array, params: Any, inputs: jax.Array, signs: jax.Array, updates: int) -> tbptt.Metrics:
+def _train(
+    g_max: jax.Array, params: Any, inputs: jax.Array, signs: jax.Array, updates: int
+) -> tbptt.Metrics:
     """Train once for every entry of g_max, all in one program: metrics `[len(g_max), updates]`."""
     weights = jnp.zeros((T, B)).at[-1].set(1.0)
 
@@ -61,7 +66,9 @@ def _train(g_max: jax.Array, params: Any, inputs: jax.Array, signs: jax.Array, u
         return tbptt.Batch(inputs[i % 200], targets, weights)
 
     def run(g_max: jax.Array) -> tbptt.Metrics:
-        optimizer = optax.chain(tbptt.optim.with_clip_stats(optax.clip_by_global_norm(g_max)), optax.sgd(0.05))
+        optimizer = optax.chain(
+            tbptt.optim.with_clip_stats(optax.clip_by_global_norm(g_max)), optax.sgd(0.05)
+        )
         update = tbptt.make_train_step(estimator, optimizer)
 
         def step(state: tbptt.TrainState, i: jax.Array) -> tuple[tbptt.TrainState, tbptt.Metrics]:

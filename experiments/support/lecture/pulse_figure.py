@@ -1,19 +1,20 @@
-"""The figure of pulse_65k; reads its data and never trains."""
+"""Draw the figure of pulse_65k from its data."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.support.common import style
-from experiments.support.common import targets as known
+from experiments.support.common import style, targets
 
 
 def draw(data: dict[str, Any], folder: Path) -> None:
-    """Draws bytes and seconds of one full gradient by plan, error by window, and loss by second; pulse_65k.png."""
+    """Draw cost by plan, error by window, and loss by seconds, as pulse_65k.png."""
     results = data["results"]
     figure, axes = style.panels(
-        3, title=f"Pulse recording, {results['T']:,} steps in one unbroken sequence, LSTM", width=5.2
+        3,
+        title=f"Pulse recording, {results['T']:,} steps in one unbroken sequence, LSTM",
+        width=5.2,
     )
     _plans(axes[0], results)
     _errors(axes[1], results)
@@ -41,7 +42,8 @@ def _plans(axis: Any, results: dict[str, Any]) -> None:
         label="TBPTT, one update",
     )
     for row in short:
-        below = row["k2"] > row["k1"]  # next to the mark of (k2, k2), which costs about the same
+        # Its marker is next to that of (k2, k2), which costs about the same.
+        below = row["k2"] > row["k1"]
         axis.annotate(
             f"({row['k1']}, {row['k2']})",
             (row["seconds_per_update"], row["temp_bytes"] / 2**20),
@@ -49,8 +51,8 @@ def _plans(axis: Any, results: dict[str, Any]) -> None:
             textcoords="offset points",
             fontsize=8,
         )
-    axis.set(xscale="log", yscale="log", xlabel="seconds of the processor", ylabel="temporary memory (MiB)")
-    axis.set_title("Cost: one full gradient by plan, one TBPTT update")
+    axis.set(xscale="log", yscale="log", xlabel="CPU seconds", ylabel="temporary memory (MiB)")
+    axis.set_title("Cost of one full gradient by plan, and of one TBPTT update")
     axis.margins(0.2)
     axis.legend(fontsize=8, loc="upper left")
 
@@ -58,9 +60,16 @@ def _plans(axis: Any, results: dict[str, Any]) -> None:
 def _errors(axis: Any, results: dict[str, Any]) -> None:
     rows = sorted(results["rows"], key=lambda row: (row["k2"], row["k1"]))
     for x, row in enumerate(rows):
-        known.dots(axis, x, row["test_mse"], 1 if row["full"] else 0)
+        targets.dots(axis, x, row["test_mse"], 1 if row["full"] else 0)
         text = f"{int(np.median(row['updates'])):,}\nupdates"
-        axis.annotate(text, (x, max(row["test_mse"])), xytext=(0, 6), textcoords="offset points", fontsize=7.5, ha="center")
+        axis.annotate(
+            text,
+            (x, max(row["test_mse"])),
+            xytext=(0, 6),
+            textcoords="offset points",
+            fontsize=7.5,
+            ha="center",
+        )
     linear = {name: mse for name, mse in results["baselines"].items() if name != "last value"}
     for index, (name, mse) in enumerate(linear.items()):
         axis.axhline(mse, color=style.GREY, lw=1.2, ls=style.LINES[2 + index % 2], label=name)
@@ -79,6 +88,10 @@ def _curves(axis: Any, curves: dict[str, Any]) -> None:
     for index, (name, curve) in enumerate(curves.items()):
         used, loss = np.asarray(curve).T
         axis.plot(used, loss, label=name, **style.line(index))
-    axis.set(xlabel="training seconds (processor)", ylabel="training loss (MSE, mean of four horizons)", yscale="log")
-    axis.set_title("Loss over the seconds, first seed")
+    axis.set(
+        xlabel="training time (CPU seconds)",
+        ylabel="training loss (MSE, mean of four horizons)",
+        yscale="log",
+    )
+    axis.set_title("Training loss of the first seed")
     axis.legend(fontsize=8)

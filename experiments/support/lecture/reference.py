@@ -1,4 +1,4 @@
-"""Gradients and roundings written out by hand: the definitions that the library is held against."""
+"""Compute gradients and roundings explicitly, as references for the library."""
 
 import math
 from fractions import Fraction
@@ -13,33 +13,34 @@ from tbptt.cells import ElmanParams
 
 
 def bptt_errors(seed: int, H: int = 5, T: int = 6) -> tuple[float, float]:
-    """Returns the relative errors of full BPTT for dL_T/dW of h_t = tanh(h_{t-1} W + x_t U), L_T = |h_T|^2 / 2.
+    """Return the errors of full BPTT for h_t = tanh(h_{t-1} W + x_t U), L_T = |h_T|^2 / 2.
 
-    First against the sum over time, whose terms all run through the later ones,
+    The first relative error of dL_T/dW is that to the sum over time,
 
-        dL_T/dW = sum_{t <= T} outer(h_{t-1}, e_t),    e_T = h_T (1 - h_T^2),    e_{t-1} = (e_t W^T) (1 - h_{t-1}^2)
+        dL_T/dW = sum_{t <= T} outer(h_{t-1}, e_t)
+        e_T = h_T (1 - h_T^2),    e_{t-1} = (e_t W^T) (1 - h_{t-1}^2)
 
-    second against central finite differences.
+    and the second relative to central finite differences.
     """
     rng = np.random.default_rng(seed)
     W, U, xs = rng.normal(size=(H, H)) / 2, rng.normal(size=(2, H)), rng.normal(size=(T, 2))
 
-    def loss_by_hand(W: np.ndarray) -> tuple[float, list[np.ndarray]]:
+    def loss_of(W: np.ndarray) -> tuple[float, list[np.ndarray]]:
         hs = [np.zeros(H)]
         for x in xs:
             hs.append(np.tanh(hs[-1] @ W + x @ U))
         return 0.5 * float(np.sum(hs[-1] ** 2)), hs
 
-    _, hs = loss_by_hand(W)
-    hand, e = np.zeros_like(W), hs[T] * (1 - hs[T] ** 2)
+    _, hs = loss_of(W)
+    explicit, e = np.zeros_like(W), hs[T] * (1 - hs[T] ** 2)
     for t in range(T, 0, -1):
-        hand += np.outer(hs[t - 1], e)
+        explicit += np.outer(hs[t - 1], e)
         e = (e @ W.T) * (1 - hs[t - 1] ** 2)
     step, differences = 1e-5, np.zeros_like(W)
     for index in np.ndindex(W.shape):
-        nudge = np.zeros_like(W)
-        nudge[index] = step
-        differences[index] = (loss_by_hand(W + nudge)[0] - loss_by_hand(W - nudge)[0]) / (2 * step)
+        change = np.zeros_like(W)
+        change[index] = step
+        differences[index] = (loss_of(W + change)[0] - loss_of(W - change)[0]) / (2 * step)
 
     with jax.enable_x64(True):
         cell = tbptt.Elman(2, H)
@@ -53,21 +54,28 @@ def bptt_errors(seed: int, H: int = 5, T: int = 6) -> tuple[float, float]:
 
         @jax.jit
         def gradient(params: ElmanParams) -> jax.Array:
-            batch = tbptt.Batch(jnp.asarray(xs), jnp.zeros((T, 1)), jnp.ones((T,)) / T)  # total weight 1: a sum, no mean
+            # Total weight 1, so no mean.
+            batch = tbptt.Batch(jnp.asarray(xs), jnp.zeros((T, 1)), jnp.ones((T,)) / T)
             return estimator.estimate(params, cell.initial_carry(), batch).grads.w_h
 
         got = np.asarray(gradient(params))
-    size = np.linalg.norm(hand)
-    return float(np.linalg.norm(got - hand) / size), float(np.linalg.norm(got - differences) / size)
+    size = np.linalg.norm(explicit)
+    return float(np.linalg.norm(got - explicit) / size), float(
+        np.linalg.norm(got - differences) / size
+    )
 
 
 def overflow_in_integers(w: float, dtype: str, most: int = 200_000) -> int | None:
-    """Counts the products h <- round(w h) from 1 to overflow in exact integers: h = units 2^(exponent - bits).
+    """Count the products h <- round(w h) from 1 to overflow, in exact integer arithmetic.
 
-    Each product is off by up to half a unit, u = eps / 2 of h at most, so the rate log w by up to u. Mostly that averages
-    out; not in bfloat16, where 1.01 is held as 1 + 2^-7: h = m units grows by m / 128, which is rounded to 1 unit for
-    m < 192 and to 2 from there. So it takes 64 + 32 = 96 steps a doubling, not log 2 / log w = 89.07: 7.8 % more.
-    None if a product rounds back to h, or it takes more than `most`.
+    The error of each product is at most half a unit, u = eps / 2 relative to h, so that of the rate
+    log w is at most u. These errors mostly average out, but not in bfloat16, where 1.01 is rounded
+    to 1 + 2^-7. There h = m units grows by m / 128 units, which is rounded to 1 unit for m < 192
+    and to 2 units from there on. A doubling thus takes 64 + 32 = 96 steps instead of log 2 / log w
+    = 89.07, 7.8 % more.
+
+    Returns:
+      The number of products; None if a product rounds back to h, or more than `most` are needed.
     """
     bits, factor = round(-math.log2(float(jnp.finfo(dtype).eps))), Fraction(w)
     units, exponent = 2**bits, 0
@@ -75,7 +83,7 @@ def overflow_in_integers(w: float, dtype: str, most: int = 200_000) -> int | Non
         product, before = factor * units, (units, exponent)
         while product >= 2 ** (bits + 1):
             product, exponent = product / 2, exponent + 1
-        units = round(product)  # a half to the even one, as floats are rounded
+        units = round(product)  # half to even, as floats are rounded
         if units == 2 ** (bits + 1):
             units, exponent = 2**bits, exponent + 1
         if exponent >= int(jnp.finfo(dtype).maxexp):

@@ -1,16 +1,26 @@
-"""The tables of window_tradeoff, for a person to read."""
+"""Print the tables of window_tradeoff."""
 
 from typing import Any
 
 from experiments.support.common.console import console, human_bytes, table
 
 
-def tell(summary: dict[str, Any]) -> None:
-    """Prints the tables a person reads."""
+def show(summary: dict[str, Any]) -> None:
+    """Print the tables."""
     table(
         f"{summary['dataset']}: {summary['horizon']} steps ahead, equal training seconds"
         + (" (QUICK: too short to conclude from)" if summary["quick"] else ""),
-        ("estimator", "k1", "k2", "updates", "train s", "compile s", "step bytes", "valid MSE", "test MSE"),
+        (
+            "estimator",
+            "k1",
+            "k2",
+            "updates",
+            "train s",
+            "compile s",
+            "step bytes",
+            "valid MSE",
+            "test MSE",
+        ),
         [
             (
                 r["estimator"],
@@ -26,14 +36,27 @@ def tell(summary: dict[str, Any]) -> None:
             for r in summary["rows"]
         ],
     )
-    table("without a network", ("baseline", "test MSE"), [(k, f"{v:.4f}") for k, v in summary["baselines"].items()])
     table(
-        "temporary bytes by length of the lanes",
-        ("lane's steps", "one TBPTT(50, 50) step", "its whole epoch", "one full BPTT step"),
+        "without a network",
+        ("baseline", "test MSE"),
+        [(k, f"{v:.4f}") for k, v in summary["baselines"].items()],
+    )
+    table(
+        "temporary bytes by sequence length",
+        ("steps", "one TBPTT(50, 50) step", "one TBPTT(50, 50) epoch", "one full BPTT step"),
         [
-            (str(m["length"]), *(human_bytes(m[name]) for name in ("truncated_step", "truncated_epoch", "full_step")))
+            (
+                str(m["length"]),
+                *(
+                    human_bytes(m[name])
+                    for name in ("truncated_step", "truncated_epoch", "full_step")
+                ),
+            )
             for m in summary["memory"]
         ],
     )
     pick = summary["chosen"]
-    console.print(f"chosen on validation: k1={pick['k1']}, k2={pick['k2']}; beats AR(256): {pick['beats_ar256']}")
+    console.print(
+        f"chosen on validation: k1={pick['k1']}, k2={pick['k2']}; beats AR(256): "
+        f"{pick['beats_ar256']}"
+    )

@@ -1,4 +1,4 @@
-"""Digits as sequences: the tasks, a loss at the last step alone, training for several seeds at once, and accuracy."""
+"""Classify digits as sequences: tasks, loss at the last step, training runs, and accuracy."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ CLASSES, PERMUTATION_SEED, TEST_PART = 10, 92916, 250
 
 
 class Task(NamedTuple):
-    """Sequences `[T, N, D]` of grey values 0 .. 255 and their labels `[N]`, to train on and to test with."""
+    """Sequences `[T, N, D]` of grey values 0 .. 255 with labels `[N]`, for training and test."""
 
     name: str
     train: tuple[np.ndarray, np.ndarray]
@@ -25,36 +25,36 @@ class Task(NamedTuple):
 
 
 class Net(NamedTuple):
-    """A cell, how it is run (`tbptt.unroll`, or `tbptt.parallel_unroll` if it can be), and its readout."""
+    """A cell, its unroll function, and its readout."""
 
     name: str
     cell: Any
-    unroll: Callable[..., Any] = tbptt.unroll
+    unroll: tbptt.UnrollFn = tbptt.unroll
     readout: nn.Module = nn.Dense(CLASSES)
 
 
 def make_task(name: str, train: Digits, test: Digits) -> Task:
-    """Lays images out in time: "rows" of 28 pixels (T = 28), "pixels" (T = 784), or these "permuted" by one order."""
+    """Make sequences of images: "rows" (T = 28), "pixels" or "permuted" pixels (T = 784)."""
 
-    def lay_out(digits: Digits) -> tuple[np.ndarray, np.ndarray]:
+    def sequences(digits: Digits) -> tuple[np.ndarray, np.ndarray]:
         if name == "rows":
             return digits.images.transpose(1, 0, 2), digits.labels
         pixels = digits.images.reshape(len(digits.images), -1)
         if name == "permuted":
             pixels = pixels[:, np.random.default_rng(PERMUTATION_SEED).permutation(pixels.shape[1])]
         elif name != "pixels":
-            raise ValueError(f"a task is rows, pixels or permuted; got {name!r}")
+            raise ValueError(f"task must be rows, pixels or permuted; got {name!r}")
         return np.ascontiguousarray(pixels.T[:, :, None]), digits.labels
 
-    return Task(name, lay_out(train), lay_out(test))
+    return Task(name, sequences(train), sequences(test))
 
 
 def last_step_loss(net: Net) -> tbptt.LossFn:
-    """Makes the loss of a label that is asked for once, after the last step: the readout runs there alone.
+    """Make the loss of a label after the last step, the only step at which the readout runs.
 
-        loss_sum = sum over lanes of w_{T-1} cross_entropy(readout(y_{T-1}), label)
+        loss_sum = sum over the batch of w_{T-1} cross_entropy(readout(y_{T-1}), label)
 
-    Additive over time if the weights of all other steps are 0, as in `labelled`.
+    It is additive over time if the weights of all other steps are 0, as in `labelled`.
     """
 
     def loss_fn(params: Any, carry: Any, batch: tbptt.Batch) -> tuple[jax.Array, Any]:
@@ -67,14 +67,14 @@ def last_step_loss(net: Net) -> tbptt.LossFn:
 
 
 def labelled(xs: jax.Array, labels: jax.Array) -> tbptt.Batch:
-    """Makes a batch of sequences `[T, B, D]` of bytes whose last step alone counts."""
+    """Make a batch of sequences `[T, B, D]` of bytes in which only the last step counts."""
     T, B = xs.shape[:2]
     weights = jnp.zeros((T, B)).at[-1].set(1.0)
     return tbptt.Batch(xs / 255, jnp.broadcast_to(labels, (T, B)), weights)
 
 
 class Recipe(NamedTuple):
-    """How a network is trained: lanes of a minibatch, Adam's rate at the start, the norm that clips, updates a turn."""
+    """Minibatch size B, initial learning rate of Adam, clipping norm, updates per turn."""
 
     B: int
     lr: float
@@ -85,12 +85,12 @@ class Recipe(NamedTuple):
 def make_runners(
     name: str, net: Net, task: Task, k2: int, recipe: Recipe, seeds: tuple[int, ...]
 ) -> tuple[list[Runner], int]:
-    """Compiles training once, for all seeds: k2 = T is full BPTT, k2 < T is TBPTT(T, k2), an update a minibatch.
+    """Compile training once for all seeds, by full BPTT if k2 = T, else by TBPTT(T, k2).
 
-    Seeds take turns; on two cores a `vmap` over three of them took more than three times the time of one.
+    Seeds run in turns, because a `vmap` over them is slower on a CPU.
 
     Returns:
-      a runner a seed, and the temporary bytes of one gradient.
+      One runner per seed, and the temporary bytes of one gradient.
     """
     T, B, loss_fn = len(task.train[0]), recipe.B, last_step_loss(net)
     estimator = tbptt.full_bptt(loss_fn) if k2 == T else tbptt.truncated_bptt(loss_fn, T, k2)
@@ -101,9 +101,13 @@ def make_runners(
     example = labelled(xs[:, :B], labels[:B])
     step: Any = tbptt.make_train_step(estimator, optimizer)
 
-    def advance(state: Any, xs: jax.Array, rate: jax.Array, turn: jax.Array) -> tuple[Any, jax.Array]:
+    def advance(
+        state: Any, xs: jax.Array, rate: jax.Array, turn: jax.Array
+    ) -> tuple[Any, jax.Array]:
         state.opt_state[1].hyperparams["learning_rate"] = rate
-        picks = jax.random.choice(jax.random.fold_in(state.key, turn), xs.shape[1], (recipe.updates, B), replace=False)
+        picks = jax.random.choice(
+            jax.random.fold_in(state.key, turn), xs.shape[1], (recipe.updates, B), replace=False
+        )
 
         def update(state: Any, pick: jax.Array) -> tuple[Any, jax.Array]:
             batch = labelled(xs[:, pick], labels[pick])
@@ -120,19 +124,22 @@ def make_runners(
 
     states = [start(seed) for seed in seeds]
     compiled = jax.jit(advance).lower(states[0], xs, jnp.asarray(0.0), jnp.int32(0)).compile()
-    one: Any = jax.jit(lambda p: estimator.estimate(p, estimator.init(p, carry, example), example).grads)
+    one: Any = jax.jit(
+        lambda p: estimator.estimate(p, estimator.init(p, carry, example), example).grads
+    )
     size = one.lower(states[0].params).compile().memory_analysis().temp_size_in_bytes
 
     def turn(state: Any, rate: Any, index: Any) -> tuple[Any, Any]:
         return compiled(state, xs, rate, index)
 
     return [
-        Runner(f"{name}, seed {seed}", state, turn, recipe.updates) for seed, state in zip(seeds, states, strict=True)
+        Runner(f"{name}, seed {seed}", state, turn, recipe.updates)
+        for seed, state in zip(seeds, states, strict=True)
     ], size
 
 
 def test_accuracy(net: Net, task: Task) -> Callable[[Any], float]:
-    """Makes the score of a network's params: the share of test digits that it names rightly."""
+    """Make the function `params -> accuracy` on the test digits."""
     xs, labels = (jnp.asarray(array) for array in task.test)
 
     @jax.jit

@@ -1,11 +1,14 @@
-"""A readout with dropout before it: flax modules, for `tbptt.losses.dropout_loss`."""
+"""Readout with dropout, for `tbptt.losses.dropout_loss`."""
 
 import flax.linen as nn
 import jax
 
 
 class DropoutDense(nn.Module):
-    """Numbers from the cell's output: `Dense(size)(Dropout(rate)(y))`; rate 0 draws nothing, on the same parameters."""
+    """Compute `Dense(size)(Dropout(rate)(y))`.
+
+    Its parameters do not depend on the rate, and rate 0 needs no key.
+    """
 
     size: int
     rate: float = 0.0

@@ -1,22 +1,28 @@
-"""The figure of ecg; reads its data and never trains."""
+"""Draw the figure of ecg from its data."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.support.common import style
-from experiments.support.common import targets as known
+from experiments.support.common import style, targets
 
 
 def draw(data: dict[str, Any], folder: Path) -> None:
-    """Draws test error by reach, by horizon and by channel; ecg.png."""
+    """Draw the test error by window, by horizon and by channel, as ecg.png."""
     results = data["results"]
-    title = f"ECG and electrograms, {results['rate']:.0f} Hz: {results['chosen']}, is {results['verdict']}"
-    figure, axes = style.panels(3, title=f"{title} than ridge AR({results['chosen_ridge']})", width=5.2)
+    title = f"ECG and electrograms, {results['rate']:.0f} Hz: "
+    title += f"{results['chosen']} is {results['verdict']}"
+    figure, axes = style.panels(
+        3, title=f"{title} than ridge AR({results['chosen_ridge']})", width=5.2
+    )
     _reach(axes[0], results)
-    chosen = {name: next(r for r in results["rows"] if r["name"] == name) for name in _chosen(results)}
-    ridge = next(row for row in results["baselines"]["ridge"] if row["reach"] == results["chosen_ridge"])
+    chosen = {
+        name: next(r for r in results["rows"] if r["name"] == name) for name in _chosen(results)
+    }
+    ridge = next(
+        row for row in results["baselines"]["ridge"] if row["reach"] == results["chosen_ridge"]
+    )
     forecasts = chosen | {f"ridge AR({ridge['reach']})": ridge}
     _horizon(axes[1], results, forecasts)
     _channel(axes[2], results, forecasts)
@@ -33,12 +39,18 @@ def _reach(axis: Any, results: dict[str, Any]) -> None:
         mine = [row for row in rows if row["form"] == form]
         for row in mine:
             color = style.COLORS[index]
-            axis.plot([row["k"]] * len(row["test_mse"]), row["test_mse"], "o", mfc="none", color=color)
-        medians = [known.median(row["test_mse"]) for row in mine]
+            axis.plot(
+                [row["k"]] * len(row["test_mse"]), row["test_mse"], "o", mfc="none", color=color
+            )
+        medians = [targets.median(row["test_mse"]) for row in mine]
         axis.plot([row["k"] for row in mine], medians, label=f"{form}, median", **style.line(index))
     reach = [r["reach"] for r in ridge]
-    axis.plot(reach, [r["test_mse"] for r in ridge], marker="s", label="ridge AR(k)", **style.line(2))
-    axis.set(xscale="log", xlabel="k (steps; the longest is full BPTT over a lane)", ylabel="test MSE (standardised)")
+    axis.plot(
+        reach, [r["test_mse"] for r in ridge], marker="s", label="ridge AR(k)", **style.line(2)
+    )
+    axis.set(
+        xscale="log", xlabel="k (steps; the longest is full BPTT)", ylabel="test MSE (standardised)"
+    )
     axis.set_ylim(0, 1.05 * max(max(row["test_mse"]) for row in rows))
     axis.set_title("Mean over channels and horizons; circles: seeds")
     axis.legend(fontsize=8, loc="lower left")
@@ -48,8 +60,10 @@ def _horizon(axis: Any, results: dict[str, Any], forecasts: dict[str, Any]) -> N
     ms = 1e3 * np.asarray(results["horizons"]) / results["rate"]
     curves = {**forecasts, **results["baselines"]["plain"]}
     for index, (name, row) in enumerate(curves.items()):
-        axis.plot(ms, row["by_horizon"], marker=style.MARKERS[index], label=name, **style.line(index))
-    axis.set(xlabel="forecast ahead (ms)", ylabel="test MSE (standardised)", ylim=(0, None))
+        axis.plot(
+            ms, row["by_horizon"], marker=style.MARKERS[index], label=name, **style.line(index)
+        )
+    axis.set(xlabel="forecast horizon (ms)", ylabel="test MSE (standardised)", ylim=(0, None))
     axis.set_title("By horizon, mean over channels")
     axis.legend(fontsize=8)
 

@@ -1,4 +1,4 @@
-"""A roll of notes as a MIDI file, which any player plays."""
+"""Write a piano roll as a MIDI file."""
 
 from pathlib import Path
 
@@ -9,14 +9,18 @@ from jaxtyping import Bool
 TICKS_PER_QUARTER, STEPS_PER_QUARTER = 480, 4
 
 
-def write(path: Path, roll: Bool[np.ndarray, "T P"], lowest: int, beats_per_minute: float = 80.0) -> None:
-    """Writes a roll, a row a sixteenth note; a note that sounds in neighbouring rows is one long note.
+def write(
+    path: Path, roll: Bool[np.ndarray, "T P"], lowest: int, beats_per_minute: float = 80.0
+) -> None:
+    """Write a roll of sixteenth notes; consecutive rows with a note make one long note.
 
     Args:
-      path: file, ends in .mid.
+      path: the file, which ends in .mid.
       roll: `[T, P]`, True where MIDI pitch lowest + column sounds.
     """
-    edges = np.diff(np.concatenate([np.zeros_like(roll[:1]), roll, np.zeros_like(roll[:1])]).astype(int), axis=0)
+    edges = np.diff(
+        np.concatenate([np.zeros_like(roll[:1]), roll, np.zeros_like(roll[:1])]).astype(int), axis=0
+    )
     track, clock = mido.MidiTrack(), 0
     track.append(mido.MetaMessage("set_tempo", tempo=mido.bpm2tempo(beats_per_minute)))
     for step, column in np.argwhere(edges != 0).tolist():

@@ -1,6 +1,7 @@
-"""Training, validation and test pieces, so that no piece is in two of them under two names.
+"""Split pieces into three parts, so that all settings of one tune are in the same part.
 
-Bach set one tune several times, and the corpus holds some settings more than once, in another key or with another upbeat.
+Bach set some tunes several times, and the corpus contains some settings twice, in another key or
+with another upbeat.
 """
 
 from collections.abc import Sequence
@@ -8,13 +9,15 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool
 
-CHORDS = 4  # neighbouring chords that must agree to count as one passage
+CHORDS = 4  # consecutive chords of one passage
 
 
 def passages(roll: Bool[np.ndarray, "T P"]) -> set[tuple[tuple[int, ...], ...]]:
-    """Returns all successions of CHORDS chords, whatever their rhythm and key: intervals from the first chord's bass."""
+    """Return all sequences of CHORDS chords, as intervals from the bass of the first."""
     chords = [tuple(np.flatnonzero(row).tolist()) for row in roll]
-    chords = [chord for i, chord in enumerate(chords) if chord and (i == 0 or chord != chords[i - 1])]
+    chords = [
+        chord for i, chord in enumerate(chords) if chord and (i == 0 or chord != chords[i - 1])
+    ]
     found = set()
     for i in range(len(chords) - CHORDS + 1):
         bass = chords[i][0]
@@ -23,7 +26,7 @@ def passages(roll: Bool[np.ndarray, "T P"]) -> set[tuple[tuple[int, ...], ...]]:
 
 
 def families(rolls: Sequence[Bool[np.ndarray, "T P"]], share: float = 0.3) -> list[list[int]]:
-    """Groups pieces that have at least `share` of the shorter one's passages in common, directly or through others."""
+    """Group pieces that share the fraction `share` of the shorter one's passages."""
     sets = [passages(roll) for roll in rolls]
     family = list(range(len(rolls)))
     for i, a in enumerate(sets):
@@ -35,8 +38,11 @@ def families(rolls: Sequence[Bool[np.ndarray, "T P"]], share: float = 0.3) -> li
     return [[i for i, f in enumerate(family) if f == name] for name in sorted(set(family))]
 
 
-def split(groups: Sequence[Sequence[int]], seed: int, held_out: float = 0.1) -> tuple[list[int], list[int], list[int]]:
-    """Deals whole families out: to the test until it has its share of the pieces, to validation, then to training.
+def split(
+    groups: Sequence[Sequence[int]], seed: int, held_out: float = 0.1
+) -> tuple[list[int], list[int], list[int]]:
+    """Assign whole families to the test part until it has the fraction `held_out` of the pieces,
+    then to the validation part until it has, and the rest to the training part.
 
     Returns:
       (train, valid, test), indices in ascending order.

@@ -1,19 +1,18 @@
-"""Which estimator a name on the command line means, and what it makes of k1 and k2."""
+"""Choose the estimator of a run by its name, and check the flags that belong together."""
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tbptt
-from experiments.support.train.data import RunData, default_lanes, longest_lane
+from experiments.support.train.data import RunData, default_batch, largest_batch, longest_sequence
 
 
 class Choice(NamedTuple):
-    """make: `(loss_fn, config) -> estimator`; chunk: `config -> steps an update`; sees: what its k2 means, for errors."""
+    """make: `(loss_fn, config) -> estimator`; chunk: `config -> number of steps per update`."""
 
     make: Callable[[tbptt.LossFn, Any], tbptt.Estimator]
     chunk: Callable[[Any], int]
-    uses_k2: bool
 
 
 def _k1(config: Any) -> int:
@@ -33,45 +32,82 @@ def _adaptive(loss_fn: tbptt.LossFn, config: Any) -> tbptt.Estimator:
 
 
 def _randomized(loss_fn: tbptt.LossFn, config: Any) -> tbptt.Estimator:
-    return tbptt.randomized_bptt(loss_fn, config.k1, tbptt.estimators.HeavyTail(mean_length=config.k2 / 2))
+    return tbptt.randomized_bptt(
+        loss_fn, config.k1, tbptt.estimators.HeavyTail(mean_length=config.k2 / 2)
+    )
 
 
 ESTIMATORS: dict[str, Choice] = {
-    "full": Choice(lambda loss_fn, config: tbptt.full_bptt(loss_fn), _k2, True),
-    "truncated": Choice(lambda loss_fn, config: tbptt.truncated_bptt(loss_fn, config.k1, config.k2), _k1, True),
-    "adaptive": Choice(_adaptive, _k1, True),
-    "randomized": Choice(_randomized, _k2, True),
-    "snap1": Choice(lambda loss_fn, config: tbptt.snap(loss_fn, 1), _k1, False),
-    "rtrl": Choice(lambda loss_fn, config: tbptt.rtrl(loss_fn), _k1, False),
-    "uoro": Choice(lambda loss_fn, config: tbptt.uoro(loss_fn), _k1, False),
+    "full": Choice(lambda loss_fn, config: tbptt.full_bptt(loss_fn), _k2),
+    "truncated": Choice(
+        lambda loss_fn, config: tbptt.truncated_bptt(loss_fn, config.k1, config.k2), _k1
+    ),
+    "adaptive": Choice(_adaptive, _k1),
+    "randomized": Choice(_randomized, _k2),
+    "snap1": Choice(lambda loss_fn, config: tbptt.snap(loss_fn, 1), _k1),
+    "rtrl": Choice(lambda loss_fn, config: tbptt.rtrl(loss_fn), _k1),
+    "uoro": Choice(lambda loss_fn, config: tbptt.uoro(loss_fn), _k1),
+}
+# Cells that an unroll function supports, and whether it supports several layers.
+UNROLL_CELLS = {
+    "parallel": (("minlstm", "mingru"), False),
+    "numba": (("lstm", "gru", "elman"), True),
 }
 
 
 def check_windows(config: Any) -> None:
-    """Raises a ValueError that names the flags and the remedy unless k1 and k2 suit the estimator."""
+    """Raise a ValueError with a remedy unless k1 and k2 suit the estimator."""
     k1, k2 = config.k1, config.k2
     if config.estimator == "randomized" and (k2 % k1 or k2 < 4 * k1):
         near = max(4, round(k2 / k1)) * k1
         raise ValueError(
-            f"--estimator randomized cuts {k2} steps (--k2) at random between blocks of --k1: k2 must be a multiple of k1, "
-            f"at least 4 of them; got k1={k1}, k2={k2}. Try --k2 {near}"
+            f"--estimator randomized truncates {k2} steps (--k2) at random multiples of --k1: k2 "
+            f"must be a multiple of k1 "
+            f"and at least 4 k1; got k1={k1}, k2={k2}. Try --k2 {near}"
         )
     if config.estimator == "adaptive" and k2 <= k1:
         raise ValueError(
-            f"--estimator adaptive chooses among windows from --k1 up to --k2, which must be longer; got k1={k1}, k2={k2}. "
-            f"Try --k2 {8 * k1}"
+            f"--estimator adaptive chooses windows of --k1 to --k2 steps: k2 must be larger than "
+            f"k1; got k1={k1}, "
+            f"k2={k2}. Try --k2 {8 * k1}"
         )
     if config.estimator == "adaptive" and not 0 < config.delta < 1:
-        raise ValueError(f"--delta is the bias allowed, above 0 and below 1; got {config.delta:g}")
+        raise ValueError(
+            f"--delta, the tolerated bias, must be above 0 and below 1; got {config.delta:g}"
+        )
+
+
+def check_unroll(config: Any) -> None:
+    """Raise a ValueError with a remedy unless the unroll function supports the cell."""
+    cells, stacks = UNROLL_CELLS.get(config.unroll, ((config.cell,), True))
+    if config.cell not in cells or (config.layers > 1 and not stacks):
+        layers = "" if stacks else " of one layer"
+        raise ValueError(
+            f"--unroll {config.unroll} supports --cell {' and '.join(cells)}{layers}; got --cell "
+            f"{config.cell} "
+            f"--layers {config.layers}. Try --unroll scan"
+        )
 
 
 def resolve(config: Any, data: RunData) -> Any:
-    """Fills in what was left to the program, lanes and windows, and checks what was not.
+    """Replace the defaults of batch size and windows by numbers, and check the other flags.
 
     Raises:
-        ValueError: names the flag.
+        ValueError: a flag is out of range or does not fit another; the message names it.
     """
-    for name in ("k1", "k2", "lanes", "hidden", "layers", "forecasts", "horizon", "devices", "seeds", "memory", "keep"):
+    for name in (
+        "k1",
+        "k2",
+        "batch",
+        "hidden",
+        "layers",
+        "forecasts",
+        "horizon",
+        "devices",
+        "seeds",
+        "memory",
+        "keep",
+    ):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1; got {value}")
@@ -81,19 +117,28 @@ def resolve(config: Any, data: RunData) -> Any:
     if config.valid_every is not None and config.valid_every < 1:
         raise ValueError(f"--valid-every must be at least 1 update; got {config.valid_every}")
     if config.task == "forecast" and config.horizon % config.forecasts:
-        raise ValueError(f"--forecasts must divide --horizon; got {config.forecasts} and {config.horizon}")
+        raise ValueError(
+            f"--forecasts must divide --horizon; got {config.forecasts} and {config.horizon}"
+        )
     windows = {"adaptive": 8, "randomized": 8}
     k2 = config.k2 or windows.get(config.estimator, 2) * config.k1
-    lanes = config.lanes or default_lanes(data, k2, config.devices)
+    batch, most = config.batch or default_batch(data, k2, config.devices), largest_batch(data)
+    if batch > most:
+        what = "recordings" if config.task == "classify" else "rows"
+        raise ValueError(
+            f"--batch must be at most {most}, the number of training {what}; got {batch}"
+        )
     if config.estimator == "full":
-        whole = longest_lane(data, lanes)
+        whole = longest_sequence(data, batch)
         if config.resume is None and config.k2 is not None and config.k2 != whole:
             raise ValueError(
-                f"--estimator full goes back through a whole lane, here {whole} steps; got --k2 {config.k2}. Leave it out, "
-                "or take --estimator truncated"
+                f"--estimator full propagates the gradient through each whole training sequence, "
+                f"here {whole} steps; got "
+                f"--k2 {config.k2}. Omit --k2, or use --estimator truncated"
             )
         config = dataclasses.replace(config, k1=whole)
         k2 = whole
-    config = dataclasses.replace(config, lanes=lanes, k2=k2)
+    config = dataclasses.replace(config, batch=batch, k2=k2)
     check_windows(config)
+    check_unroll(config)
     return config

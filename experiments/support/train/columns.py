@@ -1,4 +1,4 @@
-"""Which columns a run reads, of tables that hold dates and notes too."""
+"""Choose the columns that a run reads from tables that may contain non-numeric columns."""
 
 import csv
 from pathlib import Path
@@ -11,45 +11,70 @@ MISSING = ("", "na", "n/a", "nan", "null")
 
 
 def chosen_columns(config: Any) -> tuple[str, ...]:
-    """Returns the inputs: --columns, or all that hold numbers but --group and a class; a forecast's target is always one.
+    """Return the input columns: --columns, or all numeric columns except --group and the class.
+
+    The target of a forecast is always an input.
 
     Raises:
-        ValueError: a column that is named is not there, or cannot be an input; or there is none.
+        ValueError: a named column does not exist or cannot be an input, or there is no input.
     """
     names, text = columns_of(config.data[0])
     if config.target is None:
-        raise ValueError(f"--target is needed: the column that is predicted, one of {', '.join(names)}")
-    if missing := [name for name in (config.target, config.group, *config.columns) if name and name not in names]:
-        raise ValueError(f"{config.data[0]} has no column {missing[0]!r}; its columns are {', '.join(names)}")
+        raise ValueError(f"--target is required: the column to predict, one of {', '.join(names)}")
+    if missing := [
+        name
+        for name in (config.target, config.group, *config.columns)
+        if name and name not in names
+    ]:
+        raise ValueError(
+            f"{config.data[0]} has no column {missing[0]!r}; its columns are {', '.join(names)}"
+        )
     if config.group == config.target:
-        raise ValueError(f"--group and --target must be two columns; got {config.target!r} for both")
+        raise ValueError(
+            f"--group and --target must be different columns; got {config.target!r} for both"
+        )
     left_out = {config.group} | ({config.target} if config.task == "classify" else set())
     if set(config.columns) & left_out:
-        raise ValueError(f"--columns are inputs, and --group and a class are none; got {', '.join(config.columns)}")
+        raise ValueError(
+            f"--columns must not contain --group or the class, which are not inputs; got "
+            f"{', '.join(config.columns)}"
+        )
     if bad := [name for name in (config.target, config.group, *config.columns) if name in text]:
         raise ValueError(
-            f"{config.data[0]}, column {bad[0]!r} holds text, and only numbers can be read; number what it says, 0, 1, ..."
+            f"{config.data[0]}: column {bad[0]!r} contains text, and only numbers can be read; "
+            f"replace its values by "
+            "numbers 0, 1, ..."
         )
-    chosen = tuple(config.columns) or tuple(name for name in names if name not in left_out and name not in text)
+    chosen = tuple(config.columns) or tuple(
+        name for name in names if name not in left_out and name not in text
+    )
     if text and not config.columns:
         console.print(
-            f"left out, for they hold text: {', '.join(sorted(text))}", markup=False, highlight=False, soft_wrap=True
+            f"Ignoring non-numeric columns: {', '.join(sorted(text))}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
         )
     if config.task == "forecast" and config.target not in chosen:
-        chosen += (config.target,)  # the past of what is forecast is known too
+        chosen += (config.target,)  # the past of the target is known, too
     if not chosen:
-        raise ValueError(f"there is no input: {config.data[0]} has no column of numbers besides {', '.join(names)}")
+        raise ValueError(
+            f"{config.data[0]} has no numeric input column besides --group and --target; its "
+            f"columns are {', '.join(names)}"
+        )
     return chosen
 
 
 def columns_of(path: Path) -> tuple[tuple[str, ...], set[str]]:
-    """Returns a table's columns, and which of them hold text, by its first row."""
+    """Return the columns of a table, and which of them are not numeric, judged by the first row."""
     if path.suffix.lower() == ".csv" and path.is_file():
         with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
             rows = csv.reader(file, skipinitialspace=True)
             header, row = ([cell.strip() for cell in next(rows, [])] for _ in range(2))
         if header and len(header) == len(row) and any(_is_number(cell) for cell in row):
-            return tuple(header), {name for name, cell in zip(header, row, strict=True) if not _is_number(cell)}
+            return tuple(header), {
+                name for name, cell in zip(header, row, strict=True) if not _is_number(cell)
+            }
     if path.suffix.lower() == ".parquet" and path.is_file():
         import pyarrow.parquet as parquet
         import pyarrow.types as types
@@ -58,7 +83,7 @@ def columns_of(path: Path) -> tuple[tuple[str, ...], set[str]]:
         numbers = (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal)
         text = {field.name for field in schema if not any(fits(field.type) for fits in numbers)}
         return tuple(schema.names), text
-    return open_source(path).names, set()  # which says what is wrong with a file that is no table
+    return open_source(path).names, set()  # raises the error if the file is not a table
 
 
 def _is_number(cell: str) -> bool:

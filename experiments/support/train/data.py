@@ -1,4 +1,4 @@
-"""The data of a run: opened, cut into training, validation and test part in the order of time, and scaled by the first."""
+"""Open the data of a run, split it in time into three parts, and scale it by the first."""
 
 import math
 from typing import Any, NamedTuple
@@ -39,11 +39,11 @@ class Parts(NamedTuple):
 
 
 class RunData(NamedTuple):
-    """What a run learns from and is judged by.
+    """Data of a run.
 
-    task:   what is predicted
-    source: the rows as the model is judged by them, in their own units, from `open_for`
-    parts:  where training ends, where validation ends, all rows
+    task:   the task of the model
+    source: all rows with inputs and target, in their own units, from `open_for`
+    parts:  the ends of training, validation and test part
     """
 
     task: Task
@@ -52,10 +52,11 @@ class RunData(NamedTuple):
 
 
 def open_data(config: Any) -> RunData:
-    """Opens the files of a run and makes its task; `config` is the one of experiments.train.
+    """Open the files of a run and make its task; `config` is that of experiments.train.
 
     Raises:
-        ValueError: a flag does not fit the data; names both. And what `open_source` raises.
+        ValueError: a flag does not fit the data; the message names both. Errors of `open_source`
+          are passed on.
     """
     if config.task == "characters":
         if not 0 < config.valid + config.test < 1:
@@ -63,61 +64,90 @@ def open_data(config: Any) -> RunData:
         text = open_text(config.data)
         vocabulary = count_symbols(text)
         if len(vocabulary) < 2:
-            raise ValueError(f"--data must hold at least two different characters; got {vocabulary.symbols!r} alone")
-        return RunData(Characters(tuple(vocabulary.symbols)), text, _parts(text.lengths, config, whole=False))
+            raise ValueError(
+                f"--data must contain at least two different characters; got only "
+                f"{vocabulary.symbols!r}"
+            )
+        return RunData(
+            Characters(tuple(vocabulary.symbols)), text, _parts(text.lengths, config, whole=False)
+        )
     columns = chosen_columns(config)
     group = config.group or ""
-    read: tuple[str, ...] = tuple(dict.fromkeys((*columns, str(config.target), *([group] if group else []))))
+    read: tuple[str, ...] = tuple(
+        dict.fromkeys((*columns, str(config.target), *([group] if group else [])))
+    )
     source = open_source(config.data, read)
     source = split_by(source, group) if group else source
     whole = config.task == "classify"
     parts = _parts(source.lengths, config, whole)
     keep = [name for name in source.names if name == group or (whole and name == config.target)]
     scaling = stream_scaling(part(source, 0, parts.train), keep=keep)
-    numbers = {name: (float(scaling.mean[i]), float(scaling.scale[i])) for i, name in enumerate(source.names)}
+    numbers = {
+        name: (float(scaling.mean[i]), float(scaling.scale[i]))
+        for i, name in enumerate(source.names)
+    }
     mean, scale = (tuple(numbers[name][i] for name in columns) for i in (0, 1))
     if whole:
-        task: Task = Classify(columns, config.target, count_classes(source, config.target), mean, scale, group)
+        task: Task = Classify(
+            columns, config.target, count_classes(source, config.target), mean, scale, group
+        )
     else:
         task = Forecast(
-            columns, config.target, config.horizon, mean, scale, *numbers[config.target], config.forecasts, group
+            columns,
+            config.target,
+            config.horizon,
+            mean,
+            scale,
+            *numbers[config.target],
+            config.forecasts,
+            group,
         )
     return RunData(task, open_for(task, config.data, True), parts)
 
 
-def training_stream(data: RunData, lanes: int, chunk: int, rows: Any = None) -> RecordingStream:
-    """Lays the training part out in lanes, scaled."""
+def training_stream(data: RunData, batch: int, chunk: int, rows: Any = None) -> RecordingStream:
+    """Stream the scaled training part as `batch` sequences, in chunks of `chunk` steps."""
     task, source = data.task, part(data.source, 0, data.parts.train)
     if isinstance(task, Characters):
-        return RecordingStream(source, lanes, chunk, symbol_batches(Vocabulary(bytes(task.vocabulary))), rows=rows)
+        return RecordingStream(
+            source, batch, chunk, symbol_batches(Vocabulary(bytes(task.vocabulary))), rows=rows
+        )
     scaled: Source = without_columns(source, [task.group]) if task.group else source
     numbers = dict(zip(task.columns, zip(task.mean, task.scale, strict=True), strict=True))
     if isinstance(task, Forecast):
         numbers[task.target] = task.target_mean, task.target_scale
-    mean, scale = (np.asarray([numbers.get(name, (0.0, 1.0))[i] for name in scaled.names]) for i in (0, 1))
+    mean, scale = (
+        np.asarray([numbers.get(name, (0.0, 1.0))[i] for name in scaled.names]) for i in (0, 1)
+    )
     scaled = standardised(scaled, Scaling(mean, scale))
     if isinstance(task, Classify):
         batches = label_batches(task.target, task.classes)
-        return RecordingStream(scaled, lanes, chunk, batches, layout=whole_recordings, rows=rows)
+        return RecordingStream(scaled, batch, chunk, batches, layout=whole_recordings, rows=rows)
     every = task.horizon // task.outputs
     batches = forecast_batches(task.target, range(every, task.horizon + 1, every))
-    return RecordingStream(scaled, lanes, chunk, batches, layout=even_streams, rows=rows)
+    return RecordingStream(scaled, batch, chunk, batches, layout=even_streams, rows=rows)
 
 
-def default_lanes(data: RunData, k2: int, devices: int = 1) -> int:
-    """Chooses how many lanes: 32, or as few as leave each at least 20 windows; of recordings, one a lane at most.
+def default_batch(data: RunData, k2: int, devices: int = 1) -> int:
+    """Choose the batch size: 32, or fewer so that every sequence has at least 20 windows.
 
-    A multiple of the devices, if there is one.
+    For classification it is at most the number of recordings. It is a multiple of the number of
+    devices where possible.
     """
-    most = data.parts.train // (20 * k2)
-    if isinstance(data.task, Classify):
-        most = _recordings_before(data.source.lengths, data.parts.train)
+    whole = isinstance(data.task, Classify)
+    most = largest_batch(data) if whole else data.parts.train // (20 * k2)
     return max(1, min(32, most) // devices) * devices
 
 
-def longest_lane(data: RunData, lanes: int) -> int:
-    """Returns the steps of the longest lane."""
-    return max(training_stream(data, lanes, 1).steps)
+def largest_batch(data: RunData) -> int:
+    """Return the number of training rows; of a classification, of training recordings."""
+    whole = isinstance(data.task, Classify)
+    return _recordings_before(data.source.lengths, data.parts.train) if whole else data.parts.train
+
+
+def longest_sequence(data: RunData, batch: int) -> int:
+    """Return the number of steps of the longest training sequence of a batch."""
+    return max(training_stream(data, batch, 1).steps)
 
 
 def _recordings_before(lengths: tuple[int, ...], row: int) -> int:
@@ -125,7 +155,7 @@ def _recordings_before(lengths: tuple[int, ...], row: int) -> int:
 
 
 def _parts(lengths: tuple[int, ...], config: Any, whole: bool) -> Parts:
-    """Cuts off the ends that are held out; at the seams of recordings if these must stay whole."""
+    """Split the rows in time; between recordings if these must stay whole."""
     total = sum(lengths)
     if not (0 < config.valid and 0 < config.test and config.valid + config.test < 1):
         raise ValueError(_shares(config))
@@ -134,24 +164,32 @@ def _parts(lengths: tuple[int, ...], config: Any, whole: bool) -> Parts:
         valid, test = math.ceil(n * config.valid), math.ceil(n * config.test)
         if n - valid - test < 1:
             raise ValueError(
-                f"classes are learnt from whole recordings, at least one in each of the three parts; got {n} in all. Give "
-                "several files, or name the column that tells them apart: --group"
+                f"--task classify needs at least one whole recording in each of the three parts; "
+                f"got {n} in total. Give "
+                "several files, or name the column that separates the recordings by --group"
             )
         return Parts(int(edges[n - valid - test - 1]), int(edges[n - test - 1]), total)
     train, valid = int(total * (1 - config.valid - config.test)), int(total * (1 - config.test))
     least = config.horizon + 1 if config.task == "forecast" else 2
     if min(train, valid - train, total - valid) < least:
-        what = f"a forecast {config.horizon} rows ahead (--horizon)" if config.task == "forecast" else "a prediction"
+        what = (
+            f"a forecast {config.horizon} rows ahead (--horizon)"
+            if config.task == "forecast"
+            else "a prediction"
+        )
         raise ValueError(
-            f"{what} needs at least {least} rows in each part; the {total} rows of the data make {train} for training, "
-            f"{valid - train} for validation (--valid {config.valid:g}) and {total - valid} for the test (--test "
-            f"{config.test:g}). Give more data, or larger shares of it"
+            f"{what} needs at least {least} rows in each part; the {total} rows of the data give "
+            f"{train} for training, "
+            f"{valid - train} for validation (--valid {config.valid:g}) and {total - valid} for "
+            f"the test (--test "
+            f"{config.test:g}). Give more data or larger fractions"
         )
     return Parts(train, valid, total)
 
 
 def _shares(config: Any) -> str:
     return (
-        f"--valid and --test are the shares of the data that are held out, both above 0, together below 1; got "
+        f"--valid and --test, the fractions of the data that are held out, must be above 0 and "
+        f"their sum below 1; got "
         f"{config.valid:g} and {config.test:g}"
     )

@@ -1,4 +1,4 @@
-"""TensorBoard event files, for those who have it: the extra `tensorboard`."""
+"""Write TensorBoard event files; requires the extra `tensorboard`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,10 +6,10 @@ from typing import Any
 
 
 class EventFiles:
-    """Writes the numbers of a run as TensorBoard scalars; a resumed run hides what it will write again.
+    """Writer of TensorBoard scalars; a resumed run hides the steps that it will write again.
 
     Raises:
-        ImportError: the extra is not installed; names it.
+        ImportError: the extra is not installed.
     """
 
     def __init__(self, folder: Path, start: int) -> None:
@@ -17,13 +17,14 @@ class EventFiles:
             from tensorboardX import SummaryWriter
         except ImportError as error:
             raise ImportError(
-                "--tensorboard needs the package tensorboardX, which is not installed: pip install 'tbptt[tensorboard]'; "
-                "or leave the flag out: metrics.jsonl holds the same numbers"
+                "--tensorboard needs the package tensorboardX, which is not installed: pip install "
+                "'tbptt[tensorboard]'; "
+                "or omit the flag: metrics.jsonl contains the same numbers"
             ) from error
         self._writer = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
 
     def add(self, group: str, step: int, values: Mapping[str, Any]) -> None:
-        """Adds the numbers among the values as `group/name` at a step."""
+        """Add the numbers among the values as `group/name` at a step."""
         for name, value in values.items():
             if isinstance(value, int | float) and name not in ("step", "updates"):
                 self._writer.add_scalar(f"{group}/{name}", value, step)

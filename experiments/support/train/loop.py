@@ -1,4 +1,4 @@
-"""The loop of a run: deterministic, and resumable after any update, because its position is one integer."""
+"""Run the training loop, which can be resumed after any update."""
 
 import time
 import warnings
@@ -15,52 +15,54 @@ from tbptt.checkpoints import CheckpointNotWritten, Checkpoints
 from tbptt.data import read_ahead
 
 METRICS = ("mse", "accuracy", "bits_per_character")
-RETRY = 10.0  # seconds after which a checkpoint that could not be written is tried again, at the earliest
+RETRY = 10.0  # seconds, at most, before a failed checkpoint is tried again
 
 
 class Plan(NamedTuple):
-    """What a run does, and when.
+    """Parts and limits of a run.
 
-    stream:        chunks by number
-    put:           lays a batch out on the devices
-    step:          `(state, batch) -> (state, metrics)`
-    one:           metrics of several seeds as one; the identity for one seed
-    score:         `state -> {name: number}` on the validation part, see `predicting.Score`; empty where nothing counts
-    updates:       where to end; None: never
-    seconds:       of training, all sessions together, after which to end; None: never
-    valid_every:   updates between validations
-    saved_every:   seconds between checkpoints, besides those at every validation
+    stream:             chunks by number
+    put:                place a batch on the devices
+    step:               `(state, batch) -> (state, metrics)`
+    merge:              reduce the metrics of several seeds to those of one
+    score:              `state -> {name: number}` on the validation part, see `predicting.Score`
+    updates:            total number of updates; None for no limit
+    seconds:            total training time of all sessions; None for no limit
+    valid_every:        updates between validations
+    checkpoint_seconds: seconds between checkpoints, in addition to those at every validation
     """
 
     stream: Any
     put: Callable[[Any], Any]
     step: Callable[[TrainState, Any], tuple[TrainState, Metrics]]
-    one: Callable[[Metrics], Metrics]
+    merge: Callable[[Metrics], Metrics]
     score: Callable[[TrainState], dict[str, float]]
     updates: int | None
     seconds: float | None
     valid_every: int
-    saved_every: float
+    checkpoint_seconds: float
 
 
 class Ended(NamedTuple):
-    """How it ended: the state, updates in all, whether all of them are done (else it was stopped)."""
+    """End of a session: state, total number of updates, and whether the run is complete."""
 
     state: TrainState
     position: int
     done: bool
 
 
-def run(plan: Plan, state: TrainState, position: int, log: RunLog, checkpoints: Checkpoints, stop: Stop) -> Ended:
-    """Trains from chunk `position` on until the updates or seconds are done, or until it is asked to stop.
+def run(
+    plan: Plan, state: TrainState, position: int, log: RunLog, checkpoints: Checkpoints, stop: Stop
+) -> Ended:
+    """Train from chunk `position` on until a limit is reached or a stop is requested.
 
         for i in range(position, updates):
             state, metrics = step(state, stream.chunk(i))
-            if it is time: score on the validation part
-            if it is time, or the end, or a stop is asked for: save (step, state, i + 1)
+            if a validation is due: score on the validation part
+            if a checkpoint is due, or at the end, or on a stop: save (step, state, i + 1)
 
-    When it saves changes nothing that is computed. A checkpoint that cannot be written is a warning, and is tried again
-    after some seconds; the last one of the run is an error.
+    The times of the checkpoints have no effect on the result. If a checkpoint cannot be written,
+    the loop warns and tries again after some seconds; for the last one of the run it raises.
 
     Raises:
       CheckpointNotWritten: the last checkpoint could not be written.
@@ -68,21 +70,25 @@ def run(plan: Plan, state: TrainState, position: int, log: RunLog, checkpoints: 
     if plan.updates is not None and position >= plan.updates:
         return Ended(state, position, True)
     end = plan.updates if plan.updates is not None else 1 << 62
-    saved, wait = time.monotonic(), plan.saved_every
+    saved, wait = time.monotonic(), plan.checkpoint_seconds
     chunks = read_ahead(plan.stream, position, end, put=plan.put)
     try:
         for i, chunk in chunks:
             state, metrics = plan.step(state, chunk.batch)
-            log.update(plan.one(metrics))
+            log.update(plan.merge(metrics))
             position = i + 1
             over = plan.seconds is not None and log.seconds >= plan.seconds
-            asked, due, over = agree(position, stop.asked is not None, time.monotonic() - saved >= wait, over)
+            stopped, due, over = agree(
+                position, stop.signal is not None, time.monotonic() - saved >= wait, over
+            )
             done = over or position == plan.updates
-            metric = _validated(plan, state, log) if done or position % plan.valid_every == 0 else None
-            last = done or asked
+            metric = (
+                _validated(plan, state, log) if done or position % plan.valid_every == 0 else None
+            )
+            last = done or stopped
             if last or due or position % plan.valid_every == 0:
                 log.flush()
-                wait = plan.saved_every
+                wait = plan.checkpoint_seconds
                 try:
                     checkpoints.save(position, state, position, metric)
                     if last:
@@ -90,23 +96,27 @@ def run(plan: Plan, state: TrainState, position: int, log: RunLog, checkpoints: 
                 except CheckpointNotWritten as error:
                     if last:
                         raise
-                    log.warn("checkpoint", str(error), "Training goes on; it is tried again")
-                    wait = min(RETRY, plan.saved_every)
+                    log.warn(
+                        "checkpoint",
+                        str(error),
+                        "Training continues; the checkpoint will be tried again",
+                    )
+                    wait = min(RETRY, plan.checkpoint_seconds)
                 saved = time.monotonic()
             if last:
                 return Ended(state, position, done)
     except CheckpointNotWritten:
         raise
-    except Exception:  # of the data, or of the device: what was learnt before it is kept
-        _rescue(state, position, log, checkpoints)
+    except Exception:  # an error of the data or of the device
+        _save_on_error(state, position, log, checkpoints)
         raise
     finally:
         chunks.close()  # pyright: ignore[reportAttributeAccessIssue]
-    raise AssertionError("a stream of endless passes ended")
+    raise AssertionError("read_ahead ended before the last update")
 
 
-def _rescue(state: TrainState, position: int, log: RunLog, checkpoints: Checkpoints) -> None:
-    """Saves the state as it was before what went wrong, unless the update that failed has consumed it."""
+def _save_on_error(state: TrainState, position: int, log: RunLog, checkpoints: Checkpoints) -> None:
+    """Save the state before the failed update, unless that update has donated its buffers."""
     if any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):
         return
     try:
@@ -114,34 +124,41 @@ def _rescue(state: TrainState, position: int, log: RunLog, checkpoints: Checkpoi
         checkpoints.save(position, state, position)
         checkpoints.wait()
     except Exception as error:
-        log.warn("checkpoint", f"no checkpoint could be made of update {position} either: {error}")
+        log.warn("checkpoint", f"update {position} could not be saved either: {error}")
 
 
 def _validated(plan: Plan, state: TrainState, log: RunLog) -> float | None:
-    """Scores the state; returns what is to be small: the metric, or of an accuracy what is missing from 1."""
-    log.flush()  # ahead of the scoring, whose time is not that of the updates
+    """Score and log the state; return the metric as `lower_is_better`."""
+    log.flush()  # before scoring, whose time is not that of the updates
     numbers = plan.score(state)
     log.valid(**numbers)
     return lower_is_better(numbers)
 
 
 def lower_is_better(numbers: dict[str, float]) -> float | None:
-    """Returns the metric as a checkpoint has it."""
+    """Return the metric that a checkpoint stores: the metric itself, or 1 - accuracy.
+
+    None if there is none.
+    """
     named = {name: value for name, value in numbers.items() if name in METRICS}
-    return next(((1 - value if name == "accuracy" else value) for name, value in named.items()), None)
+    return next(
+        ((1 - value if name == "accuracy" else value) for name, value in named.items()), None
+    )
 
 
-def resumed(checkpoints: Checkpoints, state: TrainState, say: Callable[[str], None]) -> tuple[TrainState, int]:
-    """Returns the newest sound state and where its stream goes on; `state` itself and 0 if there is no checkpoint.
+def resumed(
+    checkpoints: Checkpoints, state: TrainState, print_line: Callable[[str], None]
+) -> tuple[TrainState, int]:
+    """Return the newest valid state and its stream position, or `state` and 0.
 
     Args:
-      say: is told of every damaged checkpoint that was passed over, and of other warnings.
+      print_line: called with every warning, for example that a damaged checkpoint was skipped.
     """
-    with warnings.catch_warnings(record=True) as seen:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = checkpoints.newest_good(state)
-    for warning in seen:
-        say(f"warning: {warning.message}")
+    for warning in caught:
+        print_line(f"warning: {warning.message}")
     if found is None:
         return state, 0
     return found.state, int(found.position)

@@ -1,4 +1,4 @@
-"""What several updates have in common: the numbers of one line of metrics.jsonl."""
+"""Reduce the metrics of several updates to the numbers of one line of metrics.jsonl."""
 
 import math
 from collections import defaultdict
@@ -20,10 +20,18 @@ class Update(NamedTuple):
 
 
 def updates_of(metrics: Metrics, extra: dict[str, Any]) -> list[Update]:
-    """Takes fetched metrics apart, of one update or of an epoch `[n]`; an extra number may be `[n]` too, or one for all."""
-    loss, norm, bad = (np.atleast_1d(leaf) for leaf in (metrics.loss, metrics.grad_norm, metrics.non_finite))
+    """Split fetched metrics, of one update or of an epoch `[n]`, into updates.
+
+    Extra numbers are scalars or `[n]`.
+    """
+    loss, norm, bad = (
+        np.atleast_1d(leaf) for leaf in (metrics.loss, metrics.grad_norm, metrics.non_finite)
+    )
     clipped = None if metrics.clipped is None else np.atleast_1d(metrics.clipped)
-    named = {name: np.broadcast_to(np.asarray(value, np.float64), loss.shape) for name, value in extra.items()}
+    named = {
+        name: np.broadcast_to(np.asarray(value, np.float64), loss.shape)
+        for name, value in extra.items()
+    }
     return [
         Update(
             float(loss[i]),
@@ -37,7 +45,7 @@ def updates_of(metrics: Metrics, extra: dict[str, Any]) -> list[Update]:
 
 
 class MetricLine:
-    """Gathers updates until a line is due."""
+    """Updates of one line of metrics.jsonl."""
 
     def __init__(self) -> None:
         self.updates = 0
@@ -48,7 +56,7 @@ class MetricLine:
         self._non_finite = 0
 
     def add(self, update: Update) -> None:
-        """Takes one update in."""
+        """Add one update."""
         self.updates += 1
         self._losses.append(update.loss)
         self._norms.append(update.grad_norm)
@@ -58,7 +66,10 @@ class MetricLine:
             self._extra[name].append(value)
 
     def numbers(self) -> dict[str, Any]:
-        """Returns means over the finite ones, None where there is none; non_finite says how many updates were not."""
+        """Return means over the finite values, None if there are none.
+
+        Non_finite counts non-finite updates.
+        """
         norms = [norm for norm in self._norms if math.isfinite(norm)]
         return {
             "updates": self.updates,

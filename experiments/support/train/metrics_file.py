@@ -1,4 +1,4 @@
-"""metrics.jsonl: what a run did, a JSON object a line, in which no step stands twice, however often it was resumed."""
+"""Read and write metrics.jsonl, which has one JSON object per line and no step twice."""
 
 import json
 import os
@@ -10,77 +10,84 @@ Row = dict[str, Any]
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Reads the whole lines of a metrics file; a last line that a killed process left unfinished is not one of them.
+    """Read the complete lines of a metrics file; a killed process may leave an incomplete one.
 
     Raises:
-        ValueError: a line before the last is not a JSON object; names the file and the line.
+        ValueError: a line is not a JSON object; the message names the file and the line.
     """
     if not path.exists():
         return []
     *lines, unfinished = path.read_bytes().split(b"\n")
-    del unfinished  # empty, or what a process had written when it was killed
+    del unfinished  # empty, or the start of a line of a process that was killed
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise ValueError(f"{path}, line {number} is not JSON ({error}). Correct or delete that line") from error
+            raise ValueError(
+                f"{path}, line {number} is not JSON ({error}). Correct or delete that line"
+            ) from error
         if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number} must be a JSON object; got {line[:60]!r}. Correct or delete that line")
+            raise ValueError(
+                f"{path}, line {number} must be a JSON object; got {line[:60]!r}. Correct or "
+                f"delete that line"
+            )
         rows.append(row)
     return rows
 
 
-def cut_after(path: Path, step: int) -> tuple[list[Row], int]:
-    """Keeps the rows up to an update and takes out the later ones, which a resumed run will write again.
+def remove_after(path: Path, step: int) -> tuple[list[Row], int]:
+    """Remove the rows after an update, which a resumed run will write again.
 
-    The new file replaces the old one in a single move, so that a process killed meanwhile loses nothing.
+    The new file replaces the old one atomically, so that a process that is killed meanwhile loses
+    nothing.
 
     Returns:
-        (rows kept, rows taken out).
+        (the remaining rows, the number of removed rows).
     """
     rows = read_rows(path)
     kept = [row for row in rows if row.get("step", 0) <= step]
-    aside = path.with_name(path.name + ".new")
-    with aside.open("wb") as file:
+    temporary = path.with_name(path.name + ".new")
+    with temporary.open("wb") as file:
         file.write(b"".join(_encoded(row) for row in kept))
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(path)
+    temporary.replace(path)
     return kept, len(rows) - len(kept)
 
 
 class MetricsFile:
-    """Appends rows, each written in one go when it is given.
+    """Append-only file of rows; each row is written when it is added.
 
-    A row that cannot be written (a full disk) is kept and tried again with the next one; `trouble(error)` is called at the
-    first failure of a row of failures. So a run outlives its log.
+    A row that cannot be written (a full disk) is kept in memory and written with the next one, so
+    that training continues. `on_error(error)` is called at the first of several consecutive
+    failures.
     """
 
-    def __init__(self, path: Path, trouble: Callable[[OSError], None]) -> None:
+    def __init__(self, path: Path, on_error: Callable[[OSError], None]) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         self._size = os.fstat(self._file).st_size
         self._waiting: list[bytes] = []
-        self._trouble = trouble
+        self._on_error = on_error
         self._failing = False
 
     def append(self, row: Row) -> None:
-        """Adds one row; a ValueError if it holds NaN or inf, which JSON has not."""
+        """Append one row; raise ValueError if it contains NaN or inf, which JSON does not have."""
         self._waiting.append(_encoded(row))
         self.retry()
 
     def retry(self) -> None:
-        """Writes the rows that wait."""
+        """Write the pending rows."""
         data = b"".join(self._waiting)
         try:
             written = os.write(self._file, data) if data else 0
-            if written < len(data):  # the disk took a part: the next write says why not all
+            if written < len(data):  # a partial write: the next call raises the reason
                 os.write(self._file, data[written:])
         except OSError as error:
             if os.fstat(self._file).st_size > self._size:
-                os.ftruncate(self._file, self._size)  # no half row in the middle of the file
+                os.ftruncate(self._file, self._size)  # remove the incomplete row
             if not self._failing:
-                self._trouble(error)
+                self._on_error(error)
             self._failing = True
             return
         self._size += len(data)
@@ -88,7 +95,7 @@ class MetricsFile:
         self._failing = False
 
     def close(self) -> int:
-        """Tries once more, closes, and returns how many rows could not be written."""
+        """Write the pending rows, close the file, and return the number of lost rows."""
         self.retry()
         os.close(self._file)
         return len(self._waiting)

@@ -1,4 +1,4 @@
-"""A device that runs out of memory: what an update needs, and which flags would make it fit."""
+"""Explain an out-of-memory error of a device, and name flags that would fit."""
 
 import contextlib
 from typing import Any
@@ -11,69 +11,95 @@ from experiments.support.train.model import Model, init_params
 
 
 class OutOfMemory(MemoryError):
-    """The device ran out of memory; the message says which --k2, --lanes or --memory would fit."""
+    """The device ran out of memory.
+
+    The message names the --k2, --batch or --memory that would fit.
+    """
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tells whether an error of the device is for want of memory."""
+    """Return whether an error of the device is an out-of-memory error."""
     return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
 
 
-def advice(model: Model, params: Any, example: tbptt.Batch, window: int, lanes: int, room: int | None = None) -> str:
-    """Says what one gradient needs, by `tbptt.memory_plan`, and what would need less.
+def advice(
+    model: Model,
+    params: Any,
+    example: tbptt.Batch,
+    window: int,
+    batch: int,
+    available: int | None = None,
+) -> str:
+    """Describe the bytes of one gradient, by `tbptt.memory_plan`, and flags that need fewer.
 
     Args:
-      params: of one seed; example: a batch of at least one step, or its `jax.eval_shape`: for shapes only.
-      window, lanes: k2 and lanes of the run, as set.
-      room: bytes that there are; None: half of what the run needs.
+      params: parameters of one seed.
+      example: a batch of at least one step, or its `jax.eval_shape`; only shapes are used.
+      window, batch: k2 and batch size of the run.
+      available: available bytes; None for half of what the run needs.
     """
 
-    def needs(window: int, lanes: int, remat: Any = None) -> int:
-        batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((window, lanes, *a.shape[2:]), a.dtype), example)
+    def needs(window: int, batch: int, remat: Any = None) -> int:
+        shapes = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct((window, batch, *a.shape[2:]), a.dtype), example
+        )
         return tbptt.memory_plan(
-            model.cell, model.readout, params, batch, embedding=model.embedding, remat=remat
+            model.cell, model.readout, params, shapes, embedding=model.embedding, remat=remat
         ).predicted_bytes
 
-    now = needs(window, lanes)
-    room = now // 2 if room is None else room
-    fits = []
-    if k2 := _largest(window - 1, lambda k2: needs(k2, lanes) <= room):
-        fits.append(f"--k2 {k2}")
-    if fewer := _largest(lanes - 1, lambda n: needs(window, n) <= room):
-        fits.append(f"--lanes {fewer}")
-    if mebi := room >> 20:
-        with contextlib.suppress(ValueError):  # no plan is lean enough
-            leaner = needs(window, lanes, tbptt.MemoryBudget(mebi << 20))
-            fits.append(f"--memory {mebi} (MiB; computes part of the forward pass twice, about {human_bytes(leaner)})")
+    now = needs(window, batch)
+    available = now // 2 if available is None else available
+    options = []
+    if k2 := _largest(window - 1, lambda k2: needs(k2, batch) <= available):
+        options.append(f"--k2 {k2}")
+    if smaller := _largest(batch - 1, lambda n: needs(window, n) <= available):
+        options.append(f"--batch {smaller}")
+    if mebi := available >> 20:
+        with contextlib.suppress(ValueError):  # no plan fits
+            planned = needs(window, batch, tbptt.MemoryBudget(mebi << 20))
+            options.append(
+                f"--memory {mebi} (MiB; recomputes part of the forward pass, about "
+                f"{human_bytes(planned)})"
+            )
     what = (
-        f"the device ran out of memory: one gradient of k2={window} steps and {lanes} lanes needs about {human_bytes(now)}"
+        f"the device ran out of memory: one gradient with k2 = {window} and a batch of {batch} "
+        f"needs about "
+        f"{human_bytes(now)}"
     )
-    if not fits:
-        return f"{what}, and nothing smaller fits in {human_bytes(room)}. Take a smaller --hidden"
-    return f"{what}. In {human_bytes(room)} would fit: {'; or '.join(fits)}"
+    if not options:
+        fits = f"no smaller setting fits in {human_bytes(available)}"
+        return f"{what}, and {fits}. Use a smaller --hidden"
+    return f"{what}. Settings that fit in {human_bytes(available)}: {'; or '.join(options)}"
 
 
-def room_on_device() -> int | None:
-    """Returns the bytes that the device has in all; None where it does not say."""
+def device_memory() -> int | None:
+    """Return the total bytes of the device; None if it does not report them."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return int(stats["bytes_limit"]) if "bytes_limit" in stats else None
 
 
 def explained(error: BaseException, config: Any, setup: Any) -> BaseException:
-    """Returns an `OutOfMemory` that says what would fit, if that is what the error is about; else the error."""
+    """Return an `OutOfMemory` that names settings that fit if the error is an out-of-memory error.
+
+    Else the error.
+    """
     if not is_out_of_memory(error):
         return error
     params = jax.eval_shape(lambda: init_params(jax.random.key(0), setup.model))
     batch = setup.stream.chunk(0).batch
     example = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), batch)
     return OutOfMemory(
-        f"{advice(setup.model, params, example, config.k2, config.lanes, room_on_device())}. The checkpoints stay; "
-        "--memory can be added to --resume, the others need a new run"
+        f"{advice(setup.model, params, example, config.k2, config.batch, device_memory())}. The "
+        f"checkpoints remain; "
+        "--memory can be combined with --resume, the other flags need a new run"
     )
 
 
 def _largest(top: int, fits: Any) -> int:
-    """Returns the largest number up to `top` that fits, 0 if none does; what fits, fits when smaller."""
+    """Return the largest number up to `top` for which `fits`, 0 if there is none.
+
+    `fits` is monotone.
+    """
     low, high = 0, max(top, 0)
     while low < high:
         middle = (low + high + 1) // 2

@@ -1,4 +1,4 @@
-"""A trained model along recordings of any length: block by block, or one step at a time, with equal outcome."""
+"""Predict along recordings of any length, block by block, and score the predictions."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -16,27 +16,37 @@ from tbptt.data import Source
 
 
 def predict_blocks(
-    task: Task, model: Model, params: Any, source: Source, block: int, *, score: bool = False, skip: int = 0
+    task: Task,
+    model: Model,
+    params: Any,
+    source: Source,
+    block: int,
+    *,
+    score: bool = False,
+    skip: int = 0,
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, Steps]]:
-    """Runs the model over a source, handing the carry on, and yields its answers as they come.
+    """Run the model over a source in blocks, and yield the predictions of each.
 
         carry = initial
         for start in range(0, rows, block):
-            carry, outputs = predict(params, carry, rows[start : start + block])         # the last block is padded
+            carry, outputs = predict(params, carry, rows[start : start + block])
 
-    Only one block is in memory. Every block runs the same compiled program, the last one too, padded with zeros: so
-    what is predicted at a row depends on nothing that comes after it, to the bit. Another `block` is another program and
-    may round otherwise.
+    Only one block is in memory. All blocks run the same compiled program; the last one is padded
+    with zeros. A prediction therefore does not depend, in any bit, on later rows. Another `block`
+    may round differently.
 
     Args:
-        task: what the model was trained for; source: from `open_for`, or a part of one.
-        block: steps at a time, at least 1.
-        score: the target was read too: answers have the columns `truth`, and `p_truth` of classes and symbols.
-        skip: rows at the start that the model only warms up on; nothing is yielded for them.
+        task: the task of the model.
+        source: the rows, from `open_for`, or a part of them.
+        block: steps per block, at least 1.
+        score: whether the source contains the target; adds the columns `truth`, and `p_truth` for
+          classes and symbols.
+        skip: number of first rows that only advance the carry; they are not yielded.
 
     Yields:
-        (columns, outputs, steps): the answers of some rows, "row" first, as counted from the source's first; the
-        readout's outputs `[n, K]` behind them; and what was fed.
+        (columns, outputs, steps): the predictions of some rows, with "row", counted from the first
+        of the source, as
+        the first column; the outputs of the readout `[n, K]`; and the inputs.
     """
     if block < 1:
         raise ValueError(f"--block must be at least 1 step; got {block}")
@@ -45,7 +55,10 @@ def predict_blocks(
     for start in range(0, total, block):
         steps = read_steps(task, source, start, min(start + block, total), score)
         n = len(steps.resets)
-        padded = [np.concatenate([leaf, np.zeros((block - n, *leaf.shape[1:]), leaf.dtype)]) for leaf in steps[:2]]
+        padded = [
+            np.concatenate([leaf, np.zeros((block - n, *leaf.shape[1:]), leaf.dtype)])
+            for leaf in steps[:2]
+        ]
         carry, outputs = run(params, carry, padded[0][:, None], padded[1][:, None])
         outputs = np.asarray(outputs)[:n, 0]
         keep = slice(min(max(skip - start, 0), n), n)
@@ -59,31 +72,47 @@ def predict_blocks(
 def _program(model: Model) -> Callable[..., tuple[Any, jax.Array]]:
     def run(params: Any, carry: Any, inputs: Any, resets: Any) -> tuple[Any, Any]:
         batch = tbptt.Batch(inputs, None, resets=resets)
-        return tbptt.predict(model.cell, model.readout, params, carry, batch, embedding=model.embedding)
+        return tbptt.predict(
+            model.cell,
+            model.readout,
+            params,
+            carry,
+            batch,
+            embedding=model.embedding,
+            unroll=model.unroll,
+        )
 
     return jax.jit(run)
 
 
-def _columns(task: Task, rows: np.ndarray, outputs: np.ndarray, steps: Steps, score: bool) -> dict[str, np.ndarray]:
+def _columns(
+    task: Task, rows: np.ndarray, outputs: np.ndarray, steps: Steps, score: bool
+) -> dict[str, np.ndarray]:
     answers = task.answers(outputs)
     if not score:
         return {"row": rows, **answers}
     if isinstance(task, Forecast):
         return {"row": rows, "truth": np.where(steps.counts, steps.truth, np.nan), **answers}
-    names = shown_symbols(task) if isinstance(task, Characters) else np.array([f"{value:g}" for value in task.classes])
-    chances = scipy.special.softmax(outputs.astype(np.float64), axis=1)[np.arange(len(rows)), steps.truth]
-    known = {
+    names = (
+        shown_symbols(task)
+        if isinstance(task, Characters)
+        else np.array([f"{value:g}" for value in task.classes])
+    )
+    chances = scipy.special.softmax(outputs.astype(np.float64), axis=1)[
+        np.arange(len(rows)), steps.truth
+    ]
+    truth = {
         "truth": np.where(steps.counts, names[steps.truth], ""),
         "p_truth": np.where(steps.counts, chances, np.nan),
     }
-    return {"row": rows, **known, **answers}
+    return {"row": rows, **truth, **answers}
 
 
 class Score:
-    """How good answers are, gathered block by block: the metric, by its name, over the rows that count.
+    """Metric of predictions over the rows that count, accumulated block by block.
 
-    mse                 of a forecast, in units of the target's variance over the training part, as the run's own metric
-    rmse                of a forecast, in the target's units
+    mse                 of a forecast, in units of the variance of the target over the training part
+    rmse                of a forecast, in the units of the target
     accuracy            of classes, at the end of each recording
     bits_per_character  of a text
     """
@@ -92,7 +121,7 @@ class Score:
         self._task, self._sum, self._count = task, 0.0, 0
 
     def add(self, outputs: np.ndarray, steps: Steps) -> None:
-        """Takes in one block of `predict_blocks`."""
+        """Add one block of `predict_blocks`."""
         outputs, truth = outputs[steps.counts].astype(np.float64), steps.truth[steps.counts]
         self._count += len(truth)
         if isinstance(self._task, Forecast):
@@ -105,7 +134,10 @@ class Score:
             self._sum += int(np.sum(np.argmax(outputs, axis=1) == truth))
 
     def result(self) -> dict[str, float | int]:
-        """Returns the metric and `scored`, the number of rows behind it; no metric if there are none."""
+        """Return the metric by its name, and `scored`, the number of rows.
+
+        Without rows there is no metric.
+        """
         if not self._count:
             return {"scored": 0}
         mean = self._sum / self._count

@@ -1,4 +1,4 @@
-"""Predictions as a file, written as they come: .csv, .parquet, or .npy of the predictions alone, by suffix."""
+"""Write predictions block by block to a .csv, .parquet or .npy file."""
 
 import csv
 from pathlib import Path
@@ -12,7 +12,7 @@ GROUP = 1 << 16  # rows of a Parquet row group
 
 
 class Sink(Protocol):
-    """Takes columns of equal length, again and again, always the same ones."""
+    """Writer of columns; every call of `write` has the same columns, of equal length."""
 
     def write(self, columns: dict[str, np.ndarray]) -> None: ...
 
@@ -20,14 +20,15 @@ class Sink(Protocol):
 
 
 class PredictionFile:
-    """A context manager with `write(columns)`; the file bears its name only when it is whole, with an error there is none.
+    """Context manager with `write(columns)`; a file that is not complete has another name.
 
     Args:
-        path: its suffix says how it is written.
+        path: the file; its suffix determines the format.
 
     Raises:
-        FileExistsError: it is there already.
-        ValueError: no such suffix. ImportError: a .parquet file, and pyarrow is not installed.
+        FileExistsError: the file exists.
+        ValueError: the suffix is unknown.
+        ImportError: the suffix is .parquet and pyarrow is not installed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -35,28 +36,33 @@ class PredictionFile:
         if path.suffix.lower() not in sinks:
             raise ValueError(f"--out must end in one of {', '.join(SUFFIXES)}; got {path}")
         if path.exists():
-            raise FileExistsError(f"--out {path} is there already; give another name or delete it")
+            raise FileExistsError(f"--out {path} exists; give another name or delete it")
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._path, self._aside = path, path.with_name(path.name + ".unfinished")
-        self._sink: Sink = sinks[path.suffix.lower()](self._aside)
+        self._path, self._temporary = path, path.with_name(path.name + ".unfinished")
+        self._sink: Sink = sinks[path.suffix.lower()](self._temporary)
 
     def __enter__(self) -> "PredictionFile":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._sink.close()
         if error is None:
-            self._aside.replace(self._path)
+            self._temporary.replace(self._path)
         else:
-            self._aside.unlink()
+            self._temporary.unlink()
 
     def write(self, columns: dict[str, np.ndarray]) -> None:
-        """Appends rows."""
+        """Append rows."""
         self._sink.write(columns)
 
 
 class _Csv:
-    """Numbers are written with as many digits as tell them apart; what is not known is empty."""
+    """CSV file with the shortest digits that identify each number; NaN is an empty cell."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("w", encoding="utf-8", newline="")
@@ -85,7 +91,8 @@ class _Npy:
         values = columns["prediction"]
         if values.dtype.kind not in "biuf":
             raise ValueError(
-                "a .npy file holds numbers, and these predictions are symbols: let --out end in .csv or .parquet"
+                "a .npy file contains numbers, but these predictions are symbols: use a .csv or "
+                ".parquet file for --out"
             )
         self._file.write(np.ascontiguousarray(values, np.float64).tobytes())
         self._rows += len(values)
@@ -96,19 +103,22 @@ class _Npy:
         self._file.close()
 
     def _head(self) -> None:
-        """Writes the header; numpy leaves room in it for the number of rows to grow."""
-        np.lib.format.write_array_header_1_0(self._file, {"descr": "<f8", "fortran_order": False, "shape": (self._rows,)})
+        """Write the header, which numpy pads so that the number of rows can grow."""
+        np.lib.format.write_array_header_1_0(
+            self._file, {"descr": "<f8", "fortran_order": False, "shape": (self._rows,)}
+        )
 
 
 class _Parquet:
-    """Rows are gathered until they make a row group; what is not known is null."""
+    """Parquet file, written one row group at a time; NaN is null."""
 
     def __init__(self, path: Path) -> None:
         try:
             import pyarrow.parquet  # noqa: F401
         except ImportError as error:
             raise ImportError(
-                f"writing {path.stem} needs pyarrow, which is not installed: pip install 'tbptt[data]'"
+                f"writing {path.stem} needs pyarrow, which is not installed: pip install "
+                f"'tbptt[data]'"
             ) from error
         self._path, self._writer = path, None
         self._waiting: list[dict[str, np.ndarray]] = []
@@ -129,9 +139,14 @@ class _Parquet:
 
         if not self._waiting:
             return
-        whole = {name: np.concatenate([block[name] for block in self._waiting]) for name in self._waiting[0]}
+        whole = {
+            name: np.concatenate([block[name] for block in self._waiting])
+            for name in self._waiting[0]
+        }
         self._waiting.clear()
-        table = pyarrow.table({name: pyarrow.array(values, from_pandas=True) for name, values in whole.items()})
+        table = pyarrow.table(
+            {name: pyarrow.array(values, from_pandas=True) for name, values in whole.items()}
+        )
         if self._writer is None:
             self._writer = pyarrow.parquet.ParquetWriter(str(self._path), table.schema)
         self._writer.write_table(table)

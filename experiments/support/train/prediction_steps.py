@@ -1,4 +1,4 @@
-"""What a trained model is fed, of a file's rows, and what its answers are held against."""
+"""Read the inputs and the true values of a task from the rows of a file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +11,14 @@ from tbptt.data import BadSample, Source, Vocabulary, open_source, open_text, sp
 
 
 class Steps(NamedTuple):
-    """Rows [start, stop) as a model takes them.
+    """Inputs and true values of rows [start, stop).
 
-    inputs: `[n, D]` scaled, or `[n]` numbers of symbols
+    inputs: `[n, D]` scaled, or `[n]` symbol numbers
     resets: `[n]` True where a recording begins
-    truth:  `[n]` a value in its own units, or the number of a class or symbol; where counts is False, anything
-    counts: `[n]` whether the answer is scored: for a forecast where its row is in the recording, for a class at the end
+    truth:  `[n]` value in its own units, or number of a class or symbol; arbitrary where counts is
+    False
+    counts: `[n]` whether the prediction is scored: for a forecast if its row is in the recording,
+    for a class at the end
     """
 
     inputs: np.ndarray
@@ -26,13 +28,14 @@ class Steps(NamedTuple):
 
 
 def open_for(task: Task, paths: Sequence[Path], score: bool, dtype: Any = np.float32) -> Source:
-    """Opens the columns that a task needs, found by name in whatever order the files have them.
+    """Open the columns that a task needs, by name and in any order of the files.
 
     Args:
-        score: read the target too, if it is not among the inputs.
+        score: read the target, too.
 
     Raises:
-        ValueError: a column is missing; names it and the file's columns. See `open_source`, `open_text`.
+        ValueError: a column is missing; the message names it and those of the file. See
+          `open_source`, `open_text`.
     """
     if isinstance(task, Characters):
         return open_text(paths)
@@ -43,10 +46,12 @@ def open_for(task: Task, paths: Sequence[Path], score: bool, dtype: Any = np.flo
 
 
 def read_steps(task: Task, source: Source, start: int, stop: int, score: bool) -> Steps:
-    """Reads rows [start, stop) of a source from `open_for`; without score, truth is empty and nothing counts.
+    """Read rows [start, stop) of a source from `open_for`; without `score`, nothing counts.
 
     Raises:
-        BadSample, SourceChanged: what is wrong with the file, and where: a missing value, an unknown symbol or class.
+        BadSample: a value is missing, or a symbol or class is unknown; the message names its
+          position.
+        SourceChanged: the file has changed.
     """
     edges = np.cumsum((0, *source.lengths))
     at = np.arange(start, stop)
@@ -83,12 +88,14 @@ def _symbols(
 
 def _classes(task: Classify, source: Source, start: int, rows: np.ndarray) -> np.ndarray:
     labels = rows[:, source.names.index(task.target)].astype(np.float64)
-    known = np.asarray(task.classes)
-    numbers = np.searchsorted(known, labels).clip(max=len(known) - 1)
-    if (strange := known[numbers] != labels).any():
-        row = int(np.argmax(strange))
+    classes = np.asarray(task.classes)
+    numbers = np.searchsorted(classes, labels).clip(max=len(classes) - 1)
+    if (unknown := classes[numbers] != labels).any():
+        row = int(np.argmax(unknown))
         raise BadSample(
-            f"{source.path_of(start + row)}, column {task.target!r} is {labels[row]:g}, none of the classes that the run "
-            f"was trained on ({', '.join(f'{value:g}' for value in task.classes)}). Correct it, or predict without --score"
+            f"{source.path_of(start + row)}, column {task.target!r} is {labels[row]:g}, which is "
+            f"not a class of the "
+            f"training data ({', '.join(f'{value:g}' for value in task.classes)}). Correct it, or "
+            f"predict without --score"
         )
     return numbers

@@ -1,4 +1,4 @@
-"""How far a run is, for a person: a live bar on a terminal, plain lines at a calm rate in a pipe or on a dull terminal."""
+"""Display the progress of a run: a live bar on a terminal, else plain lines."""
 
 import time
 from collections import deque
@@ -9,15 +9,16 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 
 class Status(NamedTuple):
-    """What is shown. None = not known, not shown.
+    """Progress of a run; None is unknown and is not displayed.
 
-    step, total: updates so far, and in all
-    share:       of the run that is done, 0 .. 1
-    loss, grad_norm, clipped: of the last updates; clipped is the share of them whose gradient was clipped
+    step, total: number of updates so far, and in total
+    share:       completed fraction of the run, 0 .. 1
+    loss, grad_norm, clipped: those of the last updates; clipped is the fraction whose gradient was
+    clipped
     rate, unit:  steps (or updates) per second
-    left:        seconds
+    left:        remaining seconds
     valid:       the last validation result, as text
-    what:        is counted by step and total
+    what:        the thing that step and total count
     """
 
     step: int
@@ -34,35 +35,35 @@ class Status(NamedTuple):
 
 
 class Pace:
-    """How fast a run goes and when it will end: by a number of updates, by seconds of training, whichever comes first."""
+    """Speed and remaining time of a run, which is limited by updates or seconds or both."""
 
     def __init__(self, total: int | None, seconds: float | None) -> None:
         self._total, self._budget = total, seconds
         self._marks: deque[tuple[float, int]] = deque(maxlen=20)
 
     def mark(self, step: int) -> None:
-        """Notes that so many updates are done by now."""
+        """Record that `step` updates are complete now."""
         self._marks.append((time.monotonic(), step))
 
     def newest(self) -> float:
-        """Returns the time of the newest mark, 0 before the first."""
+        """Return the time of the newest mark, 0 before the first."""
         return self._marks[-1][0] if self._marks else 0.0
 
     def rate(self) -> float | None:
-        """Returns updates per second between the first and the last of the recent marks: without the first compilation."""
+        """Return updates per second between the first and the last of the recent marks."""
         if len(self._marks) < 2:
             return None
         (then, first), (now, last) = self._marks[0], self._marks[-1]
         return (last - first) / max(now - then, 1e-9)
 
     def share(self, step: int, seconds: float) -> float | None:
-        """Returns the share of the run that is done, 0 .. 1; None if nothing was said to end it."""
+        """Return the completed fraction of the run, 0 .. 1; None if it has no limit."""
         shares = [step / self._total] if self._total else []
         shares += [seconds / self._budget] if self._budget else []
         return min(max(shares), 1.0) if shares else None
 
     def left(self, step: int, seconds: float) -> float | None:
-        """Returns the seconds left; None if unknown."""
+        """Return the remaining seconds; None if unknown."""
         rate = self.rate()
         ends = [(self._total - step) / rate] if self._total and rate else []
         ends += [self._budget - seconds] if self._budget else []
@@ -70,7 +71,7 @@ class Pace:
 
 
 class View(Protocol):
-    """Shows a Status whenever it is given one; `end` shows the last and takes the display down."""
+    """Display of a Status; `end` shows the last one and closes the display."""
 
     def show(self, status: Status) -> None: ...
 
@@ -78,7 +79,7 @@ class View(Protocol):
 
 
 def make_view(console: Console, every: float) -> View:
-    """Chooses: a live bar on a terminal that can move its cursor; in pipes and for TERM=dumb a line now and then."""
+    """Make a live bar for a terminal that can move its cursor, else a display of plain lines."""
     live = console.file.isatty() and not console.is_dumb_terminal
     return LiveView(console) if live else PlainView(console, every)
 
@@ -88,14 +89,18 @@ class LiveView:
 
     def __init__(self, console: Console) -> None:
         columns = (BarColumn(bar_width=24), TextColumn("{task.description}", markup=False))
-        # stdout is the summary's: what is printed there must not be led to stderr.
-        self._progress = Progress(*columns, console=console, redirect_stdout=False, refresh_per_second=4)
+        # stdout is reserved for the summary and must not be redirected to stderr.
+        self._progress = Progress(
+            *columns, console=console, redirect_stdout=False, refresh_per_second=4
+        )
         self._task = self._progress.add_task("starting", total=None)
         self._progress.start()
 
     def show(self, status: Status) -> None:
         total = None if status.share is None else 1.0
-        self._progress.update(self._task, total=total, completed=status.share or 0.0, description=describe(status))
+        self._progress.update(
+            self._task, total=total, completed=status.share or 0.0, description=describe(status)
+        )
 
     def end(self, status: Status) -> None:
         if status.step:
@@ -104,11 +109,12 @@ class LiveView:
 
 
 class PlainView:
-    """A line every so many seconds, and a last one."""
+    """A plain line every `every` seconds, and a last one."""
 
     def __init__(self, console: Console, every: float) -> None:
         self._console, self._every = console, every
-        self._next = time.monotonic() + min(1.0, every)  # the first one soon: it works
+        # The first line soon, to show that the run has started.
+        self._next = time.monotonic() + min(1.0, every)
         self._shown: Status | None = None
 
     def show(self, status: Status) -> None:
@@ -125,8 +131,10 @@ class PlainView:
 
 
 def describe(status: Status) -> str:
-    """Writes a status as one line: 'update 120/500  loss 0.1234  |g| 0.56  clipped 12 %  820 steps/s  1 min 20 s left'."""
-    parts = [f"{status.what} {status.step:,}" + ("" if status.total is None else f"/{status.total:,}")]
+    """Format a status: 'update 120/500  loss 0.1234  |g| 0.56  820 steps/s  1 min 20 s left'."""
+    parts = [
+        f"{status.what} {status.step:,}" + ("" if status.total is None else f"/{status.total:,}")
+    ]
     parts += [] if status.loss is None else [f"loss {status.loss:.4g}"]
     parts += [] if status.grad_norm is None else [f"|g| {status.grad_norm:.2g}"]
     parts += [] if status.clipped is None else [f"clipped {100 * status.clipped:.0f} %"]
@@ -137,7 +145,7 @@ def describe(status: Status) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Writes seconds with the two largest units: 4000 -> '1 h 7 min'."""
+    """Format seconds with the two largest units: 4000 -> '1 h 7 min'."""
     total = round(seconds)
     for size, unit, lower in ((86400, "d", 3600), (3600, "h", 60), (60, "min", 1)):
         if total >= size:

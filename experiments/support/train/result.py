@@ -1,4 +1,4 @@
-"""What a run comes to: the test part looked at once, the numbers that need no network, predictions and report."""
+"""Score a run on its held-out parts, and compute the baselines and the summary."""
 
 import math
 import time
@@ -16,20 +16,33 @@ from experiments.support.train.prediction_steps import read_steps
 from experiments.support.train.task import Characters, Classify, Forecast
 from tbptt.data import part
 
-BLOCK = 1024  # steps that are predicted at a time
-AR_ROWS = 5_000_000  # the linear baseline holds one column in memory: of longer data it is left out
+BLOCK = 1024  # steps per block of prediction
+# Rows; the linear baseline, which holds a column in memory, is skipped for longer data.
+AR_ROWS = 5_000_000
 ORDERS = (16, 64, 256)
 
 
 def warm_up(data: RunData, window: int, start: int) -> int:
-    """Returns how many rows before `start` the model runs over first: ten windows, or what there is; classes need none."""
+    """Return the number of rows before `start` that warm up the carry: ten windows if available.
+
+    0 for classes.
+    """
     return 0 if isinstance(data.task, Classify) else min(start, 10 * window)
 
 
 def score_rows(
-    data: RunData, model: Model, params: Any, start: int, stop: int, window: int, path: Path | None = None
+    data: RunData,
+    model: Model,
+    params: Any,
+    start: int,
+    stop: int,
+    window: int,
+    path: Path | None = None,
 ) -> Any:
-    """Scores rows [start, stop) and, if asked, writes their predictions; the carry is warmed up on the rows before them."""
+    """Score rows [start, stop) after a warm-up on earlier rows.
+
+    With `path`, also write their predictions.
+    """
     skip = warm_up(data, window, start)
     rows, score = part(data.source, start - skip, stop), Score(data.task)
     blocks = predict_blocks(data.task, model, params, rows, BLOCK, score=True, skip=skip)
@@ -37,7 +50,7 @@ def score_rows(
         for _, outputs, steps in blocks:
             score.add(outputs, steps)
         return score.result()
-    path.unlink(missing_ok=True)  # of an earlier end of the same run
+    path.unlink(missing_ok=True)  # of an earlier session of the same run
     with PredictionFile(path) as file:
         for columns, outputs, steps in blocks:
             file.write({**columns, "row": columns["row"] + start - skip})
@@ -46,17 +59,20 @@ def score_rows(
 
 
 def metric_name(data: RunData) -> str:
-    """The name that `Score` gives the metric."""
+    """Return the name that `Score` gives the metric."""
     if isinstance(data.task, Forecast):
         return "mse"
     return "accuracy" if isinstance(data.task, Classify) else "bits_per_character"
 
 
-def without_network(data: RunData) -> dict[str, float]:
-    """Scores on the test part what needs no network, in the metric of the task.
+def baseline_scores(data: RunData) -> dict[str, float]:
+    """Score baselines without a network on the test part, by the metric of the task.
 
-    Forecast: the mean of training, the last value, and linear autoregression fitted by ridge on the training part (of one
-    recording, and up to 5 million rows). Classes: always the commonest. Characters: their frequencies in the training part.
+    Forecast: the mean of the training part, the last value, and linear autoregression fitted by
+    ridge regression on the
+    training part (for one recording of at most 5 million rows). Classes: the most frequent class of
+    the training part.
+    Characters: their frequencies in the training part.
     """
     if isinstance(data.task, Forecast):
         return _forecasts(data, data.task)
@@ -64,13 +80,13 @@ def without_network(data: RunData) -> dict[str, float]:
     train = _counts(data, 0, data.parts.train, outputs)
     test = _counts(data, data.parts.valid, data.parts.test, outputs)
     if isinstance(data.task, Classify):
-        return {"commonest class": float(test[np.argmax(train)] / max(test.sum(), 1))}
+        return {"most frequent class": float(test[np.argmax(train)] / max(test.sum(), 1))}
     chances = (train + 1) / (train + 1).sum()
-    return {"frequencies": float(-(test * np.log2(chances)).sum() / max(test.sum(), 1))}
+    return {"character frequencies": float(-(test * np.log2(chances)).sum() / max(test.sum(), 1))}
 
 
 def _counts(data: RunData, start: int, stop: int, outputs: int) -> np.ndarray:
-    """Counts the answers that are scored in rows [start, stop), by class or symbol."""
+    """Count the scored classes or symbols in rows [start, stop)."""
     rows, counts = part(data.source, start, stop), np.zeros(outputs)
     for at in range(0, stop - start, 1 << 16):
         steps = read_steps(data.task, rows, at, min(at + (1 << 16), stop - start), True)
@@ -85,7 +101,10 @@ def _forecasts(data: RunData, task: Forecast) -> dict[str, float]:
     for at in range(0, stop - start, 1 << 16):
         steps = read_steps(task, rows, at, min(at + (1 << 16), stop - start), True)
         now = rows.read(at, at + len(steps.truth))[:, place].astype(np.float64)
-        errors = np.stack([steps.truth - task.target_mean, steps.truth - now])[:, steps.counts] / task.target_scale
+        errors = (
+            np.stack([steps.truth - task.target_mean, steps.truth - now])[:, steps.counts]
+            / task.target_scale
+        )
         sums, n = sums + (errors**2).sum(axis=1), n + int(steps.counts.sum())
     found = {"mean of training": sums[0] / max(n, 1), "last value": sums[1] / max(n, 1)}
     if len(data.source.lengths) == 1 and stop <= AR_ROWS:
@@ -93,15 +112,21 @@ def _forecasts(data: RunData, task: Forecast) -> dict[str, float]:
         x = ((x - task.target_mean) / task.target_scale)[:, None]
         for order in ORDERS:
             if 10 * order + task.horizon <= data.parts.train and start >= order:
-                found[f"ridge AR({order})"] = baselines.ridge_ar(x, 0, order, task.horizon, data.parts.train, start, stop)
+                found[f"ridge AR({order})"] = baselines.ridge_ar(
+                    x, 0, order, task.horizon, data.parts.train, start, stop
+                )
     return {name: float(value) for name, value in found.items()}
 
 
-def summary_of(data: RunData, model: Model, params: Any, window: int, folder: Path, more: dict[str, Any]) -> dict[str, Any]:
-    """Looks at the test part, writes predictions.csv, and returns what goes into summary.json."""
+def summary_of(
+    data: RunData, model: Model, params: Any, window: int, folder: Path, more: dict[str, Any]
+) -> dict[str, Any]:
+    """Score the test part, write predictions.csv, and return the content of summary.json."""
     begin = time.perf_counter()
-    tested = score_rows(data, model, params, data.parts.valid, data.parts.test, window, folder / "predictions.csv")
-    name, base = metric_name(data), without_network(data)
+    tested = score_rows(
+        data, model, params, data.parts.valid, data.parts.test, window, folder / "predictions.csv"
+    )
+    name, base = metric_name(data), baseline_scores(data)
     best = (max if name == "accuracy" else min)(base, key=lambda key: base[key])
     extra = {f"test_{key}": value for key, value in tested.items() if key != name}
     return {
@@ -119,5 +144,5 @@ def summary_of(data: RunData, model: Model, params: Any, window: int, folder: Pa
 
 
 def number(value: float | None) -> float | None:
-    """JSON has no NaN and no infinity: None."""
+    """Return None for NaN and infinity, which JSON does not have."""
     return float(value) if value is not None and math.isfinite(value) else None

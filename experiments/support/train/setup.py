@@ -1,4 +1,4 @@
-"""From settings and data to what the loop runs: model, estimator, optimizer, the step on its devices, the state."""
+"""Build the parts of a run from its settings and data: model, train step, initial state."""
 
 import math
 from collections.abc import Callable
@@ -17,13 +17,16 @@ from tbptt.data import RecordingStream
 
 
 class Setup(NamedTuple):
-    """What a run is made of.
+    """Parts of a run.
 
-    model, stream: as their names say; chunk: steps an update; updates: in all, None if time is the limit
-    state:  before the first update, on its devices, `[S, ...]` of several seeds
-    step:   `(state, batch) -> (state, metrics)`
-    put:    lays a batch out where the step wants it
-    one:    metrics of several seeds as those of one: means, and whether any is not finite
+    model:   the model
+    stream:  the training batches
+    chunk:   number of steps per update
+    updates: total number of updates; None if time is the limit
+    state:   state before the first update, on its devices; leaves `[S, ...]` for several seeds
+    step:    `(state, batch) -> (state, metrics)`
+    put:     place a batch on the devices of the step
+    merge:   reduce the metrics of several seeds to those of one (means)
     """
 
     model: Model
@@ -33,68 +36,108 @@ class Setup(NamedTuple):
     state: tbptt.TrainState
     step: Callable[..., Any]
     put: Callable[[Any], Any]
-    one: Callable[[tbptt.Metrics], tbptt.Metrics]
+    merge: Callable[[tbptt.Metrics], tbptt.Metrics]
 
 
-def build(config: Any, data: RunData) -> Setup:
-    """Builds a run.
+def build(config: Any, data: RunData, unroll: tbptt.UnrollFn = tbptt.unroll) -> Setup:
+    """Build the parts of a run whose cell is run through time by `unroll`.
 
     Raises:
-      ValueError: a flag does not fit the data, the model or the machine; names both.
+      ValueError: a flag does not fit the data, the model or the machine; the message names both.
     """
-    model = make_model(data.task, config.cell, config.hidden, config.layers)
-    mesh = tbptt.distributed.batch_mesh(config.devices) if config.devices > 1 or jax.process_count() > 1 else None
-    loss_fn = _loss(config, data, model)
-    loss_fn = loss_fn if mesh is None else tbptt.distributed.sharded_loss(loss_fn, model.cell.initial_carry, mesh)
-    choice = ESTIMATORS[config.estimator]
-    estimator, chunk = tbptt.optim.reset_on_non_finite(choice.make(loss_fn, config)), choice.chunk(config)
-    stream = training_stream(
-        data, config.lanes, chunk, None if mesh is None else tbptt.distributed.local_rows(config.lanes, mesh)
+    model = make_model(data.task, config.cell, config.hidden, config.layers, unroll)
+    mesh = (
+        tbptt.distributed.batch_mesh(config.devices)
+        if config.devices > 1 or jax.process_count() > 1
+        else None
     )
+    loss_fn = _loss(config, data, model)
+    loss_fn = (
+        loss_fn
+        if mesh is None
+        else tbptt.distributed.sharded_loss(loss_fn, model.cell.initial_carry, mesh)
+    )
+    choice = ESTIMATORS[config.estimator]
+    estimator, chunk = (
+        tbptt.optim.reset_on_non_finite(choice.make(loss_fn, config)),
+        choice.chunk(config),
+    )
+    rows = None if mesh is None else tbptt.distributed.local_rows(config.batch, mesh)
+    stream = training_stream(data, config.batch, chunk, rows)
     updates = None if config.epochs is None else max(1, math.ceil(config.epochs * len(stream)))
     optimizer = make_optimizer(config.lr, config.clip, updates)
-    shapes = jax.tree.map(lambda a: (a.shape[2:], a.dtype), stream.chunk(0).batch, is_leaf=lambda a: hasattr(a, "dtype"))
+    shapes = jax.tree.map(
+        lambda a: (a.shape[2:], a.dtype),
+        stream.chunk(0).batch,
+        is_leaf=lambda a: hasattr(a, "dtype"),
+    )
 
-    def make_state(lanes: int, key: jax.Array) -> tbptt.TrainState:
-        draw, go_on = jax.random.split(key)
+    def make_state(rows: int, key: jax.Array) -> tbptt.TrainState:
+        params_key, state_key = jax.random.split(key)
         example = jax.tree.map(
-            lambda like: jax.ShapeDtypeStruct((chunk, lanes, *like[0]), like[1]),
+            lambda like: jax.ShapeDtypeStruct((chunk, rows, *like[0]), like[1]),
             shapes,
-            is_leaf=lambda like: isinstance(like, tuple) and len(like) == 2 and isinstance(like[0], tuple),
+            is_leaf=lambda like: (
+                isinstance(like, tuple) and len(like) == 2 and isinstance(like[0], tuple)
+            ),
         )
-        carry = model.cell.initial_carry((lanes,))
-        return tbptt.init_state(estimator, optimizer, init_params(draw, model), carry, example, go_on)
+        carry = model.cell.initial_carry((rows,))
+        return tbptt.init_state(
+            estimator, optimizer, init_params(params_key, model), carry, example, state_key
+        )
 
-    def make(lanes: int) -> tbptt.TrainState:
+    def make(rows: int) -> tbptt.TrainState:
         key = jax.random.key(config.seed)
         if config.seeds == 1:
-            return make_state(lanes, key)
-        return tbptt.distributed.init_seeds(lambda key: make_state(lanes, key), jax.random.split(key, config.seeds))
+            return make_state(rows, key)
+        return tbptt.distributed.init_seeds(
+            lambda key: make_state(rows, key), jax.random.split(key, config.seeds)
+        )
 
     step: Any = tbptt.make_train_step(estimator, optimizer)
     step = step if config.seeds == 1 else tbptt.distributed.over_seeds(step)
-    one = (lambda metrics: metrics) if config.seeds == 1 else _over_seeds
+    merge = (lambda metrics: metrics) if config.seeds == 1 else _mean_over_seeds
     if mesh is None:
-        return Setup(model, stream, chunk, updates, make(config.lanes), step, jax.device_put, one)
-    state = tbptt.distributed.init_sharded_state(make, config.lanes, mesh)
+        return Setup(model, stream, chunk, updates, make(config.batch), step, jax.device_put, merge)
+    state = tbptt.distributed.init_sharded_state(make, config.batch, mesh)
     step = tbptt.distributed.make_sharded_step(step, state)
-    return Setup(model, stream, chunk, updates, state, step, lambda batch: tbptt.distributed.put_batch(batch, mesh), one)
+    return Setup(
+        model,
+        stream,
+        chunk,
+        updates,
+        state,
+        step,
+        lambda batch: tbptt.distributed.put_batch(batch, mesh),
+        merge,
+    )
 
 
 def make_optimizer(lr: float, clip: float, updates: int | None) -> optax.GradientTransformation:
-    """Clips by global norm, then Adam; an update that is not finite is skipped.
+    """Make Adam after clipping by global norm; non-finite updates are skipped.
 
-    The rate falls from lr to lr / 100 along half a cosine of the updates; where only time ends the run it stays as it is:
-    it may depend on nothing but the update's number, or a resumed run would be another one.
+    The rate falls from lr to lr / 100 along half a cosine of the updates. It is constant if
+    `updates` is None: a rate that depended on time would make a resumed run differ from an
+    uninterrupted one.
     """
-    rate = optax.constant_schedule(lr) if updates is None else optax.cosine_decay_schedule(lr, updates, alpha=0.01)
-    return optax.chain(tbptt.optim.clip_by_global_norm(clip), tbptt.optim.skip_non_finite(optax.adam(rate)))
+    rate = (
+        optax.constant_schedule(lr)
+        if updates is None
+        else optax.cosine_decay_schedule(lr, updates, alpha=0.01)
+    )
+    return optax.chain(
+        tbptt.optim.clip_by_global_norm(clip), tbptt.optim.skip_non_finite(optax.adam(rate))
+    )
 
 
 def params_of(state: tbptt.TrainState, seeds: int) -> list[Any]:
-    """Returns the parameters of every seed, on the host: what is predicted with them is a matter of one device."""
+    """Return the parameters of every seed, on the host: prediction runs on one device."""
     params = jax.device_get(state.params)
-    return [params] if seeds == 1 else [jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(seeds)]
+    return (
+        [params]
+        if seeds == 1
+        else [jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(seeds)]
+    )
 
 
 def _loss(config: Any, data: RunData, model: Model) -> tbptt.LossFn:
@@ -102,10 +145,14 @@ def _loss(config: Any, data: RunData, model: Model) -> tbptt.LossFn:
     loss = tbptt.squared_error
     if not isinstance(data.task, Forecast):
         loss = optax.losses.softmax_cross_entropy_with_integer_labels
-    return tbptt.sequence_loss(model.cell, model.readout, loss, embedding=model.embedding, remat=remat)
+    return tbptt.sequence_loss(
+        model.cell, model.readout, loss, embedding=model.embedding, remat=remat, unroll=model.unroll
+    )
 
 
 @jax.jit
-def _over_seeds(metrics: tbptt.Metrics) -> tbptt.Metrics:
+def _mean_over_seeds(metrics: tbptt.Metrics) -> tbptt.Metrics:
     clipped = None if metrics.clipped is None else jnp.any(metrics.clipped)
-    return tbptt.Metrics(metrics.loss.mean(), metrics.grad_norm.mean(), clipped, jnp.any(metrics.non_finite), None)
+    return tbptt.Metrics(
+        metrics.loss.mean(), metrics.grad_norm.mean(), clipped, jnp.any(metrics.non_finite), None
+    )

@@ -1,4 +1,4 @@
-"""What a run predicts, and from what: kept in config.json, so that predict feeds the model as training did."""
+"""Describe the task of a run as a dataclass that config.json stores."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,20 +8,23 @@ import numpy as np
 import scipy.special
 
 # A task is a frozen dataclass of plain values with
-#   outputs                   how many numbers the readout gives a step
-#   answers(outputs) -> {}    columns for people, in the data's own units, of the readout's outputs `[n, outputs]`
+#   outputs                   number of outputs of the readout per step
+#   answers(outputs) -> {}    columns in the units of the data, from outputs `[n, outputs]`
 
 
 @dataclasses.dataclass(frozen=True)
 class Forecast:
-    """A column's value some rows later, 0 for the same row.
+    """Forecast of a column `horizon` rows ahead; 0 for the same row.
 
         xs[t] = (rows[t, columns] - mean) / scale
-        prediction[t] = target_mean + target_scale outputs[t, -1]              of target[t + horizon]
+        prediction[t] = target_mean + target_scale outputs[t, -1]     of target[t + horizon]
 
-    columns: what is fed, in order; mean, scale: a number for each, of the training part, as are the target's.
-    outputs: the readout may forecast shorter horizons too; the last is the one that counts.
-    group: the column that tells a file's recordings apart (the carry starts afresh where it changes); "": one recording.
+    columns: the inputs, in order.
+    mean, scale: one number per input column; like target_mean and target_scale, they are those of
+    the training part.
+    outputs: number of horizons that the readout predicts; only the last one is scored.
+    group: the column that separates the recordings of a file (the carry is reset where it changes);
+    "": one recording.
     """
 
     columns: tuple[str, ...]
@@ -35,13 +38,16 @@ class Forecast:
     group: str = ""
 
     def answers(self, outputs: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns `prediction` in the target's own units."""
-        return {"prediction": self.target_mean + self.target_scale * np.asarray(outputs[:, -1], np.float64)}
+        """Return `prediction` in the units of the target."""
+        return {
+            "prediction": self.target_mean
+            + self.target_scale * np.asarray(outputs[:, -1], np.float64)
+        }
 
 
 @dataclasses.dataclass(frozen=True)
 class Classify:
-    """The class of a recording, told after every row; classes are the values of the target column, ascending.
+    """The class of a recording, a value of the target column, predicted after every row.
 
     columns, mean, scale, group: as in Forecast.
     """
@@ -58,7 +64,7 @@ class Classify:
         return len(self.classes)
 
     def answers(self, outputs: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns `prediction`, the likeliest class, and `p_CLASS` for every class."""
+        """Return `prediction`, the most likely class, and probabilities `p_CLASS`."""
         chances = scipy.special.softmax(np.asarray(outputs, np.float64), axis=1)
         named = {f"p_{value:g}": chances[:, index] for index, value in enumerate(self.classes)}
         return {"prediction": np.asarray(self.classes)[np.argmax(chances, axis=1)], **named}
@@ -66,7 +72,10 @@ class Classify:
 
 @dataclasses.dataclass(frozen=True)
 class Characters:
-    """The next symbol of a text; vocabulary holds every byte that it may have, ascending; its place is its number."""
+    """The next symbol of a text.
+
+    The index of a byte in `vocabulary`, which ascends, is its symbol number.
+    """
 
     vocabulary: tuple[int, ...]
 
@@ -75,14 +84,17 @@ class Characters:
         return len(self.vocabulary)
 
     def answers(self, outputs: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns `prediction`, the likeliest next symbol (escaped if it is no printable ASCII), and its probability."""
+        """Return `prediction`, the most likely next symbol, and its probability."""
         chances = scipy.special.softmax(np.asarray(outputs, np.float64), axis=1)
         best = np.argmax(chances, axis=1)
-        return {"prediction": shown_symbols(self)[best], "p_prediction": chances[np.arange(len(best)), best]}
+        return {
+            "prediction": shown_symbols(self)[best],
+            "p_prediction": chances[np.arange(len(best)), best],
+        }
 
 
 def shown_symbols(task: Characters) -> np.ndarray:
-    """Returns the symbols as they are written in a table: a new line is \\n, a byte that is no printable ASCII \\x.."""
+    """Return the symbols for display, escaped (\\n, \\x..) unless printable ASCII."""
     return np.array([chr(byte).encode("unicode_escape").decode() for byte in task.vocabulary])
 
 
@@ -95,27 +107,34 @@ _KINDS: dict[str, type[Forecast] | type[Classify] | type[Characters]] = {
 
 
 def to_json(task: Task) -> dict[str, Any]:
-    """Returns what stands under "task" in config.json."""
+    """Return the value of "task" in config.json."""
     kind = next(name for name, known in _KINDS.items() if type(task) is known)
     return {"kind": kind, **dataclasses.asdict(task)}
 
 
 def from_json(data: Mapping[str, Any], where: str) -> Task:
-    """Reads a task back.
+    """Return the task that `to_json` described.
 
     Raises:
-        ValueError: it is not one; names the file and the field.
+        ValueError: `data` is not a task; the message names the file and the field.
     """
     kind = _KINDS.get(data.get("kind", ""))
     if kind is None:
-        raise ValueError(f"{where}: task.kind must be one of {', '.join(_KINDS)}; got {data.get('kind')!r}")
+        raise ValueError(
+            f"{where}: task.kind must be one of {', '.join(_KINDS)}; got {data.get('kind')!r}"
+        )
     fields = {field.name for field in dataclasses.fields(kind)}
     given: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in data.items() if name != "kind"
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in data.items()
+        if name != "kind"
     }
-    needed = {field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING}
+    needed = {
+        field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING
+    }
     if wrong := sorted((needed - set(given)) | (set(given) - fields)):
         raise ValueError(
-            f"{where}: task must have the fields {', '.join(sorted(fields))}; missing or unknown: {', '.join(wrong)}"
+            f"{where}: task must have the fields {', '.join(sorted(fields))}; missing or unknown: "
+            f"{', '.join(wrong)}"
         )
     return kind(**given)

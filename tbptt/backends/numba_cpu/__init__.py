@@ -1,8 +1,8 @@
-"""The numba backend: `unroll` with the loops over time compiled by numba for the CPU.
+"""The numba backend: an unroll function whose loops over time are compiled by numba for the CPU.
 
     loss_fn = tbptt.sequence_loss(cell, readout, loss, unroll=tbptt.backends.numba_cpu.unroll)
 
-See README.md in this folder for what it serves and how fast it is.
+See README.md in this folder.
 """
 
 import importlib
@@ -35,28 +35,52 @@ def unroll(
     reverse: bool = False,
     remat: Remat | MemoryBudget | None = None,
 ) -> tuple[Carry, Any]:
-    """Run an `Elman` (tanh), `GRU`, `LSTM` or a `Stack` of them on the CPU by loops that numba compiles.
+    """Run an `Elman` (tanh), `GRU`, `LSTM` or a `Stack` of them on the CPU, in compiled loops.
 
-    Arguments, results and errors are those of `tbptt.unroll`, and so are values and gradients, to rounding. The loops
-    compile once and are kept on disk (NUMBA_CACHE_DIR). The program contains custom calls for the CPU, so it cannot be
-    serialised by `jax.export` or run on another platform.
+    Arguments and results are those of `tbptt.unroll`. Values and gradients equal those of
+    `tbptt.unroll` to rounding. Numba compiles the loops once and keeps them on disk
+    (NUMBA_CACHE_DIR). The program contains custom calls for the CPU, so it cannot be serialised by
+    `jax.export` or run on another platform.
+
+    Args:
+      cell: an `Elman` with `activation=jnp.tanh`, a `GRU`, an `LSTM`, or a `Stack` of those, in
+        float32 or float64 and without `compute_dtype`; derived classes must keep `backprop`;
+        static.
+      params: its parameters.
+      carry: the carry that enters the first step, every leaf `[*batch, H]`.
+      xs: `[T, *batch, D]`; T = 0 is allowed and returns the carry.
+      resets: `[T, *batch]` booleans; None for no resets.
+      mask: `[T, *batch]` booleans; None if every step exists.
+      reverse: run from the last step to the first; static. `ys[t]` still belongs to `xs[t]`.
+      remat: as in `tbptt.unroll`; static.
+
+    Returns:
+      `(carry, ys)`: the carry that leaves the last step and the outputs `[T, *batch, H]`.
 
     Raises:
-      ImportError: numba is not installed, or cannot be imported.
-      TypeError: no loop is compiled for the cell, its activation, its compute dtype or its dtype.
+      ImportError: numba is not installed, cannot be imported, or NUMBA_DISABLE_JIT is set.
+      TypeError: the backend has no loops for the cell, its activation, its compute dtype or its
+        dtype; or `xs`, `resets` or `mask` has the wrong dtype.
+      ValueError: the rank, sizes or dtypes of an argument do not fit the cell.
     """
     return blocked_unroll(numba_backend, cell, params, carry, xs, resets, mask, reverse, remat)
 
 
 def numba_backend(cell: Cell, cell_vjp: CellVJP, carry: Carry) -> Backend:
-    """Return the compiled loops of a layer, given its backward pass and the carry (or its shapes) that enters it."""
+    """Return the compiled loops of a layer.
+
+    Args:
+      cell: the layer; static.
+      cell_vjp: its backward pass; static.
+      carry: the carry that enters it, or its shapes.
+    """
     _require_numba()
     h = jax.tree.leaves(carry)[0]
     if not _has_loops(cell_vjp) or h.dtype not in (jnp.float32, jnp.float64):
         raise TypeError(
-            "numba_cpu.unroll has compiled loops for Elman (activation=jnp.tanh), GRU and LSTM, not for classes derived from "
-            f"them, in float32 and float64 without compute_dtype; got {cell} in {h.dtype}. Use tbptt.unroll, which runs any "
-            "cell"
+            "numba_cpu.unroll has compiled loops for Elman (activation=jnp.tanh), GRU and LSTM, "
+            "not for classes derived from them, in float32 and float64 without compute_dtype; got "
+            f"{cell} in {h.dtype}. Use tbptt.unroll, which runs any cell"
         )
     from tbptt.backends.numba_cpu import elman, gru, lstm  # these import numba
     from tbptt.backends.numba_cpu.operations import NumbaBackend
@@ -64,11 +88,16 @@ def numba_backend(cell: Cell, cell_vjp: CellVJP, carry: Carry) -> Backend:
 
     module = {ElmanVJP: elman, GRUVJP: gru, LSTMVJP: lstm}[type(cell_vjp)]
     packed = math.prod(h.shape[:-1]) >= PACKED_ROWS
-    return NumbaBackend(cell_vjp, module.call_forward, module.call_backward, packed, factors=module is gru)
+    return NumbaBackend(
+        cell_vjp, module.call_forward, module.call_backward, packed, factors=module is gru
+    )
 
 
 def _has_loops(cell_vjp: CellVJP) -> bool:
-    """Return whether loops are compiled for exactly this class: a derived one may compute something else."""
+    """Return whether the backend has loops for exactly this class.
+
+    A derived class may compute something else.
+    """
     if type(cell_vjp) is ElmanVJP:
         return cell_vjp.activation is jnp.tanh and cell_vjp.compute is None
     return (type(cell_vjp) is GRUVJP or type(cell_vjp) is LSTMVJP) and cell_vjp.compute is None
@@ -81,6 +110,10 @@ def _require_numba() -> None:
     try:
         numba = importlib.import_module("numba")
     except (ImportError, OSError) as error:  # OSError: from the LLVM library that numba brings
-        raise ImportError(f"numba_cpu.unroll needs numba, which cannot be imported ({error}). {remedy}") from error
+        raise ImportError(
+            f"numba_cpu.unroll needs numba, which cannot be imported ({error}). {remedy}"
+        ) from error
     if numba.config.DISABLE_JIT:
-        raise ImportError("numba_cpu.unroll needs numba's compiler; NUMBA_DISABLE_JIT=1 turns it off. Unset it")
+        raise ImportError(
+            "numba_cpu.unroll needs numba's compiler; NUMBA_DISABLE_JIT=1 turns it off. Unset it"
+        )

@@ -1,74 +1,92 @@
-"""One operation in several parts at once, by lanes, on the threads that XLA has for a program.
+"""Operations whose batch rows are computed in shards, on the threads of XLA's pool.
 
-    shared = (owners=2, next=0, done=0, parts, frame)
-    for _ in range(parts - 1): owners++; schedule(help)
-    help(); while done < parts: wait; drop()
+    shared = (owners=2, next=0, done=0, shards, frame)
+    for _ in range(shards - 1): owners++; schedule(run_shards)
+    run_shards()
+    while done < shards: yield_thread()
+    release()
 
-    help: while (part := next++) < parts: run(frame, part, parts); done++
-          drop()
-    drop: if owners-- == 1: free(shared)
+    run_shards: while (i := next++) < shards: run(frame, i, shards); done++
+                release()
+    release:    if owners-- == 1: free(shared)
 
-Whoever is free takes the next part, the caller too, so it waits only for parts that are being computed: threads that are
-busy, or that are none, cost time and nothing else. A helper that comes late finds no part left, and reads nothing but
-`shared`, which the last owner frees.
+Every thread takes the next shard, the calling thread included. The caller therefore waits only for
+shards that another thread already computes: a busy pool, or none, costs time but cannot block. A
+late thread finds no shard left and reads nothing but `shared`, which the last owner frees.
 """
 
 from collections.abc import Callable
 from typing import Any
 
-from tbptt.backends.numba_cpu.system import BYTES, add, address_in_c, call, give_way, malloc
-from tbptt.backends.numba_cpu.thread_helpers import OWNERS, drop, named_for, schedule
-from tbptt.backends.numba_cpu.xla_ffi import attribute, buffers, compiled, cube, inlined, matrix, words
+from tbptt.backends.numba_cpu.system import BYTES, add, address_in_c, call, malloc, yield_thread
+from tbptt.backends.numba_cpu.thread_helpers import OWNERS, release, schedule, with_unique_name
+from tbptt.backends.numba_cpu.xla_ffi import (
+    attribute,
+    buffers,
+    compiled,
+    cube,
+    inlined,
+    matrix,
+    words,
+)
 
-NEXT, DONE, PARTS, FRAME, SIZE = range(OWNERS + 1, OWNERS + 6)
+NEXT, DONE, SHARDS, FRAME, SIZE = range(OWNERS + 1, OWNERS + 6)
 
 
 @compiled
-def rows_of(place, h):  # type: ignore[no-untyped-def]
-    """Return the range `(first, end)` of batch rows of part `place = (part, parts)`. h: `[N, H]`."""
-    (part, parts), N = place, h.shape[0]
-    return part * N // parts, (part + 1) * N // parts
+def shard_rows(shard, h):  # type: ignore[no-untyped-def]
+    """Return the range `(first, end)` of batch rows of `shard = (index, count)`. h: `[N, H]`."""
+    (index, count), N = shard, h.shape[0]
+    return index * N // count, (index + 1) * N // count
 
 
-def in_parts(run: Callable[..., None], which: int) -> Any:
-    """Makes a compiled function `(frame_address, kind)` that runs an operation in its `parts`, an attribute of it.
+def sharded(run: Callable[..., None], weights_index: int) -> Any:
+    """Make a compiled function `(frame_address, dtype)` that runs an operation in shards.
 
-    run: a function `compiled`, `(w, ins, outs, kind, place)`: packed weights, `buffers`, numba's type of the numbers, and
-    `(part, parts)`.
-    which: the place of the weights among `ins`.
+    The number of shards is the attribute of the operation.
+
+    Args:
+      run: a `compiled` function `(w, ins, outs, dtype, shard)` of packed weights, `buffers`,
+        numba's type of the numbers, and `shard = (index, count)`.
+      weights_index: the position of the weights in `ins`.
     """
 
-    def help_out(address, kind):  # type: ignore[no-untyped-def]
+    def run_shards(address, dtype):  # type: ignore[no-untyped-def]
         shared = words(address, SIZE)
-        parts = shared[PARTS]
-        part = add(address + NEXT * BYTES, 1)
-        while part < parts:
-            ins, outs = buffers(shared[FRAME])  # only here: when no part is left, the frame may be gone
-            run(cube(ins[which], kind), ins, outs, kind, (part, parts))
+        count = shared[SHARDS]
+        index = add(address + NEXT * BYTES, 1)
+        while index < count:
+            # Read the frame only while a shard is left: afterwards it may have been freed.
+            ins, outs = buffers(shared[FRAME])
+            run(cube(ins[weights_index], dtype), ins, outs, dtype, (index, count))
             add(address + DONE * BYTES, 1)
-            part = add(address + NEXT * BYTES, 1)
-        drop(address)
+            index = add(address + NEXT * BYTES, 1)
+        release(address)
 
-    def all_parts(frame_address, kind):  # type: ignore[no-untyped-def]
-        address, helper, parts = malloc(SIZE * BYTES), helper_of(kind), attribute(frame_address)
+    def run_all_shards(frame_address, dtype):  # type: ignore[no-untyped-def]
+        address, helper, count = malloc(SIZE * BYTES), helper_of(dtype), attribute(frame_address)
         shared = words(address, SIZE)
-        shared[OWNERS], shared[NEXT], shared[DONE], shared[PARTS], shared[FRAME] = 2, 0, 0, parts, frame_address
-        for _ in range(parts - 1):
+        shared[OWNERS], shared[NEXT], shared[DONE] = 2, 0, 0
+        shared[SHARDS], shared[FRAME] = count, frame_address
+        for _ in range(count - 1):
             schedule(frame_address, helper, address)
-        call(helper, address)  # by its address too: compiled into this function as well, it would take twice as long
-        while add(address + DONE * BYTES, 0) < parts:
-            give_way()
-        drop(address)
+        call(helper, address)  # by address, so that it is not compiled a second time
+        while add(address + DONE * BYTES, 0) < count:
+            yield_thread()
+        release(address)
 
-    helper_of = address_in_c(named_for(run, help_out))
-    return inlined(named_for(run, all_parts))
+    helper_of = address_in_c(with_unique_name(run, run_shards))
+    return inlined(with_unique_name(run, run_all_shards))
 
 
-def in_one_part(run: Callable[..., None], which: int) -> Any:
-    """Make a compiled function `(frame_address, kind)` that runs an operation with plain weights on the calling thread."""
+def unsharded(run: Callable[..., None], weights_index: int) -> Any:
+    """Make a compiled function `(frame_address, dtype)` that runs on the calling thread.
 
-    def one_part(frame_address, kind):  # type: ignore[no-untyped-def]
+    The arguments are those of `sharded`, except that `run` reads plain weights.
+    """
+
+    def run_single_shard(frame_address, dtype):  # type: ignore[no-untyped-def]
         ins, outs = buffers(frame_address)
-        run(matrix(ins[which], kind), ins, outs, kind, (0, 1))
+        run(matrix(ins[weights_index], dtype), ins, outs, dtype, (0, 1))
 
-    return inlined(named_for(run, one_part))
+    return inlined(with_unique_name(run, run_single_shard))

@@ -1,16 +1,17 @@
-"""Products for one lane or a few, that read the weights as they are and every one of them once."""
+"""Matrix products for one or few batch rows, which read plain weights once."""
 
-from tbptt.backends.numba_cpu.vector_width import wide
+from tbptt.backends.numba_cpu.vector_width import use_wide_vectors
 from tbptt.backends.numba_cpu.xla_ffi import compiled
 
 
 @compiled
 def gemv(a, h, w):  # type: ignore[no-untyped-def]
-    """Computes a = h w. a: `[N, G]`, h: `[N, K]`, w: `[K, G]`.
+    """Compute a = h w. a: `[N, G]`, h: `[N, K]`, w: `[K, G]`.
 
-    Four rows of w at once, so that a is read and written a quarter as often; two lanes at once, and w half as often.
+    The loop takes four rows of w at once, which reads and writes `a` a quarter as often, and two
+    batch rows at once, which reads `w` half as often.
     """
-    wide()
+    use_wide_vectors()
     (N, G), K = a.shape, h.shape[1]
     pairs, fours = N - N % 2, K - K % 4
     a[:] = 0
@@ -34,18 +35,19 @@ def gemv(a, h, w):  # type: ignore[no-untyped-def]
 
 @compiled
 def gemv_transposed(d, a, w):  # type: ignore[no-untyped-def]
-    """Computes d = a w^T, without a transpose. d: `[N, K]`, a: `[N, G]`, w: `[K, G]`.
+    """Compute d = a w^T without a transpose. d: `[N, K]`, a: `[N, G]`, w: `[K, G]`.
 
-    Four rows, two lanes at once.
+    The loop takes four rows of w and two batch rows at once.
     """
-    wide()
+    use_wide_vectors()
     (N, K), G = d.shape, a.shape[1]
     zero, pairs, fours = a.dtype.type(0), N - N % 2, K - K % 4
     for k in range(0, fours, 4):
         for n in range(0, pairs, 2):
             s0, s1, s2, s3, r0, r1, r2, r3 = zero, zero, zero, zero, zero, zero, zero, zero
             for j in range(G):
-                x, y, w0, w1, w2, w3 = a[n, j], a[n + 1, j], w[k, j], w[k + 1, j], w[k + 2, j], w[k + 3, j]
+                x, y = a[n, j], a[n + 1, j]
+                w0, w1, w2, w3 = w[k, j], w[k + 1, j], w[k + 2, j], w[k + 3, j]
                 s0, s1, s2, s3 = s0 + x * w0, s1 + x * w1, s2 + x * w2, s3 + x * w3
                 r0, r1, r2, r3 = r0 + y * w0, r1 + y * w1, r2 + y * w2, r3 + y * w3
             _put_four(d[n], k, s0, s1, s2, s3)
@@ -54,7 +56,8 @@ def gemv_transposed(d, a, w):  # type: ignore[no-untyped-def]
             s0, s1, s2, s3 = zero, zero, zero, zero
             for j in range(G):
                 x = a[n, j]
-                s0, s1, s2, s3 = s0 + x * w[k, j], s1 + x * w[k + 1, j], s2 + x * w[k + 2, j], s3 + x * w[k + 3, j]
+                s0, s1 = s0 + x * w[k, j], s1 + x * w[k + 1, j]
+                s2, s3 = s2 + x * w[k + 2, j], s3 + x * w[k + 3, j]
             _put_four(d[n], k, s0, s1, s2, s3)
     for k in range(fours, K):
         for n in range(N):

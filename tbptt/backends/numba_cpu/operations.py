@@ -1,4 +1,7 @@
-"""A cell's loops as two operations of XLA on the CPU; their derivatives, and batches of weights, run as scans."""
+"""The loops of a cell as two XLA operations on the CPU.
+
+Derivatives of the operations, and batches of weights, use `jax.lax.scan` instead.
+"""
 
 import dataclasses
 import functools
@@ -22,20 +25,26 @@ from tbptt.unroll.scan import Steps
 
 
 class Weights(NamedTuple):
-    """The parameters of a cell, and its `w_h` for the products ahead and back: as it is, or packed for `gemm`."""
+    """The parameters of a cell, and its `w_h` for the forward and the backward product.
+
+    Both are plain, or packed for `gemm`.
+    """
 
     params: Params
-    ahead: Float[Array, "H G"] | Float[Array, "J H C"]
-    behind: Float[Array, "H G"] | Float[Array, "J G C"]
+    w_forward: Float[Array, "H G"] | Float[Array, "J H C"]
+    w_backward: Float[Array, "H G"] | Float[Array, "J G C"]
 
 
 @dataclasses.dataclass(frozen=True)
 class NumbaBackend:
-    """The loops of a cell as two compiled operations: a `Backend` that computes what `ScanBackend(cell_vjp)` computes.
+    """The loops of a cell as two compiled operations: a `Backend`, equal to `ScanBackend`.
 
-    call_forward, call_backward: `Backend.forward` without its ys, and `Backend.backward`, by `call_loop`; the first
-      argument of both is `cell_vjp`, the second of the forward one is `keep`.
-    packed: whether the weights are packed for `gemm` (several batch rows) or read as they are by `gemv`.
+    cell_vjp: the backward pass of the cell.
+    call_forward: `(cell_vjp, keep, weights, start, carry, steps) -> (carries, saved)`, by
+      `call_loop`.
+    call_backward: `(cell_vjp, weights, residuals, d, d_ys) -> (d_entering, emitted, factors)`, by
+      `call_loop`.
+    packed: whether weights are packed for `gemm` (several batch rows) or plain for `gemv`.
     factors: whether `cell_vjp.collect` reads factors, so that `call_backward` returns them.
     """
 
@@ -46,25 +55,35 @@ class NumbaBackend:
     factors: bool
 
     def prepare(self, params: Params) -> Weights:
-        w: Any = params.w_h
+        w: Any = jnp.asarray(params.w_h)
         return Weights(params, pack(w), pack(w.T)) if self.packed else Weights(params, w, w)
 
-    def forward(self, weights: Weights, start: Carry, carry: Carry, steps: Steps, keep: bool) -> tuple[Carry, Array, Any]:
+    def forward(
+        self, weights: Weights, start: Carry, carry: Carry, steps: Steps, keep: bool
+    ) -> tuple[Carry, Array, Any]:
         plain = ScanBackend(self.cell_vjp)
 
         def scan(weights: Weights, start: Carry, carry: Carry, steps: Steps) -> Any:
-            carries, _, saved = plain.forward(plain.prepare(weights.params), start, carry, steps, keep)
+            carries, _, saved = plain.forward(
+                plain.prepare(weights.params), start, carry, steps, keep
+            )
             return carries, saved
 
         def more_rows(weights: Weights, start: Carry, carry: Carry, steps: Steps) -> Any:
-            carries, _, saved = self._packed().forward(self._repacked(weights), start, carry, steps, keep)
+            carries, _, saved = self._packed().forward(
+                self._repacked(weights), start, carry, steps, keep
+            )
             return carries, saved
 
         call = functools.partial(self.call_forward, self.cell_vjp, keep)
-        carries, saved = _operation(call, scan, more_rows, (0, 0, 1), (1, 1))(weights, start, carry, steps)
+        carries, saved = _operation(call, scan, more_rows, (0, 0, 1), (1, 1))(
+            weights, start, carry, steps
+        )
         return carries, carries.h, saved
 
-    def backward(self, weights: Weights, residuals: Residuals, d: Carry, d_ys: Any) -> tuple[Carry, Any, Any]:
+    def backward(
+        self, weights: Weights, residuals: Residuals, d: Carry, d_ys: Any
+    ) -> tuple[Carry, Any, Any]:
         plain = ScanBackend(self.cell_vjp)
 
         def scan(weights: Weights, residuals: Residuals, d: Carry, d_ys: Any) -> Any:
@@ -91,13 +110,18 @@ def _operation(
     axes: tuple[int, ...],
     out_axes: tuple[int, ...],
 ) -> Callable[..., Any]:
-    """Make a function of weights and more arguments that is `call`, with `scan` as its derivative.
+    """Make a function of weights and other arguments that runs `call`, with `scan` as derivative.
 
-    Under `jax.vmap` it is `more_rows` if the weights are shared, one operation with more batch rows. With a batch of weights
-    it is `scan`: the operations would run one after another, while the products of the scan grow with the batch.
+    Under `jax.vmap` with shared weights it runs `more_rows`, one operation with more batch rows.
+    With a batch of weights it runs `scan`, whose products XLA batches; the operations would run
+    one after another.
 
-    Args (static):
-      axes, out_axes: of each argument after the weights, and of each result, the position of its first batch axis.
+    Args:
+      call: the operation; static.
+      scan: the same function by `jax.lax.scan`; static.
+      more_rows: the same function for more batch rows; static.
+      axes: for each argument after the weights, the position of its first batch axis; static.
+      out_axes: for each result, the position of its first batch axis; static.
     """
     single = custom_vmap(call)
 
@@ -107,7 +131,9 @@ def _operation(
             in_axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, batched)
             out = jax.vmap(scan, in_axes=tuple(in_axes), axis_size=axis_size)(weights, *args)
         else:
-            rows = [_with_rows(*each, axis_size) for each in zip(args, batched[1:], axes, strict=True)]
+            rows = [
+                _with_rows(*each, axis_size) for each in zip(args, batched[1:], axes, strict=True)
+            ]
             out = tuple(
                 jax.tree.map(functools.partial(jnp.moveaxis, source=axis, destination=0), each)
                 for each, axis in zip(more_rows(weights, *rows), out_axes, strict=True)
@@ -123,49 +149,63 @@ def _operation(
 
 
 def _with_rows(tree: Any, batched: Any, axis: int, size: int) -> Any:
-    """Move the mapped axis of every leaf to `axis`; repeat a leaf that is not mapped `size` times."""
+    """Move the mapped axis of every leaf to `axis`; repeat an unmapped leaf `size` times."""
 
     def one(leaf: Array, is_batched: bool) -> Array:
         if is_batched:
             return jnp.moveaxis(leaf, 0, axis)
-        return jnp.broadcast_to(jnp.expand_dims(leaf, axis), (*leaf.shape[:axis], size, *leaf.shape[axis:]))
+        return jnp.broadcast_to(
+            jnp.expand_dims(leaf, axis), (*leaf.shape[:axis], size, *leaf.shape[axis:])
+        )
 
     return jax.tree.map(one, tree, batched)
 
 
 def call_loop(
-    make: Callable[..., Any], packed: bool, w: Array, arguments: Any, out: Any, steps: int, product: tuple[int, ...]
+    make: Callable[..., Any],
+    packed: bool,
+    w: Array,
+    arguments: Any,
+    out: Any,
+    steps: int,
+    product: tuple[int, ...],
 ) -> Any:
-    """Call a compiled loop as an operation of XLA.
+    """Call a compiled loop as an XLA operation.
 
     Args:
-      make: the function that `xla_ffi.registered` compiles.
-      packed, w: whether the weights are packed, and the weights.
-      arguments: a pytree of arrays, passed in this order; all of one dtype, flags boolean.
+      make: the function that `xla_ffi.registered` compiles; static.
+      packed: whether the weights are packed; static.
+      w: the weights.
+      arguments: a pytree of arrays, passed in this order, of one dtype; flags are boolean.
       out: a pytree of shapes.
-      steps: the number of steps.
-      product: the shape of one step's product; a workspace of that many rows is passed after `out`.
+      steps: the number of steps; static.
+      product: the shape of the product of one step; static. A workspace with as many rows is passed
+        after `out`.
+
+    Returns:
+      The results, a pytree like `out`.
     """
     leaves = jax.tree.leaves(arguments)
     shapes, tree = jax.tree.flatten(out)
     dtypes = {a.dtype for a in (*leaves, *shapes) if a.dtype != bool}
-    if len(dtypes) > 1:  # a loop would read numbers of one kind as those of another
+    if len(dtypes) > 1:  # a compiled loop reads all buffers as one dtype
         raise TypeError(
-            f"params, carry and xs must be of one dtype; got {', '.join(sorted(map(str, dtypes)))}: convert them"
+            "params, carry and xs must have one dtype; got "
+            f"{', '.join(sorted(map(str, dtypes)))}: convert them"
         )
     rows, columns = math.prod(product[:-1]), w.shape[0] * w.shape[2] if packed else product[-1]
     work = jax.ShapeDtypeStruct((rows, columns), shapes[0].dtype)
     operation = jax.ffi.ffi_call(registered(make, shapes[0].dtype, packed), (*shapes, work))
-    parts = thread_count(rows, steps * w.size) if packed else 1
-    *made, _ = operation(*leaves, parts=np.int64(parts))
+    shards = thread_count(rows, steps * w.size) if packed else 1
+    *made, _ = operation(*leaves, shards=np.int64(shards))
     return jax.tree.unflatten(tree, made)
 
 
 def is_packed(weights: Weights) -> bool:
     """Return whether the weights are packed for `gemm`."""
-    return weights.ahead.ndim == PACKED_NDIM
+    return weights.w_forward.ndim == PACKED_NDIM
 
 
-def given(flags: Bool[Array, "T *batch"] | None) -> Array:
+def flags_or_empty(flags: Bool[Array, "T *batch"] | None) -> Array:
     """Return the flags, or an empty array for None."""
     return jnp.zeros((0,), bool) if flags is None else flags

@@ -1,4 +1,4 @@
-"""The recurrent product of a step in compiled loops: gemm for packed weights `[J, K, C]`, gemv for plain ones `[K, G]`."""
+"""The recurrent product of a step: `gemm` for packed weights, `gemv` for plain weights."""
 
 from typing import Any
 
@@ -8,12 +8,18 @@ from tbptt.backends.numba_cpu.xla_ffi import implements
 
 
 def multiply(out: Any, h: Any, w: Any, rows: Any) -> Any:
-    """Compute and return out = h w_h for a range of rows. out: `[N, at least G]`; h: `[N, H]`; w: `Weights.ahead`."""
+    """Compute and return out = h w_h for a range of rows.
+
+    out: `[N, at least G]`; h: `[N, H]`; w: `Weights.w_forward`.
+    """
     raise NotImplementedError("only in compiled loops")
 
 
 def multiply_back(out: Any, a: Any, w: Any, rows: Any) -> None:
-    """Compute out = a w_h^T for a range of rows. out: `[N, at least H]`; a: `[N, G]`; w: `Weights.behind`."""
+    """Compute out = a w_h^T for a range of rows.
+
+    out: `[N, at least H]`; a: `[N, G]`; w: `Weights.w_backward`.
+    """
     raise NotImplementedError("only in compiled loops")
 
 

@@ -1,4 +1,4 @@
-"""Calling for help: what a thread of XLA's is given to do, and the memory that helpers share, which the last one frees."""
+"""Scheduling of functions on the threads of XLA, and reference-counted shared memory."""
 
 import inspect
 from typing import Any
@@ -6,46 +6,48 @@ from typing import Any
 from tbptt.backends.numba_cpu.system import BYTES, add, call, free, malloc
 from tbptt.backends.numba_cpu.xla_ffi import compiled, words
 
-OWNERS = 0  # the first word of shared memory: how many may still read it
-API, CONTEXT = 2, 3  # words of a frame
-ERROR_DESTROY, SCHEDULE = 8, 17  # words of the table of functions that XLA gives every operation; tests read its header
+OWNERS = 0  # the word of shared memory that counts its owners
+API, CONTEXT = 2, 3  # words of a call frame
+# Words of XLA's table of functions (XLA_FFI_Api); a test compares them with its header.
+ERROR_DESTROY, SCHEDULE = 8, 17
 
 
 @compiled
-def drop(address):  # type: ignore[no-untyped-def]
-    """Gives up shared memory."""
+def release(address):  # type: ignore[no-untyped-def]
+    """Release one ownership of shared memory; the last owner frees it."""
     if add(address + OWNERS * BYTES, -1) == 1:
         free(address)
 
 
 @compiled
 def schedule(frame_address, helper, address):  # type: ignore[no-untyped-def]
-    """Asks XLA to call a helper with `address` on one of its threads, or at once on this one if they have too much to
-    do. The helper owns the memory at the address too.
+    """Schedule the call `helper(address)` on a thread of XLA; the helper becomes an owner.
 
-    Returns whether it will be called: where XLA has no threads, no helper comes.
+    XLA may call it at once on this thread. Return whether it is scheduled, which is False if XLA
+    has no thread pool.
     """
     frame = words(frame_address, CONTEXT + 1)
-    size = words(frame[API], 1)[0] // BYTES  # the table begins with its size; an older one may end before
+    size = words(frame[API], 1)[0] // BYTES  # the first word is the size; older tables are shorter
     if size <= SCHEDULE:
         return False
     table = words(frame[API], size)
     add(address + OWNERS * BYTES, 1)
-    place = malloc(5 * BYTES)
-    arguments = words(place, 5)
+    block = malloc(5 * BYTES)
+    arguments = words(block, 5)
     arguments[0], arguments[1], arguments[2], arguments[3] = 5 * BYTES, 0, frame[CONTEXT], helper
     arguments[4] = address
-    error = call(table[SCHEDULE], place)
+    error = call(table[SCHEDULE], block)
     if error != 0:
         add(address + OWNERS * BYTES, -1)
         arguments[0], arguments[2] = 3 * BYTES, error
-        call(table[ERROR_DESTROY], place)
-    free(place)
+        call(table[ERROR_DESTROY], block)
+    free(block)
     return error == 0
 
 
-def named_for(run: Any, function: Any) -> Any:
-    """Names a function so that no other operation's is called like it: code that was kept on disk is linked by name."""
+def with_unique_name(run: Any, function: Any) -> Any:
+    """Set a `__qualname__` that no other function has; return the unwrapped function."""
     function = inspect.unwrap(function)
+    # Numba links the code that it keeps on disk by this name.
     function.__qualname__ = f"{run.__module__}.{run.__name__}.{function.__name__}"
     return function

@@ -1,4 +1,4 @@
-"""Vectors as wide as the processor has them."""
+"""The width of the vector registers that compiled loops use."""
 
 from typing import Any
 
@@ -6,21 +6,23 @@ import numba
 from llvmlite import binding
 from numba.extending import intrinsic
 
-WIDE = bool(dict(binding.get_host_cpu_features()).get("avx512f"))  # registers of 512 bits, 32 of them; else 16 of 256
+# Whether the processor has 32 registers of 512 bits; otherwise 16 of 256 bits are assumed.
+WIDE = bool(dict(binding.get_host_cpu_features()).get("avx512f"))
 
 
-def _wide(typing_context: Any) -> Any:
-    """Lets LLVM fill the widest registers in the function that calls this.
+def _use_wide_vectors(typing_context: Any) -> Any:
+    """Allow LLVM to use registers of 512 bits in the calling function.
 
-    By itself it takes 256 bits of 512 on processors whose clock once slowed down for more.
+    By default LLVM uses 256 bits, because early AVX-512 processors lowered their clock for more.
     """
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        if WIDE:  # set.add: llvmlite's own takes single words only, and this is a name with a value
+        if WIDE:
+            # `set.add`, because llvmlite's own method refuses attributes with a value.
             set.add(builder.function.attributes, '"prefer-vector-width"="512"')
         return context.get_dummy_value()
 
     return numba.types.void(), build
 
 
-wide: Any = intrinsic(_wide)
+use_wide_vectors: Any = intrinsic(_use_wide_vectors)

@@ -1,11 +1,15 @@
-"""A loop in Python, compiled by numba, as an operation of XLA's on the CPU: numba's side of `jax.ffi`.
+"""Registration of Python loops, compiled by numba, as XLA operations on the CPU by `jax.ffi`.
 
-XLA calls an operation with one pointer, to a `XLA_FFI_CallFrame` (`xla/ffi/api/c_api.h` in `jax.ffi.include_dir()`). What
-is read of it are words of 64 bits at places which that interface keeps stable:
+XLA calls an operation with a pointer to an `XLA_FFI_CallFrame` (`xla/ffi/api/c_api.h` in
+`jax.ffi.include_dir()`). The compiled code reads words of 64 bits at offsets that the interface
+keeps stable:
 
-    frame:  [1] an extension, or 0    [7] how many arguments, [9] their buffers    [12] how many results, [14] their buffers
-            [20] attributes, in the order of their names; each: [1] its value    [2], [3]: see `batch_threads`
-    buffer: [3] the data, [4] the rank, [5] the sizes
+    frame:     [1] an extension or 0, [2] and [3] see `thread_helpers`
+               [7] the number of arguments, [9] their buffers
+               [12] the number of results, [14] their buffers
+               [20] the attributes in the order of their names
+    attribute: [1] the value
+    buffer:    [3] the data, [4] the rank, [5] the sizes
 """
 
 import functools
@@ -28,32 +32,44 @@ from numba.np.arrayobj import populate_array
 
 from tbptt.backends.numba_cpu.vector_width import WIDE
 
-# XLA asks every operation for the version it was written for, and refuses versions it no longer serves.
+# The version of the interface. XLA queries it at registration and refuses unsupported versions.
 MAJOR, MINOR = 0, 1
-METADATA = 1  # the type of the extension by which it asks
-# Sums may be reordered to fill vectors, products and sums fused; NaN, inf and the sign of zero stay what they are.
-RELAXED = {"reassoc", "contract"}
-# Functions call each other; ways in from Python and from C made compiling an operation take 1.3 to 1.5 times as long.
-OPTIONS = {"fastmath": RELAXED, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+METADATA = 1  # the type of the extension of that query
+# LLVM may reorder sums and fuse products with sums; NaN, inf and signed zeros keep their meaning.
+FASTMATH = {"reassoc", "contract"}
+# Compiled functions call only each other; without entry points for Python and C they compile
+# faster.
+OPTIONS = {
+    "fastmath": FASTMATH,
+    "error_model": "numpy",
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+}
 WORD = numba.types.intp
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """Lets numba compile a function where it is used. Not kept on disk by itself: `registered` says why."""
-    # Unwrapped: a checker of types (jaxtyping's hook in tests) wraps functions into what numba cannot read.
+    """Compile a function where another compiled function calls it.
+
+    It is not kept on disk by itself, see `registered`.
+    """
+    # Unwrapped, because numba cannot compile functions that a type checker has wrapped.
     return numba.njit(inspect.unwrap(function), **OPTIONS)
 
 
 def inlined(function: Callable[..., Any]) -> Any:
-    """Writes a function into its callers: LLVM optimizes all that a function calls once more for every function around it,
-    so that fewer of them compile faster. A function that is written into others may not be called with `*args`."""
+    """Inline a function into its callers, which then may not call it with `*args`.
+
+    LLVM optimises a called function again for every caller, so inlining saves compile time.
+    """
     return numba.njit(inspect.unwrap(function), inline="always", **OPTIONS)
 
 
 def implements(stub: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Registers what compiled loops run where they call `stub`: the decorated function gets numba's types, and returns it.
+    """Register the function that compiled loops run for `stub`.
 
-    As `numba.extending.overload`, which cannot read functions that a checker of types has wrapped.
+    The decorated function receives numba's types and returns an implementation. Unlike
+    `numba.extending.overload`, this supports functions that a type checker has wrapped.
     """
 
     def register(choose: Callable[..., Any]) -> Callable[..., Any]:
@@ -63,85 +79,102 @@ def implements(stub: Callable[..., Any]) -> Callable[[Callable[..., Any]], Calla
         def chosen(*args: Any, **kwargs: Any) -> Any:
             return inspect.unwrap(choose(*args, **kwargs))
 
-        overload(stub, jit_options={"fastmath": RELAXED})(chosen)
+        overload(stub, jit_options={"fastmath": FASTMATH})(chosen)
         return choose
 
     return register
 
 
-_ONE_AT_A_TIME = threading.Lock()
+_REGISTER_LOCK = threading.Lock()
 
 
-def registered(make: Callable[[Any, bool, int], Callable[[int], int]], dtype: DTypeLike, packed: bool) -> str:
-    """Registers an operation, compiled now or by an earlier process; returns the name by which `jax.ffi.ffi_call` finds it.
+def registered(
+    make: Callable[[Any, bool, int], Callable[[int], int]], dtype: DTypeLike, packed: bool
+) -> str:
+    """Register an operation; return its name for `jax.ffi.ffi_call`.
 
-    Numba takes what it has on disk unless the function's own file changed, or what the function wraps; it does not see that
-    another one changed, which the function calls. So the operation is kept whole, and wraps a number of all our sources.
+    Numba reuses a compiled function on disk unless the file of the function or a captured value has
+    changed; it does not notice changes in other files. Therefore only whole operations are kept on
+    disk, and each captures a checksum of all files of this folder.
 
-    Args (static):
-      make: a module's own function `(kind, packed, sources) -> operation`, which wraps only these: numba's type of its
-        numbers, `packed`, and that number, times 0 what it returns. `operation(address)` reads `buffers(address)`, and works
-        if there are any.
-      dtype: float32 or float64.
-      packed: whether it reads packed weights.
+    Args:
+      make: a module-level function `(dtype, packed, checksum) -> operation`, where dtype is numba's
+        type of the numbers; static. The operation captures these three values only. Given the
+        address of a call frame, it reads `buffers(address)`, does nothing if there are none, and
+        returns `0 * checksum`.
+      dtype: float32 or float64; static.
+      packed: whether the operation reads packed weights; static.
     """
-    with _ONE_AT_A_TIME:  # threads may trace at once, and XLA takes a name only once
+    with _REGISTER_LOCK:  # XLA accepts a name only once, and threads may trace concurrently
         return _registered(make, np.dtype(dtype).name, packed)
 
 
 @functools.cache
-def _registered(make: Callable[[Any, bool, int], Callable[[int], int]], name: str, packed: bool) -> str:
-    operation = inspect.unwrap(make(getattr(numba.types, name), packed, sources()))
+def _registered(
+    make: Callable[[Any, bool, int], Callable[[int], int]], name: str, packed: bool
+) -> str:
+    operation = inspect.unwrap(make(getattr(numba.types, name), packed, source_checksum()))
     variant = f"{name}.{'packed' if packed else 'plain'}"
     target = f"{operation.__module__}.{operation.__name__}.{variant}"
-    # Numba's files are named after a function, and processes that write entries of one index at once can mix them up.
+    # Numba names its files by `__qualname__`: a file per variant prevents concurrent writes.
     codegen: Any = cpu_target.target_context.codegen  # type: ignore[reportAttributeAccessIssue]
     processor = zlib.crc32(repr(codegen().magic_tuple()).encode())
     operation.__qualname__ += f".{variant}.{processor:x}"
-    made = _made(operation)
-    _KEPT.append(made)
+    made = _compile(operation)
+    _COMPILED.append(made)
     jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(made.ctypes), platform="cpu")
     return target
 
 
-def _made(operation: Callable[[int], int]) -> Any:
-    """Compiles an operation, or finds it on disk; a disk that cannot be used costs time and nothing else."""
+def _compile(operation: Callable[[int], int]) -> Any:
+    """Compile an operation, or load it from disk.
+
+    If the disk cannot be used, compile it in memory and warn.
+    """
     signature = WORD(WORD)
     try:
         return numba.cfunc(signature, cache=True)(operation)
-    except Exception as error:  # no folder, no space, a file cut short; of what else is wrong the next line tells
+    except Exception as error:  # no folder, no space, or a truncated file; others recur below
         made = numba.cfunc(signature)(operation)
         warnings.warn(
-            f"numba could not keep compiled loops on disk, or not read them there ({type(error).__name__}: {error}); every "
-            "process compiles them anew. Set NUMBA_CACHE_DIR to a new folder, on a disk that can be written and has room",
+            "numba could not store compiled loops on disk, or load them from there "
+            f"({type(error).__name__}: {error}); every process compiles them again. Set "
+            "NUMBA_CACHE_DIR to a new, writable folder on a disk with free space",
             stacklevel=2,
         )
         return made
 
 
-def sources() -> int:
-    """Returns a number that depends on all that is written in this folder, and on what it chooses by the processor."""
+def source_checksum() -> int:
+    """Return a checksum of the files of this folder and of the vector width."""
     texts = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
     return zlib.crc32(b"".join([*texts, bytes([WIDE])]))
 
 
-_KEPT: list[Any] = []  # XLA holds bare pointers into them
+_COMPILED: list[Any] = []  # keeps the code alive, to which XLA has bare pointers
 
 
-def _array_at(typing_context: Any, address: Any, shape: Any, kind: Any) -> Any:
-    """Makes an array, without gaps, of what is at an address. shape: a tuple; kind: numba's type of the numbers."""
-    array = numba.types.Array(kind.dtype, len(shape), "C")
+def _array_at(typing_context: Any, address: Any, shape: Any, dtype: Any) -> Any:
+    """Make a contiguous array of the memory at an address.
+
+    shape: a tuple; dtype: numba's type of the numbers.
+    """
+    array = numba.types.Array(dtype.dtype, len(shape), "C")
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         made = context.make_array(array)(context, builder)
-        item = context.get_constant(WORD, context.get_abi_sizeof(context.get_data_type(array.dtype)))
+        item = context.get_constant(
+            WORD, context.get_abi_sizeof(context.get_data_type(array.dtype))
+        )
         sizes, strides = cgutils.unpack_tuple(builder, args[1]), [item]
         for size in reversed(sizes[1:]):
             strides.insert(0, builder.mul(strides[0], size))
-        populate_array(made, builder.inttoptr(args[0], made.data.type), sizes, strides, item, meminfo=None)
+        populate_array(
+            made, builder.inttoptr(args[0], made.data.type), sizes, strides, item, meminfo=None
+        )
         return made._getvalue()
 
-    return array(WORD, numba.types.UniTuple(WORD, len(shape)), kind), build
+    return array(WORD, numba.types.UniTuple(WORD, len(shape)), dtype), build
 
 
 _array: Any = intrinsic(_array_at)
@@ -149,40 +182,40 @@ _array: Any = intrinsic(_array_at)
 
 @inlined
 def words(address, size):  # type: ignore[no-untyped-def]
-    """Reads `size` words from an address on."""
+    """Return `size` words at an address."""
     return _array(address, (size,), np.int64)
 
 
 @compiled
 def buffers(address):  # type: ignore[no-untyped-def]
-    """Returns the addresses of arguments and of results; none where XLA only asks for the version."""
+    """Return the addresses of arguments and results; none if XLA queries the version."""
     frame = words(address, 15)
-    if frame[1] != 0 and _answered(frame[1]):
+    if frame[1] != 0 and _answer_version_query(frame[1]):
         return frame[:0], frame[:0]
     return words(frame[9], frame[7]), words(frame[14], frame[12])
 
 
 @compiled
-def _answered(extension_address):  # type: ignore[no-untyped-def]
-    """Tells XLA, if it asks for that as when it registers an operation, for which version it was written."""
+def _answer_version_query(extension_address):  # type: ignore[no-untyped-def]
+    """Answer the version query of XLA; return whether the extension is one."""
     extension = words(extension_address, 4)
     if extension[1] & 0xFFFFFFFF != METADATA:
         return False
-    version = words(extension[3], 4)  # [3]: two integers of 32 bits, the major one first
+    version = words(extension[3], 4)  # [3]: two 32-bit integers, major and minor
     version[3] = MAJOR | MINOR << 32
     return True
 
 
 @compiled
 def attribute(address):  # type: ignore[no-untyped-def]
-    """Returns the only attribute, a whole number."""
+    """Return the only attribute, an integer."""
     frame = words(address, 21)
     return words(words(words(frame[20], 1)[0], 2)[1], 1)[0]
 
 
 @compiled
 def cube(buffer_address, dtype):  # type: ignore[no-untyped-def]
-    """Reads a buffer `[T, *batch, X]` as `[T, N, X]`."""
+    """Return a buffer `[T, *batch, X]` as an array `[T, N, X]`."""
     buffer = words(buffer_address, 6)
     rank, sizes = buffer[4], words(buffer[5], buffer[4])
     N = 1
@@ -193,7 +226,7 @@ def cube(buffer_address, dtype):  # type: ignore[no-untyped-def]
 
 @compiled
 def matrix(buffer_address, dtype):  # type: ignore[no-untyped-def]
-    """Reads a buffer `[*batch, X]` as `[N, X]`."""
+    """Return a buffer `[*batch, X]` as an array `[N, X]`."""
     buffer = words(buffer_address, 6)
     rank, sizes = buffer[4], words(buffer[5], buffer[4])
     N = 1
@@ -204,7 +237,7 @@ def matrix(buffer_address, dtype):  # type: ignore[no-untyped-def]
 
 @compiled
 def flags(buffer_address):  # type: ignore[no-untyped-def]
-    """Reads a buffer `[T, *batch]` of booleans as `[T, N]`; T is 0 if there are none."""
+    """Return a boolean buffer `[T, *batch]` as an array `[T, N]`; T is 0 if there are no flags."""
     buffer = words(buffer_address, 6)
     rank, sizes = buffer[4], words(buffer[5], buffer[4])
     N = 1

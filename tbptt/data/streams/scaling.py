@@ -1,4 +1,4 @@
-"""Means and deviations of a source in one pass of small blocks, to float64's precision."""
+"""Compute means and standard deviations of a source in one pass over small blocks."""
 
 from collections.abc import Sequence
 
@@ -10,30 +10,35 @@ from tbptt.data.tables.sources import Source
 
 
 def stream_scaling(source: Source, *, keep: Sequence[str] = (), block: int = 65536) -> Scaling:
-    """Computes every column's mean and population standard deviation, never holding more than a block.
+    """Compute every column's mean and population standard deviation, one block at a time.
 
-    Block by block, with n, m, s the rows, mean and sum of squared deviations so far, and n', m', s' those of the block:
+    With n, m, s the rows, mean and sum of squared deviations so far, and n', m', s' those of
+    the next block:
 
         d = m' - m;   m += d n' / (n + n');   s += s' + d^2 n n' / (n + n');   n += n'
 
-    so nothing large is ever subtracted from something large. Rows that a masked source takes out do not count.
+    which avoids the cancellation of sums of squares. Rows that a masked source excludes do not
+    count.
 
     Args:
-        source: the training part (`part`), so that nothing of the test leaks.
-        keep: columns that are to stay as they are, mean 0 and scale 1: labels, times, flags.
+        source: the training part (see `part`), so that the test part does not leak.
+        keep: columns to leave unscaled, with mean 0 and scale 1: labels, times, flags.
         block: rows read at once.
 
     Returns:
         A `Scaling` of float64 `[C]`, for `standardised`.
 
     Raises:
-        ValueError: a column is constant, `keep` names one that is not there, or no row counts.
+        ValueError: a column is constant, `keep` has an unknown column, or no row counts.
 
     References:
-        Chan, Golub, LeVeque, *Updating formulae and a pairwise algorithm for computing sample variances*, 1979.
+        Chan, Golub, LeVeque, *Updating formulae and a pairwise algorithm for computing sample
+        variances*, 1979.
     """
     if missing := [name for name in keep if name not in source.names]:
-        raise ValueError(f"keep must name columns of the source, {', '.join(source.names)}; got {missing[0]!r}")
+        raise ValueError(
+            f"keep must name columns of the source, {', '.join(source.names)}; got {missing[0]!r}"
+        )
     C, total = len(source.names), sum(source.lengths)
     n, m, s = 0, np.zeros(C), np.zeros(C)
     low, high = np.full(C, np.inf), np.full(C, -np.inf)
@@ -47,14 +52,21 @@ def stream_scaling(source: Source, *, keep: Sequence[str] = (), block: int = 655
         d, both = mean - m, n + len(values)
         s += ((values - mean) ** 2).sum(axis=0) + d**2 * n * len(values) / both
         m += d * len(values) / both
-        n, low, high = both, np.minimum(low, values.min(axis=0)), np.maximum(high, values.max(axis=0))
+        n, low, high = (
+            both,
+            np.minimum(low, values.min(axis=0)),
+            np.maximum(high, values.max(axis=0)),
+        )
     if n == 0:
-        raise ValueError(f"none of the {total} rows counts: the masked source takes out all of them")
+        raise ValueError(
+            f"all {total} rows of the source are masked, so there is nothing to scale with. Check "
+            "the source with count_bad"
+        )
     kept = np.array([name in keep for name in source.names])
-    # Rounding can give a constant column a tiny deviation: compare the extremes, which is exact.
+    # Rounding can give a constant column a tiny deviation; comparing the extremes is exact.
     for column in np.flatnonzero((low == high) & ~kept):
         raise ValueError(
-            f"column {source.names[column]!r} is constant ({low[column]:g}) over the training part, so it has no scale. "
-            "Leave it out, or name it in `keep`"
+            f"column {source.names[column]!r} is constant ({low[column]:g}) over the training "
+            "part, so its scale is 0. Remove it, or name it in `keep`"
         )
     return Scaling(np.where(kept, 0.0, m), np.where(kept, 1.0, np.sqrt(s / n)))

@@ -1,4 +1,4 @@
-"""Sources made of a source: a part of it, one cut into recordings, one scaled."""
+"""Views of a source: a range of rows, a split into recordings, fewer columns, scaled values."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,10 @@ from tbptt.data.tables.sources import Source
 
 
 class Part:
-    """Rows [start, stop) of a source, as recordings of the given lengths. Made by `part` and `split_by`."""
+    """Rows [start, stop) of a source, as recordings of the given lengths.
+
+    Made by `part` and `split_by`.
+    """
 
     def __init__(self, source: Any, start: int, lengths: Sequence[int]):
         self.names, self.lengths = source.names, tuple(lengths)
@@ -23,11 +26,11 @@ class Part:
             self.read_unchecked = self._read_unchecked
 
     def read(self, start: int, stop: int) -> Num[np.ndarray, "n C"]:
-        """Reads rows, counted from the part's first one."""
+        """Read rows, counted from the first row of the part."""
         return self._source.read(*self._place(start, stop))
 
     def path_of(self, row: int) -> str:
-        """Says which file a row is from, and where in it."""
+        """Return the file of a row and its position there."""
         return self._source.path_of(self._start + row)
 
     def _read_unchecked(self, start: int, stop: int) -> Num[np.ndarray, "n C"]:
@@ -38,21 +41,27 @@ class Part:
 
     def _place(self, start: int, stop: int) -> tuple[int, int]:
         if not 0 <= start <= stop <= self._rows:
-            raise IndexError(f"rows [{start}, {stop}) are not among the {self._rows} rows of this part of the source")
+            raise IndexError(
+                f"rows [{start}, {stop}) are not among the {self._rows} rows of this part of the "
+                "source"
+            )
         return self._start + start, self._start + stop
 
 
 def part(source: Source, start: int, stop: int) -> Part:
-    """Takes rows [start, stop) of a source: its training part, or the end that is held out.
+    """Return rows [start, stop) of a source, such as its training part or its held-out end.
 
-    A recording that the part cuts ends there: no forecast looks beyond it.
+    A recording that extends beyond the part ends at its edge, also for forecasts.
 
     Raises:
-        ValueError: there are no such rows, or none.
+        ValueError: there are no such rows, or the range is empty.
     """
     total = sum(source.lengths)
     if not 0 <= start < stop <= total:
-        raise ValueError(f"a part must be rows [start, stop), 0 <= start < stop <= {total}; got start={start}, stop={stop}")
+        raise ValueError(
+            f"start and stop must satisfy 0 <= start < stop <= {total}, the rows of the source; "
+            f"got start={start}, stop={stop}"
+        )
     lengths, begin = [], 0
     for length in source.lengths:
         lengths.append(min(stop, begin + length) - max(start, begin))
@@ -61,16 +70,19 @@ def part(source: Source, start: int, stop: int) -> Part:
 
 
 def split_by(source: Source, column: str, block: int = 65536) -> Part:
-    """Cuts recordings wherever a column's value changes, as a table does that holds many of them one under another.
+    """Split a source into recordings wherever the value of a column changes.
 
-    One pass over the column, `block` rows at a time; what is kept is one number a recording. The column itself stays in
-    the source: `without` then leaves it out of the model's inputs.
+    For tables that hold many recordings one below the other. One pass over the column, `block`
+    rows at a time; memory is one number per recording. The column stays in the source; remove
+    it from the inputs with `without`.
 
     Raises:
         ValueError: the source has no such column. BadSample, SourceChanged: from reading it.
     """
     if column not in source.names:
-        raise ValueError(f"column must be one of the source's, {', '.join(source.names)}; got {column!r}")
+        raise ValueError(
+            f"column must be one of the source's, {', '.join(source.names)}; got {column!r}"
+        )
     place, lengths, begin = source.names.index(column), [], 0
     for length in source.lengths:
         edges, before = [0], None
@@ -89,39 +101,48 @@ class Without:
     """A source without some of its columns. Made by `without`."""
 
     def __init__(self, source: Any, columns: Sequence[str]):
-        self.names, self.lengths = tuple(name for name in source.names if name not in columns), source.lengths
+        self.names, self.lengths = (
+            tuple(name for name in source.names if name not in columns),
+            source.lengths,
+        )
         self._places = [source.names.index(name) for name in self.names]
         self._source = source
         if may_mask(source):
             self.good = source.good
 
     def read(self, start: int, stop: int) -> Num[np.ndarray, "n C"]:
-        """Reads rows of the columns that are left."""
+        """Read rows of the remaining columns."""
         return self._source.read(start, stop)[:, self._places]
 
     def path_of(self, row: int) -> str:
-        """Says which file a row is from, and where in it."""
+        """Return the file of a row and its position there."""
         return self._source.path_of(row)
 
 
 def without(source: Source, columns: Sequence[str]) -> Without:
-    """Leaves columns out of a source, for example the one that `split_by` was given.
+    """Remove columns from a source, for example the one that `split_by` used.
 
     Raises:
         TypeError: `columns` is one string.
         ValueError: the source has no such column, or no other.
     """
     if isinstance(columns, str):
-        raise TypeError(f"columns must be a sequence of names; got the string {columns!r}. Write ({columns!r},)")
+        raise TypeError(
+            f"columns must be a sequence of names; got the string {columns!r}. Write ({columns!r},)"
+        )
     if missing := [name for name in columns if name not in source.names]:
-        raise ValueError(f"columns must be the source's, {', '.join(source.names)}; got {missing[0]!r}")
+        raise ValueError(
+            f"columns must be the source's, {', '.join(source.names)}; got {missing[0]!r}"
+        )
     if set(columns) == set(source.names):
-        raise ValueError(f"columns must leave at least one of {', '.join(source.names)}; got all of them")
+        raise ValueError(
+            f"columns must leave at least one of {', '.join(source.names)}; got all of them"
+        )
     return Without(source, columns)
 
 
 class Standardised:
-    """A source with every value scaled. Made by `standardised`."""
+    """A source with scaled values. Made by `standardised`."""
 
     def __init__(self, source: Any, scaling: Scaling):
         self.names, self.lengths = source.names, source.lengths
@@ -130,18 +151,24 @@ class Standardised:
             self.good = source.good
 
     def read(self, start: int, stop: int) -> Float[np.ndarray, "n C"]:
-        """Reads rows, scaled in float64, of the dtype of the source; a row that a masked source takes out is zeros."""
+        """Read rows, scaled in float64, in the dtype of the source; masked rows are zeros."""
         values = self._source.read(start, stop)
         scaled = ((values - self._scaling.mean) / self._scaling.scale).astype(values.dtype)
-        return np.where(self._source.good(start, stop)[:, None], scaled, 0) if may_mask(self._source) else scaled
+        return (
+            np.where(self._source.good(start, stop)[:, None], scaled, 0)
+            if may_mask(self._source)
+            else scaled
+        )
 
     def path_of(self, row: int) -> str:
-        """Says which file a row is from, and where in it."""
+        """Return the file of a row and its position there."""
         return self._source.path_of(row)
 
 
 def standardised(source: Source, scaling: Scaling) -> Standardised:
-    """Scales a source as it is read: (value - mean) / scale, column by column; see `stream_scaling`.
+    """Scale a source as it is read: (value - mean) / scale for each column.
+
+    See `stream_scaling`.
 
     Raises:
         ValueError: the scaling is for another number of columns.
@@ -149,4 +176,6 @@ def standardised(source: Source, scaling: Scaling) -> Standardised:
     C = len(source.names)
     if np.shape(scaling.mean) != (C,) or np.shape(scaling.scale) != (C,):
         raise ValueError(f"scaling must be for the {C} columns of the source; got {scaling}")
-    return Standardised(source, Scaling(np.asarray(scaling.mean, np.float64), np.asarray(scaling.scale, np.float64)))
+    return Standardised(
+        source, Scaling(np.asarray(scaling.mean, np.float64), np.asarray(scaling.scale, np.float64))
+    )

@@ -1,1 +1,1 @@
-"""A user's own files of numbers or text, read by rows."""
+"""Read tables of numbers and texts from files, by rows."""

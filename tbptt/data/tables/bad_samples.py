@@ -1,23 +1,23 @@
-"""Bad samples in a stream: refused with their place, or masked and counted where the caller says so."""
+"""Reject bad samples of a source with their position, or mask and count them."""
 
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Num
 
-SEARCH = 4096  # rows looked through at once for the first one that counts
+SEARCH = 4096  # rows per block when searching for the first or last row that counts
 
 
 class BadSample(ValueError):
-    """A value of a recording is missing, NaN, infinite, or too large for the dtype; the message says which and where."""
+    """A value is missing, NaN, infinite, or too large for the dtype; the message gives where."""
 
 
 class BadRows(NamedTuple):
-    """What `count_bad` found.
+    """Result of `count_bad`.
 
-    rows:    how many rows hold a bad value
-    columns: by column's name, how many
-    first:   where the first one is, or None
+    rows:    number of rows with a bad value
+    columns: number of bad values by column name
+    first:   position of the first bad row, or None
     """
 
     rows: int
@@ -25,76 +25,78 @@ class BadRows(NamedTuple):
     first: str | None
 
 
-def refuse_bad(source: Any, start: int, values: Num[np.ndarray, "n C"]) -> None:
-    """Raises a BadSample if a value is not finite; `values` are the rows of the source from `start` on."""
+def check_rows(source: Any, start: int, values: Num[np.ndarray, "n C"]) -> None:
+    """Raise a BadSample if a value is not finite; `values` are rows of the source from `start`."""
     finite = np.isfinite(values)
     if finite.all():
         return
     row, column = map(int, np.argwhere(~finite)[0])
     where, name = source.path_of(start + row), source.names[column]
     value = values[row, column]
-    what = "missing or NaN" if np.isnan(value) else f"{value}, not a finite {values.dtype} number"
+    what = "missing or NaN"
+    if not np.isnan(value):
+        what = f"{value}, not a finite {values.dtype} number"
     raise BadSample(
-        f"{where}, column {name!r} is {what}. Nothing is filled in silently: correct the file, leave the column out "
-        "(`columns`), or let such steps not count (`masking_bad`)"
+        f"{where}, column {name!r} is {what}. Correct the file, exclude the column (`columns`), or "
+        "mask such rows (`masking_bad`)"
     )
 
 
 class MaskedSource:
-    """A `Source` whose bad rows are zeros that do not count. Made by `masking_bad`."""
+    """A `Source` whose bad rows are zeros with mask False. Made by `masking_bad`."""
 
     def __init__(self, source: Any):
         self.names, self.lengths = source.names, source.lengths
         self._source = source
 
     def read_unchecked(self, start: int, stop: int) -> Num[np.ndarray, "n C"]:
-        """Reads the rows as the files have them."""
+        """Read rows as the files hold them."""
         return self._source.read_unchecked(start, stop)
 
     def read(self, start: int, stop: int) -> Num[np.ndarray, "n C"]:
-        """Reads rows; every value of a bad one is 0, and `good` says which they are."""
+        """Read rows; every value of a bad row is 0, and `good` returns which rows are good."""
         values = self.read_unchecked(start, stop)
         return np.where(_finite(values)[:, None], values, 0)
 
     def good(self, start: int, stop: int) -> Bool[np.ndarray, " n"]:
-        """Tells which rows hold finite numbers only."""
+        """Return which rows hold finite numbers only."""
         return _finite(self.read_unchecked(start, stop))
 
     def path_of(self, row: int) -> str:
-        """Says which file a row is from, and where in it."""
+        """Return the file of a row and its position there."""
         return self._source.path_of(row)
 
 
 def masking_bad(source: Any) -> MaskedSource:
-    """Takes rows with a value that is missing, NaN or infinite out of a source, instead of refusing them.
+    """Mask rows with a value that is missing, NaN or infinite, instead of raising an error.
 
-    Such a step does not exist for the model: `mask` is False, the carry is held over it, and neither it nor a forecast of
-    it counts. How many there are says `count_bad`; look at that before training. Only values are forgiven: text where
-    a number should be, a row of a wrong width and a file that changes stay errors.
+    At such a step `mask` is False: the carry is held, and neither the step nor a forecast of it
+    counts. Check their number with `count_bad` before training. Only values are masked: text in
+    place of a number, a row of the wrong width and a changed file remain errors.
 
     Args:
         source: from `open_source`, or a view of it (`part`, `split_by`).
     """
     if not hasattr(source, "read_unchecked"):
         raise TypeError(
-            f"masking_bad wants a source from open_source, or a view of one, before it is standardised; got "
-            f"{type(source).__name__}"
+            "masking_bad takes a source from open_source, or a view of one, before it is "
+            f"standardised; got {type(source).__name__}"
         )
     return MaskedSource(source)
 
 
 def good_rows(source: Any, start: int, stop: int) -> Bool[np.ndarray, " n"] | None:
-    """Tells which rows of a source count; None if its bad rows are refused, so that all of them do."""
+    """Return which rows of a source count; None if the source has no mask, so all rows count."""
     return source.good(start, stop) if may_mask(source) else None
 
 
 def may_mask(source: Any) -> bool:
-    """Tells whether a source masks its bad rows."""
+    """Return whether a source masks its bad rows."""
     return hasattr(source, "good")
 
 
 def first_good_row(source: Any, start: int, stop: int) -> int | None:
-    """Returns the first of rows [start, stop) that counts, or None."""
+    """Return the first of rows [start, stop) that counts, or None."""
     if not may_mask(source):
         return start if start < stop else None
     for at in range(start, stop, SEARCH):
@@ -104,7 +106,7 @@ def first_good_row(source: Any, start: int, stop: int) -> int | None:
 
 
 def last_good_row(source: Any, start: int, stop: int) -> int | None:
-    """Returns the last of rows [start, stop) that counts, or None."""
+    """Return the last of rows [start, stop) that counts, or None."""
     if not may_mask(source):
         return stop - 1 if start < stop else None
     for upto in range(stop, start, -SEARCH):
@@ -115,7 +117,7 @@ def last_good_row(source: Any, start: int, stop: int) -> int | None:
 
 
 def count_bad(source: Any, block: int = 65536) -> BadRows:
-    """Counts the bad rows of a source, in one pass that holds `block` rows at a time.
+    """Count the bad rows of a source, in one pass over blocks of `block` rows.
 
     Args:
         source: from `open_source`, `part`, `split_by` or `masking_bad`.

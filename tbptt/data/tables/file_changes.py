@@ -1,4 +1,4 @@
-"""A file that must stay what it was while a run reads it: gone, shortened or changed is an error that says so."""
+"""Detect that a data file was removed, shortened or changed while a run reads it."""
 
 import os
 from pathlib import Path
@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 
 class SourceChanged(OSError):
-    """A data file is gone, or is no longer the one that was opened: what was read of it before may mean other steps."""
+    """A data file is gone or is not the one that was opened, so its rows may have moved."""
 
 
-class Watched(NamedTuple):
-    """A file as it was when it was opened.
+class FileStamp(NamedTuple):
+    """State of a file when it was opened.
 
     path:               the file
-    size, modified, id: its bytes, time of change in ns, and number in the file system
+    size, modified, id: its size in bytes, time of change in ns, and inode number
     """
 
     path: Path
@@ -22,26 +22,27 @@ class Watched(NamedTuple):
     id: int
 
     def check(self) -> None:
-        """Raises SourceChanged unless the file is there and as it was; one look at its directory entry, a microsecond."""
+        """Raise SourceChanged unless the file exists unchanged; one `stat` call, about 1 us."""
         try:
-            now = watch(self.path)
+            now = stamp_of(self.path)
         except OSError as error:
             raise SourceChanged(
-                f"{self.path} cannot be found any more while it is read: {error.strerror}. Put it back, unchanged, and "
-                "resume the run from its newest checkpoint"
+                f"{self.path} disappeared while it was read: {error.strerror}. Restore it, "
+                "unchanged, and resume the run from its newest checkpoint"
             ) from error
         if now == self:
             return
         what = "was replaced by another file or written to"
         if now.size != self.size:
-            what = f"{'shrank' if now.size < self.size else 'grew'} from {self.size} to {now.size} bytes"
+            verb = "shrank" if now.size < self.size else "grew"
+            what = f"{verb} from {self.size} to {now.size} bytes"
         raise SourceChanged(
-            f"{self.path} {what} while it is read. A run must see the same steps from start to end: restore the file, or "
-            "copy it, finish writing it, and start a new run on the copy"
+            f"{self.path} {what} while it was read. The data of a run must not change: restore the "
+            "file, or start a new run on a finished copy"
         )
 
 
-def watch(path: Path) -> Watched:
-    """Remembers a file as it is now; an OSError if it is not there."""
+def stamp_of(path: Path) -> FileStamp:
+    """Return the current state of a file; raise an OSError if it does not exist."""
     found = os.stat(path)
-    return Watched(path, found.st_size, found.st_mtime_ns, found.st_ino)
+    return FileStamp(path, found.st_size, found.st_mtime_ns, found.st_ino)

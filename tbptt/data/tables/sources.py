@@ -1,4 +1,4 @@
-"""Recordings on disk that are read by rows, never whole: .npy, .csv and .parquet files, one after another."""
+"""Read recordings by rows from .npy, .csv and .parquet files that may be larger than memory."""
 
 import bisect
 import os
@@ -9,44 +9,43 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Num
 
-from tbptt.data.tables.bad_samples import refuse_bad
+from tbptt.data.tables.bad_samples import check_rows
 from tbptt.data.tables.csv import open_csv
-from tbptt.data.tables.files import check_file
 from tbptt.data.tables.npy import open_npy
 from tbptt.data.tables.parquet import open_parquet
-from tbptt.data.tables.table import Table
+from tbptt.data.tables.table import Table, check_file
 
 OPENERS = {".npy": open_npy, ".csv": open_csv, ".parquet": open_parquet}
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Recordings one after another, as rows that are read when asked for."""
+    """Recordings one after another, as rows that are read on demand."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The C columns' names."""
+        """Names of the C columns."""
         ...
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Rows of each recording; the rows of all are numbered through."""
+        """Number of rows of each recording; row numbers run through all recordings."""
         ...
 
     def read(self, start: int, stop: int) -> Num[np.ndarray, "n C"]:
-        """Reads rows [start, stop), a fresh array; an exception names what is wrong with them, and where."""
+        """Read rows [start, stop) into a new array; raise an exception that gives the bad row."""
         ...
 
     def path_of(self, row: int) -> str:
-        """Says which file a row is from, and where in it."""
+        """Return the file of a row and its position there."""
         ...
 
 
 class Files:
-    """A `Source` of tables: each file a recording. Made by `open_source`.
+    """A `Source` of tables, one recording per file. Made by `open_source`.
 
     names, lengths: as in `Source`
-    dtype:          what `read` returns
+    dtype:          dtype of the result of `read`
     """
 
     def __init__(self, tables: Sequence[Table], dtype: Any = np.float32):
@@ -57,31 +56,35 @@ class Files:
         self._edges = [0, *np.cumsum(self.lengths).tolist()]
 
     def read(self, start: int, stop: int) -> Num[np.ndarray, "n C"]:
-        """Reads rows [start, stop) of all columns.
+        """Read rows [start, stop) of all columns.
 
         Raises:
             IndexError: there are no such rows.
             BadSample: a value is missing, NaN, infinite, or too large for the dtype.
-            SourceChanged: a file is gone, or is not what it was when it was opened.
+            SourceChanged: a file was removed or changed after it was opened.
         """
         values = self.read_unchecked(start, stop)
-        refuse_bad(self, start, values)
+        check_rows(self, start, values)
         return values
 
     def read_unchecked(self, start: int, stop: int) -> Num[np.ndarray, "n C"]:
-        """Reads rows that may hold NaN and inf, as the files do: what is missing is NaN."""
+        """Read rows as the files hold them, with NaN for missing values, and possibly inf."""
         if not 0 <= start <= stop <= self._edges[-1]:
-            raise IndexError(f"rows [{start}, {stop}) are not among the {self._edges[-1]} rows of the source")
+            raise IndexError(
+                f"rows [{start}, {stop}) are not among the {self._edges[-1]} rows of the source"
+            )
         parts, at = [np.empty((0, len(self.names)), self.dtype)], start
         while at < stop:
             i = bisect.bisect_right(self._edges, at) - 1
             upto = min(stop, self._edges[i + 1])
-            parts.append(self._read_table(self._tables[i], at - self._edges[i], upto - self._edges[i]))
+            parts.append(
+                self._read_table(self._tables[i], at - self._edges[i], upto - self._edges[i])
+            )
             at = upto
         return parts[-1] if len(parts) == 2 else np.concatenate(parts)
 
     def path_of(self, row: int) -> str:
-        """Says which file a row is from, and where in it."""
+        """Return the file of a row and its position there."""
         i = min(bisect.bisect_right(self._edges, row), len(self._tables)) - 1
         return f"{self._tables[i].file.path}, {self._tables[i].place(row - self._edges[i])}"
 
@@ -89,8 +92,8 @@ class Files:
         try:
             values = table.read(start, stop)
         finally:
-            table.file.check()  # after the read, so that a change before or during it is seen, and named as the cause
-        with np.errstate(over="ignore"):  # becomes inf, which is refused with its place
+            table.file.check()  # after the read, to detect changes before and during it
+        with np.errstate(over="ignore"):  # overflow gives inf, which is rejected with its position
             return values.astype(self.dtype, copy=False)
 
 
@@ -100,38 +103,49 @@ def open_source(
     *,
     dtype: Any = np.float32,
 ) -> Files:
-    """Opens one file, or several, as recordings one after another; of no file more than a few blocks is ever in memory.
+    """Open one or several files as recordings, without loading them into memory.
 
-        .npy      an array `[T]` or `[T, C]`, read by position; the columns' names are "0", "1", ...
+        .npy      an array `[T]` or `[T, C]`, read by position; columns "0", "1", ...
         .csv      comma-separated, the first row names the columns
         .parquet  numeric columns
 
-    The last two have no (cheap) random access: they are converted once, streaming, into a file of the cache folder, as
-    large as the columns are in memory; see `converted`.
+    The last two lack (cheap) random access. They are converted once, in blocks, to a file in the
+    cache folder, as large as the columns are in memory; see `open_converted`.
 
-    What a file holds is looked at when it is read: a value that is missing, NaN or infinite is a `BadSample` with its
-    file, row and column, a file that is gone or changed a `SourceChanged`. See `masking_bad` for a milder policy.
+    Values are checked when they are read. A missing, NaN or infinite value raises a `BadSample`
+    with its file, row and column; a file that is gone or changed raises a `SourceChanged`. Use
+    `masking_bad` to mask bad rows instead.
 
     Args:
-        paths: the file or files, in order; folders and patterns are the caller's business (`sorted(folder.glob(...))`).
-        columns: which columns to read, in this order; None reads all, which must then be named alike in all files.
-        dtype: what `read` returns. float64 for columns that float32 would coarsen, such as times since 1970; scale them
-            (`standardised`) before they are trained on.
+        paths: the file or files, in order, for example `sorted(folder.glob(...))`.
+        columns: which columns to read, in this order; None reads all, and then all files must
+            have the same names.
+        dtype: dtype of the result of `read`. Use float64 for columns that float32 would
+            coarsen, such as times since 1970, and scale them (`standardised`) before training.
 
     Raises:
         FileNotFoundError, IsADirectoryError: there is no such file.
         ImportError: a .csv or .parquet file, and pyarrow is not installed.
         TypeError: `columns` is one string.
-        ValueError: no path; a suffix that is not known; a file that is not what its suffix says; columns that differ.
-        DataUnavailable: the cache folder for a .csv or .parquet file cannot be written.
+        ValueError: no path; an unknown suffix; content that does not match the suffix; columns
+            that differ between files.
+        DataUnavailable: the cache folder for a .csv or .parquet file is not writable.
     """
-    files = [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]
+    files = (
+        [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]
+    )
     if not files:
-        raise ValueError("paths must name at least one file; got none. Does the pattern match any?")
-    if isinstance(columns, str):  # a string is a sequence of strings too: its letters
-        raise TypeError(f"columns must be a sequence of names; got the string {columns!r}. Write ({columns!r},)")
+        raise ValueError(
+            "paths must name at least one file; got none. Check that the pattern matches a file"
+        )
+    if isinstance(columns, str):  # a string is a sequence of strings, its letters
+        raise TypeError(
+            f"columns must be a sequence of names; got the string {columns!r}. Write ({columns!r},)"
+        )
     if columns is not None and (len(columns) == 0 or len(set(columns)) < len(columns)):
-        raise ValueError(f"columns must name at least one column, and none twice; got {tuple(columns)}")
+        raise ValueError(
+            f"columns must name at least one column, and none twice; got {tuple(columns)}"
+        )
     if np.dtype(dtype) not in (np.float32, np.float64):
         raise ValueError(f"dtype must be float32 or float64; got {np.dtype(dtype)}")
     tables = [_open(path, columns) for path in files]
@@ -139,7 +153,7 @@ def open_source(
         if table.names != tables[0].names:
             raise ValueError(
                 f"{table.file.path} has the columns {', '.join(table.names)}; {files[0]} has "
-                f"{', '.join(tables[0].names)}. Name the ones to read in `columns`, in one order for all files"
+                f"{', '.join(tables[0].names)}. Name the ones to read, in order, in `columns`"
             )
     return Files(tables, dtype)
 
@@ -148,8 +162,8 @@ def _open(path: Path, columns: Sequence[str] | None) -> Table:
     suffix = path.suffix.lower()
     if suffix not in OPENERS:
         raise ValueError(
-            f"cannot tell what {path} is: its suffix must be one of {', '.join(OPENERS)}; got {path.suffix!r}. Convert it "
-            "first, or read text with open_text"
+            f"paths must end in one of {', '.join(OPENERS)}; got {path.suffix!r} in {path}. "
+            "Convert it first, or read text with open_text"
         )
-    check_file(path, "open_source wants the files")
+    check_file(path, "open_source takes the files")
     return OPENERS[suffix](path, columns)

@@ -1,4 +1,4 @@
-"""A text of any size as a stream of symbols: its bytes, and the vocabulary that they make."""
+"""Read texts of any size as streams of bytes, and build their vocabulary."""
 
 import dataclasses
 import os
@@ -9,17 +9,16 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from tbptt.data.tables.bad_samples import BadSample
-from tbptt.data.tables.file_changes import SourceChanged, watch
-from tbptt.data.tables.files import check_file
+from tbptt.data.tables.file_changes import SourceChanged, stamp_of
 from tbptt.data.tables.sources import Files, Source
-from tbptt.data.tables.table import Table
+from tbptt.data.tables.table import Table, check_file
 
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """The symbols of a text, bytes in ascending order: symbol number i is the byte `symbols[i]`.
+    """Symbols of a text, bytes in ascending order: symbol i is the byte `symbols[i]`.
 
-    A letter of ASCII is one symbol; any other character is as many as its UTF-8 has bytes.
+    An ASCII character is one symbol; any other character is as many as its UTF-8 has bytes.
     """
 
     symbols: bytes
@@ -28,12 +27,15 @@ class Vocabulary:
         return len(self.symbols)
 
     def encode(
-        self, text: UInt8[np.ndarray, " n"] | bytes, place: Callable[[int], str] = lambda at: f"byte {at} of the text"
+        self,
+        text: UInt8[np.ndarray, " n"] | bytes,
+        place: Callable[[int], str] = lambda at: f"byte {at} of the text",
     ) -> Int[np.ndarray, " n"]:
-        """Returns the numbers of a text's symbols, int32.
+        """Return the symbol numbers of a text, int32.
 
         Args:
-            place: says where the at-th one is, for the error.
+            text: the bytes.
+            place: index of a byte -> its position, for the error message.
 
         Raises:
             BadSample: a symbol is not in the vocabulary.
@@ -45,34 +47,42 @@ class Vocabulary:
         if (numbers < 0).any():
             at = int(np.argmax(numbers < 0))
             raise BadSample(
-                f"{place(at)} is {bytes([found[at]])!r}, a symbol that is not in the vocabulary, so not in the training "
-                "text. Remove or replace it there, or train on a text that has it"
+                f"{place(at)} is {bytes([found[at]])!r}, a symbol that is not in the vocabulary of "
+                "the training text. Remove or replace it, or train on a text that has it"
             )
         return numbers
 
     def decode(self, numbers: Iterable[int | np.integer]) -> str:
-        """Returns the text of symbols' numbers; what is no UTF-8 appears as the replacement character."""
-        return bytes(self.symbols[int(number)] for number in numbers).decode("utf-8", errors="replace")
+        """Return the text of symbol numbers; invalid UTF-8 becomes the replacement character."""
+        return bytes(self.symbols[int(number)] for number in numbers).decode(
+            "utf-8", errors="replace"
+        )
 
 
 def open_text(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Files:
-    """Opens one or several text files as recordings of bytes: a `Source` with one column, "byte", dtype uint8.
+    """Open one or several text files as recordings of bytes.
+
+    The result is a `Source` with one column, "byte", of dtype uint8.
 
     Raises:
         FileNotFoundError, IsADirectoryError: there is no such file.
         ValueError: no path, or an empty file.
     """
-    files = [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]
+    files = (
+        [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]
+    )
     if not files:
-        raise ValueError("paths must name at least one file; got none. Does the pattern match any?")
+        raise ValueError(
+            "paths must name at least one file; got none. Check that the pattern matches a file"
+        )
     return Files([_open(path) for path in files], np.uint8)
 
 
 def count_symbols(source: Source, block: int = 1 << 20) -> Vocabulary:
-    """Counts which bytes a text has, in one pass that holds one block at a time.
+    """Return the vocabulary of the bytes that occur in a text, in one pass over blocks.
 
     Args:
-        source: from `open_text`; of the training part only (`part`), if the rest is to be unseen.
+        source: from `open_text`; pass the training part only (`part`) to keep the rest unseen.
         block: bytes read at once.
     """
     counts, total = np.zeros(256, np.int64), sum(source.lengths)
@@ -82,17 +92,20 @@ def count_symbols(source: Source, block: int = 1 << 20) -> Vocabulary:
 
 
 def _open(path: Path) -> Table:
-    check_file(path, "open_text wants the files")
-    watched = watch(path)
-    if watched.size == 0:
-        raise ValueError(f"{path} is empty; wanted text")
+    check_file(path, "open_text takes the files")
+    stamp = stamp_of(path)
+    if stamp.size == 0:
+        raise ValueError(f"{path} is empty; expected text")
 
     def read(start: int, stop: int) -> np.ndarray:
         with path.open("rb") as file:
             file.seek(start)
             found = file.read(stop - start)
         if len(found) < stop - start:
-            raise SourceChanged(f"{path} ended early, at byte {start + len(found)}: it was shortened")
+            raise SourceChanged(
+                f"{path} ended early, at byte {start + len(found)}: it was shortened. Restore it "
+                "and resume the run"
+            )
         return np.frombuffer(found, np.uint8)[:, None]
 
-    return Table(watched, ("byte",), watched.size, read, lambda row: f"byte {row} (from 0)")
+    return Table(stamp, ("byte",), stamp.size, read, lambda row: f"byte {row} (from 0)")

@@ -1,4 +1,4 @@
-"""The synthetic tasks by one door: pure functions of a key, whose answers are known. Each has a room of its own."""
+"""Generate synthetic sequence tasks, as pure functions of a random key."""
 
 from tbptt.data.tasks.adding import adding as adding
 from tbptt.data.tasks.copying import copy_baseline as copy_baseline

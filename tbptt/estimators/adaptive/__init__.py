@@ -1,1 +1,1 @@
-"""Truncation whose window follows a measured bias (adaptive TBPTT)."""
+"""Truncated BPTT with a window that is chosen from an estimate of the bias."""

@@ -1,4 +1,4 @@
-"""The choice of a window, and what it amounts to in words."""
+"""The choice of a window, and its explanation in words."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,15 +8,17 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class WindowChoice(NamedTuple):
-    """What `choose_window` found, for m windows.
+    """The result of `choose_window`, for m windows.
 
-    chosen:   scalar, which window
-    beta:     scalar, by how much phi shrinks from lag to lag in the tail; NaN where too few lags are left to fit
-    interval: `[2]`, the confidence interval of beta; (0, inf) where there is none
-    absolute: `[m]`, bound on what each window leaves out, in the unit of phi; inf if there is no bound
-    relative: `[m]`, bound on each window's relative bias; inf if there is no bound
-    decays:   scalar, whether what is left out has a finite sum: beta is surely below 1, or the last phi is 0
-    enough:   scalar, whether the chosen window's relative bias is below delta; else it is the largest there is
+    chosen:   scalar, the index of the chosen window
+    beta:     scalar, the factor of phi from lag to lag in the tail; NaN if too few lags are above 0
+    interval: `[2]`, the confidence interval of beta; (0, inf) if there is none
+    absolute: `[m]`, bound on what each window leaves out, in the unit of phi; inf if there is none
+    relative: `[m]`, bound on the relative bias of each window; inf if there is none
+    decays:   scalar, whether what is left out has a finite sum: the upper end of the interval of
+      beta is below 1, or the last phi is 0
+    enough:   scalar, whether the relative bias of the chosen window is below delta; if False, the
+      chosen window is the largest
     """
 
     chosen: Int[Array, ""]
@@ -29,24 +31,29 @@ class WindowChoice(NamedTuple):
 
 
 def explain_choice(choice: WindowChoice, windows: Sequence[int], delta: float) -> str:
-    """Says which window was chosen and why; begins with "warning: " where the largest was taken for want of a bound.
+    """Return a sentence that names the chosen window and the reason.
+
+    It begins with "warning: " if no window has a bound below delta.
 
     Args:
-      choice: what `choose_window` returned, or the `choice` of an `AdaptiveInfo`; outside jit.
-      windows, delta: as they were given to it.
+      choice: the result of `choose_window`, or the `choice` of an `AdaptiveInfo`; outside of jit.
+      windows, delta: the arguments of that call.
     """
     index = int(choice.chosen)
     k2, bound = windows[index], float(choice.relative[index])
     low, high = (float(end) for end in np.asarray(choice.interval))
     decay = f"beta {float(choice.beta):.4g}, interval {low:.4g} .. {high:.4g}"
     if choice.enough:
-        return f"k2 = {k2}: its relative bias is at most {bound:.2g}, below delta = {delta:g} ({decay})"
+        return (
+            f"k2 = {k2}: its relative bias is at most {bound:.2g}, below delta = {delta:g} "
+            f"({decay})"
+        )
     if not choice.decays:
         return (
-            f"warning: gradients do not surely decay with the lag ({decay}), so nothing bounds the bias of any window; "
-            f"k2 = {k2} is the largest there is"
+            f"warning: gradients do not surely decay with the lag ({decay}), so there is no bound "
+            f"on the bias of any window; k2 = {k2} is the largest"
         )
     return (
-        f"warning: no window is long enough: k2 = {k2}, the largest, has a relative bias of at most {bound:.2g}, not below "
-        f"delta = {delta:g} ({decay})"
+        f"warning: no window is long enough: k2 = {k2}, the largest, has a relative bias of at "
+        f"most {bound:.2g}, not below delta = {delta:g} ({decay})"
     )

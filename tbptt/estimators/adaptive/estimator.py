@@ -1,4 +1,4 @@
-"""Truncated BPTT that chooses its own window, so that the bias of its gradient stays below a tolerance."""
+"""Adaptive TBPTT, which chooses its window so that the bias of the gradient stays below a bound."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,13 +9,19 @@ import numpy as np
 
 from tbptt.estimators._accumulate import checked_loss
 from tbptt.estimators.adaptive.choice import WindowChoice
-from tbptt.estimators.adaptive.decay import Decay, choose, init_decay, remeasured, unknown
-from tbptt.estimators.adaptive.replay import Trail, advance, init_trail, memory_of, past_of
+from tbptt.estimators.adaptive.decay import (
+    Decay,
+    choose,
+    init_decay,
+    largest_window,
+    update_decay,
+)
+from tbptt.estimators.adaptive.replay import Replay, advance, init_replay, memory_of, past_of
 from tbptt.estimators.adaptive.types import AdaptiveInfo, AdaptiveMemory, Settings
 from tbptt.estimators.adaptive.window_choice import check_choice, check_windows
 from tbptt.estimators.truncated import truncated_bptt
 from tbptt.types import Batch, Carry, Estimator, Gradient, LossFn, Memory, Params, PRNGKey
-from tbptt.windows import check_window, cut
+from tbptt.windows import check_window, split_windows
 
 
 def adaptive_bptt(
@@ -32,51 +38,57 @@ def adaptive_bptt(
     level: float = 0.95,
     group: int = 1,
 ) -> Estimator:
-    """Truncates with TBPTT(k1, k2), k2 the smallest of `windows` whose bound on its relative bias is below delta.
+    """Estimate the gradient by TBPTT(k1, k2) with an adaptive k2.
 
-        k2 = windows[choice.chosen]                                                  # as a plain loop: one call
-        gradient = truncated_bptt(loss_fn, k1, k2).estimate(params, its memory, batch)
-        if at least `lags + losses - 1` steps are remembered and `every` calls have passed since the last estimate:
-            phi, parts, largest = running means of measure_by_lag(newest steps)      # a reverse sweep, one step at a time
-            choice = choose_window(phi, windows, delta, tau, k1=k1, scale=largest / max(parts / phi))
+    k2 is the smallest of `windows` whose bound on the relative bias is below delta.
 
-    The rule is `choose_window`'s. What stands for the paper's terms: M = max_k ||c_k|| / phi_k, where c_k is what the step
-    k lags back contributes to the gradient (so M phi_k is never below what is really left out), and max_K ||g_K|| is the
-    largest norm of the gradient of the newest losses over K <= lags steps. Both are measured by the same sweep.
+        k2 = windows[choice.chosen]                                     # one call as a plain loop
+        gradient = truncated_bptt(loss_fn, k1, k2).estimate(params, memory of k2, batch)
+        if `lags + losses - 1` steps are stored and the last estimate is `every` calls ago:
+            phi, contributions, largest = running means of measure_by_lag(newest steps)
+            scale = largest / max(contributions / phi)
+            choice = choose_window(phi, windows, delta, tau, k1=k1, level=level, scale=scale)
 
-    A call's window was chosen before its batch was seen, so that the choice cannot lean on the noise of that gradient.
-    Until the first estimate, and wherever nothing bounds the bias (beta not surely below 1, phi not finite), the window is
-    the largest; `info` says so. The bound holds as far as phi decays geometrically beyond the lags measured. All windows
-    are branches of one program, of which one is run (under vmap, all); nothing is compiled again.
+    See `choose_window` for the rule. The terms of the paper are estimated as follows. M =
+    max_k ||c_k|| / phi_k, where c_k is the contribution to the gradient of the step k lags back; so
+    M phi_k is never below the true norm. max_K ||g_K|| is the largest norm of the gradient of the
+    newest losses over K <= lags steps. One reverse sweep over single steps measures both.
 
-    For every window longer than k1 a carry of its own is remembered and moved on, besides the steps of the longest. So each
-    call is exactly what TBPTT(k1, k2) would do had it been fed from the start with the same parameters. Moving them on
-    costs T steps forward a call for each window and one for the estimate; an estimate costs about as much as a gradient
-    through `lags` steps, taken one step at a time, for `losses` lanes.
+    The window of a call is chosen before its batch is seen, so that it does not depend on the noise
+    of that gradient. Before the first estimate, and if there is no bound (beta not surely below 1,
+    phi not finite), the window is the largest; `info` reports this. The bound assumes that phi
+    decays geometrically beyond the measured lags. All windows are branches of one compiled program,
+    of which one runs (all under vmap); a change of window compiles nothing.
 
-    Args:
-      loss_fn: any `LossFn` that can be vmapped (for the estimate, over the losses that it follows).
-      k1: stride, steps between windows; static int >= 1; must divide T.
-      windows: static, strictly increasing ints >= 1, the k2s to choose from. A k2 < k1 has no bound on its bias and is
-        taken only where it is the largest.
-      delta: static; the relative bias to stay below, 0 < delta < 1.
-      lags: static int >= 3; how far back to measure; None = the largest window, at least 4.
-      tau: static int, 1 .. lags - 2; the lag from which phi is taken to decay geometrically; None = lags // 2.
-      losses: static int >= 1; an estimate follows the losses of so many newest steps.
-      every: static int >= 1; calls between estimates.
-      smoothing: static, 0 <= smoothing < 1; weight of the old in the running means (0: the newest alone). The first
-        estimates are weighted alike, until each weighs 1 - smoothing.
-      level: static, 0 < level < 1; of the interval of beta.
-      group: static; as in `truncated_bptt`.
+    The memory holds the steps of the longest window, and one carry for every window longer than k1.
+    So each call equals TBPTT(k1, k2) fed from the start with the same parameters. To advance the
+    carries costs T forward steps per call for each window, and T for the estimate. An estimate
+    costs about one gradient through `lags` single steps, for `losses` times the batch rows.
+
+    Args (all static):
+      loss_fn: any `LossFn` that supports vmap (the estimate maps over the losses).
+      k1: stride, in steps: the number of new steps per window, at least 1; must divide T.
+      windows: the k2s to choose from, in steps; strictly increasing ints >= 1. A k2 < k1 has no
+        bound on its bias and is used only if it is the largest.
+      delta: the relative bias to stay below, 0 < delta < 1.
+      lags: int >= 3, the number of lags to measure; None = the largest window, at least 4.
+      tau: int, 1 .. lags - 2, the lag from which phi is assumed to decay geometrically; None =
+        lags // 2.
+      losses: int >= 1, the number of newest steps whose losses an estimate back-propagates.
+      every: int >= 1, the number of calls between estimates.
+      smoothing: 0 <= smoothing < 1, weight of the old value in the running means; 0 = the newest
+        estimate only. The first estimates have equal weights, until each weighs 1 - smoothing.
+      level: 0 < level < 1, the confidence level of the interval of beta.
+      group: as in `truncated_bptt`.
 
     Returns:
-      An `Estimator` whose memory is an `AdaptiveMemory` and whose info is an `AdaptiveInfo`.
+      An `Estimator`. Its memory is an `AdaptiveMemory`, its info an `AdaptiveInfo`.
 
     Raises:
       TypeError, ValueError: an argument is not as above; at `estimate`: T is not a multiple of k1.
 
-    References: Aicher, Foti and Fox, *Adaptively truncating backpropagation through time to control gradient bias*,
-    UAI 2019, arXiv:1905.07473.
+    References: Aicher, Foti and Fox, *Adaptively truncating backpropagation through time to control
+    gradient bias*, UAI 2019, arXiv:1905.07473.
     """
     windows = check_windows(windows)
     lags = max(windows[-1], 4) if lags is None else check_window("lags", lags)
@@ -94,7 +106,10 @@ def adaptive_bptt(
     )
     check_choice(delta, settings.tau, level, (lags,))
     if not 0 <= smoothing < 1:
-        raise ValueError(f"smoothing must be in [0, 1), 0 for the newest estimate alone; got smoothing={smoothing}")
+        raise ValueError(
+            "smoothing must be in [0, 1), 0 for the newest estimate only; got "
+            f"smoothing={smoothing}"
+        )
     return _estimator(checked_loss(loss_fn), settings)
 
 
@@ -104,25 +119,31 @@ def _estimator(loss_fn: LossFn, at: Settings) -> Estimator:
 
     def init(params: Params, carry: Carry, batch: Batch) -> Memory:
         decay = init_decay(params, carry, at.lags)
-        choice = unknown(decay, at.windows)
-        return AdaptiveMemory(init_trail(carry, batch, at.olds), decay, choice, jnp.asarray(at.every, jnp.int32))
+        return AdaptiveMemory(
+            replay=init_replay(carry, batch, at.olds),
+            decay=decay,
+            choice=largest_window(decay, at.windows),
+            calls_since_estimate=jnp.asarray(at.every, jnp.int32),
+        )
 
-    def estimate(params: Params, memory: Memory, batch: Batch, key: PRNGKey | None = None) -> Gradient:
+    def estimate(
+        params: Params, memory: Memory, batch: Batch, key: PRNGKey | None = None
+    ) -> Gradient:
         del key
-        cut(batch, at.k1)
+        split_windows(batch, at.k1)  # raises an error if k1 does not divide T
         index = memory.choice.chosen
-        loss, grads, window_info = jax.lax.switch(index, branches, params, memory.trail, batch)
-        trail = advance(loss_fn, at.k1, at.olds, params, memory.trail, batch)
-        since = jnp.minimum(memory.since + 1, at.every)
-        due = (since == at.every) & (trail.age >= at.reach)
+        loss, grads, window_info = jax.lax.switch(index, branches, params, memory.replay, batch)
+        replay = advance(loss_fn, at.k1, at.olds, params, memory.replay, batch)
+        calls = jnp.minimum(memory.calls_since_estimate + 1, at.every)
+        is_due = (calls == at.every) & (replay.age >= at.estimate_steps)
 
-        def again() -> tuple[Decay, WindowChoice]:
-            past = past_of(trail, at.olds, at.reach)
-            decay = remeasured(loss_fn, params, past, memory.decay, at.lags, at.smoothing)
+        def measure() -> tuple[Decay, WindowChoice]:
+            past = past_of(replay, at.olds, at.estimate_steps)
+            decay = update_decay(loss_fn, params, past, memory.decay, at.lags, at.smoothing)
             return decay, choose(decay, at.windows, at.delta, at.tau, at.k1, at.level)
 
-        decay, choice = jax.lax.cond(due, again, lambda: (memory.decay, memory.choice))
-        since = jnp.where(due, 0, since)
+        decay, choice = jax.lax.cond(is_due, measure, lambda: (memory.decay, memory.choice))
+        calls = jnp.where(is_due, 0, calls)
         info = AdaptiveInfo(
             losses=window_info.losses,
             weights=window_info.weights,
@@ -130,22 +151,24 @@ def _estimator(loss_fn: LossFn, at: Settings) -> Estimator:
             next_k2=jnp.asarray(k2s)[choice.chosen],
             choice=choice,
             phi=decay.phi,
-            parts=decay.parts,
+            contributions=decay.contributions,
             largest=decay.largest,
             estimates=decay.estimates,
-            measured=due,
-            broken=decay.broken,
+            measured=is_due,
+            non_finite=decay.non_finite,
         )
-        return Gradient(loss, grads, AdaptiveMemory(trail, decay, choice, since), info)
+        return Gradient(loss, grads, AdaptiveMemory(replay, decay, choice, calls), info)
 
     return Estimator(init, estimate)
 
 
-def _branch(loss_fn: LossFn, at: Settings, k2: int) -> Callable[[Params, Trail, Batch], tuple[Any, Params, Any]]:
+def _branch(
+    loss_fn: LossFn, at: Settings, k2: int
+) -> Callable[[Params, Replay, Batch], tuple[Any, Params, Any]]:
     inner = truncated_bptt(loss_fn, at.k1, k2, group=at.group)
 
-    def branch(params: Params, trail: Trail, batch: Batch) -> tuple[Any, Params, Any]:
-        gradient = inner.estimate(params, memory_of(trail, at.olds, at.k1, k2), batch)
+    def branch(params: Params, replay: Replay, batch: Batch) -> tuple[Any, Params, Any]:
+        gradient = inner.estimate(params, memory_of(replay, at.olds, at.k1, k2), batch)
         return gradient.loss, gradient.grads, gradient.info
 
     return branch

@@ -1,19 +1,22 @@
-"""The decay of a tail: a line through logarithms, the interval of its slope, and where nothing can be said."""
+"""The geometric decay of a tail, fitted as a line through its logarithms."""
 
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
-from scipy.special import stdtrit
 
 
 class TailFit(NamedTuple):
-    """A geometric decay `phi_k <= exp(anchor + slope (k - tau))`, k >= tau; slope is the upper end of its interval.
+    """A geometric decay `phi_k <= exp(anchor + slope (k - tau))` for k >= tau.
 
-    usable: whether every phi is a number >= 0
-    ended:  usable, and the last phi is 0
-    decays: ended, or usable with slope < 0
+    beta:     scalar, exp of the fitted slope; NaN if there is no fit
+    interval: `[2]`, the confidence interval of beta
+    slope:    scalar, the upper end of the interval of the slope
+    anchor:   scalar, such that the line is above every log phi_k that was fitted
+    usable:   whether all of phi is finite and >= 0
+    ended:    usable, and the last phi is 0
+    decays:   ended, or usable with slope < 0
     """
 
     beta: Float[Array, ""]
@@ -26,37 +29,42 @@ class TailFit(NamedTuple):
 
 
 def fit_tail(phi: Float[Array, " lags"], tau: int, level: float) -> TailFit:
-    """Fits log phi_k = a + b k by least squares over the lags k >= tau whose phi is above 0, with Student's interval of b.
+    """Fit log phi_k = a + b k by least squares over the lags k >= tau with phi_k > 0.
 
-    Fewer than three such lags give no interval: beta is NaN, (0, inf) its interval, and the slope inf; none because all of
-    the tail is 0 gives beta = 0 for certain. Whatever phi holds, nothing but beta is NaN.
+    The interval of b is Student's, at confidence `level`. With fewer than three such lags there is
+    no interval: beta is NaN, its interval (0, inf), and the slope inf. If all of the tail is 0,
+    beta is exactly 0. For any phi, only beta can be NaN.
     """
+    from scipy.special import stdtrit  # imported here: importing scipy.special takes a second
+
     lags = phi.shape[0]
     usable = jnp.all(jnp.isfinite(phi) & (phi >= 0))
     k = jnp.arange(1, lags + 1, dtype=phi.dtype)
-    seen = (k >= tau) & (phi > 0) & jnp.isfinite(phi)
-    logs = jnp.log(jnp.where(seen, phi, 1))
-    n = jnp.sum(seen)
+    fitted = (k >= tau) & (phi > 0) & jnp.isfinite(phi)
+    logs = jnp.log(jnp.where(fitted, phi, 1))
+    n = jnp.sum(fitted)
     number = jnp.maximum(n, 1).astype(phi.dtype)
-    x = jnp.where(seen, k - jnp.sum(k * seen) / number, 0)
-    y = jnp.where(seen, logs - jnp.sum(logs) / number, 0)
+    x = jnp.where(fitted, k - jnp.sum(k * fitted) / number, 0)
+    y = jnp.where(fitted, logs - jnp.sum(logs) / number, 0)
     spread = jnp.where(n >= 2, jnp.sum(x * x), 1)
     b = jnp.sum(x * y) / spread
     freedom = jnp.maximum(n - 2, 1).astype(phi.dtype)
     error = jnp.sqrt(jnp.sum(jnp.square(y - b * x)) / freedom / spread)
-    quantiles = np.nan_to_num(stdtrit(np.maximum(np.arange(lags + 1) - 2, 1), (1 + level) / 2))
+    degrees = np.maximum(np.arange(lags + 1) - 2, 1)
+    quantiles = np.nan_to_num(stdtrit(degrees, (1 + level) / 2))
     half = jnp.asarray(quantiles, phi.dtype)[n] * error
-    known, nothing = usable & (n >= 3), usable & (n == 0)
-    high = jnp.where(known, b + half, jnp.where(nothing, -jnp.inf, jnp.inf))
-    low = jnp.where(known, b - half, -jnp.inf)
+    has_interval, is_zero = usable & (n >= 3), usable & (n == 0)
+    high = jnp.where(has_interval, b + half, jnp.where(is_zero, -jnp.inf, jnp.inf))
+    low = jnp.where(has_interval, b - half, -jnp.inf)
     ended = usable & (phi[-1] == 0)
     slope = jnp.where(jnp.isfinite(high), high, 0)
+    beta = jnp.where(has_interval, jnp.exp(b), jnp.where(is_zero, 0, jnp.nan))
     return TailFit(
-        beta=jnp.where(known, jnp.exp(b), jnp.where(nothing, 0, jnp.nan)).astype(phi.dtype),
+        beta=beta.astype(phi.dtype),
         interval=jnp.exp(jnp.stack([low, high])),
         slope=high,
-        anchor=jnp.max(jnp.where(seen, logs - slope * (k - tau), -jnp.inf)),
+        anchor=jnp.max(jnp.where(fitted, logs - slope * (k - tau), -jnp.inf)),
         usable=usable,
         ended=ended,
-        decays=ended | (known & (high < 0)),
+        decays=ended | (has_interval & (high < 0)),
     )

@@ -1,4 +1,4 @@
-"""What `adaptive_bptt` remembers, reports and is told."""
+"""Memory, info and settings of `adaptive_bptt`."""
 
 from typing import NamedTuple
 
@@ -6,37 +6,39 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tbptt.estimators.adaptive.choice import WindowChoice
 from tbptt.estimators.adaptive.decay import Decay
-from tbptt.estimators.adaptive.replay import Trail
+from tbptt.estimators.adaptive.replay import Replay
 
 
 class AdaptiveMemory(NamedTuple):
-    """What `adaptive_bptt` remembers.
+    """Memory of `adaptive_bptt`.
 
-    trail:  the steps and carries that every window and the next estimate need
-    decay:  the running estimate of gradients by lag
-    choice: the window of the next call, and why
-    since:  scalar, calls since the last estimate
+    replay: the steps and carries that every window and the next estimate need
+    decay:  the running estimate of gradient norms by lag
+    choice: the window of the next call, and the reason
+    calls_since_estimate: scalar, the number of calls since the last estimate
     """
 
-    trail: Trail
+    replay: Replay
     decay: Decay
     choice: WindowChoice
-    since: Int[Array, ""]
+    calls_since_estimate: Int[Array, ""]
 
 
 class AdaptiveInfo(NamedTuple):
-    """What happened in one call of n windows, and what it learnt for the next.
+    """Info of one call of n windows.
 
-    losses, weights: `[n]`, as `WindowInfo`
+    losses, weights: `[n]`, as in `WindowInfo`
     k2:       scalar, the window of THIS call
     next_k2:  scalar, the window of the next call
-    choice:   why: the `WindowChoice` that gave next_k2. Not yet estimated: the largest, decays and enough False
-    phi:      `[lags]`, the running estimate that it was made from, lag 1 first
-    parts:    `[lags - 1]`, norms of the gradient's contributions by lag, 1 first
+    choice:   the `WindowChoice` that gave next_k2; before the first estimate it is the largest
+      window, with `decays` and `enough` False
+    phi:      `[lags]`, the running estimate that the choice is based on, lag 1 first
+    contributions: `[lags - 1]`, norms of the contributions to the gradient by lag, lag 1 first
     largest:  scalar, the largest norm of a gradient over K <= lags steps
-    estimates: scalar, how many estimates are in these; 0 = none yet
-    measured: scalar, whether this call made one
-    broken:   scalar, whether the newest one was not finite: it is left out, and the largest window taken
+    estimates: scalar, the number of estimates in these means; 0 = none yet
+    measured: scalar, whether this call made an estimate
+    non_finite: scalar, whether the newest estimate was not finite; it is then ignored, and the
+      next window is the largest
     """
 
     losses: Float[Array, " n"]
@@ -45,15 +47,15 @@ class AdaptiveInfo(NamedTuple):
     next_k2: Int[Array, ""]
     choice: WindowChoice
     phi: Float[Array, " lags"]
-    parts: Float[Array, " parts"]
+    contributions: Float[Array, " contributions"]
     largest: Float[Array, ""]
     estimates: Int[Array, ""]
     measured: Bool[Array, ""]
-    broken: Bool[Array, ""]
+    non_finite: Bool[Array, ""]
 
 
 class Settings(NamedTuple):
-    """All that is static: the arguments of `adaptive_bptt`."""
+    """The static arguments of `adaptive_bptt`."""
 
     k1: int
     windows: tuple[int, ...]
@@ -68,10 +70,11 @@ class Settings(NamedTuple):
 
     @property
     def olds(self) -> tuple[int, ...]:
-        """How far back carries are remembered: for every window, and for the estimate."""
-        return tuple(sorted({max(k2 - self.k1, 0) for k2 in self.windows} | {self.reach}))
+        """Return how many steps back a carry is stored: for every window, and for the estimate."""
+        windows = {max(k2 - self.k1, 0) for k2 in self.windows}
+        return tuple(sorted(windows | {self.estimate_steps}))
 
     @property
-    def reach(self) -> int:
-        """Steps that one estimate goes through."""
+    def estimate_steps(self) -> int:
+        """Return the number of steps of one estimate."""
         return self.lags + self.losses - 1

@@ -1,1 +1,1 @@
-"""Online estimators: RTRL, SnAp and UORO."""
+"""Online estimators, which carry derivatives forward in time: RTRL, SnAp and UORO."""

@@ -1,4 +1,4 @@
-"""What forward estimators share: the loss function on one step, with the carry's integers set aside, and its check."""
+"""Derivatives of a loss function over a single step, and the check that they exist."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,116 +8,116 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from tbptt.numerics import floating_leaves, is_floating, replace_floating_leaves
 from tbptt.types import Batch, Carry, LossFn, Params
 from tbptt.windows import length
 
+Tangents = tuple[Array, list[Array]]  # of (loss_sum, floating leaves of the new carry)
+
 
 class Step(NamedTuple):
-    """One step at the point (params, floats), opened for differentiation.
+    """One step as a function of params and of the floating leaves of the entering carry.
 
-    run:    (params, floats) -> ((loss_sum, new floats), new carry); the last is not to be differentiated
-    floats: the floating leaves of the carry that enters, in order; all else in a carry (counters, keys) has no derivative
+    run:    (params, floats) -> ((loss_sum, new floats), new carry); the new carry is auxiliary
+    floats: the point of differentiation, the floating leaves of the entering carry, in order; other
+      leaves (counters, keys) have no derivative
     """
 
     run: Callable[[Params, list[Array]], tuple[tuple[Array, list[Array]], Carry]]
     floats: list[Array]
 
-    def along_carry(self, params: Params) -> tuple[Array, Callable[[list[Array]], tuple[Array, list[Array]]], Carry]:
-        """Steps: `(loss_sum, push, new carry)`; push maps a tangent of floats to those of (loss_sum, new floats)."""
-        (loss_sum, _), push, carry = jax.linearize(lambda f: self.run(params, f), self.floats, has_aux=True)
-        return loss_sum, push, carry
+    def jvp_of_carry(
+        self, params: Params
+    ) -> tuple[Array, Callable[[list[Array]], Tangents], Carry]:
+        """Return `(loss_sum, jvp, new carry)`, with jvp from tangents of floats."""
+        (loss_sum, _), jvp, carry = jax.linearize(
+            lambda f: self.run(params, f), self.floats, has_aux=True
+        )
+        return loss_sum, jvp, carry
 
-    def along_params(self, params: Params) -> Callable[[Params], tuple[Array, list[Array]]]:
-        """Returns what maps a tangent of params to those of loss_sum and new floats."""
+    def jvp_of_params(self, params: Params) -> Callable[[Params], Tangents]:
+        """Return the function from tangents of params to those of (loss_sum, new floats)."""
         return jax.linearize(lambda p: self.run(p, self.floats), params, has_aux=True)[1]
 
-    def back(self, params: Params) -> Callable[[Any], tuple[Params, list[Array]]]:
-        """Returns what maps cotangents of (loss_sum, new floats) to those of (params, floats)."""
+    def vjp(self, params: Params) -> Callable[[Any], tuple[Params, list[Array]]]:
+        """Return the function from cotangents of (loss_sum, new floats) to (params, floats)."""
         return jax.vjp(self.run, params, self.floats, has_aux=True)[1]
 
 
-def opened(loss_fn: LossFn, carry: Carry, piece: Batch) -> Step:
-    """Opens the loss function at one step, `piece` of leaves `[1, ...]`."""
+def step_at(loss_fn: LossFn, carry: Carry, step: Batch) -> Step:
+    """Return the loss function at one step as a `Step`; `step` has leaves `[1, ...]`."""
 
     def run(params: Params, floats: list[Array]) -> tuple[tuple[Array, list[Array]], Carry]:
-        loss_sum, new = loss_fn(params, _merged(carry, floats), piece)
-        return (loss_sum, floats_of(new)), new
+        loss_sum, new = loss_fn(params, replace_floating_leaves(carry, floats), step)
+        return (loss_sum, floating_leaves(new)), new
 
-    return Step(run, floats_of(carry))
-
-
-def floats_of(carry: Carry) -> list[Array]:
-    """Returns the floating leaves of a carry, in order."""
-    return [leaf for leaf in jax.tree.leaves(carry) if _floating(leaf)]
+    return Step(run, floating_leaves(carry))
 
 
-def like_floats(carry: Carry, values: list[Any]) -> Carry:
-    """Makes a tree like the carry of one value for each floating leaf; None stands for every other leaf."""
+def floating_tree(carry: Carry, values: list[Any]) -> Carry:
+    """Return a tree like `carry`, with `values` for its floating leaves and None for all others."""
     leaves, tree = jax.tree.flatten(carry)
     rest = iter(values)
-    return jax.tree.unflatten(tree, [next(rest) if _floating(leaf) else None for leaf in leaves])
+    return jax.tree.unflatten(tree, [next(rest) if is_floating(leaf) else None for leaf in leaves])
 
 
 def one_step(batch: Batch) -> Batch:
-    """Returns the shapes of one step of an example batch (or of its eval_shape)."""
-    length(batch)
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *np.shape(a)[1:]), jnp.result_type(a)), batch)
+    """Return the shapes of one step of an example batch (or of its `jax.eval_shape`)."""
+    length(batch)  # raises an error if the leaves differ in T
+    return jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct((1, *np.shape(a)[1:]), jnp.result_type(a)), batch
+    )
 
 
 def check_forward(loss_fn: LossFn, name: str, params: Params, carry: Carry, batch: Batch) -> None:
-    """Checks, by shapes alone, that one step can be differentiated forwards.
+    """Check, from shapes only, that forward-mode differentiation of one step is possible.
 
     Raises:
-      TypeError: a leaf of params is not floating, one of the carry is complex, or JAX has no forward derivative of loss_fn.
+      TypeError: a leaf of params is not floating, one of the carry is complex, or loss_fn has no
+        forward derivative in JAX.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not _floating(leaf):
-            place = f"params{jax.tree_util.keystr(path)}"
-            raise TypeError(f"{place} must be floating, to be differentiated; got dtype {jnp.result_type(leaf)}")
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise TypeError(
+                f"params{jax.tree_util.keystr(path)} must be floating, to be differentiated; got "
+                f"dtype {jnp.result_type(leaf)}"
+            )
     for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
         if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
             raise TypeError(
-                f"carry{jax.tree_util.keystr(path)} is complex, and influences are kept as real numbers; hand on its real "
-                "and imaginary parts as two leaves"
+                f"carry{jax.tree_util.keystr(path)} is complex, but influences are real arrays; "
+                "carry its real and imaginary parts as two leaves"
             )
-    piece = one_step(batch)
-    jax.eval_shape(loss_fn, params, carry, piece)  # its own errors come as they are
+    step_batch = one_step(batch)
+    jax.eval_shape(loss_fn, params, carry, step_batch)  # errors of loss_fn pass unchanged
 
-    def forward(params: Params, carry: Carry, piece: Batch) -> Any:
-        step = opened(loss_fn, carry, piece)
+    def forward(params: Params, carry: Carry, step_batch: Batch) -> Any:
+        step = step_at(loss_fn, carry, step_batch)
         return jax.jvp(step.run, (params, step.floats), (params, step.floats), has_aux=True)
 
     remedy = (
-        "Online estimators differentiate loss_fn forwards, one step at a time. Write that step in plain JAX operations or "
-        "give it a jax.custom_jvp; run cells by unroll or plain_unroll; bound gradients by clip_by_global_norm, not inside "
-        "the recurrence (clip_cotangent, ClippedCell)"
+        "Online estimators differentiate loss_fn in forward mode, one step at a time. Write that "
+        "step in plain JAX operations or give it a jax.custom_jvp; run cells by unroll or "
+        "plain_unroll; clip gradients by clip_by_global_norm, not inside the recurrence "
+        "(clip_cotangent, ClippedCell)"
     )
     try:
-        traced = jax.make_jaxpr(forward)(params, carry, piece)
+        traced = jax.make_jaxpr(forward)(params, carry, step_batch)
     except Exception as error:
         raise TypeError(f"{name} has no forward derivative (jax.jvp): {error}. {remedy}") from error
-    if _holds_custom_vjp(traced.jaxpr):
-        raise TypeError(f"{name} holds a backward pass of its own (jax.custom_vjp), which jax.jvp cannot pass. {remedy}")
+    if _has_custom_vjp(traced.jaxpr):
+        raise TypeError(
+            f"{name} contains a jax.custom_vjp, which jax.jvp cannot differentiate. {remedy}"
+        )
 
 
-def name_of(loss_fn: LossFn) -> str:
-    """Returns what errors call a user's function."""
-    return getattr(loss_fn, "__qualname__", None) or type(loss_fn).__name__
+def _has_custom_vjp(jaxpr: Any) -> bool:
+    """Return whether a jaxpr of tangents contains a custom_vjp.
 
-
-def _merged(carry: Carry, floats: list[Array]) -> Carry:
-    leaves, tree = jax.tree.flatten(carry)
-    rest = iter(floats)
-    return jax.tree.unflatten(tree, [next(rest) if _floating(leaf) else leaf for leaf in leaves])
-
-
-def _floating(leaf: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-
-
-def _holds_custom_vjp(jaxpr: Any) -> bool:
-    """Says whether a program of tangents holds the place where JAX will refuse: it does so only where it is run."""
-    inside = [getattr(leaf, "jaxpr", leaf) for eqn in jaxpr.eqns for leaf in jax.tree.leaves(list(eqn.params.values()))]
+    JAX traces it without an error and raises only when it runs.
+    """
+    params = [leaf for eqn in jaxpr.eqns for leaf in jax.tree.leaves(list(eqn.params.values()))]
+    inner = [getattr(leaf, "jaxpr", leaf) for leaf in params]
     return any(eqn.primitive.name == "custom_lin" for eqn in jaxpr.eqns) or any(
-        _holds_custom_vjp(part) for part in inside if hasattr(part, "eqns")
+        _has_custom_vjp(part) for part in inner if hasattr(part, "eqns")
     )

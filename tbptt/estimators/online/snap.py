@@ -1,4 +1,4 @@
-"""Sparse n-step approximation of RTRL (SnAp-n), and sparse RTRL, which drops nothing: an influence only where it can be."""
+"""Sparse RTRL, and its sparse n-step approximation (SnAp-n)."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,20 +9,26 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from tbptt.estimators._accumulate import accumulate, checked_loss, weighted_mean
-from tbptt.estimators.online.coloring import Group, Layout, make_layout
-from tbptt.estimators.online.common import Step, check_forward, floats_of, name_of, opened
-from tbptt.estimators.online.jacobian_sparsity import find_pattern, from_rows, rows
-from tbptt.estimators.online.memory_check import check_fits
+from tbptt.estimators._accumulate import accumulate, checked_loss, name_of, weighted_mean
+from tbptt.estimators.online.coloring import Coloring, Group, make_coloring
+from tbptt.estimators.online.common import Step, check_forward, step_at
+from tbptt.estimators.online.jacobian_sparsity import (
+    find_jacobian_sparsity,
+    flatten_rows,
+    unflatten_rows,
+)
+from tbptt.estimators.online.memory_check import check_memory
+from tbptt.numerics import floating_leaves
 from tbptt.types import Batch, Carry, Estimator, Gradient, LossFn, Params, PRNGKey
-from tbptt.windows import check_window, cut, step_shape
+from tbptt.windows import check_window, split_windows, step_shape
 
 
 class SnapMemory(NamedTuple):
-    """What sparse influences remember.
+    """Memory of sparse influences.
 
     carry:      the carry that enters the next step
-    influences: one array a `layout.Group`, `[B, U, m, s]`: d carry[units[u, i]] / d params[u, k] at [b, u, k, i]
+    influences: one array per `Group`, `[B, U, m, s]`: d carry[units[u, i]] / d params[u, k] at
+      [b, u, k, i]
     """
 
     carry: Carry
@@ -30,7 +36,11 @@ class SnapMemory(NamedTuple):
 
 
 class SnapInfo(NamedTuple):
-    """losses, weights: as in WindowInfo, one window a step; kept: the share of reachable influences kept, 1 = exact."""
+    """Info of one call.
+
+    losses, weights: `[T]`, as in `WindowInfo`, with one window per step
+    kept:            scalar, the fraction of the reachable influences that is kept; 1 = exact
+    """
 
     losses: Float[Array, " n"]
     weights: Float[Array, " n"]
@@ -38,138 +48,175 @@ class SnapInfo(NamedTuple):
 
 
 def snap(loss_fn: LossFn, n: int) -> Estimator:
-    """Carries forward only the influences of parameters on what they reach within n steps: SnAp-n.
+    """Estimate the gradient by SnAp-n, RTRL with a sparse n-step approximation of the influence.
 
-        J_t = M * [ (dc_t/dc_{t-1}) J_{t-1} + dc_t/dparams ],    M[i, p] = 1 where p reaches number i within n steps
+        J_t = M * [ (dc_t/dc_{t-1}) J_{t-1} + dc_t/dparams ]
         g = (1 / W) sum_t [ (dl_t/dc_{t-1}) J_{t-1} + dl_t/dparams ]
 
-    n = 1 keeps, for a simple network, one number for each weight and lane: its influence on the unit that it enters. For a
-    cell whose carry is elementwise in itself (`DiagonalLinear`, `MinGRU`, `MinLSTM`) that is already exact; as n grows it
-    becomes `sparse_rtrl`, which is `rtrl`. `info.kept` says how much of what is reachable was kept; 1 means exact.
+    with M[i, p] = 1 if parameter p reaches carry entry i within n steps, else 0.
 
-    The loss of step t sees c_{t-1} through the whole step t, undropped, since a LossFn hides its c_t. So of every path that
-    leads to a loss the last step is exact: a little more than the published rule, which masks before the loss.
+    For a simple recurrent network, n = 1 keeps one number per weight and batch row: the influence
+    on the unit that the weight enters. This is exact for cells with an elementwise recurrence
+    (`DiagonalLinear`, `MinGRU`, `MinLSTM`). As n grows, the result becomes that of `sparse_rtrl`,
+    which is that of `rtrl`. `info.kept` is the fraction of the reachable influences that is kept.
 
-    M is found while tracing, by differentiating one step at random points (see `reach.find_pattern`); of a `Stack` a lower
-    layer's parameters reach all of the layers above within ONE step, so there SnAp-1 saves in the top layer alone.
-    Parameters of equal reach lie together, and a step's derivatives are found by colouring: for SnAp-1 of a dense cell
-    about H + (parameters of a unit) derivatives of one step, instead of RTRL's P; for a diagonal one, 1 + (those).
+    The loss of step t depends on c_{t-1} through the whole step t, without the mask M, because a
+    LossFn does not expose c_t. So the last step of every path to a loss is exact. The published
+    rule also masks that step, so it keeps a little less.
+
+    M is found while tracing, by differentiating one step at random points
+    (`find_jacobian_sparsity`). In a `Stack`, the parameters of a lower layer reach all layers above
+    within ONE step, so SnAp-1 saves in the top layer only. Parameters that reach the same entries
+    are grouped, and the derivatives of a step are found by graph coloring. For SnAp-1 of a dense
+    cell these are about H + (parameters per unit) derivatives of one step, instead of the P of
+    RTRL; for an elementwise recurrence 1 + (parameters per unit).
 
     Args:
-      loss_fn: any `LossFn` whose single step JAX can differentiate forwards and backwards, and whose lanes are independent:
-        carries `[*batch, ...]`, no number from one lane to another (rtrl and uoro do not mind).
-      n: static int >= 1.
+      loss_fn: static; any `LossFn` whose single step JAX can differentiate in both modes, with
+        carries `[*batch, ...]` and independent batch rows. (rtrl and uoro also accept dependent
+        rows.)
+      n: static int >= 1, in steps.
 
     Returns:
-      An `Estimator` for any T >= 1 a call; its memory is a `SnapMemory`, its info a `SnapInfo`.
+      An `Estimator` for any T >= 1 per call. Its memory is a `SnapMemory`, its info a `SnapInfo`.
 
     Raises:
-      TypeError, ValueError: n is no static int >= 1; at `init`: as `rtrl`, or the lanes are not independent, or what is
-        kept (or the pattern of what is reachable) does not fit into memory.
+      TypeError, ValueError: n is not a static int >= 1; at `init`: as `rtrl`, or batch rows depend
+        on each other, or the influences or their sparsity pattern do not fit into memory.
 
-    References: Menick et al., *A practical sparse approximation for real time recurrent learning*, ICLR 2021,
-    arXiv:2006.07232. Colouring: Curtis, Powell and Reid, *On the estimation of sparse Jacobian matrices*, 1974.
+    References: Menick et al., *A practical sparse approximation for real time recurrent learning*,
+    ICLR 2021, arXiv:2006.07232. Coloring: Curtis, Powell and Reid, *On the estimation of sparse
+    Jacobian matrices*, 1974.
     """
     return _sparse(loss_fn, check_window("n", n))
 
 
 def sparse_rtrl(loss_fn: LossFn) -> Estimator:
-    """Carries forward every influence that can be other than 0, and no other: exact, as cheap as the recurrence allows.
+    """Compute the exact gradient by RTRL with all influences that can be other than 0.
 
-        J_t[i, p] = sum_m (dc_t/dc_{t-1})[i, m] J_{t-1}[m, p] + (dc_t/dparams)[i, p],    for i that p ever reaches
+        J_t[i, p] = sum_m (dc_t/dc_{t-1})[i, m] J_{t-1}[m, p] + (dc_t/dparams)[i, p]
 
-    It is `snap` with n as large as needed. For a recurrence whose carry is elementwise in itself (`DiagonalLinear`,
-    `MinGRU`, `MinLSTM`) a parameter only ever reaches the unit that it enters: B P numbers, and a step costs about as many
-    derivatives as one unit has parameters, where `rtrl` keeps B P H and takes P. With a dense one it is as dear as rtrl.
+    for all carry entries i that parameter p ever reaches. It is `snap` with n as large as needed.
+    In an elementwise recurrence (`DiagonalLinear`, `MinGRU`, `MinLSTM`) a parameter reaches only
+    the unit that it enters: B P numbers, and a step costs about as many derivatives as one unit has
+    parameters. `rtrl` stores B P H numbers and needs P derivatives. In a dense recurrence the cost
+    is that of `rtrl`.
 
-    A rule that treats the recurrence between units as given (e-prop, RFLO) is exact RTRL of a step in which those paths
-    are cut by `jax.lax.stop_gradient`, its values unchanged: give this function such a loss_fn.
+    Rules that ignore the recurrent paths between units (e-prop, RFLO) are exact RTRL of a step in
+    which `jax.lax.stop_gradient` stops the gradient along these paths. To use such a rule, pass
+    a loss_fn of that form.
 
     Args, Returns, Raises: as `snap`; `info.kept` is 1.
 
-    References: Mozer, *A focused backpropagation algorithm for temporal pattern recognition*, Complex Systems 3, 1989.
-    Zucchet et al., *Online learning of long-range dependencies*, NeurIPS 2023, arXiv:2305.15947.
+    References: Mozer, *A focused backpropagation algorithm for temporal pattern recognition*,
+    Complex Systems 3, 1989. Zucchet et al., *Online learning of long-range dependencies*, NeurIPS
+    2023, arXiv:2305.15947.
     """
     return _sparse(loss_fn, None)
 
 
 def _sparse(loss_fn: LossFn, n: int | None) -> Estimator:
     loss, name = checked_loss(loss_fn), name_of(loss_fn)
-    known: dict[Any, Layout] = {}  # by shapes: the same ones always give the same layout
+    colorings: dict[Any, Coloring] = {}  # by shapes, on which alone a coloring depends
 
-    def layout_of(params: Params, carry: Carry, batch: Batch) -> Layout:
+    def coloring_of(params: Params, carry: Carry, batch: Batch) -> Coloring:
         one = jax.tree.map(lambda a: (np.shape(a)[1:], str(jnp.result_type(a))), batch)
         rest = jax.tree.map(lambda a: (np.shape(a), str(jnp.result_type(a))), (params, carry))
         shapes = (*jax.tree.leaves((one, rest)), jax.tree.structure((params, carry, batch)))
-        if shapes not in known:
-            known[shapes] = make_layout(find_pattern(loss, name, params, carry, batch), n)
-        return known[shapes]
+        if shapes not in colorings:
+            sparsity = find_jacobian_sparsity(loss, name, params, carry, batch)
+            colorings[shapes] = make_coloring(sparsity, n)
+        return colorings[shapes]
 
     def init(params: Params, carry: Carry, batch: Batch) -> SnapMemory:
         check_forward(loss, name, params, carry, batch)
-        layout, B = layout_of(params, carry, batch), int(np.prod(step_shape(batch)[1:]))
-        dtype = jnp.result_type(*floats_of(carry))
-        what = f"the influences of {name}, {layout.entries:,} numbers in each of {B:,} lanes, three times a step,"
-        remedy = "Use snap(loss_fn, n) with a smaller n, uoro(loss_fn) or truncated_bptt; or fewer lanes"
-        check_fits(what, 3 * B * layout.entries * dtype.itemsize, remedy)
-        return SnapMemory(carry, tuple(jnp.zeros((B, *group.direct.shape), dtype) for group in layout.groups))
+        coloring, B = coloring_of(params, carry, batch), int(np.prod(step_shape(batch)[1:]))
+        dtype = jnp.result_type(*floating_leaves(carry))
+        what = (
+            f"the influences of {name}, {coloring.entries:,} numbers in each of {B:,} batch rows, "
+            "three times per step,"
+        )
+        remedy = (
+            "Use snap(loss_fn, n) with a smaller n, uoro(loss_fn) or truncated_bptt; or a smaller "
+            "batch"
+        )
+        check_memory(what, 3 * B * coloring.entries * dtype.itemsize, remedy)
+        zeros = (jnp.zeros((B, *group.direct.shape), dtype) for group in coloring.groups)
+        return SnapMemory(carry, tuple(zeros))
 
-    def estimate(params: Params, memory: SnapMemory, batch: Batch, key: PRNGKey | None = None) -> Gradient:
+    def estimate(
+        params: Params, memory: SnapMemory, batch: Batch, key: PRNGKey | None = None
+    ) -> Gradient:
         del key
-        layout, lanes = layout_of(params, memory.carry, batch), step_shape(batch)[1:]
+        coloring, batch_shape = coloring_of(params, memory.carry, batch), step_shape(batch)[1:]
 
-        def step(params: Params, memory: SnapMemory, piece: Batch) -> tuple[Array, Params, SnapMemory]:
-            return _step(layout, lanes, opened(loss, memory.carry, piece), params, memory.influences)
+        def step(
+            params: Params, memory: SnapMemory, step_batch: Batch
+        ) -> tuple[Array, Params, SnapMemory]:
+            at = step_at(loss, memory.carry, step_batch)
+            return _step(coloring, batch_shape, at, params, memory.influences)
 
-        out = weighted_mean(*accumulate(step, params, memory, cut(batch, 1)))
-        kept = jnp.asarray(layout.kept, out.info.losses.dtype)
+        out = weighted_mean(*accumulate(step, params, memory, split_windows(batch, 1)))
+        kept = jnp.asarray(coloring.kept, out.info.losses.dtype)
         return out._replace(info=SnapInfo(out.info.losses, out.info.weights, kept))
 
     return Estimator(init, estimate)
 
 
-def _step(layout: Layout, lanes: tuple[int, ...], at: Step, params: Params, influences: tuple[Array, ...]) -> Any:
-    """Takes one step: the loss's gradient from the influences that enter it, then the influences that leave."""
-    loss_sum, push, carry = at.along_carry(params)
-    push_params, (flat, unravel) = at.along_params(params), ravel_pytree(params)
-    entering = rows(at.floats, lanes)
-    unit_colour, param_colour = jnp.asarray(layout.unit_colour), jnp.asarray(layout.param_colour)
+def _step(
+    coloring: Coloring,
+    batch_shape: tuple[int, ...],
+    at: Step,
+    params: Params,
+    influences: tuple[Array, ...],
+) -> Any:
+    """Compute the gradient of one step from the entering influences, and the leaving influences."""
+    loss_sum, jvp, carry = at.jvp_of_carry(params)
+    jvp_of_params, (flat, unravel) = at.jvp_of_params(params), ravel_pytree(params)
+    entering = flatten_rows(at.floats, batch_shape)
+    unit_color, param_color = jnp.asarray(coloring.unit_color), jnp.asarray(coloring.param_color)
 
-    def by_units(colour: Array) -> Array:
-        tangent = jnp.broadcast_to(unit_colour == colour, entering.shape).astype(entering.dtype)
-        return rows(push(from_rows(tangent, at.floats))[1], lanes)
+    def by_units(color: Array) -> Array:
+        tangent = jnp.broadcast_to(unit_color == color, entering.shape).astype(entering.dtype)
+        return flatten_rows(jvp(unflatten_rows(tangent, at.floats))[1], batch_shape)
 
-    def by_params(colour: Array) -> Array:
-        return rows(push_params(unravel((param_colour == colour).astype(flat.dtype)))[1], lanes)
+    def by_params(color: Array) -> Array:
+        tangent = unravel((param_color == color).astype(flat.dtype))
+        return flatten_rows(jvp_of_params(tangent)[1], batch_shape)
 
-    most = max(16, entering.shape[0] * layout.entries // flat.size)  # tangents together no larger than the influences
-    jacobian = _each(by_units, layout.unit_colours, layout.unit_colours, entering)
-    direct = _each(by_params, layout.param_colours, most, entering)
-    d_params, d_floats = at.back(params)((jnp.ones_like(loss_sum), jax.tree.map(jnp.zeros_like, at.floats)))
-    d_rows, grads = rows(d_floats, lanes), ravel_pytree(d_params)[0]
+    # At most so many tangents at once that together they are no larger than the influences.
+    most = max(16, entering.shape[0] * coloring.entries // flat.size)
+    jacobian = _map_colors(by_units, coloring.unit_colors, coloring.unit_colors, entering)
+    direct = _map_colors(by_params, coloring.param_colors, most, entering)
+    zeros = jax.tree.map(jnp.zeros_like, at.floats)
+    d_params, d_floats = at.vjp(params)((jnp.ones_like(loss_sum), zeros))
+    d_rows, grads = flatten_rows(d_floats, batch_shape), ravel_pytree(d_params)[0]
     new = []
-    for group, influence in zip(layout.groups, influences, strict=True):
-        grads = grads.at[group.params].add(jnp.einsum("bui,buki->uk", d_rows[:, group.units], influence).astype(flat.dtype))
-        new.append(_moved(layout, group, jacobian, direct, influence))
+    for group, influence in zip(coloring.groups, influences, strict=True):
+        added = jnp.einsum("bui,buki->uk", d_rows[:, group.units], influence)
+        grads = grads.at[group.params].add(added.astype(flat.dtype))
+        new.append(_advance(coloring, group, jacobian, direct, influence))
     return loss_sum, unravel(grads), SnapMemory(carry, tuple(new))
 
 
-def _moved(layout: Layout, group: Group, jacobian: Array, direct: Array, influence: Array) -> Array:
-    """Picks the derivatives of one group out of the coloured ones, and takes its influences a step on."""
-    of_unit, of_param = layout.unit_colour[group.units], layout.param_colour[group.params]
-    block = jnp.moveaxis(jacobian, 0, -1)[:, group.units[:, :, None], of_unit[:, None, :]]
+def _advance(
+    coloring: Coloring, group: Group, jacobian: Array, direct: Array, influence: Array
+) -> Array:
+    """Advance the influences of one group by a step, with derivatives read off by color."""
+    unit_color, param_color = coloring.unit_color[group.units], coloring.param_color[group.params]
+    block = jnp.moveaxis(jacobian, 0, -1)[:, group.units[:, :, None], unit_color[:, None, :]]
     block = jnp.where(group.jacobian, block, 0)
-    entry = jnp.moveaxis(direct, 0, -1)[:, group.units[:, None, :], of_param[:, :, None]]
+    entry = jnp.moveaxis(direct, 0, -1)[:, group.units[:, None, :], param_color[:, :, None]]
     entry = entry if group.direct.all() else jnp.where(group.direct, entry, 0)
     return jnp.einsum("buij,bukj->buki", block, influence) + entry
 
 
-def _each(
-    derivative: Callable[[Array], Array], colours: int, most: int, like: Float[Array, "B n"]
+def _map_colors(
+    derivative: Callable[[Array], Array], colors: int, most: int, like: Float[Array, "B n"]
 ) -> Float[Array, "C B n"]:
-    """Takes one derivative for each colour, at most so many at once."""
-    if not colours:
+    """Compute one derivative for each color, at most `most` at once."""
+    if not colors:
         return jnp.zeros((1, *like.shape), like.dtype)
-    if colours <= most:
-        return jax.vmap(derivative)(jnp.arange(colours))
-    return jax.lax.map(derivative, jnp.arange(colours), batch_size=most)
+    if colors <= most:
+        return jax.vmap(derivative)(jnp.arange(colors))
+    return jax.lax.map(derivative, jnp.arange(colors), batch_size=most)

@@ -1,1 +1,1 @@
-"""Truncation at random steps."""
+"""Estimators that truncate at random steps."""

@@ -1,4 +1,4 @@
-"""When to cut: probabilities of truncation for an unbiased gradient, and random lengths for a biased one."""
+"""Schedules of random truncation: probabilities for `randomized_bptt`, lengths for windows."""
 
 import dataclasses
 import math
@@ -15,32 +15,40 @@ Number: TypeAlias = float | int
 
 @runtime_checkable
 class TruncationSchedule(Protocol):
-    """With what probability to cut at a seam; hashable."""
+    """The probability of truncation at a boundary; hashable."""
 
     def probability(self, since: Int[ArrayLike, ""], k1: int) -> Float[ArrayLike, ""]:
-        """Returns c in [0, 1), where the last cut lies `since` steps back (k1, 2 k1, ...) and seams lie k1 apart."""
+        """Return the probability c in [0, 1).
+
+        Args:
+          since: steps since the last truncation: k1, 2 k1, ...
+          k1: static; steps between boundaries.
+        """
         ...
 
 
 @runtime_checkable
 class LengthSchedule(Protocol):
-    """How long a window is; hashable."""
+    """The distribution of window lengths; hashable."""
 
     def length(self, key: PRNGKey) -> Float[Array, ""]:
-        """Draws a length in steps; whoever cuts rounds it to a multiple of k1, at least one. The key is consumed."""
+        """Draw a length in steps. The key is consumed.
+
+        The estimator rounds it to a multiple of k1, at least k1.
+        """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class ConstantRate:
-    """Cuts at every seam with the same probability: the lengths between cuts are geometric.
+    """The same probability of truncation at every boundary, for geometric lengths.
 
         c = k1 / mean_length
 
-    A signal that survives d steps is multiplied by (1 - c)^(-d / k1): the variance grows exponentially with d unless the
-    gradient decays faster.
+    A signal that survives d steps is multiplied by (1 - c)^(-d / k1). So the variance grows
+    exponentially with d, unless the gradient decays faster.
 
-    mean_length: steps between cuts, on average, > k1 and finite.
+    mean_length: mean number of steps between truncations, above k1 and finite.
     """
 
     mean_length: Number
@@ -49,24 +57,25 @@ class ConstantRate:
         _check_mean(self.mean_length)
 
     def probability(self, since: Int[ArrayLike, ""], k1: int) -> Float[ArrayLike, ""]:
-        """Returns c; `since` does not matter."""
+        """Return c, which does not depend on `since`."""
         del since
         return k1 / self.mean_length
 
 
 @dataclasses.dataclass(frozen=True)
 class HeavyTail:
-    """Cuts with a probability that falls with the steps l since the last cut: long stretches happen.
+    """A probability that falls with the steps l since the last truncation: heavy-tailed lengths.
 
         c(l) = alpha k1 / ((alpha - 1) mean_length + l),    l = k1, 2 k1, ...
 
-    P(length > l) falls like l^-alpha, and its mean is `mean_length` exactly. So the factor of a signal that survives d
-    steps grows like d^alpha and not exponentially.
+    P(length > l) falls like l^-alpha, and the mean length is exactly `mean_length`. So the factor
+    of a signal that survives d steps grows like d^alpha, not exponentially.
 
-    mean_length: steps between cuts, on average, > k1.
-    alpha: the exponent, > 1 (at most 1 has no mean); at most 2 has no variance of the length.
+    mean_length: mean number of steps between truncations, above k1 and finite.
+    alpha: exponent, above 1 (otherwise there is no mean); at most 2 gives lengths without variance.
 
-    References: Tallec and Ollivier, *Unbiasing truncated backpropagation through time*, arXiv:1705.08209.
+    References: Tallec and Ollivier, *Unbiasing truncated backpropagation through time*,
+    arXiv:1705.08209.
     """
 
     mean_length: Number
@@ -75,46 +84,60 @@ class HeavyTail:
     def __post_init__(self) -> None:
         _check_mean(self.mean_length)
         if not 1 < self.alpha < math.inf:
-            raise ValueError(f"alpha must be above 1, or the lengths have no mean; got alpha={self.alpha}")
+            raise ValueError(
+                "alpha must be above 1 and finite, so that lengths have a mean; got "
+                f"alpha={self.alpha}"
+            )
 
     def probability(self, since: Int[ArrayLike, ""], k1: int) -> Float[ArrayLike, ""]:
-        """Returns c(since)."""
+        """Return c(since)."""
         return self.alpha * k1 / ((self.alpha - 1) * self.mean_length + since)
 
 
 @dataclasses.dataclass(frozen=True)
 class AwdLengths:
-    """Draws lengths by AWD-LSTM's rule, which moves the edges of the windows about.
+    """The window lengths of AWD-LSTM, which vary the positions of the window boundaries.
 
-        center = base with probability `usual`, else base / 2
-        length = max(shortest, trunc(Normal(center, spread)))
+        center = base with probability `base_probability`, else base / 2
+        length = max(shortest, trunc(Normal(center, std)))
 
-    base, shortest, spread: in steps. AWD-LSTM also scales its learning rate by length / base; this does not.
+    base, std, shortest: in steps. AWD-LSTM also scales its learning rate by length / base; this
+    class does not.
 
-    References: Merity, Keskar and Socher, *Regularizing and optimizing LSTM language models*, ICLR 2018, section 5.
+    References: Merity, Keskar and Socher, *Regularizing and optimizing LSTM language models*, ICLR
+    2018, section 5.
     """
 
     base: Number
-    usual: Number = 0.95
-    spread: Number = 5.0
+    base_probability: Number = 0.95
+    std: Number = 5.0
     shortest: Number = 5.0
 
     def __post_init__(self) -> None:
-        if not (0 < self.base < math.inf and 0 < self.shortest < math.inf and 0 <= self.spread < math.inf):
-            raise ValueError(f"base and shortest must be positive steps, spread at least 0, all finite; got {self}")
-        if not 0 <= self.usual <= 1:
-            raise ValueError(f"usual must be a probability; got usual={self.usual}")
+        lengths = self.base, self.shortest
+        if not (all(0 < length < math.inf for length in lengths) and 0 <= self.std < math.inf):
+            raise ValueError(
+                "base and shortest must be positive, std at least 0, all finite, in steps; got "
+                f"{self}"
+            )
+        if not 0 <= self.base_probability <= 1:
+            raise ValueError(
+                "base_probability must be a probability between 0 and 1; got "
+                f"base_probability={self.base_probability}"
+            )
 
     def length(self, key: PRNGKey) -> Float[Array, ""]:
-        """Draws a length in steps."""
-        which, how_long = jax.random.split(key)
-        center = jnp.where(jax.random.bernoulli(which, self.usual), self.base, self.base / 2)
-        return jnp.maximum(self.shortest, jnp.trunc(center + self.spread * jax.random.normal(how_long)))
+        """Draw a length in steps. The key is consumed."""
+        center_key, normal_key = jax.random.split(key)
+        is_base = jax.random.bernoulli(center_key, self.base_probability)
+        center = jnp.where(is_base, self.base, self.base / 2)
+        drawn = jnp.trunc(center + self.std * jax.random.normal(normal_key))
+        return jnp.maximum(self.shortest, drawn)
 
 
 @dataclasses.dataclass(frozen=True)
 class LogUniformLengths:
-    """Draws lengths whose logarithm is uniform: every time scale between the two is as likely as any other.
+    """Window lengths with a uniform logarithm: all time scales in the range are equally likely.
 
         length = exp(Uniform(log shortest, log longest))
 
@@ -126,10 +149,12 @@ class LogUniformLengths:
 
     def __post_init__(self) -> None:
         if not 0 < self.shortest <= self.longest < math.inf:
-            raise ValueError(f"lengths need 0 < shortest <= longest, in steps and finite; got {self}")
+            raise ValueError(
+                f"lengths must satisfy 0 < shortest <= longest, finite, in steps; got {self}"
+            )
 
     def length(self, key: PRNGKey) -> Float[Array, ""]:
-        """Draws a length in steps."""
+        """Draw a length in steps. The key is consumed."""
         low, high = math.log(self.shortest), math.log(self.longest)
         return jnp.exp(jax.random.uniform(key, minval=low, maxval=high))
 
@@ -137,6 +162,6 @@ class LogUniformLengths:
 def _check_mean(mean_length: Number) -> None:
     if not 0 < mean_length < math.inf:
         raise ValueError(
-            f"mean_length must be positive and finite, in steps; got mean_length={mean_length}. What never cuts is "
-            "full_bptt(loss_fn)"
+            "mean_length must be positive and finite, in steps; got "
+            f"mean_length={mean_length}. For no truncation use full_bptt(loss_fn)"
         )

@@ -1,4 +1,4 @@
-"""One step of any cell as a map of flat carries, resets and mask included, for all steps and lanes at once."""
+"""The step of any cell as a map of flat carries, with resets and mask."""
 
 from typing import Any, NamedTuple
 
@@ -11,9 +11,13 @@ from tbptt.types import Carry, Cell, Params
 
 
 class Problem(NamedTuple):
-    """A recurrence to solve; N lanes, n numbers in a lane's carry.
+    """A recurrence to solve, with N batch rows and n numbers in the carry of each.
 
-    params: the cell's; start: `[N, n]` the carry before step 0; xs: `[T, N, D]`; resets, mask: `[T, N]` or None.
+    params: the parameters of the cell
+    start:  `[N, n]`, the carry before step 0
+    xs:     `[T, N, D]`
+    resets: `[T, N]`, or None
+    mask:   `[T, N]`, or None
     """
 
     params: Params
@@ -24,17 +28,19 @@ class Problem(NamedTuple):
 
 
 def ravel(carry: Carry) -> Float[Array, " n"]:
-    """Flattens one lane's carry."""
+    """Flatten the carry of one batch row."""
     return ravel_pytree(carry)[0]
 
 
 def unravel(cell: Cell, h: Float[Array, " n"]) -> Carry:
-    """Makes one lane's carry again: what `ravel` flattened."""
+    """Return the carry of one batch row from `ravel(carry)`."""
     return ravel_pytree(cell.initial_carry())[1](h)
 
 
-def step(cell: Cell, params: Params, h: Array, x: Array, reset: Array | None, exists: Array | None) -> tuple[Array, Any]:
-    """Takes one step of one lane, `h' = f_t(h)`; returns (h', y)."""
+def step(
+    cell: Cell, params: Params, h: Array, x: Array, reset: Array | None, exists: Array | None
+) -> tuple[Array, Any]:
+    """Take one step of one batch row, `h' = f_t(h)`; return `(h', y)`."""
     entering = h if reset is None else jnp.where(reset, ravel(cell.initial_carry()), h)
     carry, y = cell(params, unravel(cell, entering), x)
     new = ravel(carry)
@@ -43,44 +49,53 @@ def step(cell: Cell, params: Params, h: Array, x: Array, reset: Array | None, ex
     return jnp.where(exists, new, h), jax.tree.map(lambda leaf: jnp.where(exists, leaf, 0), y)
 
 
-def lanes(cell: Cell, params: Params, h: Array, x: Array, reset: Array | None, exists: Array | None) -> tuple[Array, Any]:
-    """Takes one step of every lane: h `[N, n]`, x `[N, D]`."""
+def batch_step(
+    cell: Cell, params: Params, h: Array, x: Array, reset: Array | None, exists: Array | None
+) -> tuple[Array, Any]:
+    """Take one step of all batch rows, with `h [N, n]` and `x [N, D]`; return `(h', ys)`."""
     return jax.vmap(step, (None, None, 0, 0, 0, 0))(cell, params, h, x, reset, exists)
 
 
-def previous(start: Float[Array, "N n"], hs: Float[Array, "T N n"]) -> Float[Array, "T N n"]:
-    """Shifts a trajectory by one step: the carry that enters each step."""
+def entering_carries(
+    start: Float[Array, "N n"], hs: Float[Array, "T N n"]
+) -> Float[Array, "T N n"]:
+    """Return the carry that enters each step, from the carries `hs` that leave the steps."""
     return jnp.concatenate([start[None], hs])[: len(hs)]
 
 
-def all_steps(cell: Cell, problem: Problem, before: Float[Array, "T N n"]) -> tuple[Float[Array, "T N n"], Any]:
-    """Takes every step of every lane, each from its own `before`; returns (images, ys)."""
-    every = jax.vmap(lanes, (None, None, 0, 0, 0, 0))
+def all_steps(
+    cell: Cell, problem: Problem, before: Float[Array, "T N n"]
+) -> tuple[Float[Array, "T N n"], Any]:
+    """Take all steps of all batch rows, each from its own `before`; return `(images, ys)`."""
+    every = jax.vmap(batch_step, (None, None, 0, 0, 0, 0))
     return every(cell, problem.params, before, problem.xs, problem.resets, problem.mask)
 
 
-def in_order(cell: Cell, problem: Problem) -> Float[Array, "T N n"]:
-    """Takes the steps one after another: the plain scan, which needs no luck."""
+def sequential(cell: Cell, problem: Problem) -> Float[Array, "T N n"]:
+    """Take the steps one after another, by the plain scan; return the carries that leave them."""
 
     def body(h: Array, at_t: Any) -> tuple[Array, Array]:
-        h, _ = lanes(cell, problem.params, h, *at_t)
+        h, _ = batch_step(cell, problem.params, h, *at_t)
         return h, h
 
     return jax.lax.scan(body, problem.start, (problem.xs, problem.resets, problem.mask))[1]
 
 
-def tangents_in_order(cell: Cell, problem: Problem, before: Array, start: Array, sources: Array) -> Float[Array, "T N n"]:
-    """Solves `dh_t = J_t dh_{t-1} + sources_t` from `dh = start`, step after step, without ever forming a J_t."""
+def sequential_tangents(
+    cell: Cell, problem: Problem, before: Array, start: Array, sources: Array
+) -> Float[Array, "T N n"]:
+    """Solve `dh_t = J_t dh_{t-1} + sources_t` from `dh = start` by a scan of `jax.jvp`."""
 
     def body(dh: Array, at_t: Any) -> tuple[Array, Array]:
         (h, source), inputs = at_t
-        _, moved = jax.jvp(lambda h: lanes(cell, problem.params, h, *inputs)[0], (h,), (dh,))
+        _, moved = jax.jvp(lambda h: batch_step(cell, problem.params, h, *inputs)[0], (h,), (dh,))
         return moved + source, moved + source
 
     def solve(start: Array, sources: Array) -> Array:
         steps = (before, sources), (problem.xs, problem.resets, problem.mask)
         return jax.lax.scan(body, start, steps)[1]
 
-    # It is linear, so its own derivative; but jax before 0.10 transposes only scans that come from differentiating one.
+    # A linear function is its own derivative. jax before 0.10 transposes a scan only if it is the
+    # derivative of another scan.
     zeros = jnp.zeros_like(start), jnp.zeros_like(sources)
     return jax.jvp(solve, zeros, (start, sources))[1]

@@ -1,4 +1,4 @@
-"""The solution of a recurrence by iteration over whole trajectories, differentiated implicitly."""
+"""The solution of a recurrence by iteration on all steps, with its implicit derivative."""
 
 import functools
 from typing import NamedTuple
@@ -12,12 +12,13 @@ from tbptt.unroll.newton.methods import Method, largest, relative
 
 
 class NewtonReport(NamedTuple):
-    """How the iteration went, over all steps and lanes of a call.
+    """Outcome of the iteration, over all steps and batch rows of a call.
 
-    converged:  it met its tolerance, so that what was returned is its result
+    converged:  the iteration met its tolerance, and its result was returned
     iterations: passes over the whole sequence
-    residual:   max |h_t - f(h_{t-1}, x_t)| of the iterate it ended with; NaN if it did not stay finite
-    fell_back:  not converged: what was returned is the plain scan's result, at that cost on top
+    residual:   max |h_t - f(h_{t-1}, x_t)| of the last iterate; NaN if it is not finite
+    fell_back:  the iteration did not converge, and the result of the plain scan was returned, at
+                the additional cost of that scan
     """
 
     converged: Bool[Array, ""]
@@ -28,7 +29,7 @@ class NewtonReport(NamedTuple):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def solve(method: Method, problem: flat.Problem) -> tuple[Float[Array, "T N n"], NewtonReport]:
-    """Finds h with `h_t = f_t(h_{t-1})` for all t, T >= 1.
+    """Solve `h_t = f_t(h_{t-1})` for all t, T >= 1.
 
         hs = [start] * T
         for iterations in range(1, max_iterations + 1):
@@ -37,14 +38,15 @@ def solve(method: Method, problem: flat.Problem) -> tuple[Float[Array, "T N n"],
         converged = error <= limit and relative residual of hs <= limit
         hs = [f_t(hs[t - 1]) for t in range(T)] if converged else the plain scan
 
-    Its derivative is that of the recurrence at the solution, however that was found: `dh_t = J_t dh_{t-1} + df_t`, with
-    df_t what step t gains from the parameters and inputs (all steps at once), solved by the method.
+    The derivative is that of the recurrence at the solution, `dh_t = J_t dh_{t-1} + df_t`, where
+    df_t is the derivative of step t with respect to the parameters and inputs, computed for all
+    steps at once.
     """
     limit = method.limit(problem.start.dtype)
 
-    def goes_on(state: tuple[Array, Array, Array]) -> Array:
+    def not_finished(state: tuple[Array, Array, Array]) -> Array:
         _, iterations, error = state
-        return (iterations < method.max_iterations) & (error > limit)  # NaN > limit is False: it stops
+        return (iterations < method.max_iterations) & (error > limit)  # False for NaN
 
     def body(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         hs, iterations, _ = state
@@ -53,19 +55,21 @@ def solve(method: Method, problem: flat.Problem) -> tuple[Float[Array, "T N n"],
 
     guess = jnp.broadcast_to(problem.start, (len(problem.xs), *problem.start.shape))
     infinite = jnp.full((), jnp.inf, guess.dtype)
-    hs, iterations, error = jax.lax.while_loop(goes_on, body, (guess, jnp.int32(0), infinite))
-    images, _ = flat.all_steps(method.cell, problem, flat.previous(problem.start, hs))
+    hs, iterations, error = jax.lax.while_loop(not_finished, body, (guess, jnp.int32(0), infinite))
+    images, _ = flat.all_steps(method.cell, problem, flat.entering_carries(problem.start, hs))
     converged = (error <= limit) & (relative(images - hs, hs) <= limit)
     residual = largest(images - hs)
-    hs = jax.lax.cond(converged, lambda: images, lambda: flat.in_order(method.cell, problem))
+    hs = jax.lax.cond(converged, lambda: images, lambda: flat.sequential(method.cell, problem))
     return hs, NewtonReport(converged, iterations, residual, ~converged)
 
 
 @solve.defjvp
-def _solve_jvp(method: Method, primals: tuple[flat.Problem], tangents: tuple[flat.Problem]) -> tuple:
+def _solve_jvp(
+    method: Method, primals: tuple[flat.Problem], tangents: tuple[flat.Problem]
+) -> tuple:
     (problem,), (moved,) = primals, tangents
     hs, report = solve(method, problem)
-    before = flat.previous(problem.start, hs)
+    before = flat.entering_carries(problem.start, hs)
 
     def steps(params: object, xs: Array) -> Array:
         return flat.all_steps(method.cell, problem._replace(params=params, xs=xs), before)[0]

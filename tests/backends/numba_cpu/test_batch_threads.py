@@ -1,4 +1,4 @@
-"""Compiled loops in several parts at once are the same loops, whoever computes a part and however late a helper comes."""
+"""Sharded loops equal unsharded ones, for any timing of the threads."""
 
 import os
 import re
@@ -10,31 +10,29 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tbptt.backends.numba_cpu import batch_threads as parts
-from tbptt.backends.numba_cpu import thread_count, unroll
-from tbptt.backends.numba_cpu import thread_helpers as helpers
-from tbptt.backends.numba_cpu.system import add, give_way
+from tbptt.backends.numba_cpu import batch_threads, thread_count, thread_helpers, unroll
+from tbptt.backends.numba_cpu.system import add, yield_thread
 from tbptt.backends.numba_cpu.xla_ffi import buffers, compiled, registered, words
 from tbptt.cells import GRU, LSTM, Elman
-from tests.support.problems import assert_same, plain_answer, problem, with_gradients
+from tests.support.problems import assert_same, plain_reference, problem, with_gradients
 
 D, H, T = 3, 6, 12
 exhaustive = pytest.mark.exhaustive
-# Compiling a loop takes seconds: in the first tier only the LSTM's, which test_loops compiles too.
+# Compiling a loop takes seconds: the essential tier has the LSTM only, as in test_loops.
 CELLS = [LSTM, *(pytest.param(make, marks=exhaustive) for make in (Elman, GRU))]
 each_cell = pytest.mark.parametrize("make", CELLS, ids=["LSTM", "Elman", "GRU"])
 
 
 @pytest.fixture
-def three_parts(monkeypatch):
-    """Three parts for any three batch rows."""
+def three_shards(monkeypatch):
+    """Use three shards for any three batch rows."""
     monkeypatch.setattr(thread_count, "cores_per_device", lambda: 3)
     monkeypatch.setattr(thread_count, "ROWS_PER_THREAD", 1)
     monkeypatch.setattr(thread_count, "PRODUCTS_PER_THREAD", 1)
 
 
 @pytest.mark.parametrize(
-    ("make", "lanes"),
+    ("make", "rows"),
     [
         (LSTM, 7),
         pytest.param(LSTM, 2, marks=exhaustive),
@@ -46,90 +44,110 @@ def three_parts(monkeypatch):
         pytest.param(GRU, 26, marks=exhaustive),
     ],
 )
-def test_parts_are_the_plain_scan(make, lanes, three_parts):
+def test_shards_equal_plain_unroll(make, rows, three_shards):
     cell = make(D, H)
-    params, carry, xs, given = problem(cell, (lanes,), T)
+    params, carry, xs, given = problem(cell, (rows,), T)
 
     ours = with_gradients(lambda *a: unroll(cell, *a, **given))
-    assert_same(ours(params, carry, xs), plain_answer(cell, (lanes,), T))
+    assert_same(ours(params, carry, xs), plain_reference(cell, (rows,), T))
     text = ours.lower(params, carry, xs).as_text()
-    assert f"parts = {min(lanes, 3)} : i64" in text
+    assert f"shards = {min(rows, 3)} : i64" in text
 
 
 @each_cell
-def test_many_calls_at_once_agree_exactly(make, three_parts, monkeypatch):
-    """What a lane computes depends on no other, so not on the parts; helpers of 400 calls come when they come."""
+def test_concurrent_calls_agree_exactly(make, three_shards, monkeypatch):
+    """Batch rows are independent, so 400 concurrent calls agree for any number of shards."""
     cell = make(D, H)
     params, carry, xs, given = problem(cell, (8,), T)
 
     def gradient(params, scale):
-        return jax.grad(lambda p: jnp.sum(jnp.sin(scale * unroll(cell, p, carry, xs, **given)[1])))(params)
+        return jax.grad(lambda p: jnp.sum(jnp.sin(scale * unroll(cell, p, carry, xs, **given)[1])))(
+            params
+        )
 
-    in_three = jax.jit(gradient)
+    in_three_shards = jax.jit(gradient)
     scales = np.linspace(0.5, 2, 400)
     with ThreadPoolExecutor(4) as pool:
-        got = list(pool.map(lambda scale: jax.block_until_ready(in_three(params, scale)), scales))
+        got = list(
+            pool.map(lambda scale: jax.block_until_ready(in_three_shards(params, scale)), scales)
+        )
     monkeypatch.setattr(thread_count, "cores_per_device", lambda: 1)
-    in_one = jax.jit(lambda params, scale: gradient(params, scale))
-    assert "parts = 1 : i64" in in_one.lower(params, scales[0]).as_text()
+    in_one_shard = jax.jit(lambda params, scale: gradient(params, scale))
+    assert "shards = 1 : i64" in in_one_shard.lower(params, scales[0]).as_text()
     for each, scale in zip(got, scales, strict=True):
-        jax.tree.map(np.testing.assert_array_equal, each, in_one(params, scale))
+        jax.tree.map(np.testing.assert_array_equal, each, in_one_shard(params, scale))
 
 
 def test_thread_count(monkeypatch):
     monkeypatch.setattr(thread_count, "cores_per_device", lambda: 4)
     enough = thread_count.PRODUCTS_PER_THREAD
-    assert [thread_count.thread_count(rows, enough) for rows in (1, 7, 8, 12, 16, 64)] == [1, 1, 2, 3, 4, 4]
-    assert [thread_count.thread_count(16, products * enough // 16) for products in (0, 1, 2, 3, 9)] == [1, 1, 2, 3, 4]
+    assert [thread_count.thread_count(rows, enough) for rows in (1, 7, 8, 12, 16, 64)] == [
+        1,
+        1,
+        2,
+        3,
+        4,
+        4,
+    ]
+    assert [
+        thread_count.thread_count(16, products * enough // 16) for products in (0, 1, 2, 3, 9)
+    ] == [1, 1, 2, 3, 4]
 
 
 def test_cores_per_device(monkeypatch):
     for cores, devices, of_each in ((8, 2, 4), (2, 2, 1), (3, 2, 1), (1, 4, 1)):
-        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)), raising=False)
+        monkeypatch.setattr(
+            os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)), raising=False
+        )
         monkeypatch.setattr(jax, "local_device_count", lambda devices=devices: devices)
         assert thread_count.cores_per_device() == of_each
 
 
 @compiled
-def _meet(w, ins, outs, kind, place):
-    """Waits, not for ever, until all parts have begun; says in its place of the output whether they have."""
-    part, parts = place
-    begun, out = words(ins[1], 6)[3], words(words(outs[0], 6)[3], parts)
+def _meet(w, ins, outs, dtype, shard):
+    """Wait, with a limit, until all shards have begun; write whether they have to the output."""
+    index, count = shard
+    begun, out = words(ins[1], 6)[3], words(words(outs[0], 6)[3], count)
     add(begun, 1)
     waited = 0
-    while add(begun, 0) < parts and waited < 2_000_000:
-        give_way()
+    while add(begun, 0) < count and waited < 2_000_000:
+        yield_thread()
         waited += 1
-    out[part] = add(begun, 0) if waited < 2_000_000 else -1
+    out[index] = add(begun, 0) if waited < 2_000_000 else -1
 
 
-_all_meet = parts.in_parts(_meet, 0)
+_all_meet = batch_threads.sharded(_meet, 0)
 
 
-def _meeting(kind, packed, sources):
+def _meeting(dtype, packed, checksum):
     def meeting(address):
         ins, _ = buffers(address)
         if ins.size > 0:
-            _all_meet(address, kind)
-        return 0 * sources
+            _all_meet(address, dtype)
+        return 0 * checksum
 
     return meeting
 
 
 @pytest.mark.skipif(thread_count.cores_per_device() < 2, reason="one core has no second thread")
-def test_parts_run_at_the_same_time():
+def test_shards_run_concurrently():
     name = registered(_meeting, np.float64, True)
     weights, begun = np.zeros((1, 1, 1)), np.zeros((1,), int)
     call = jax.ffi.ffi_call(name, jax.ShapeDtypeStruct((2,), int))
-    assert jax.jit(lambda *a: call(*a, parts=np.int64(2)))(weights, begun).tolist() == [2, 2]
+    assert jax.jit(lambda *a: call(*a, shards=np.int64(2)))(weights, begun).tolist() == [2, 2]
 
 
-def test_the_table_of_functions_is_as_xla_declares_it():
+def test_offsets_match_the_header_of_xla():
     header = Path(jax.ffi.include_dir(), "xla/ffi/api/c_api.h").read_text()
     table = re.search(r"struct XLA_FFI_Api \{(.*?)\n\};", header, re.DOTALL).group(1)
     fields = re.findall(r"_XLA_FFI_API_STRUCT_FIELD\((\w+)\)", table)
-    before = 6  # its size, an extension, a version of three words, what is XLA's own
-    assert fields.index("XLA_FFI_ThreadPool_Schedule") + before == helpers.SCHEDULE
-    assert fields.index("XLA_FFI_Error_Destroy") + before == helpers.ERROR_DESTROY
+    before = 6  # size, extension, version (three words), internal
+    assert fields.index("XLA_FFI_ThreadPool_Schedule") + before == thread_helpers.SCHEDULE
+    assert fields.index("XLA_FFI_Error_Destroy") + before == thread_helpers.ERROR_DESTROY
     frame = re.search(r"struct XLA_FFI_CallFrame \{(.*?)\n\};", header, re.DOTALL).group(1)
-    assert re.findall(r"^  [\w* ]+?\b(\w+);", frame, re.MULTILINE)[:4] == ["struct_size", "extension_start", "api", "ctx"]
+    assert re.findall(r"^  [\w* ]+?\b(\w+);", frame, re.MULTILINE)[:4] == [
+        "struct_size",
+        "extension_start",
+        "api",
+        "ctx",
+    ]

@@ -1,4 +1,4 @@
-"""The compiled loops equal `plain_unroll`, in float64 to rounding, in every use of an unroll function."""
+"""Compiled loops equal `plain_unroll`, in float64 to rounding, in every use."""
 
 import functools
 import time
@@ -14,61 +14,84 @@ from tbptt.backends.numba_cpu.xla_ffi import registered
 from tbptt.cells import GRU, LSTM, Elman, Stack
 from tbptt.unroll import CarriesOnly, Segments, blocked_vjp, plain_unroll
 from tbptt.unroll.scan import Steps
-from tests.support.problems import assert_same, everything, plain_answer, problem, with_gradients
+from tests.support.problems import (
+    assert_same,
+    plain_reference,
+    problem,
+    values_and_gradients,
+    with_gradients,
+)
 from tests.support.sequences import cell_params, zero_carry
 
 D, H, B, T = 3, 6, 2, 14
 ELMAN, GRUS, LSTMS = Elman(D, H), GRU(D, H), LSTM(D, H)
 exhaustive = pytest.mark.exhaustive
-# Compiling a loop takes seconds: in the first tier each cell has one kind of product, the one it has here, and one dtype.
-# It is float64, but for the GRU: see test_float32.
-IN_TURN = [(ELMAN, "plain"), (GRUS, "packed"), (LSTMS, "packed")]
+# Compiling a loop takes seconds: in the essential tier each cell has one product, the one given
+# here, and one dtype: float64, or float32 for the GRU, see test_float32.
+DEFAULT_PRODUCT = [(ELMAN, "plain"), (GRUS, "packed"), (LSTMS, "packed")]
 
 
 def sets(names, chosen, rest=()):
-    """Sets of the first tier, then those of the second; a name of a set is that of its cell, and what it has besides."""
+    """Parametrise `names` by `chosen`, and by `rest` in the exhaustive tier."""
 
     def named(values):
-        return "-".join(f"{type(v).__name__}{v.hidden_dim}" if hasattr(v, "hidden_dim") else str(v) for v in values)
+        return "-".join(
+            f"{type(v).__name__}{v.hidden_dim}" if hasattr(v, "hidden_dim") else str(v)
+            for v in values
+        )
 
     params = [pytest.param(*values, id=named(values)) for values in chosen]
     params += [pytest.param(*values, id=named(values), marks=exhaustive) for values in rest]
     return pytest.mark.parametrize(names, params, indirect=["compiled_loops"])
 
 
-def each_in_turn(first):
-    """Every cell with its kind of product; in the first tier only the cell number `first`."""
-    return sets(("cell", "compiled_loops"), [IN_TURN[first]], [each for i, each in enumerate(IN_TURN) if i != first])
+def each_cell(first):
+    """Parametrise every cell with its product; the essential tier has cell number `first` only."""
+    return sets(
+        ("cell", "compiled_loops"),
+        [DEFAULT_PRODUCT[first]],
+        [each for i, each in enumerate(DEFAULT_PRODUCT) if i != first],
+    )
 
 
 @pytest.fixture
 def compiled_loops(monkeypatch, request):
-    """Run with either kind of product, whatever the number of batch rows."""
+    """Use one of the two products for any number of batch rows."""
     monkeypatch.setattr(thread_count, "PACKED_ROWS", {"packed": 0, "plain": 1 << 30}[request.param])
 
 
 def both(cell, batch_shape=(B,), steps=T, use="resets mask", **options):
-    """Values and gradients of unroll and plain_unroll on the same problem."""
+    """Return values and gradients of `unroll` and `plain_unroll` on the same problem."""
     params, carry, xs, given = problem(cell, batch_shape, steps)
     given = {name: given[name] for name in use.split()}
-    ours = everything(lambda *a: unroll(cell, *a, **given, **options), params, carry, xs)
-    return ours, plain_answer(cell, batch_shape, steps, use, options.get("reverse", False))
+    ours = values_and_gradients(lambda *a: unroll(cell, *a, **given, **options), params, carry, xs)
+    return ours, plain_reference(cell, batch_shape, steps, use, options.get("reverse", False))
 
 
 ALL = "resets mask"
-FIRST = [(cell, use, use != "", kind) for cell, kind in (IN_TURN[0], IN_TURN[2]) for use in ("", ALL)]
+FIRST = [
+    (cell, use, use != "", kind)
+    for cell, kind in (DEFAULT_PRODUCT[0], DEFAULT_PRODUCT[2])
+    for use in ("", ALL)
+]
 USES = [("", False), ("resets", True), ("mask", False), (ALL, True)]
 SECOND = [(cell, *each, "plain") for cell in (ELMAN, GRUS, LSTMS) for each in USES]
 SECOND += [(cell, use, use != ALL, "packed") for cell in (ELMAN, GRUS, LSTMS) for use in ("", ALL)]
 
 
-@sets(("cell", "use", "reverse", "compiled_loops"), FIRST, [each for each in SECOND if each not in FIRST])
-def test_is_the_plain_scan(cell, use, reverse, compiled_loops):
+@sets(
+    ("cell", "use", "reverse", "compiled_loops"),
+    FIRST,
+    [each for each in SECOND if each not in FIRST],
+)
+def test_equals_plain_unroll(cell, use, reverse, compiled_loops):
     given = jax.tree.map(np.asarray, problem(cell, (B,), T)[3])
-    assert np.any(given["resets"] & ~given["mask"])  # a step that is reset and does not exist is among them
+    # A masked step is among the resets.
+    assert np.any(given["resets"] & ~given["mask"])
     got, want = both(cell, use=use, reverse=reverse)
     assert_same(got, want)
-    assert min(np.max(np.abs(g)) for g in jax.tree.leaves(want[1][0])) > 1e-3  # the gradient is alive
+    # The gradient is not zero.
+    assert min(np.max(np.abs(g)) for g in jax.tree.leaves(want[1][0])) > 1e-3
 
 
 ODD = [Elman(D, 7), GRU(D, 1), LSTM(D, 9)]
@@ -77,41 +100,53 @@ ANY_NUMBER += [(cell, shape, "plain") for cell in ODD for shape in ((), (3,))]
 FIRST_NUMBERS = [(ODD[0], (), "plain"), (ODD[2], (5,), "packed")]
 
 
-@sets(("cell", "batch_shape", "compiled_loops"), FIRST_NUMBERS, [each for each in ANY_NUMBER if each not in FIRST_NUMBERS])
-def test_lanes_and_units_of_any_number(cell, batch_shape, compiled_loops):
+@sets(
+    ("cell", "batch_shape", "compiled_loops"),
+    FIRST_NUMBERS,
+    [each for each in ANY_NUMBER if each not in FIRST_NUMBERS],
+)
+def test_any_number_of_batch_rows_and_units(cell, batch_shape, compiled_loops):
     assert_same(*both(cell, batch_shape))
 
 
-@each_in_turn(2)
-def test_blocks_of_steps_and_a_rest(cell, compiled_loops, monkeypatch):
+@each_cell(2)
+def test_blocks_and_remainder(cell, compiled_loops, monkeypatch):
     monkeypatch.setattr(blocked_vjp, "block_length", lambda *_: 2)
     assert_same(*both(cell, steps=7))  # 2 + 2 + 2 + 1
 
 
-REMATS = [(cell, remat, kind) for cell, kind in IN_TURN for remat in (CarriesOnly(), Segments(2))]
+REMATS = [
+    (cell, remat, kind) for cell, kind in DEFAULT_PRODUCT for remat in (CarriesOnly(), Segments(2))
+]
 
 
-@sets(("cell", "remat", "compiled_loops"), [REMATS[1], REMATS[4]], [REMATS[0], *REMATS[2:4], REMATS[5]])
-def test_what_is_not_kept_is_computed_again(cell, remat, compiled_loops):
+@sets(
+    ("cell", "remat", "compiled_loops"),
+    [REMATS[1], REMATS[4]],
+    [REMATS[0], *REMATS[2:4], REMATS[5]],
+)
+def test_remat(cell, remat, compiled_loops):
     assert_same(*both(cell, remat=remat))
 
 
 @exhaustive
 @pytest.mark.parametrize("compiled_loops", ["packed"], indirect=True)
-def test_a_stack_runs_layer_after_layer(compiled_loops):
+def test_stack(compiled_loops):
     assert_same(*both(Stack((LSTM(D, 5), GRU(5, 4), Elman(4, H))), reverse=True))
 
 
-@each_in_turn(2)
-def test_nan_padding_and_a_reset_after_divergence(cell, compiled_loops):
+@each_cell(2)
+def test_nan_at_masked_steps_and_reset_after_divergence(cell, compiled_loops):
     params, carry, xs, given = problem(cell, steps=T)
-    holes = np.where(np.asarray(given["mask"])[..., None], xs, np.nan)
-    got = everything(lambda *a: unroll(cell, *a, **given), params, carry, holes)
-    assert_same(got, plain_answer(cell, steps=T))
+    padded_xs = np.where(np.asarray(given["mask"])[..., None], xs, np.nan)
+    got = values_and_gradients(lambda *a: unroll(cell, *a, **given), params, carry, padded_xs)
+    assert_same(got, plain_reference(cell, steps=T))
     resets = np.zeros((T, B), bool)
     resets[2] = True
     carry = jax.tree.map(lambda a: np.full(a.shape, [[np.nan], [np.inf]]), carry)
-    got, want = jax.jit(lambda *a: [run(cell, *a, resets=resets) for run in (unroll, plain_unroll)])(params, carry, xs)
+    got, want = jax.jit(
+        lambda *a: [run(cell, *a, resets=resets) for run in (unroll, plain_unroll)]
+    )(params, carry, xs)
     assert_same(got, want)
     ys = np.asarray(got[1])
     assert np.all(np.isfinite(ys[2:])) and not np.all(np.isfinite(ys[:2]))
@@ -123,43 +158,49 @@ def vmapped_with_weights(cell, run, params, carry, xs):
     return jax.vmap(one, (0, 0, 1, 1, 1), (0, 1))(params, carry, xs, given["resets"], given["mask"])
 
 
-def two_of(params):
+def two_sets(params):
     return jax.tree.map(lambda a: np.stack([np.asarray(a), 1.5 * np.asarray(a)]), params)
 
 
-def answer_with_weights(cell, run):
+def result_with_weights(cell, run):
     params, carry, xs, _ = problem(cell, (2, B), T)
-    many = two_of(params)
-    return everything(functools.partial(vmapped_with_weights, cell, run), many, carry, xs)
+    many = two_sets(params)
+    return values_and_gradients(functools.partial(vmapped_with_weights, cell, run), many, carry, xs)
 
 
-plain_answer_with_weights = functools.cache(functools.partial(answer_with_weights, run=plain_unroll))
+plain_result_with_weights = functools.cache(
+    functools.partial(result_with_weights, run=plain_unroll)
+)
 
 
-@each_in_turn(0)
-def test_under_vmap_over_weights_it_is_the_scan(cell, compiled_loops):
-    assert_same(answer_with_weights(cell, unroll), plain_answer_with_weights(cell))
+@each_cell(0)
+def test_vmap_over_weights_uses_the_scan(cell, compiled_loops):
+    assert_same(result_with_weights(cell, unroll), plain_result_with_weights(cell))
     params, carry, xs, _ = problem(cell, (2, B), T)
-    many = two_of(params)
+    many = two_sets(params)
     grad = jax.grad(lambda *a: jnp.sum(vmapped_with_weights(cell, unroll, *a)[1]))
     assert "numba_cpu" not in jax.jit(grad).lower(many, carry, xs).as_text()
     alone = jax.grad(lambda *a: jnp.sum(unroll(cell, *a)[1]))
     assert (
         "numba_cpu"
-        in jax.jit(alone).lower(params, jax.tree.map(lambda a: np.asarray(a)[0], carry), np.asarray(xs)[:, 0]).as_text()
+        in jax.jit(alone)
+        .lower(params, jax.tree.map(lambda a: np.asarray(a)[0], carry), np.asarray(xs)[:, 0])
+        .as_text()
     )
 
 
 def vmapped_but_for_weights(cell, run):
-    """Programs of params, carry and xs: outputs with their gradients and gradients under vmap; and the latter alone."""
-    given = problem(cell, (5, 3, B), T)[3]  # of five, three and B lanes
+    """Return programs of (params, carry, xs): values and gradients under vmap; gradients only."""
+    given = problem(cell, (5, 3, B), T)[3]  # 5 x 3 x B batch rows
 
-    def one(params, carry, xs, resets):  # the mask is no example's own
+    def one(params, carry, xs, resets):  # the mask is shared by all examples
         return run(cell, params, carry, xs, resets=resets, mask=given["mask"][:, 0, 0])[1]
 
     def outputs(params, carry, xs):
         inner = jax.vmap(one, (None, 0, 1, 1), 1)
-        return jax.vmap(inner, (None, None, 1, 1), 2)(params, jax.tree.map(lambda a: a[0], carry), xs, given["resets"])
+        return jax.vmap(inner, (None, None, 1, 1), 2)(
+            params, jax.tree.map(lambda a: a[0], carry), xs, given["resets"]
+        )
 
     def gradients(params, carry, xs):
         entering = jax.tree.map(lambda a: a[0, 0], carry)
@@ -174,72 +215,91 @@ def plain_but_for_weights(cell):
     return vmapped_but_for_weights(cell, plain_unroll)[0](*problem(cell, (5, 3, B), T)[:3])
 
 
-@sets(("cell", "compiled_loops"), [IN_TURN[2]], [(ELMAN, "packed"), *IN_TURN[:2]])
+@sets(("cell", "compiled_loops"), [DEFAULT_PRODUCT[2]], [(ELMAN, "packed"), *DEFAULT_PRODUCT[:2]])
 def test_vmap_over_all_but_the_weights_adds_batch_rows(cell, compiled_loops):
     given = problem(cell, (5, 3, B), T)[:3]
     ours, gradients = vmapped_but_for_weights(cell, unroll)
     assert_same(ours(*given), plain_but_for_weights(cell))
     text = gradients.lower(*given).as_text()
-    assert text.count("stablehlo.custom_call @tbptt.backends.numba_cpu") == 2  # forward and back
+    assert (
+        text.count("stablehlo.custom_call @tbptt.backends.numba_cpu") == 2
+    )  # forward and backward
     assert f"tensor<{T}x5x{B}x{H}x" in text
 
 
-def change_of_steepness(cell, run):
+def second_derivative(cell, run):
     params, carry, xs, given = problem(cell, (B,), T)
 
-    def steepness(params):
+    def function_of_gradient(params):
         grad = jax.grad(lambda p: jnp.sum(jnp.sin(run(cell, p, carry, xs, **given)[1])))(params)
         return sum(jnp.sum(jnp.cos(leaf)) for leaf in jax.tree.leaves(grad))
 
-    return jax.jit(jax.grad(steepness))(params)
+    return jax.jit(jax.grad(function_of_gradient))(params)
 
 
-plain_change_of_steepness = functools.cache(functools.partial(change_of_steepness, run=plain_unroll))
+plain_second_derivative = functools.cache(functools.partial(second_derivative, run=plain_unroll))
 
 
-@each_in_turn(0)
-def test_the_gradient_has_a_gradient(cell, compiled_loops):
-    want = plain_change_of_steepness(cell)
-    assert_same(change_of_steepness(cell, unroll), want)
+@each_cell(0)
+def test_second_derivatives(cell, compiled_loops):
+    want = plain_second_derivative(cell)
+    assert_same(second_derivative(cell, unroll), want)
     assert min(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(want)) > 1e-4
 
 
-@pytest.mark.parametrize("make", [GRU, *(pytest.param(make, marks=exhaustive) for make in (Elman, LSTM))])
+@pytest.mark.parametrize(
+    "make", [GRU, *(pytest.param(make, marks=exhaustive) for make in (Elman, LSTM))]
+)
 def test_float32(make):
-    """Within 1e-5 of float64, which the scan is too: float32 has 6e-8."""
+    """Compare with float64 to 1e-5, as the scan satisfies."""
     params, carry, xs, given = problem(make(D, H), steps=T)
-    want = plain_answer(make(D, H), steps=T)
+    want = plain_reference(make(D, H), steps=T)
     single = jax.tree.map(lambda a: np.asarray(a, np.float32), (params, carry, xs))
     cell = make(D, H, dtype=jnp.float32)
-    got = everything(lambda *a: unroll(cell, *a, **given), *single)
+    got = values_and_gradients(lambda *a: unroll(cell, *a, **given), *single)
     assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {jnp.dtype(jnp.float32)}
     for a, b in zip(*(map(np.asarray, jax.tree.leaves(tree)) for tree in (got, want)), strict=True):
         assert np.max(np.abs(a - b)) <= 1e-5 * np.max(np.abs(b))
 
 
 @pytest.mark.parametrize("compiled_loops", ["plain"], indirect=True)
-def test_numbers_of_another_kind_are_refused(compiled_loops):
-    """Read as float32, float64 would be any number."""
+def test_mixed_dtypes_are_an_error(compiled_loops):
+    """A loop compiled for float32 would misread float64."""
     cell = LSTM(D, H, dtype=jnp.float32)
     params = cell_params(cell)
     xs, carry = np.ones((T, B, D)), zero_carry(cell, (B,))
-    with pytest.raises(ValueError, match="dtype"):  # at the door
+    with pytest.raises(ValueError, match="dtype"):  # checked by unroll
         jax.eval_shape(functools.partial(unroll, cell), params, carry, xs)
     loops = numba_backend(cell, cell.backprop, carry)
-    with pytest.raises(TypeError, match="params, carry and xs must be of one dtype; got float32, float64: convert them"):
-        jax.eval_shape(lambda p, c, xs: loops.forward(loops.prepare(p), c, c, Steps(xs), True), params, carry, xs)
+    with pytest.raises(
+        TypeError,
+        match="params, carry and xs must have one dtype; got float32, float64: convert them",
+    ):
+        jax.eval_shape(
+            lambda p, c, xs: loops.forward(loops.prepare(p), c, c, Steps(xs), True),
+            params,
+            carry,
+            xs,
+        )
 
 
-def _nothing(kind, packed, sources):
+def _nothing(dtype, packed, checksum):
     def does_nothing(address):
-        return 0 * sources
+        return 0 * checksum
 
     return does_nothing
 
 
 def test_threads_register_an_operation_once(monkeypatch):
     names = []
-    monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda name, *_, **__: time.sleep(0.05) or names.append(name))
+    monkeypatch.setattr(
+        jax.ffi,
+        "register_ffi_target",
+        lambda name, *_, **__: time.sleep(0.05) or names.append(name),
+    )
     with ThreadPoolExecutor(8) as pool:
         found = set(pool.map(lambda _: registered(_nothing, jnp.float32, False), range(8)))
-    assert found == set(names) == {"tests.backends.numba_cpu.test_loops.does_nothing.float32.plain"} and len(names) == 1
+    assert (
+        found == set(names) == {"tests.backends.numba_cpu.test_loops.does_nothing.float32.plain"}
+        and len(names) == 1
+    )

@@ -1,4 +1,4 @@
-"""What compiled loops compute with, alone: tanh, and the products by rows and by tiles, of any size."""
+"""tanh and matrix products of the compiled loops, for any size."""
 
 import functools
 
@@ -9,20 +9,22 @@ import pytest
 from tbptt.backends.numba_cpu.arithmetic import tanh
 from tbptt.backends.numba_cpu.gemm import COLUMNS, gemm, pack
 from tbptt.backends.numba_cpu.gemv import gemv, gemv_transposed
-from tests.support.compiled import callable_here
+from tests.support.compiled import python_callable
 
-by_rows, back_by_rows, by_tiles = map(callable_here, (gemv, gemv_transposed, gemm))
+py_gemv, py_gemv_transposed, py_gemm = map(python_callable, (gemv, gemv_transposed, gemm))
 
 
-@callable_here
+@python_callable
 def _tanh_of(xs, ys):
     for n in range(xs.size):
         ys[n] = tanh(xs[n])
 
 
 def test_tanh_in_float32():
-    """Its relative error is at most 4e-7, some three units in the last place, from 1e-30 to where it is 1."""
-    xs = np.concatenate([np.geomspace(1e-30, 1, 20_000), np.linspace(0, 12, 200_001)]).astype(np.float32)
+    """Check a relative error of at most 4e-7, about 3 units in the last place, for |x| >= 1e-30."""
+    xs = np.concatenate([np.geomspace(1e-30, 1, 20_000), np.linspace(0, 12, 200_001)]).astype(
+        np.float32
+    )
     xs = np.concatenate([xs, -xs])
     ys = np.empty_like(xs)
     _tanh_of(xs, ys)
@@ -31,34 +33,45 @@ def test_tanh_in_float32():
     assert np.max(np.abs(ys)) <= 1
     special, out = np.asarray([np.inf, -np.inf, np.nan, -0.0], np.float32), np.empty(4, np.float32)
     _tanh_of(special, out)
-    assert np.allclose(out[:2], [1, -1], atol=3e-7) and np.isnan(out[2]) and out[3] == 0 and np.signbit(out[3])
+    assert (
+        np.allclose(out[:2], [1, -1], atol=3e-7)
+        and np.isnan(out[2])
+        and out[3] == 0
+        and np.signbit(out[3])
+    )
 
 
 packed = jax.jit(pack)
 
 
-@pytest.mark.parametrize("dtype", [np.float64, pytest.param(np.float32, marks=pytest.mark.exhaustive)])
-@pytest.mark.parametrize(("lanes", "rows", "columns"), [(1, 4, 8), (2, 5, 3), (3, 7, 16), (4, 1, 1), (21, 9, 77)])
-def test_products(lanes, rows, columns, dtype):
+@pytest.mark.parametrize(
+    "dtype", [np.float64, pytest.param(np.float32, marks=pytest.mark.exhaustive)]
+)
+@pytest.mark.parametrize(
+    ("N", "K", "G"), [(1, 4, 8), (2, 5, 3), (3, 7, 16), (4, 1, 1), (21, 9, 77)]
+)
+def test_products(N, K, G, dtype):
     draw = np.random.default_rng(0).normal
-    a, h, w = (draw(size=s).astype(dtype) for s in ((lanes, columns), (lanes, rows), (rows, columns)))
-    there, back = np.full_like(a, np.nan), np.full_like(h, np.nan)
-    by_rows(there, h, w)
-    back_by_rows(back, a, w)
-    close = functools.partial(np.testing.assert_allclose, rtol=100 * np.finfo(dtype).eps, atol=100 * np.finfo(dtype).eps)
-    close(there, h @ w)
+    a, h, w = (draw(size=s).astype(dtype) for s in ((N, G), (N, K), (K, G)))
+    out, back = np.full_like(a, np.nan), np.full_like(h, np.nan)
+    py_gemv(out, h, w)
+    py_gemv_transposed(back, a, w)
+    close = functools.partial(
+        np.testing.assert_allclose, rtol=100 * np.finfo(dtype).eps, atol=100 * np.finfo(dtype).eps
+    )
+    close(out, h @ w)
     close(back, a @ w.T)
-    there, back = (np.full((lanes, size + -size % COLUMNS), np.nan, dtype) for size in (columns, rows))
-    by_tiles(there, h, np.asarray(packed(w)))
-    by_tiles(back, a, np.asarray(packed(w.T)))
-    close(there[:, :columns], h @ w)
-    close(back[:, :rows], a @ w.T)
-    assert not there[:, columns:].any() and not back[:, rows:].any()
+    out, back = (np.full((N, size + -size % COLUMNS), np.nan, dtype) for size in (G, K))
+    py_gemm(out, h, np.asarray(packed(w)))
+    py_gemm(back, a, np.asarray(packed(w.T)))
+    close(out[:, :G], h @ w)
+    close(back[:, :K], a @ w.T)
+    assert not out[:, G:].any() and not back[:, K:].any()
 
 
-@pytest.mark.parametrize("lanes", range(1, 19))
-def test_tiles_of_any_number_of_lanes(lanes):
+@pytest.mark.parametrize("N", range(1, 19))
+def test_gemm_with_any_number_of_rows(N):
     draw = np.random.default_rng(0).normal
-    h, w, out = draw(size=(lanes, 3)), draw(size=(3, COLUMNS)), np.full((lanes, COLUMNS), np.nan)
-    by_tiles(out, h, np.asarray(packed(w)))
+    h, w, out = draw(size=(N, 3)), draw(size=(3, COLUMNS)), np.full((N, COLUMNS), np.nan)
+    py_gemm(out, h, np.asarray(packed(w)))
     np.testing.assert_allclose(out, h @ w, rtol=1e-13, atol=1e-13)

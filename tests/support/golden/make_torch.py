@@ -1,9 +1,12 @@
-"""Writes torch_cells.npz: PyTorch's RNN, GRU and LSTM in float64, with weights, inputs, outputs and gradients.
+"""Writes torch_cells.npz: PyTorch's RNN, GRU and LSTM in float64, with weights, inputs, outputs
+and gradients.
 
-    python tests/support/golden/make_torch.py        # a second; needs torch (CPU), which the tests do not
+    python tests/support/golden/make_torch.py        # a second; needs torch (CPU), which the tests
+    do not
 
-Every name is `KIND_WHAT`, KIND one of rnn, gru, lstm. Weights and their gradients keep PyTorch's layout `[G, D]`, gate
-blocks in PyTorch's order, and names: w_ih, w_hh, b_ih, b_hh; a gradient is `KIND_grad_WHAT` of sum(ys * KIND_cotangent).
+Every name is `KIND_WHAT`, KIND one of rnn, gru, lstm. Weights and their gradients keep PyTorch's
+layout `[G, D]`, gate blocks in PyTorch's order, and names: w_ih, w_hh, b_ih, b_hh; a gradient is
+`KIND_grad_WHAT` of sum(ys * KIND_cotangent).
 """
 
 from pathlib import Path
@@ -12,7 +15,12 @@ import numpy as np
 import torch
 
 T, B, D, H = 6, 2, 3, 4
-FIELDS = {"w_ih": "weight_ih_l0", "w_hh": "weight_hh_l0", "b_ih": "bias_ih_l0", "b_hh": "bias_hh_l0"}
+FIELDS = {
+    "w_ih": "weight_ih_l0",
+    "w_hh": "weight_hh_l0",
+    "b_ih": "bias_ih_l0",
+    "b_hh": "bias_hh_l0",
+}
 
 
 def main() -> None:
@@ -23,7 +31,8 @@ def main() -> None:
         for weight in layer.parameters():
             weight.data = torch.from_numpy(rng.uniform(-1, 1, tuple(weight.shape)))
         states = {
-            s: torch.from_numpy(rng.normal(size=(1, B, H))).requires_grad_() for s in ("h", "c")[: 1 + (kind == "lstm")]
+            s: torch.from_numpy(rng.normal(size=(1, B, H))).requires_grad_()
+            for s in ("h", "c")[: 1 + (kind == "lstm")]
         }
         xs = torch.from_numpy(rng.normal(size=(T, B, D))).requires_grad_()
         cotangent = torch.from_numpy(rng.normal(size=(T, B, H)))

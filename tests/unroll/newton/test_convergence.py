@@ -1,4 +1,4 @@
-"""Whether Newton's unroll converged or fell back, it says so and is right; and what that took."""
+"""Convergence, fallback, reports and memory of the Newton unroll functions."""
 
 import functools
 
@@ -9,42 +9,58 @@ import pytest
 
 from tbptt.cells import GRU, DiagonalLinear, Elman
 from tbptt.unroll import unroll
-from tbptt.unroll.newton import flat, methods, newton_unroll_with_report, quasi_newton_unroll_with_report
-from tests.support.newton_runs import B, D, H, T, newton_first, rarely, solver
-from tests.support.problems import assert_same, functional, looped, plain_answer, problem, with_gradients
+from tbptt.unroll.newton import (
+    flat,
+    methods,
+    newton_unroll_with_report,
+    quasi_newton_unroll_with_report,
+)
+from tests.support.newton_runs import B, D, H, T, exhaustive, newton_first, solver
+from tests.support.problems import (
+    assert_same,
+    plain_reference,
+    problem,
+    reference_loop,
+    scalar_loss,
+    with_gradients,
+)
 
 
-def with_the_scan(engine, cell, **static):
-    """A compiled function of params, carry and xs: (what the engine gives, what unroll gives), without gradients."""
-    return jax.jit(lambda *given: (engine(cell, *given, **static), unroll(cell, *given)))
+def with_the_scan(unroll_fn, cell, **static):
+    """Return a compiled `(params, carry, xs) -> (result of unroll_fn, result of unroll)`."""
+    return jax.jit(lambda *given: (unroll_fn(cell, *given, **static), unroll(cell, *given)))
 
 
 @pytest.mark.parametrize(
-    ("engine", "steps"),
+    ("unroll_fn", "steps"),
     [
-        (newton_unroll_with_report, 1000),  # XLA's maximum over many numbers lets a NaN go by
+        (newton_unroll_with_report, 1000),  # XLA's maximum of many numbers can miss a NaN
         (quasi_newton_unroll_with_report, 20),
-        pytest.param(newton_unroll_with_report, 20, marks=rarely),
-        pytest.param(quasi_newton_unroll_with_report, 1000, marks=rarely),
+        pytest.param(newton_unroll_with_report, 20, marks=exhaustive),
+        pytest.param(quasi_newton_unroll_with_report, 1000, marks=exhaustive),
     ],
 )
-def test_nan_input_falls_back_and_says_so(engine, steps):
+def test_nan_input_falls_back_and_is_reported(unroll_fn, steps):
     cell = Elman(D, H)
     params, carry, xs, _ = problem(cell, steps=steps)
     xs = np.array(xs)
     xs[10, 0] = np.nan
-    (last, ys, report), want = with_the_scan(engine, cell)(params, carry, xs)
+    (last, ys, report), want = with_the_scan(unroll_fn, cell)(params, carry, xs)
     assert_same((last, ys), want, 1e-10)
     assert not bool(report.converged) and bool(report.fell_back) and np.isnan(report.residual)
     assert np.all(np.isfinite(np.asarray(ys)[:, 1]))  # the other batch row
 
 
-@pytest.mark.parametrize(("hidden", "lengths"), [(8, (20, 200)), pytest.param(16, (100, 1000), marks=rarely)])
-def test_few_iterations_whatever_the_length(hidden, lengths):
-    """Newton's own; with the diagonals alone they are more, and they get there."""
+@pytest.mark.parametrize(
+    ("hidden", "lengths"), [(8, (20, 200)), pytest.param(16, (100, 1000), marks=exhaustive)]
+)
+def test_few_iterations_for_any_length(hidden, lengths):
+    """Newton needs few iterations for any T; diagonal Jacobians need more, but converge."""
     cell, counts = Elman(D, hidden, gain=0.8), []
-    engines = (newton_unroll_with_report, quasi_newton_unroll_with_report)
-    run = jax.jit(lambda *given: ([engine(cell, *given) for engine in engines], unroll(cell, *given)))
+    unrolls = (newton_unroll_with_report, quasi_newton_unroll_with_report)
+    run = jax.jit(
+        lambda *given: ([unroll_fn(cell, *given) for unroll_fn in unrolls], unroll(cell, *given))
+    )
     for steps in lengths:
         results, want = run(*problem(cell, steps=steps)[:3])
         for last, ys, report in results:
@@ -57,11 +73,11 @@ def test_few_iterations_whatever_the_length(hidden, lengths):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("engine", [newton_unroll_with_report, quasi_newton_unroll_with_report])
-def test_the_gradient_over_many_steps_is_that_of_the_scan(engine):
+@pytest.mark.parametrize("unroll_fn", [newton_unroll_with_report, quasi_newton_unroll_with_report])
+def test_gradient_over_many_steps_equals_plain_unroll(unroll_fn):
     cell = GRU(D, 16)
-    got, report = solver(engine, cell)(*problem(cell, steps=1000)[:3])
-    assert_same(got, plain_answer(cell, steps=1000, use=""), 1e-10)
+    got, report = solver(unroll_fn, cell)(*problem(cell, steps=1000)[:3])
+    assert_same(got, plain_reference(cell, steps=1000, use=""), 1e-10)
     assert bool(report.converged)
 
 
@@ -77,11 +93,14 @@ def scanned(cell):
 
 
 @newton_first
-def test_chaos_falls_back_to_the_scan_gradient_included(engine):
+def test_chaos_falls_back_with_the_gradient_of_the_scan(unroll_fn):
     cell, params, carry, xs = chaos(60)
-    (want, want_grads), nudged = (scanned(cell)(params, carry._replace(h=carry.h + e), xs) for e in (0, 1e-12))
-    assert np.max(np.abs(np.asarray(nudged[0][1]) - np.asarray(want[1]))) > 1e-8  # chaos: 60 steps lose four digits
-    (out, grads), report = solver(engine, cell, max_iterations=16)(params, carry, xs)
+    (want, want_grads), perturbed = (
+        scanned(cell)(params, carry._replace(h=carry.h + e), xs) for e in (0, 1e-12)
+    )
+    # Chaos amplifies the perturbation by more than 1e4.
+    assert np.max(np.abs(np.asarray(perturbed[0][1]) - np.asarray(want[1]))) > 1e-8
+    (out, grads), report = solver(unroll_fn, cell, max_iterations=16)(params, carry, xs)
     assert not bool(report.converged) and bool(report.fell_back) and int(report.iterations) == 16
     assert float(report.residual) > 1e-3
     assert_same(out, want, 1e-10)
@@ -90,54 +109,59 @@ def test_chaos_falls_back_to_the_scan_gradient_included(engine):
     assert_same(scaled(grads), scaled(want_grads), 1e-10)
 
 
-def test_after_a_fallback_no_product_of_jacobians_reaches_the_gradient(monkeypatch):
-    """Such products may overflow even if the gradient does not; here they are NaN, and so the iteration fails."""
+def test_fallback_gradient_uses_no_product_of_jacobians(monkeypatch):
+    """Such products may overflow even if the gradient does not; here NaN replaces them."""
     cell = Elman(D, H)
     params, carry, xs, _ = problem(cell, steps=T)
-    monkeypatch.setattr(methods, "dense_recurrence", lambda jacobians, sources, start: sources * jnp.nan)
+    monkeypatch.setattr(
+        methods, "dense_recurrence", lambda jacobians, sources, start: sources * jnp.nan
+    )
     got, report = solver.__wrapped__(newton_unroll_with_report, cell)(params, carry, xs)
     assert bool(report.fell_back)
-    assert_same(got, looped(cell, params, carry, xs), 1e-10)
+    assert_same(got, reference_loop(cell, params, carry, xs), 1e-10)
 
 
 @pytest.mark.exhaustive
-def test_after_a_fallback_the_gradient_cannot_overflow():
-    """The products of 2,000 chaotic Jacobians do, in float32; a loss on the first steps needs none of them."""
+def test_fallback_gradient_does_not_overflow():
+    """Products of 2,000 chaotic Jacobians overflow in float32; this loss needs none of them."""
     cell = Elman(D, 32, gain=3.0, dtype=jnp.float32)
-    params, carry, xs = jax.tree.map(lambda a: jnp.asarray(np.asarray(a, np.float32)), chaos(2000)[1:])
+    params, carry, xs = jax.tree.map(
+        lambda a: jnp.asarray(np.asarray(a, np.float32)), chaos(2000)[1:]
+    )
 
-    def loss(params, engine):
-        return jnp.sum(engine(cell, params, carry, xs)[1][:5] ** 2)
+    def loss(params, unroll_fn):
+        return jnp.sum(unroll_fn(cell, params, carry, xs)[1][:5] ** 2)
 
     got, want = (
-        jax.jit(jax.grad(functools.partial(loss, engine=engine)))(params) for engine in (newton_unroll_with_report, unroll)
+        jax.jit(jax.grad(functools.partial(loss, unroll_fn=unroll_fn)))(params)
+        for unroll_fn in (newton_unroll_with_report, unroll)
     )
     assert_same(got, want, 1e-3)
     assert np.max(np.abs(want.w_h)) > 1
 
 
-@pytest.mark.exhaustive  # the first tier: test_vmapped_parameters_report_for_themselves
-@pytest.mark.parametrize("engine", [newton_unroll_with_report, quasi_newton_unroll_with_report])
-def test_what_says_it_converged_is_right(engine):
-    """From contractive to chaotic: whatever the report says, it is the scan's result."""
-    run, said = with_the_scan(engine, chaos(1)[0], max_iterations=40), []
+@pytest.mark.exhaustive  # essential tier: test_vmapped_parameters_have_separate_reports
+@pytest.mark.parametrize("unroll_fn", [newton_unroll_with_report, quasi_newton_unroll_with_report])
+def test_every_result_equals_unroll(unroll_fn):
+    """From contractive to chaotic dynamics, the result equals that of the scan."""
+    run, converged = with_the_scan(unroll_fn, chaos(1)[0], max_iterations=40), []
     gains = (0.1, 0.3, 1.0, 2.0, 3.0, 4.0)
     for gain in gains:
         for seed in range(3):
             (last, ys, report), want = run(*chaos(100, gain, seed)[1:])
             assert_same((last, ys), want, 1e-9)
-            said.append(bool(report.converged))
-    assert 3 <= sum(said) <= 15
+            converged.append(bool(report.converged))
+    assert 3 <= sum(converged) <= 15
 
 
-@pytest.mark.exhaustive  # the first tier: with damping 1, in test_damping_shrinks_the_jacobian
-@pytest.mark.parametrize("engine", [newton_unroll_with_report, quasi_newton_unroll_with_report])
-def test_enough_iterations_solve_anything(engine):
-    """k iterations make the first k steps exact, chaos or not."""
+@pytest.mark.exhaustive  # essential tier: test_damping_shrinks_the_jacobian
+@pytest.mark.parametrize("unroll_fn", [newton_unroll_with_report, quasi_newton_unroll_with_report])
+def test_T_iterations_always_converge(unroll_fn):
+    """After k iterations the first k steps are exact, for chaotic dynamics too."""
     cell, params, carry, xs = chaos(20)
-    got, report = solver(engine, cell, max_iterations=30)(params, carry, xs)
+    got, report = solver(unroll_fn, cell, max_iterations=30)(params, carry, xs)
     assert bool(report.converged) and int(report.iterations) <= 22
-    assert_same(got, looped(cell, params, carry, xs), 1e-8)
+    assert_same(got, reference_loop(cell, params, carry, xs), 1e-8)
 
 
 def test_damping_shrinks_the_jacobian():
@@ -148,25 +172,38 @@ def test_damping_shrinks_the_jacobian():
     @jax.jit
     @functools.partial(jax.grad, argnums=(0, 1, 2), has_aux=True)
     def run(params, carry, xs):
-        results = [quasi_newton_unroll_with_report(cell, params, carry, xs, damping=damping) for damping in dampings]
-        return functional(results[1][:2]), results
+        results = [
+            quasi_newton_unroll_with_report(cell, params, carry, xs, damping=damping)
+            for damping in dampings
+        ]
+        return scalar_loss(results[1][:2]), results
 
     grads, results = run(params, carry, xs)
-    want, want_grads = looped(cell, params, carry, xs)
+    want, want_grads = reference_loop(cell, params, carry, xs)
     assert_same(grads, want_grads, 1e-10)
     for last, ys, report in results:
         assert bool(report.converged)
         assert_same((last, ys), want, 1e-10)
     counts = [int(report.iterations) for _, _, report in results]
-    assert counts[0] == 2 < counts[1] < counts[2] <= steps + 1  # Newton for a linear cell; Jacobi: one step an iteration
+    # Newton for a linear cell; Jacobi: one step per iteration.
+    assert counts[0] == 2 < counts[1] < counts[2] <= steps + 1
 
 
 @newton_first
-def test_tolerance_is_kept(engine):
+def test_tolerance_is_met(unroll_fn):
     cell = Elman(D, 16, gain=0.8)
     given = problem(cell, steps=100)[:3]
-    options = [{"tolerance": 1e-2}, {"tolerance": None}, {"tolerance": 1e-300, "max_iterations": 20}]
-    run = jax.jit(lambda *given: ([engine(cell, *given, **option) for option in options], unroll(cell, *given)))
+    options = [
+        {"tolerance": 1e-2},
+        {"tolerance": None},
+        {"tolerance": 1e-300, "max_iterations": 20},
+    ]
+    run = jax.jit(
+        lambda *given: (
+            [unroll_fn(cell, *given, **option) for option in options],
+            unroll(cell, *given),
+        )
+    )
     ((_, _, loose), (_, _, tight), (last, ys, hopeless)), want = run(*given)
     assert bool(loose.converged) and int(loose.iterations) < int(tight.iterations)
     assert float(tight.residual) < 1e-14 and float(loose.residual) <= 2e-2
@@ -175,57 +212,75 @@ def test_tolerance_is_kept(engine):
 
 
 @newton_first
-def test_vmapped_parameters_report_for_themselves(engine):
+def test_vmapped_parameters_have_separate_reports(unroll_fn):
     cell, params, carry, xs = chaos(40)
-    params = jax.tree.map(lambda p: np.stack([0.05 * np.asarray(p), p]), params)  # one contracts, one does not
-    run = jax.vmap(lambda p: (engine(cell, p, carry, xs, max_iterations=25), unroll(cell, p, carry, xs)))
+    # One contracts, one does not.
+    params = jax.tree.map(lambda p: np.stack([0.05 * np.asarray(p), p]), params)
+    run = jax.vmap(
+        lambda p: (unroll_fn(cell, p, carry, xs, max_iterations=25), unroll(cell, p, carry, xs))
+    )
     (last, ys, report), want = jax.jit(run)(params)
     assert_same((last, ys), want, 1e-8)
     assert report.converged.tolist() == [True, False] and report.fell_back.tolist() == [False, True]
 
 
-def test_newton_does_not_go_back_step_by_step(monkeypatch):
-    """Where it converged, the adjoint in order is not run: its results would be NaN here."""
+def test_newton_gradient_is_not_sequential(monkeypatch):
+    """After convergence the sequential adjoint, here replaced by NaN, is not used."""
     cell = Elman(D, H)
     given = problem(cell, steps=T)[:3]
-    monkeypatch.setattr(flat, "tangents_in_order", lambda cell, problem, before, start, sources: sources * jnp.nan)
+    monkeypatch.setattr(
+        flat, "sequential_tangents", lambda cell, problem, before, start, sources: sources * jnp.nan
+    )
     got, _ = solver.__wrapped__(newton_unroll_with_report, cell)(*given)
-    assert_same(got, looped(cell, *given), 1e-10)
+    assert_same(got, reference_loop(cell, *given), 1e-10)
     got, _ = solver.__wrapped__(quasi_newton_unroll_with_report, cell)(*given)
-    assert not np.all(np.isfinite(got[1][2]))  # the patch bites
+    assert not np.all(np.isfinite(got[1][2]))  # the patch has an effect
 
 
 STEPS, HIDDEN = 128, 128
-SQUARES = STEPS * B * HIDDEN * HIDDEN  # numbers of all Jacobians
+SQUARES = STEPS * B * HIDDEN * HIDDEN  # entries of all Jacobians
 
 
-def gradient_of_a_wide_layer(engine):
-    """(the compiled gradient with regard to all it is given, shapes of what it is given)."""
+def gradient_of_a_wide_layer(unroll_fn):
+    """Return `(the compiled gradient, the shapes of its arguments)`."""
     cell = GRU(D, HIDDEN)
-    params, carry = jax.eval_shape(cell.init, jax.random.key(0)), jax.eval_shape(lambda: cell.initial_carry((B,)))
+    params = jax.eval_shape(cell.init, jax.random.key(0))
+    carry = jax.eval_shape(lambda: cell.initial_carry((B,)))
     xs = jax.ShapeDtypeStruct((STEPS, B, D), float)
-    return jax.jit(jax.grad(lambda *given: jnp.sum(engine(cell, *given)[1]))), (params, carry, xs)
+    return jax.jit(jax.grad(lambda *given: jnp.sum(unroll_fn(cell, *given)[1]))), (
+        params,
+        carry,
+        xs,
+    )
 
 
 def largest_array(jaxpr):
     largest = 0
     for equation in jaxpr.eqns:
         largest = max([largest, *(variable.aval.size for variable in equation.outvars)])
-        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: hasattr(v, "jaxpr")):
+        for value in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda v: hasattr(v, "jaxpr")
+        ):
             inner = getattr(value, "jaxpr", value)
             largest = max(largest, largest_array(inner)) if hasattr(inner, "eqns") else largest
     return largest
 
 
-def test_the_diagonal_makes_no_square_of_the_carry():
-    grads = [gradient_of_a_wide_layer(engine) for engine in (newton_unroll_with_report, quasi_newton_unroll_with_report)]
+def test_diagonal_program_has_no_array_of_jacobians():
+    grads = [
+        gradient_of_a_wide_layer(unroll_fn)
+        for unroll_fn in (newton_unroll_with_report, quasi_newton_unroll_with_report)
+    ]
     full, diagonal = (largest_array(grad.trace(*given).jaxpr.jaxpr) for grad, given in grads)
     assert diagonal < SQUARES / 20 and full >= SQUARES, (diagonal, full, SQUARES)
 
 
 @pytest.mark.exhaustive
-def test_the_diagonal_needs_no_square_of_the_carry():
-    grads = [gradient_of_a_wide_layer(engine) for engine in (newton_unroll_with_report, quasi_newton_unroll_with_report)]
+def test_diagonal_memory_is_not_quadratic():
+    grads = [
+        gradient_of_a_wide_layer(unroll_fn)
+        for unroll_fn in (newton_unroll_with_report, quasi_newton_unroll_with_report)
+    ]
     memory = (grad.lower(*given).compile().memory_analysis() for grad, given in grads)
     full, diagonal = (one.temp_size_in_bytes for one in memory)
     assert diagonal < 8 * SQUARES / 2 and full > 8 * SQUARES, (diagonal, full, SQUARES)

@@ -1,4 +1,4 @@
-"""What the numba backend runs, and what it refuses with an error that names the remedy."""
+"""Cells that the numba backend supports, and its errors."""
 
 import importlib
 import importlib.util
@@ -11,6 +11,7 @@ import pytest
 from tbptt.backends import numba_cpu
 from tbptt.backends.numba_cpu import numba_backend
 from tbptt.cells import GRU, LSTM, Elman, MinGRU, Stack
+from tbptt.unroll import CarriesOnly
 from tbptt.unroll.autodiff_vjp import cell_vjp_of
 from tests.support.sequences import cell_params, zero_carry
 
@@ -18,12 +19,19 @@ D, H = 3, 6
 
 
 def backend_of(cell, batch_shape=()):
-    return numba_backend(cell, cell_vjp_of(cell), jax.eval_shape(lambda: cell.initial_carry(batch_shape)))
+    return numba_backend(
+        cell, cell_vjp_of(cell), jax.eval_shape(lambda: cell.initial_carry(batch_shape))
+    )
 
 
 def test_weights_are_packed_for_several_batch_rows():
     for cell in (Elman(D, H), GRU(D, H), LSTM(D, H, dtype=jnp.float32)):
-        assert [backend_of(cell, shape).packed for shape in ((), (1,), (2,), (2, 3))] == [False, False, True, True]
+        assert [backend_of(cell, shape).packed for shape in ((), (1,), (2,), (2, 3))] == [
+            False,
+            False,
+            True,
+            True,
+        ]
 
 
 @pytest.mark.parametrize(
@@ -35,35 +43,33 @@ def test_weights_are_packed_for_several_batch_rows():
         Elman(D, H, activation=jnp.sin),
     ],
 )
-def test_other_cells_are_refused(cell):
-    with pytest.raises(TypeError, match=r"numba_cpu.unroll has compiled loops for Elman .*got .*Use tbptt.unroll"):
+def test_unsupported_cells_are_an_error(cell):
+    with pytest.raises(
+        TypeError, match=r"numba_cpu.unroll has compiled loops for Elman .*got .*Use tbptt.unroll"
+    ):
         backend_of(cell)
 
 
-def test_a_derived_backward_pass_is_refused():
-    derived = type("Derived", (type(LSTM(1, 1).backprop),), {})  # it may compute anything
+def test_derived_backward_pass_is_an_error():
+    derived = type("Derived", (type(LSTM(1, 1).backprop),), {})  # it may compute something else
     with pytest.raises(TypeError, match="not for classes derived from"):
         numba_backend(LSTM(D, H), derived(None), jax.eval_shape(LSTM(D, H).initial_carry))
 
 
-def test_a_layer_that_it_does_not_serve_is_named():
+def test_unsupported_layer_is_named():
     cell = Stack((LSTM(D, 5), MinGRU(5, H)))
     xs, carry = jnp.ones((4, 2, D)), zero_carry(cell, (2,))
     with pytest.raises(TypeError, match="got .*MinGRU"):
-        numba_cpu.unroll(cell, cell_params(cell), carry, xs, remat=numba_cpu_carries_only())
-
-
-def numba_cpu_carries_only():
-    from tbptt.unroll import CarriesOnly
-
-    return CarriesOnly()
+        numba_cpu.unroll(cell, cell_params(cell), carry, xs, remat=CarriesOnly())
 
 
 @pytest.mark.parametrize("kind", [ImportError, OSError])
-def test_numba_that_is_missing_or_broken_is_an_error(kind, monkeypatch):
+def test_missing_or_broken_numba_is_an_error(kind, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(importlib.util, "find_spec", lambda name: None)
-        with pytest.raises(ImportError, match=r"needs numba, which is not installed.*pip install -U 'tbptt\[cpu\]'"):
+        with pytest.raises(
+            ImportError, match=r"needs numba, which is not installed.*pip install -U 'tbptt\[cpu\]'"
+        ):
             backend_of(LSTM(D, H))
     with monkeypatch.context() as patch:
         patch.setattr(numba.config, "DISABLE_JIT", 1)
