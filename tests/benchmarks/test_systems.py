@@ -147,9 +147,8 @@ def test_a_system_that_is_not_installed_is_reported(monkeypatch):
 
     monkeypatch.setattr(peers, "Worker", Absent)
     monkeypatch.setattr(peers, "CASES", ())
-    flags = type(
-        "Flags", (), {"cases": None, "quick": False, "repeats": None, "systems": ["haiku"]}
-    )
+    given = {"cases": None, "quick": False, "repeats": None, "compiles": None}
+    flags = type("Flags", (), {**given, "systems": ["haiku"]})
     summary = peers.measure(flags)
     wanted = {
         "case": None,
