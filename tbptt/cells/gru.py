@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.nn import sigmoid
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -163,7 +162,9 @@ class GRUVJP:
 
     def prepare(self, params: GRUParams) -> GRUWeights:
         # As in LSTMVJP.
-        half = np.repeat(np.asarray([0.5, 0.5, 1.0], params.b.dtype), params.w_h.shape[0])
+        H, dtype = params.w_h.shape[0], params.b.dtype
+        # Not a constant array: `jax.lax.cond` under `jax.vmap` would batch it.
+        half = jnp.where(jnp.arange(3 * H) < 2 * H, jnp.asarray(0.5, dtype), jnp.asarray(1, dtype))
         return GRUWeights(
             params.w_x * half, params.w_h * half, params.b * half, params.b_n, params.w_h.T
         )

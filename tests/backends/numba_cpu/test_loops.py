@@ -26,6 +26,7 @@ from tests.support.sequences import cell_params, zero_carry
 D, H, B, T = 3, 6, 2, 14
 ELMAN, GRUS, LSTMS = Elman(D, H), GRU(D, H), LSTM(D, H)
 exhaustive = pytest.mark.exhaustive
+RUNS = unroll, plain_unroll
 # Compiling a loop takes seconds: in the essential tier each cell has one product, the one given
 # here, and one dtype: float64, or float32 for the GRU, see test_float32.
 DEFAULT_PRODUCT = [(ELMAN, "plain"), (GRUS, "packed"), (LSTMS, "packed")]
@@ -187,6 +188,26 @@ def test_vmap_over_weights_uses_the_scan(cell, compiled_loops):
         .lower(params, jax.tree.map(lambda a: np.asarray(a)[0], carry), np.asarray(xs)[:, 0])
         .as_text()
     )
+
+
+@each_cell(1)
+def test_vmap_over_weights_inside_a_cond(cell, compiled_loops):
+    """A batched predicate makes every operand of the branches batched, constants included."""
+    params, carry, xs, _ = problem(cell, (2, B), T)
+    first_carry, first_xs = jax.tree.map(lambda a: np.asarray(a)[0], carry), np.asarray(xs)[:, 0]
+
+    def gradient(run, params, runs):
+        def loss(params):
+            ys = run(cell, params, first_carry, first_xs)[1]
+            return jnp.sum(jnp.sin(ys))
+
+        return jax.lax.cond(runs, jax.grad(loss), lambda params: params, params)
+
+    @jax.jit
+    def both_gradients(params, runs):
+        return [jax.vmap(functools.partial(gradient, run))(params, runs) for run in RUNS]
+
+    assert_same(*both_gradients(two_sets(params), np.array([True, False])))
 
 
 def vmapped_but_for_weights(cell, run):
