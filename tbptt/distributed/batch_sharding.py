@@ -163,7 +163,8 @@ def make_sharded_step(
         out_shardings=(shardings, replicated),
         donate_argnums=0,
     )
-    if mesh.size == 1 or np.ravel(mesh.devices)[0].platform != "cpu":
+    platforms = {device.platform for device in batch.device_set}
+    if mesh.size == 1 or platforms != {"cpu"}:
         return run
     return _blocking(run)
 
