@@ -1,15 +1,15 @@
 """Train a recurrent network on your own data, by full or truncated BPTT or another estimator.
 
-    python -m experiments.train --data my.csv --target price --horizon 10 python -m
-    experiments.train --data walk.csv run.csv sit.csv --task classify --target activity --group
-    person python -m experiments.train --data book.txt --task characters --k1 100 --minutes 10
+    python -m experiments.train --data my.csv --target price --horizon 10
+    python -m experiments.train --data a.csv b.csv --task classify --target activity --group person
+    python -m experiments.train --data book.txt --task characters --k1 100 --minutes 10
     python -m experiments.train --resume runs/train/2026-11-25_10-00-00
 
 The rows of the data are steps of equal length in time. The end of the data is held out: the last
 tenth is the test part, and the tenth before it is the validation part, which selects the best
 checkpoint. The folder of the run contains config.json, metrics.jsonl and checkpoints/, and at the
-end predictions.csv, summary.json and report.html. The last line of stdout is the summary. `python
--m experiments.predict` predicts with the result.
+end predictions.csv, summary.json and report.html. The last line of stdout is the summary.
+`python -m experiments.predict` predicts with the result.
 
 Ctrl-C and SIGTERM finish the current update, write a checkpoint, print the command that resumes the
 run, and exit with status 130 and 143. A resumed run ends with the same parameters, bit for bit, as
@@ -122,7 +122,7 @@ class Config:
     seed: int = 0
     """seed of parameters and sampling"""
     tensorboard: bool = False
-    """also write TensorBoard event files (extra: tensorboard)"""
+    """also write TensorBoard event files (needs tensorboardX)"""
     resume: Path | None = None
     """folder of a run to resume with its own flags; only duration, frequencies and devices may be
     changed"""
@@ -206,9 +206,7 @@ def run(parse: Any) -> int:
         try:
             config = run_config.settings(parse, Config)
             if config.devices > 1:  # splits the CPU; has no effect on other platforms
-                with contextlib.suppress(
-                    RuntimeError
-                ):  # the caller of this function has initialised jax before
+                with contextlib.suppress(RuntimeError):  # the caller has initialised jax before
                     split_cpu(-(-config.devices // (config.processes or 1)))
             join(config)
             summary = main(config, stop)

@@ -191,6 +191,25 @@ def check_max_norm(name: str, max_norm: Any) -> None:
         )
 
 
+def sum_dtype(dtype: DTypeLike) -> DTypeLike:
+    """Return the dtype in which numbers are summed: at least float32; JAX's float for integers."""
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        return jnp.result_type(float)
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def zeros_for_sums(tree: Any) -> Any:
+    """Return zeros like a tree, in the dtype in which its leaves are summed."""
+    return jax.tree.map(
+        lambda leaf: jnp.zeros_like(leaf, dtype=sum_dtype(jnp.result_type(leaf))), tree
+    )
+
+
+def cast_like(tree: Any, like: Any) -> Any:
+    """Cast every leaf to the dtype of the corresponding leaf of `like`."""
+    return jax.tree.map(lambda leaf, to: leaf.astype(jnp.result_type(to)), tree, like)
+
+
 def select(condition: Bool[Array, "*batch"], chosen: Any, other: Any) -> Any:
     """Select between two trees with leaves `[*batch, ...]`.
 

@@ -1,5 +1,6 @@
 """Training steps: one jitted update per chunk, or one compiled program for an epoch of chunks."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -81,7 +82,8 @@ def init_state(
     params, carry, key = jax.tree.map(jnp.copy, (params, carry, key))
     return TrainState(
         params=params,
-        opt_state=optimizer.init(params),
+        # Copied: some optimizers keep params in their state, and a buffer can be donated only once.
+        opt_state=jax.tree.map(_copied, optimizer.init(params)),
         memory=estimator.init(params, carry, batch),
         step=jnp.zeros((), jnp.int32),
         key=key,
@@ -190,17 +192,40 @@ def make_train_epoch(
     return jax.jit(epoch, donate_argnums=0)
 
 
+def _copied(leaf: Any) -> Any:
+    return jnp.copy(leaf) if isinstance(leaf, jax.Array) else leaf
+
+
+def _any_clipped(opt_state: Any) -> Bool[Array, ""] | None:
+    """Return whether any clipping of the optimizer clipped; None if none reports it."""
+    reports = [value for _, value in optax.tree_utils.tree_get_all_with_path(opt_state, "clipped")]
+    return functools.reduce(jnp.logical_or, reports) if reports else None
+
+
 def _make_update(estimator: Estimator, optimizer: optax.GradientTransformation) -> TrainStep:
+    optimizer = optax.with_extra_args_support(optimizer)  # some need the loss or the loss function
+
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         estimate_key, next_key = (None, None) if state.key is None else jax.random.split(state.key)
         gradient = estimator.estimate(state.params, state.memory, batch, estimate_key)
-        updates, opt_state = optimizer.update(gradient.grads, state.opt_state, state.params)
+
+        def value_fn(params: Params) -> Float[Array, ""]:
+            return estimator.estimate(params, state.memory, batch, estimate_key).loss
+
+        updates, opt_state = optimizer.update(
+            gradient.grads,
+            state.opt_state,
+            state.params,
+            value=gradient.loss,
+            grad=gradient.grads,
+            value_fn=value_fn,
+        )
         params = optax.apply_updates(state.params, updates)
         grad_norm = global_norm(gradient.grads)
         metrics = Metrics(
             loss=gradient.loss,
             grad_norm=grad_norm,
-            clipped=optax.tree_utils.tree_get(opt_state, "clipped", default=None),
+            clipped=_any_clipped(opt_state),
             # The norm is inf or NaN exactly where an entry is: no second pass over the gradient.
             non_finite=~(jnp.isfinite(gradient.loss) & jnp.isfinite(grad_norm)),
             info=gradient.info,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from tbptt.numerics import sum_dtype, zero_where_masked
 from tbptt.types import Batch
 
 Tree = TypeVar("Tree")
@@ -160,14 +161,28 @@ def step_shape(batch: Batch) -> tuple[int, ...]:
     return inputs if symbols else inputs[:-1]
 
 
+def without_masked_values(batch: Any) -> Any:
+    """Return a `Batch` with 0 in inputs and targets at masked steps; any other pytree as it is.
+
+    For steps that are stored: NaN padding would set off `jax_debug_nans` though it has no effect.
+    """
+    if not isinstance(batch, Batch) or batch.mask is None:
+        return batch
+    inputs, targets = zero_where_masked((batch.inputs, batch.targets), batch.mask)
+    return batch._replace(inputs=inputs, targets=targets)
+
+
 def total_weight(batch: Batch) -> Float[Array, ""]:
-    """Return the sum of the weights of the steps that exist, the divisor of a loss sum."""
+    """Return the sum of the weights of the steps that exist, the divisor of a loss sum.
+
+    The sum is computed in float32 at least: float16 would overflow at 65,504, and a division in the
+    dtype of integer weights would round the scale of the gradient to 0.
+    """
     shape = step_shape(batch)
-    dtype = jnp.result_type(float) if batch.weights is None else jnp.result_type(batch.weights)
-    weights = jnp.ones(shape, dtype) if batch.weights is None else jnp.asarray(batch.weights)
+    weights = jnp.ones(shape) if batch.weights is None else jnp.asarray(batch.weights)
     if batch.mask is not None:
         weights = jnp.where(batch.mask, weights, 0)
-    return jnp.sum(weights)
+    return jnp.sum(weights, dtype=sum_dtype(weights.dtype))
 
 
 def mean(total: Float[Array, "*n"], weight: Float[Array, "*n"]) -> Float[Array, "*n"]:
@@ -180,4 +195,9 @@ def means(
 ) -> tuple[Float[Array, ""], Any]:
     """Divide the sums of a loss and of its gradient by the total weight."""
     scale = mean(jnp.ones_like(weight), weight)
-    return mean(loss_sum, weight), jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
+
+    def scaled(g: Array) -> Array:
+        wide = sum_dtype(g.dtype)
+        return (g.astype(wide) * scale.astype(wide)).astype(g.dtype)
+
+    return mean(loss_sum, weight), jax.tree.map(scaled, grads)

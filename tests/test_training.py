@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+import tbptt
 from tbptt.cells import GRU
 from tbptt.estimators import full_bptt, truncated_bptt
 from tbptt.losses.sequence import sequence_loss, squared_error
@@ -303,3 +304,54 @@ def test_non_finite_checks_loss_and_gradient():
         batch = Batch(np.array([[loss, 0.0], [1.0, entry]]), np.zeros((2, 1)))
         _, metrics = step(start(given, optimizer, params, carry, batch), batch)
         assert bool(metrics.non_finite) is expected
+
+
+def short_run(optimizer, updates=3):
+    """The metrics of a few updates of a small network with an optimizer."""
+    cell, readout = tbptt.GRU(2, 3), nn.Dense(1, param_dtype=float)
+    params = tbptt.init_params(jax.random.key(0), cell, readout)
+    draw = np.random.default_rng(0).normal
+    batch = tbptt.Batch(draw(size=(4, 2, 2)), draw(size=(4, 2, 1)))
+    loss_fn = tbptt.sequence_loss(cell, readout, tbptt.squared_error)
+    estimator = tbptt.full_bptt(loss_fn)
+    carry = cell.initial_carry((2,))
+    state = tbptt.init_state(estimator, optimizer, params, carry, batch)
+    step, metrics = tbptt.make_train_step(estimator, optimizer), []
+    for _ in range(updates):
+        state, seen = step(tbptt.rewind(estimator, state, carry, batch), batch)
+        metrics.append(seen)
+    return metrics
+
+
+def test_two_clippings_in_a_chain_are_both_reported():
+    with_stats = tbptt.optim.with_clip_stats
+    for first, second, clipped in ((1e-3, 1e9, True), (1e9, 1e-9, True), (1e9, 1e9, False)):
+        chain = optax.chain(
+            with_stats(optax.clip_by_global_norm(first)),
+            with_stats(optax.clip(second)),
+            optax.sgd(0.1),
+        )
+        (metrics,) = short_run(chain, updates=1)
+        assert bool(metrics.clipped) is clipped
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: optax.contrib.prodigy(1.0),
+        lambda: optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau()),
+        lambda: optax.polyak_sgd(),
+        pytest.param(lambda: optax.contrib.dog(), marks=pytest.mark.exhaustive),
+        pytest.param(lambda: optax.contrib.dowg(), marks=pytest.mark.exhaustive),
+        pytest.param(lambda: optax.contrib.cocob(), marks=pytest.mark.exhaustive),
+        pytest.param(lambda: optax.contrib.momo(), marks=pytest.mark.exhaustive),
+        pytest.param(lambda: optax.contrib.momo_adam(), marks=pytest.mark.exhaustive),
+        pytest.param(lambda: optax.lbfgs(), marks=pytest.mark.exhaustive),
+    ],
+    ids=["prodigy", "reduce_on_plateau", "polyak_sgd", "dog", "dowg", "cocob", "momo"]
+    + ["momo_adam", "lbfgs"],
+)
+def test_optimizers_that_store_params_or_need_the_loss_train(make):
+    """They keep params in their state, which is donated, or take the value of the loss."""
+    losses = [float(metrics.loss) for metrics in short_run(make())]
+    assert np.all(np.isfinite(losses)) and losses[-1] <= losses[0]

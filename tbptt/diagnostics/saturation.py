@@ -11,8 +11,8 @@ from jaxtyping import Array, Bool, Float
 from tbptt.cells import GRU, LSTM, DiagonalLinear, Elman, GRUResetBefore, Stack
 from tbptt.cells.clipped import ClippedCell
 from tbptt.cells.recorded import Recorded
-from tbptt.types import Carry, Cell, Params
-from tbptt.unroll import unroll
+from tbptt.types import Carry, Cell, Params, UnrollFn
+from tbptt.unroll import unroll as default_unroll
 
 
 class Gate(NamedTuple):
@@ -97,6 +97,7 @@ def saturation(
     resets: Bool[Array, "T *batch"] | None = None,
     mask: Bool[Array, "T *batch"] | None = None,
     flat: float = 0.05,
+    unroll: UnrollFn = default_unroll,
 ) -> dict[str, GateSaturation]:
     """Measure the saturation of every gate of a cell over a sequence.
 
@@ -113,6 +114,7 @@ def saturation(
       xs: `[T, *batch, D]`.
       resets, mask: as in `unroll`; masked steps do not count.
       flat: fraction of the steepest slope.
+      unroll: the unroll function, static; it runs a wrapped cell, so one for any cell.
 
     Returns:
       `{gate name: GateSaturation}`, names as in `gates`.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from tbptt.numerics import cast_like, sum_dtype, zeros_for_sums
 from tbptt.types import Batch, Carry, Gradient, LossFn, Memory, Params, PRNGKey
 from tbptt.windows import length, mean, means, total_weight
 
@@ -31,7 +32,7 @@ class Sums(NamedTuple):
     """Sums over n windows, before the division by the weight.
 
     losses, weights: `[n]`, the weighted loss sum and the total weight of each window
-    grads:           the sum of the gradients of all windows, a pytree like params
+    grads:           the sum of the gradients of all windows, like params but in float32 at least
     """
 
     losses: Float[Array, " n"]
@@ -53,22 +54,27 @@ def accumulate(
         memory, grads = state
         loss_sum, window_grads, memory = window_fn(params, memory, window)
         grads = jax.tree.map(jnp.add, grads, window_grads)
-        return (memory, grads), (loss_sum, total_weight(window))
+        return (memory, grads), (_wide(loss_sum), total_weight(window))
 
     if length(windows) == 1:  # one step of online training needs no loop
         window = jax.tree.map(lambda a: a[0], windows)
         loss_sum, grads, memory = window_fn(params, memory, window)
-        return memory, Sums(loss_sum[None], total_weight(window)[None], grads)
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    (memory, grads), (losses, weights) = jax.lax.scan(body, (memory, zeros), windows)
+        return memory, Sums(_wide(loss_sum)[None], total_weight(window)[None], grads)
+    (memory, grads), (losses, weights) = jax.lax.scan(
+        body, (memory, zeros_for_sums(params)), windows
+    )
     return memory, Sums(losses, weights, grads)
 
 
-def weighted_mean(memory: Memory, sums: Sums) -> Gradient:
-    """Return the gradient of the mean loss: the sums divided by the total weight."""
+def _wide(loss_sum: Array) -> Array:
+    return loss_sum.astype(sum_dtype(loss_sum.dtype))
+
+
+def weighted_mean(params: Params, memory: Memory, sums: Sums) -> Gradient:
+    """Return the gradient of the mean loss, in the dtypes of params: the sums over the weight."""
     loss, grads = means(jnp.sum(sums.losses), sums.grads, jnp.sum(sums.weights))
     info = WindowInfo(mean(sums.losses, sums.weights), sums.weights)
-    return Gradient(loss, grads, memory, info)
+    return Gradient(loss, cast_like(grads, params), memory, info)
 
 
 def name_of(loss_fn: LossFn) -> str:

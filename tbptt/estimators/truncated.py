@@ -12,7 +12,7 @@ from jaxtyping import Array, Int
 from tbptt.estimators._accumulate import Sums, accumulate, checked_loss, weighted_mean
 from tbptt.estimators.window_batch import disjoint_batch, overlapping_batch
 from tbptt.types import Batch, Carry, Estimator, Gradient, LossFn, Memory, Params, PRNGKey
-from tbptt.windows import check_window, length, split, split_windows
+from tbptt.windows import check_window, length, split, split_windows, without_masked_values
 
 
 def truncated_bptt(loss_fn: LossFn, k1: int, k2: int, *, group: int = 1) -> Estimator:
@@ -87,7 +87,7 @@ def truncated_bptt(loss_fn: LossFn, k1: int, k2: int, *, group: int = 1) -> Esti
             memory, sums = accumulate(window, params, memory, windows)
         else:
             memory, sums = window_batch(params, memory, windows, group)
-        return weighted_mean(memory, sums)
+        return weighted_mean(params, memory, sums)
 
     return Estimator(init, estimate)
 
@@ -169,6 +169,7 @@ def _overlapping(loss_fn: LossFn, k1: int, k2: int) -> tuple[Callable, Callable,
         return init_past(carry, batch, old)
 
     def window(params: Params, past: Past, new: Batch):
+        new = without_masked_values(new)
         steps = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), past.batch, new)
         # The cond is outside of the gradient: inside, it would save the residuals of both branches.
         loss_sum, grads, carry = jax.lax.cond(
@@ -184,6 +185,7 @@ def _overlapping(loss_fn: LossFn, k1: int, k2: int) -> tuple[Callable, Callable,
         young_windows, rest = split(windows, first)
         past, a = accumulate(window, params, past, young_windows)
         new = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), rest)
+        new = without_masked_values(new)
         steps = jax.tree.map(lambda p, q: jnp.concatenate([p, q]), past.batch, new)
         carry, b = overlapping_batch(loss_fn, k1, k2, group, params, past.carry, steps)
         past = past._replace(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tbptt.estimators._accumulate import Sums
+from tbptt.numerics import zeros_for_sums
 from tbptt.types import Batch, Carry, LossFn, Params
 from tbptt.windows import length, scan_segments, split, total_weight
 
@@ -108,7 +109,7 @@ def _grouped(
         carry, (losses, weights, grads) = run(state[0], windows)
         return (carry, jax.tree.map(jnp.add, state[1], grads)), (losses, weights)
 
-    zeros = jax.tree.map(jnp.zeros_like, params)
+    zeros = zeros_for_sums(params)
     state, (losses, weights) = scan_segments(add, (carry, zeros), windows, group)
     carry, grads = state
     return carry, Sums(losses, weights, grads)

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from tbptt.numerics import zero_where_masked
+from tbptt.numerics import sum_dtype, zero_where_masked
 from tbptt.types import Batch, Carry, Cell, LossFn, Params, PRNGKey, UnrollFn
 from tbptt.unroll import unroll as default_unroll
 from tbptt.unroll.remat import (
@@ -25,7 +25,6 @@ from tbptt.unroll.remat import (
     plan_memory,
     step_bytes,
 )
-from tbptt.windows import step_shape
 
 # (outputs [T, *batch, ...], targets [T, *batch, ...]) -> losses [T, *batch], one per step
 StepLoss = Callable[[Any, Any], Float[Array, "T *batch"]]
@@ -183,7 +182,7 @@ def sequence_loss(
     def loss_fn(
         params: SequenceParams, carry: Carry, batch: Batch
     ) -> tuple[Float[Array, ""], Carry]:
-        _check_step_shape(batch)
+        _check_step_shape(batch, embedding)
         xs: Any = (
             batch.inputs if embedding is None else embedding.apply(params.embedding, batch.inputs)
         )
@@ -202,9 +201,10 @@ def sequence_loss(
                 f"{np.shape(losses)} from outputs {np.shape(outputs)} and targets "
                 f"{np.shape(batch.targets)}. Sum or average over the last axis"
             )
+        wide = sum_dtype(losses.dtype)
         if weights is None:
-            return jnp.sum(losses), carry
-        counted = zero_where_masked(losses, counts) * weights.astype(losses.dtype)
+            return jnp.sum(losses, dtype=wide), carry
+        counted = zero_where_masked(losses, counts).astype(wide) * weights.astype(wide)
         return jnp.sum(counted), carry
 
     if not isinstance(remat, Segments | MemoryBudget):
@@ -213,7 +213,7 @@ def sequence_loss(
     def planned_loss_fn(
         params: SequenceParams, carry: Carry, batch: Batch
     ) -> tuple[Float[Array, ""], Carry]:
-        _check_step_shape(batch)
+        _check_step_shape(batch, embedding)
         plan = memory_plan(cell, readout, params, batch, embedding=embedding, remat=remat).remat
         if isinstance(plan, Segments):
             return _loss_in_segments(loss_fn, plan)(params, carry, batch)
@@ -289,13 +289,20 @@ def squared_error(
     return jnp.mean(optax.squared_error(outputs, targets), axis=-1)
 
 
-def _check_step_shape(batch: Batch) -> None:
-    shape = step_shape(batch)
-    if np.shape(batch.inputs)[: len(shape)] != shape:
-        raise ValueError(
-            "weights, resets and mask must be [T, *batch] like inputs "
-            f"{np.shape(batch.inputs)}; got shape {shape}"
-        )
+def _check_step_shape(batch: Batch, embedding: nn.Module | None) -> None:
+    """Raise a ValueError unless weights, resets and mask have exactly the shape `[T, *batch]`.
+
+    A weight of another shape would be broadcast against the losses, and steps counted many times.
+    """
+    inputs = np.shape(batch.inputs)
+    shape = inputs if embedding is not None else inputs[:-1]
+    for name in ("weights", "resets", "mask"):
+        flags = getattr(batch, name)
+        if flags is not None and np.shape(flags) != shape:
+            raise ValueError(
+                f"batch.{name} must be [T, *batch] = {shape}, one number per step of inputs "
+                f"{inputs}; got shape {np.shape(flags)}. Weight or mask outputs inside the loss"
+            )
 
 
 def _effective_weights(batch: Batch) -> Array | None:

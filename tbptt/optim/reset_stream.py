@@ -89,6 +89,6 @@ def _finite(tree: Any) -> Bool[Array, ""]:
     for node in jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Batch)):
         if isinstance(node, Batch):
             node = zero_where_masked(node.inputs, node.mask)
-        if is_floating(node):
-            flags.append(jnp.all(jnp.isfinite(node)))
+        floating = [leaf for leaf in jax.tree.leaves(node) if is_floating(leaf)]
+        flags += [jnp.all(jnp.isfinite(leaf)) for leaf in floating]
     return jnp.all(jnp.stack(flags))

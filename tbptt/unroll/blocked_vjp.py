@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from tbptt.cells.base import CellVJP, LayeredCell
-from tbptt.numerics import select
+from tbptt.numerics import cast_like, select, zeros_for_sums
 from tbptt.types import Carry, Cell, Params
 from tbptt.unroll.autodiff_vjp import AutodiffVJP, cell_vjp_of
 from tbptt.unroll.backend import Backend, Residuals, leaf_index
@@ -115,6 +115,11 @@ def _layer_fn(
     # One step has no loop to move work out of, and by `plain_scan` it supports forward mode. For a
     # cell without a hand-written backward pass, recomputing a step costs more than keeping the
     # residuals of JAX.
+    if recompute and not _all_floating((params, carry)):
+        raise ValueError(
+            "remat=CarriesOnly() needs floating leaves in params and carry; got an integer leaf in "
+            f"those of {type(layer).__name__}. Use Segments(length), or no remat"
+        )
     if (
         T <= 1
         or not _all_floating((params, carry))
@@ -215,8 +220,10 @@ def _backward(
     if n == 1:
         d, (d_params, d_xs) = block(d_last, jax.tree.map(lambda a: a[0], per_block))
     else:
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        (d, d_params), d_xs = jax.lax.scan(add, (d_last, zeros), per_block, reverse=True)
+        (d, d_params), d_xs = jax.lax.scan(
+            add, (d_last, zeros_for_sums(params)), per_block, reverse=True
+        )
+        d_params = cast_like(d_params, params)
         d_xs = d_xs.reshape(steps.xs.shape)
     return d_params, d, Steps(d_xs, None, None)
 

@@ -173,12 +173,14 @@ def test_a_loss_of_wrong_shape_is_named(wrong, params, batch):
 def test_weights_of_wrong_shape_are_named(params, batch):
     for shape in ((T + 1, B), (B,), (T, B, 1)):
         with pytest.raises(
-            ValueError, match=r"weights, resets and mask must be .*\(9, 3, 2\); got shape"
+            ValueError, match=r"batch.weights must be .*\(9, 3\).*inputs \(9, 3, 2\); got shape"
         ):
             jax.eval_shape(
                 LOSS, params, CARRY, Batch(batch.inputs, batch.targets, weights=np.ones(shape))
             )
-    with pytest.raises(ValueError, match=r"weights \(3, 9\), mask \(9, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"batch.weights must be .* = \(9, 3\).*got shape \(3, 9\)"
+    ):
         jax.eval_shape(LOSS, params, CARRY, batch._replace(weights=batch.weights.T))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+import tbptt
 from tbptt.diagnostics import monitored, saturation_probe
 from tbptt.estimators import full_bptt, truncated_bptt
 from tbptt.losses.sequence import sequence_loss, squared_error
@@ -145,3 +146,15 @@ def test_a_non_finite_loss_gradient_or_carry_restarts():
     )
     assert "f" in seen.info.inner.probes["gates"]
     assert int(rewind(estimator, state, start, chunk).memory.restart_count) == 0
+
+
+def test_inputs_may_be_a_dict():
+    def loss_fn(params, carry, batch):
+        return jnp.sum(params * batch.inputs["x"]) + jnp.sum(batch.inputs["y"]), carry
+
+    estimator = tbptt.optim.reset_on_non_finite(tbptt.truncated_bptt(loss_fn, 1, 2))
+    inputs = {"x": np.ones((4, 2, 1)), "y": np.ones((4, 2))}
+    batch = tbptt.Batch(inputs, None, weights=np.ones((4, 2)))
+    params = jnp.asarray(2.0)
+    out = estimator.estimate(params, estimator.init(params, (), batch), batch)
+    assert float(out.grads) == 1 and not bool(out.info.restarted)

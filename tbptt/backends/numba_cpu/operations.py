@@ -144,8 +144,20 @@ def _operation(
     def run(*args: Any) -> Any:
         return single(*args)
 
-    run.defjvp(lambda primals, tangents: jax.jvp(scan, primals, tangents))
+    def jvp_of_scan(primals: Any, tangents: Any) -> Any:
+        return jax.tree.map(_batch_axis_first, jax.jvp(scan, primals, tangents))
+
+    run.defjvp(jvp_of_scan)
     return run
+
+
+def _batch_axis_first(a: Array) -> Array:
+    """Return `a`; under `jax.vmap` with its mapped axis first, as in the results of `custom_vmap`.
+
+    JAX takes the mapped axes of a function's own results for those of its `custom_jvp` rule too.
+    The batching rule of a reshape moves the mapped axis to the front.
+    """
+    return jnp.squeeze(jax.lax.reshape(a, (1, *a.shape)), 0)
 
 
 def _with_rows(tree: Any, batched: Any, axis: int, size: int) -> Any:

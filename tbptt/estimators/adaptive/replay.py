@@ -59,6 +59,7 @@ def advance(
 
     Every carry advances over the T steps that leave its past, in windows of k1 steps.
     """
+    new = without_masked_values(new)
     carries = tuple(
         _advance_carry(loss_fn, k1, old, params, past_of(replay, olds, old), new) for old in olds
     )

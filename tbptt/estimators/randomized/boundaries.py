@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tbptt.estimators._segment_vjp import Floating, segment_vjp
-from tbptt.numerics import expand, floating_leaves, measure
+from tbptt.numerics import cast_like, expand, floating_leaves, measure, sum_dtype, zeros_for_sums
 from tbptt.types import Batch, Carry, Gradient, LossFn, Params
 from tbptt.windows import length, mean, means, total_weight
 
@@ -74,6 +74,7 @@ def boundary_gradient(
 
     def forward(carry: Carry, block: Batch) -> tuple[Carry, tuple[Carry, Array, Array]]:
         loss_sum, leaving = loss_fn(params, carry, block)
+        loss_sum = loss_sum.astype(sum_dtype(loss_sum.dtype))
         return leaving, (carry, loss_sum, total_weight(block))
 
     def backward(state: tuple[Floating, Params], now: tuple[Carry, Batch, Array]):
@@ -89,7 +90,9 @@ def boundary_gradient(
     last = jnp.zeros_like(factors, shape=(draws, 1))
     leaving_factors = jnp.concatenate([factors, last], axis=1).T
     d_carry = [jnp.zeros((draws, *leaf.shape), leaf.dtype) for leaf in floating_leaves(carry)]
-    zeros = jax.tree.map(lambda p: jnp.zeros((draws, *jnp.shape(p)), jnp.result_type(p)), params)
+    zeros = zeros_for_sums(
+        jax.tree.map(lambda p: jnp.zeros((draws, *jnp.shape(p)), jnp.result_type(p)), params)
+    )
     (_, sums), _ = jax.lax.scan(
         backward, (d_carry, zeros), (entering, blocks, leaving_factors), reverse=True
     )
@@ -97,7 +100,7 @@ def boundary_gradient(
     grads = jax.tree.map(lambda g: jnp.mean(g, axis=0), each)
     lengths = _segment_lengths(factors, length(jax.tree.map(lambda a: a[0], blocks)))
     info = BoundaryInfo(mean(losses, weights), weights, *lengths, _variance(each, grads))
-    return Gradient(loss, grads, leaving, info)
+    return Gradient(loss, cast_like(grads, params), leaving, info)
 
 
 def _scaled(factor: Float[Array, " draws"], leaf: Array) -> Array:

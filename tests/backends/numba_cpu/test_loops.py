@@ -268,6 +268,29 @@ def test_second_derivatives(cell, compiled_loops):
     assert min(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(want)) > 1e-4
 
 
+@pytest.mark.parametrize("examples", [T, pytest.param(5, marks=exhaustive)])
+@each_cell(0)
+def test_second_derivatives_under_vmap(cell, compiled_loops, examples):
+    """With as many examples as steps a wrong axis has the right size."""
+    params, carry, _, _ = problem(cell, (B,), T)
+    xs = np.random.default_rng(0).normal(size=(examples, T, B, D))
+
+    def mean_steepness(run, params):
+        def steepness(xs):
+            loss = lambda p: jnp.sum(jnp.sin(run(cell, p, carry, xs)[1]))  # noqa: E731
+            return sum(jnp.sum(g**2) for g in jax.tree.leaves(jax.jit(jax.grad(loss))(params)))
+
+        return jnp.mean(jax.vmap(steepness)(xs))
+
+    @jax.jit
+    def both_gradients(params):
+        return [jax.grad(functools.partial(mean_steepness, run))(params) for run in RUNS]
+
+    got, want = both_gradients(params)
+    assert min(np.max(np.abs(g)) for g in jax.tree.leaves(want)) > 1e-3
+    assert_same(got, want, 1e-9)
+
+
 @pytest.mark.parametrize(
     "make", [GRU, *(pytest.param(make, marks=exhaustive) for make in (Elman, LSTM))]
 )

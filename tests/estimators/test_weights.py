@@ -1,0 +1,139 @@
+"""Weights of any dtype, long sums in narrow dtypes, padding in stored steps, through estimators."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tbptt
+from tbptt.windows import total_weight
+
+T, B, D, H = 12, 3, 2, 4
+CELL, READOUT = tbptt.GRU(D, H), nn.Dense(1, param_dtype=float)
+LOSS_FN = tbptt.sequence_loss(CELL, READOUT, tbptt.squared_error)
+ESTIMATORS = {
+    "full": tbptt.full_bptt(LOSS_FN),
+    "disjoint": tbptt.truncated_bptt(LOSS_FN, 3, 3),
+    "grouped": tbptt.truncated_bptt(LOSS_FN, 3, 3, group=2),
+    "overlapping": tbptt.truncated_bptt(LOSS_FN, 3, 6),
+    "random windows": tbptt.random_window_bptt(LOSS_FN, 3, tbptt.estimators.AwdLengths(4)),
+    "randomized": tbptt.randomized_bptt(LOSS_FN, 3, tbptt.estimators.ConstantRate(6)),
+    "rtrl": tbptt.rtrl(LOSS_FN),
+    "uoro": tbptt.uoro(LOSS_FN),
+}
+
+
+@functools.cache
+def problem():
+    draw = np.random.default_rng(0).normal
+    params = tbptt.init_params(jax.random.key(0), CELL, READOUT)
+    inputs, targets = draw(size=(T, B, D)), draw(size=(T, B, 1))
+    return params, jax.tree.map(np.asarray, CELL.initial_carry((B,))), inputs, targets
+
+
+WEIGHTS = np.random.default_rng(1).integers(0, 3, size=(T, B))
+
+
+def gradient(estimator, batch):
+    params, carry, *_ = problem()
+    memory = estimator.init(params, carry, batch)
+    estimate = jax.jit(lambda m, b: estimator.estimate(params, m, b, jax.random.key(3)))
+    return estimate(memory, batch)
+
+
+ESSENTIAL = ("full", "overlapping", "rtrl")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ESSENTIAL else pytest.mark.exhaustive)
+        for name in ESTIMATORS
+    ],
+)
+def test_weights_of_any_dtype_give_the_gradient_of_float_weights(name):
+    """The mean is divided by a sum of weights, and a division of integers would round to 0."""
+    _, _, inputs, targets = problem()
+    batch = tbptt.Batch(inputs, targets, weights=WEIGHTS.astype(float))
+    want = gradient(ESTIMATORS[name], batch)
+    assert float(tbptt.optim.global_norm(want.grads)) > 1e-2
+    dtypes = ("int32", "uint8", "int64", "float16", "float32") if name == "full" else ("int32",)
+    for dtype in dtypes:
+        got = gradient(ESTIMATORS[name], batch._replace(weights=WEIGHTS.astype(dtype)))
+        for a, b in zip(jax.tree.leaves(got[:2]), jax.tree.leaves(want[:2]), strict=True):
+            assert a.dtype == b.dtype
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
+
+
+def test_boolean_weights_count_or_do_not():
+    _, _, inputs, targets = problem()
+    batch = tbptt.Batch(inputs, targets, weights=(WEIGHTS > 0).astype(float))
+    want = gradient(ESTIMATORS["full"], batch)
+    got = gradient(ESTIMATORS["full"], batch._replace(weights=WEIGHTS > 0))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), got[:2], want[:2])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_many_narrow_weights_are_summed_in_float32(dtype):
+    weights = jnp.ones((96_000, 1), dtype)
+    batch = tbptt.Batch(jnp.zeros((96_000, 1, 1)), None, weights=weights)
+    total = jax.jit(total_weight)(batch)
+    assert total.dtype == jnp.float32 and float(total) == 96_000
+
+
+def test_gradients_of_many_windows_are_summed_in_float32():
+    """2,000 equal windows: a sum in bfloat16 stops growing at 256 times its smallest term."""
+
+    def loss_fn(params, carry, batch):
+        return jnp.sum(params * batch.inputs), carry
+
+    params, n = jnp.asarray(0.5, jnp.bfloat16), 2000
+    batch = tbptt.Batch(jnp.ones((n, 1, 1), jnp.bfloat16), None, weights=jnp.ones((n, 1)))
+    for estimator in (
+        tbptt.truncated_bptt(loss_fn, 1, 1),
+        tbptt.truncated_bptt(loss_fn, 1, 2),
+        tbptt.truncated_bptt(loss_fn, 1, 1, group=8),
+    ):
+        out = estimator.estimate(params, estimator.init(params, (), batch), batch)
+        assert out.grads.dtype == jnp.bfloat16
+        np.testing.assert_allclose(float(out.grads), 1, rtol=0.01)
+        np.testing.assert_allclose(float(out.loss), 0.5, rtol=0.01)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights": np.ones((T,))},
+        {"weights": np.ones((T, 1))},
+        {"weights": np.ones((T, B, 1))},
+        {"mask": np.ones((T,), bool)},
+        {"mask": np.ones((T, B, 1), bool)},
+        {"resets": np.ones((T,), bool)},
+    ],
+    ids=lambda change: f"{next(iter(change))}-{next(iter(change.values())).shape}",
+)
+def test_weights_of_another_shape_are_refused(change):
+    """Broadcast against the losses they would count a step many times."""
+    params, carry, inputs, targets = problem()
+    name = next(iter(change))
+    words = rf"batch\.{name} must be \[T, \*batch\] = \({T}, {B}\).*got shape"
+    batch = tbptt.Batch(inputs, targets, **change)
+    with pytest.raises(ValueError, match=words):
+        jax.eval_shape(LOSS_FN, params, carry, batch)
+
+
+@pytest.mark.parametrize("name", ["full", "overlapping"])
+def test_nan_padding_sets_off_no_alarm(name):
+    params, carry, inputs, targets = problem()
+    mask = np.ones((T, B), bool)
+    mask[9:11, 0] = False  # stored for the next call
+    hole = ~mask[..., None]
+    batch = tbptt.Batch(np.where(hole, np.nan, inputs), np.where(hole, np.nan, targets), mask=mask)
+    estimator = ESTIMATORS[name]
+    memory = estimator.init(params, carry, batch)
+    with jax.debug_nans(True):
+        out = jax.jit(lambda m, b: estimator.estimate(params, m, b))(memory, batch)
+    assert np.isfinite(out.loss)
