@@ -1,5 +1,6 @@
 """Optional parts of a cell: input projection, recurrent step, backward pass, affine recurrence."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 from jaxtyping import Array, Float
@@ -88,7 +89,7 @@ class LayeredCell(Cell, Protocol):
     """A stack of cells; params and carry are tuples with one entry per cell, first layer first."""
 
     @property
-    def cells(self) -> tuple[Cell, ...]: ...
+    def cells(self) -> Sequence[Cell]: ...
 
 
 @runtime_checkable

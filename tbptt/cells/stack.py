@@ -1,6 +1,7 @@
 """A stack of cells, which is itself a cell."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ class Stack:
     Params and carry are tuples with one entry per layer, the first layer first.
 
     Args (static):
-      cells: a tuple of cells with `cells[l].hidden_dim == cells[l + 1].input_dim`.
+      cells: a tuple (or list) of cells with `cells[l].hidden_dim == cells[l + 1].input_dim`.
 
     Returns:
       A cell: `init(key) -> params`, `initial_carry(batch_shape) -> carry`, and
@@ -27,7 +28,7 @@ class Stack:
       and `y [*batch, H]`, where H is `cells[-1].hidden_dim`.
 
     Raises:
-      ValueError: `cells` is empty or not a tuple, or the sizes of two neighbours differ.
+      ValueError: `cells` is empty or no tuple or list, or the sizes of two neighbours differ.
 
     Example:
       >>> import jax, jax.numpy as jnp, tbptt
@@ -38,9 +39,11 @@ class Stack:
       ((10, 4, 5), (4, 8), (4, 5))
     """
 
-    cells: tuple[Cell, ...]
+    cells: Sequence[Cell]
 
     def __post_init__(self) -> None:
+        if isinstance(self.cells, list):  # not hashable, as static arguments must be
+            object.__setattr__(self, "cells", tuple(self.cells))
         if not isinstance(self.cells, tuple) or not self.cells:
             raise ValueError(f"Stack.cells must be a non-empty tuple of cells; got {self.cells!r}")
         for layer, (below, above) in enumerate(zip(self.cells[:-1], self.cells[1:], strict=True)):

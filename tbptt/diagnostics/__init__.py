@@ -1,5 +1,6 @@
 """Measure gradients through time: lags, Jacobians, Lyapunov exponents, bias and saturation."""
 
+from tbptt.diagnostics.additive import check_additive as check_additive
 from tbptt.diagnostics.bias import EstimatorBias as EstimatorBias
 from tbptt.diagnostics.bias import GradientError as GradientError
 from tbptt.diagnostics.bias import compare_gradients as compare_gradients

@@ -98,6 +98,11 @@ def checked_loss(loss_fn: LossFn) -> LossFn:
                 f"{name} must return a pair (loss_sum, carry); got {type(out).__name__}: {out!r}"
             )
         loss_sum, new = out
+        if not jax.tree_util.all_leaves([loss_sum]):
+            raise TypeError(
+                f"{name} must return (loss_sum, carry), in this order; got a first value of type "
+                f"{type(loss_sum).__name__}, with the structure {jax.tree.structure(loss_sum)}"
+            )
         if np.shape(loss_sum) != () or not jnp.issubdtype(jnp.result_type(loss_sum), jnp.floating):
             raise TypeError(
                 f"{name} must return a floating scalar first, the weighted SUM over steps and "

@@ -147,6 +147,25 @@ def init_past(carry: Carry, batch: Batch, steps: int) -> Past:
     return Past(carry, empty, jnp.zeros((), jnp.int32))
 
 
+def _check_same_batch(stored: Batch, new: Batch) -> None:
+    """Raise a ValueError if a batch differs from the stored steps in structure or batch size."""
+    if jax.tree.structure(stored) != jax.tree.structure(new):
+        raise ValueError(
+            "every batch of a stream must have the same fields and structure as the example that "
+            f"init was given, {jax.tree.structure(stored)}; got {jax.tree.structure(new)}. Give "
+            "weights, resets and mask in every batch or in none, or start again with rewind"
+        )
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(stored), jax.tree.leaves(new), strict=True
+    ):
+        if np.shape(a)[1:] != np.shape(b)[1:]:
+            raise ValueError(
+                f"batch{jax.tree_util.keystr(path)} must be [T, ...] with the trailing shape "
+                f"{np.shape(a)[1:]} of the stored steps; got {np.shape(b)[1:]}. A stream has one "
+                "batch size: start another one with init or rewind"
+            )
+
+
 def _overlapping(loss_fn: LossFn, k1: int, k2: int) -> tuple[Callable, Callable, Callable]:
     """Return (init, window, window_batch) for k2 > k1.
 
@@ -170,6 +189,7 @@ def _overlapping(loss_fn: LossFn, k1: int, k2: int) -> tuple[Callable, Callable,
 
     def window(params: Params, past: Past, new: Batch):
         new = without_masked_values(new)
+        _check_same_batch(past.batch, new)
         steps = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), past.batch, new)
         # The cond is outside of the gradient: inside, it would save the residuals of both branches.
         loss_sum, grads, carry = jax.lax.cond(

@@ -301,3 +301,8 @@ def test_bias_gradient_is_computed_with_the_weight_gradient(shape):
     weights, bias = rounded
     np.testing.assert_allclose(weights, rows[0].T @ rows[1], rtol=0.1, atol=0.1)
     np.testing.assert_allclose(bias, rows[1].sum(0), **close)  # not rounded
+
+
+def test_a_stack_may_be_given_as_a_list():
+    layers = [GRU(2, 3), GRU(3, 4)]
+    assert Stack(layers) == Stack(tuple(layers)) and hash(Stack(layers))

@@ -137,3 +137,26 @@ def test_nan_padding_sets_off_no_alarm(name):
     with jax.debug_nans(True):
         out = jax.jit(lambda m, b: estimator.estimate(params, m, b))(memory, batch)
     assert np.isfinite(out.loss)
+
+
+def test_a_batch_that_differs_from_the_stored_steps_is_refused():
+    params, carry, inputs, targets = problem()
+    estimator, batch = ESTIMATORS["overlapping"], tbptt.Batch(inputs, targets)
+    memory = estimator.init(params, carry, batch)
+    with pytest.raises(ValueError, match="same fields and structure .* or start again with rewind"):
+        weighted = batch._replace(weights=np.ones((T, B)))
+        jax.eval_shape(estimator.estimate, params, memory, weighted)
+    with pytest.raises(ValueError, match=r"batch.inputs must be .* \(3, 2\) of the stored steps"):
+        smaller = jax.tree.map(lambda a: a[:, :2], batch)
+        jax.eval_shape(estimator.estimate, params, memory, smaller)
+
+
+def test_a_loss_function_that_returns_the_carry_first_is_named():
+    params, carry, inputs, targets = problem()
+
+    def swapped(params, carry, batch):
+        return LOSS_FN(params, carry, batch)[::-1]
+
+    estimator = tbptt.full_bptt(swapped)
+    with pytest.raises(TypeError, match=r"swapped must return \(loss_sum, carry\), in this order"):
+        jax.eval_shape(estimator.estimate, params, carry, tbptt.Batch(inputs, targets))

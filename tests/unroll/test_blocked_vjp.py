@@ -341,3 +341,29 @@ def test_block_length_divides_T_if_a_divisor_is_near():
         block = even_share(steps, most)
         assert 1 <= block <= 2 * most and (steps % block == 0 or not near)
         assert (block == steps) == (steps <= 2 * most)
+
+
+@dataclasses.dataclass(frozen=True)
+class Counting:
+    """A cell with a step counter in its carry."""
+
+    input_dim: int = D
+    hidden_dim: int = H
+
+    def init(self, key):
+        return jnp.ones(())
+
+    def initial_carry(self, batch_shape=()):
+        return jnp.zeros((*batch_shape, H)), jnp.zeros(batch_shape, int)
+
+    def __call__(self, params, carry, x):
+        h = jnp.tanh(carry[0] + params * x.sum(-1, keepdims=True))
+        return (h, carry[1] + 1), h
+
+
+def test_rematerialisation_that_would_be_ignored_is_refused():
+    cell, xs = Counting(), np.ones((4, B, D))
+    run = functools.partial(tbptt.unroll, cell, np.ones(()), cell.initial_carry((B,)))
+    with pytest.raises(ValueError, match=r"CarriesOnly\(\) needs floating leaves .*Counting"):
+        jax.eval_shape(functools.partial(run, remat=CarriesOnly()), xs)
+    assert jax.eval_shape(run, xs)[1].shape == (4, B, H)

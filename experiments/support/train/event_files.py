@@ -18,8 +18,7 @@ class EventFiles:
         except ImportError as error:
             raise ImportError(
                 "--tensorboard needs the package tensorboardX, which is not installed: pip install "
-                "'tbptt[tensorboard]'; "
-                "or omit the flag: metrics.jsonl contains the same numbers"
+                "tensorboardX, or omit the flag: metrics.jsonl contains the same numbers"
             ) from error
         self._writer = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Int
 
 from tbptt.estimators.truncated import Past, init_past
 from tbptt.types import Batch, Carry, LossFn, Memory, Params
-from tbptt.windows import length, split, split_windows
+from tbptt.windows import length, split, split_windows, without_masked_values
 
 
 class Replay(NamedTuple):

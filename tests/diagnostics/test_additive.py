@@ -1,0 +1,59 @@
+"""A loss function that is not additive over time is found before it is trained with."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tbptt
+from tbptt.diagnostics import check_additive
+
+CELL, READOUT = tbptt.GRU(2, 3), nn.Dense(1, param_dtype=float)
+LOSS_FN = tbptt.sequence_loss(CELL, READOUT, tbptt.squared_error)
+
+
+def problem():
+    draw = np.random.default_rng(0).normal
+    params = tbptt.init_params(jax.random.key(0), CELL, READOUT)
+    weights = np.random.default_rng(1).uniform(size=(7, 2))
+    batch = tbptt.Batch(draw(size=(7, 2, 2)), draw(size=(7, 2, 1)), weights=weights)
+    return params, CELL.initial_carry((2,)), batch
+
+
+def mean_loss(params, carry, batch):
+    loss_sum, carry = LOSS_FN(params, carry, batch)
+    return loss_sum / batch.inputs.shape[0], carry
+
+
+def reads_backwards(params, carry, batch):
+    flipped = batch._replace(inputs=jnp.flip(jnp.asarray(batch.inputs), 0))
+    return LOSS_FN(params, carry, flipped)[0], LOSS_FN(params, carry, batch)[1]
+
+
+def forgets(params, carry, batch):
+    loss_sum, _ = LOSS_FN(params, carry, batch)
+    return loss_sum, jax.tree.map(lambda leaf: leaf + batch.inputs.shape[0] ** 2, carry)
+
+
+def test_a_sum_over_steps_is_additive():
+    check_additive(LOSS_FN, *problem())
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "words"),
+    [
+        (mean_loss, r"not additive over time: .* over T=7 steps, .* over its two halves"),
+        (reads_backwards, "not additive over time"),
+        (forgets, "not additive over time"),
+    ],
+)
+def test_other_losses_are_refused(loss_fn, words):
+    with pytest.raises(ValueError, match=words):
+        check_additive(loss_fn, *problem())
+
+
+def test_one_step_cannot_be_split():
+    params, carry, batch = problem()
+    with pytest.raises(ValueError, match="T >= 2 steps.*got T=1"):
+        check_additive(LOSS_FN, params, carry, jax.tree.map(lambda a: a[:1], batch))
