@@ -18,6 +18,9 @@ from tbptt.cells.gru import GRUCarry as GRUCarry
 from tbptt.cells.gru import GRUParams as GRUParams
 from tbptt.cells.gru import GRUResetBefore as GRUResetBefore
 from tbptt.cells.gru import GRUResetBeforeParams as GRUResetBeforeParams
+from tbptt.cells.learned_start import LearnedStart as LearnedStart
+from tbptt.cells.learned_start import LearnedStartCarry as LearnedStartCarry
+from tbptt.cells.learned_start import LearnedStartParams as LearnedStartParams
 from tbptt.cells.linear import DiagonalLinear as DiagonalLinear
 from tbptt.cells.linear import DiagonalLinearCarry as DiagonalLinearCarry
 from tbptt.cells.linear import DiagonalLinearParams as DiagonalLinearParams
