@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -79,6 +80,7 @@ def init_state(
     Raises:
       TypeError, ValueError: as the `init` of the estimator and of the optimizer.
     """
+    _check_arrays(params)
     params, carry, key = jax.tree.map(jnp.copy, (params, carry, key))
     return TrainState(
         params=params,
@@ -190,6 +192,18 @@ def make_train_epoch(
         return jax.lax.scan(update, state, split_windows(batch, chunk, name="chunk"))
 
     return jax.jit(epoch, donate_argnums=0)
+
+
+def _check_arrays(params: Params) -> None:
+    """Raise a TypeError that names the first leaf of params that is not an array."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float | complex):
+            raise TypeError(
+                f"params{jax.tree_util.keystr(path)} must be an array; got {type(leaf).__name__}. "
+                "Of a module that holds functions pass the arrays alone, and combine them again in "
+                "the loss function (equinox: params, static = eqx.partition(model, "
+                "eqx.is_inexact_array); eqx.combine(params, static))"
+            )
 
 
 def _copied(leaf: Any) -> Any:

@@ -355,3 +355,12 @@ def test_optimizers_that_store_params_or_need_the_loss_train(make):
     """They keep params in their state, which is donated, or take the value of the loss."""
     losses = [float(metrics.loss) for metrics in short_run(make())]
     assert np.all(np.isfinite(losses)) and losses[-1] <= losses[0]
+
+
+def test_params_that_hold_functions_are_named():
+    cell = GRU(2, 3)
+    loss_fn = sequence_loss(cell, nn.Dense(1, param_dtype=float), squared_error)
+    batch = Batch(np.ones((4, 2, 2)), np.ones((4, 2, 1)))
+    params = {"w": np.ones(3), "activation": jnp.tanh}
+    with pytest.raises(TypeError, match=r"params\['activation'\] must be an array.*eqx.partition"):
+        init_state(full_bptt(loss_fn), optax.sgd(0.1), params, cell.initial_carry((2,)), batch)

@@ -58,6 +58,7 @@ def init_params(
       `SequenceParams`.
 
     Raises:
+      TypeError: readout or embedding is no flax linen module.
       ValueError: the output of the embedding is not `[..., cell.input_dim]`.
 
     Example:
@@ -67,6 +68,13 @@ def init_params(
       >>> params.readout["params"]["kernel"].shape
       (8, 1)
     """
+    for name, module in (("readout", readout), ("embedding", embedding)):
+        if not isinstance(module, nn.Module | None):
+            raise TypeError(
+                f"{name} must be a flax linen module; got {type(module).__name__}. With modules of "
+                "another library write the loss function yourself, (params, carry, batch) -> "
+                "(loss_sum, carry), and call tbptt.unroll in it"
+            )
     cell_key, readout_key, embedding_key = jax.random.split(key, 3)
     params = cell.init(cell_key)
     carry, x = cell.initial_carry(), jnp.zeros((cell.input_dim,))

@@ -1,6 +1,7 @@
 """The sequence loss is the weighted sum of its docstring, additive over segments."""
 
 import functools
+import inspect
 
 import flax.linen as nn
 import jax
@@ -8,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
-from tbptt.cells import LSTM, Elman
+from tbptt.cells import GRU, LSTM, Elman
 from tbptt.losses.sequence import SequenceParams, init_params, predict, sequence_loss, squared_error
 from tbptt.types import Batch
 from tbptt.unroll import Segments
@@ -187,3 +189,8 @@ def test_weights_of_wrong_shape_are_named(params, batch):
 def test_an_embedding_of_wrong_size_is_refused(key):
     with pytest.raises(ValueError, match=r"D = cell.input_dim = 2; got \(7,\)"):
         jax.eval_shape(lambda: init_params(key, CELL, CLASSES, nn.Embed(SYMBOLS, 7)))
+
+
+def test_a_readout_of_another_library_is_refused(key):
+    with pytest.raises(TypeError, match="readout must be a flax linen module; got Linear.* write"):
+        inspect.unwrap(init_params)(key, GRU(2, 3), nnx.Linear(3, 1, rngs=nnx.Rngs(0)))
