@@ -92,6 +92,8 @@ def checked_loss(loss_fn: LossFn) -> LossFn:
     name = name_of(loss_fn)
 
     def loss(params: Params, carry: Carry, batch: Batch) -> tuple[Float[Array, ""], Carry]:
+        # nnx refuses variables that were made outside of a scan or cond; this makes them anew.
+        params = jax.tree.map(lambda leaf: leaf, params)
         out = loss_fn(params, carry, batch)
         if not isinstance(out, tuple) or len(out) != 2:
             raise TypeError(

@@ -406,3 +406,37 @@ class Unhashable:
 
     def __call__(self, key, shape, dtype):
         return jnp.zeros(shape, dtype)
+
+
+def test_a_model_of_ones_own_in_nnx_is_differentiated_by_every_window():
+    """nnx checks where its variables were made: inside of a scan and a cond, they are made anew."""
+
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            cell = nnx.LSTMCell(2, 4, rngs=rngs, param_dtype=float)
+            self.rnn = nnx.RNN(cell, time_major=True, return_carry=True)
+            self.readout = nnx.Linear(4, 1, rngs=rngs, param_dtype=float)
+
+        def __call__(self, carry, xs):
+            carry, ys = self.rnn(xs, initial_carry=carry)
+            return carry, self.readout(ys)
+
+    graphdef, params, rest = nnx.split(Model(nnx.Rngs(0)), nnx.Param, ...)
+
+    def loss_fn(params, carry, batch):
+        carry, outputs = nnx.merge(graphdef, params, rest)(carry, batch.inputs)
+        return jnp.sum((outputs - batch.targets) ** 2), carry
+
+    draw = np.random.default_rng(0).normal
+    batch = tbptt.Batch(draw(size=(8, 3, 2)), draw(size=(8, 3, 1)))
+    carry = (jnp.zeros((3, 4)), jnp.zeros((3, 4)))
+
+    @jax.jit
+    def gradients(params):
+        estimators = tbptt.full_bptt(loss_fn), tbptt.truncated_bptt(loss_fn, 2, 8)
+        outs = [e.estimate(params, e.init(params, carry, batch), batch) for e in estimators]
+        return [jax.tree.leaves(out.grads) for out in outs]
+
+    want, got = gradients(params)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
