@@ -12,6 +12,7 @@ from tbptt.numerics import sum_dtype, zero_where_masked
 from tbptt.types import Batch
 
 Tree = TypeVar("Tree")
+LEAST_SHARE = 1e-3  # of the absolute weights that the weights must sum to
 
 
 def length(batch: Any) -> int:
@@ -176,13 +177,20 @@ def total_weight(batch: Batch) -> Float[Array, ""]:
     """Return the sum of the weights of the steps that exist, the divisor of a loss sum.
 
     The sum is computed in float32 at least: float16 would overflow at 65,504, and a division in the
-    dtype of integer weights would round the scale of the gradient to 0.
+    dtype of integer weights would round the scale of the gradient to 0. It is NaN if it is below
+    `LEAST_SHARE` of the sum of the absolute weights: a mean over signed weights that cancel is huge
+    or has the wrong sign. Multiply such weights inside the loss instead.
     """
     shape = step_shape(batch)
     weights = jnp.ones(shape) if batch.weights is None else jnp.asarray(batch.weights)
     if batch.mask is not None:
         weights = jnp.where(batch.mask, weights, 0)
-    return jnp.sum(weights, dtype=sum_dtype(weights.dtype))
+    dtype = sum_dtype(weights.dtype)
+    total = jnp.sum(weights, dtype=dtype)
+    if batch.weights is None:
+        return total
+    absolute = jnp.sum(jnp.abs(weights.astype(dtype)))
+    return jnp.where(total >= LEAST_SHARE * absolute, total, jnp.nan)
 
 
 def mean(total: Float[Array, "*n"], weight: Float[Array, "*n"]) -> Float[Array, "*n"]:

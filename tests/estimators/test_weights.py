@@ -160,3 +160,16 @@ def test_a_loss_function_that_returns_the_carry_first_is_named():
     estimator = tbptt.full_bptt(swapped)
     with pytest.raises(TypeError, match=r"swapped must return \(loss_sum, carry\), in this order"):
         jax.eval_shape(estimator.estimate, params, carry, tbptt.Batch(inputs, targets))
+
+
+def test_weights_that_cancel_give_no_number():
+    """A mean over them is huge or has the wrong sign; NaN is reported, and can be skipped."""
+    _, _, inputs, targets = problem()
+    signed = np.where(np.arange(T * B).reshape(T, B) % 2, 1.0, -1.0)
+    for weights, finite in ((signed, False), (-np.ones((T, B)), False), (signed + 0.01, True)):
+        batch = tbptt.Batch(inputs, targets, weights=weights)
+        out = gradient(ESTIMATORS["full"], batch)
+        assert bool(np.isfinite(out.loss)) is finite
+        assert bool(np.isfinite(tbptt.optim.global_norm(out.grads))) is finite
+    nothing = gradient(ESTIMATORS["full"], batch._replace(weights=np.zeros((T, B))))
+    assert float(nothing.loss) == 0 and float(tbptt.optim.global_norm(nothing.grads)) == 0
