@@ -80,6 +80,7 @@ def test_leaves_are_chosen_by_name():
     shrink = shrink_non_finite(mask=leaves_named("w"))
     with pytest.raises(ValueError, match="needs the parameters"):
         shrink.update({"w": np.ones(1)}, shrink.init({"w": np.ones(1)}))
-    for wrong in ((0.0, 1.0), (1.0, -1.0), (float("nan"), 1.0)):
+    for wrong in ((0.0, 1.0), (1.0, 0.0), (1.0, -1.0), (float("nan"), 1.0)):
         with pytest.raises(ValueError, match="fraction and max_norm must be positive"):
             shrink_non_finite(*wrong)
+    shrink_non_finite(0.5, 0.5)
