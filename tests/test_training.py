@@ -354,7 +354,7 @@ def test_two_clippings_in_a_chain_are_both_reported():
 def test_optimizers_that_store_params_or_need_the_loss_train(make):
     """They keep params in their state, which is donated, or take the value of the loss."""
     losses = [float(metrics.loss) for metrics in short_run(make())]
-    assert np.all(np.isfinite(losses)) and losses[-1] <= losses[0]
+    assert np.all(np.isfinite(losses)) and min(losses[1:]) < losses[0]
 
 
 def test_params_that_hold_functions_are_named():
