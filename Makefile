@@ -87,6 +87,7 @@ $(VENV)/.installed-all: INCLUDES := experiments runs test
 
 $(VENV)/.installed-%: pyproject.toml $(VENV)/.created
 	@echo "Installing tbptt and $(GROUPS) into $(VENV) ..." >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1' >&2  # --group is new in it
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . $(GROUPS:%=--group %) >&2
 	@touch $@ $(INCLUDES:%=$(VENV)/.installed-%)
 
@@ -96,5 +97,4 @@ $(VENV)/.created:
 	  echo "Name another interpreter: make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) >&2 || { \
 	  echo "error: '$(PYTHON) -m venv' failed; Debian and Ubuntu have it in the package python3-venv." >&2; exit 1; }
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1' >&2  # --group is new in it
 	@touch $@
