@@ -12,7 +12,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
+import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter  # noqa: E402
 
 # The colours of Okabe and Ito, which are safe for colour-blind readers.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
@@ -110,6 +111,9 @@ def _memory(axis: Any, summary: dict[str, Any]) -> None:
     axis.set(
         ylabel="temporary memory of one step (MiB)", yscale="log", title="Memory of one update"
     )
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _lag(axis: Any, summary: dict[str, Any], lag: dict[str, list[float]]) -> None:

@@ -1,4 +1,4 @@
-"""Write TensorBoard event files; requires the extra `tensorboard`."""
+"""Write TensorBoard event files; requires tensorboardX."""
 
 from collections.abc import Mapping
 from pathlib import Path

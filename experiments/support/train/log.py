@@ -69,7 +69,7 @@ class RunLog:
         settings: lr, clip, k2 and cell of the run, which the advice of a warning mentions.
         start: number of updates already made; later lines of an earlier session are removed from
           metrics.jsonl.
-        tensorboard: also write event files; requires the extra `tensorboard`.
+        tensorboard: also write event files; requires tensorboardX.
         line_seconds: seconds between plain lines, where there is no live display.
         console: the console of the display, by default stderr.
 
