@@ -279,7 +279,7 @@ def draw(data: dict[str, Any], folder: Path) -> None:
     )
     axes[0].set_title("Long recordings (numbers: time of one gradient)")
     axes[0].margins(0.2)
-    # Labels with room.
+    # Only ticks whose labels do not overlap.
     ticks = [
         a for a, b in itertools.pairwise([*lengths, math.inf]) if len(lengths) < 3 or b > 3 * a
     ]

@@ -92,7 +92,6 @@ def scan_blocks(
     carry: Any,
     steps: Any,
     n: int,
-    reverse: bool = False,
 ) -> tuple[Any, Any]:
     """Scan `run(carry, block) -> (carry, out)` over n blocks of equal length.
 
@@ -101,7 +100,7 @@ def scan_blocks(
     """
     blocks = jax.tree.map(lambda a: a.reshape(n, a.shape[0] // n, *a.shape[1:]), steps)
     if n > 1:
-        return jax.lax.scan(run, carry, blocks, reverse=reverse)
+        return jax.lax.scan(run, carry, blocks)
     carry, out = run(carry, jax.tree.map(lambda a: a[0], blocks))
     return carry, jax.tree.map(lambda a: a[None], out)
 
@@ -177,20 +176,30 @@ def total_weight(batch: Batch) -> Float[Array, ""]:
     """Return the sum of the weights of the steps that exist, the divisor of a loss sum.
 
     The sum is computed in float32 at least: float16 would overflow at 65,504, and a division in the
-    dtype of integer weights would round the scale of the gradient to 0. It is NaN if it is below
-    `LEAST_SHARE` of the sum of the absolute weights: a mean over signed weights that cancel is huge
-    or has the wrong sign. Multiply such weights inside the loss instead.
+    dtype of integer weights would round the scale of the gradient to 0.
     """
+    weights = _effective_weights(batch)
+    return jnp.sum(weights, dtype=sum_dtype(weights.dtype))
+
+
+def divisor(weight: Float[Array, ""], batch: Batch) -> Float[Array, ""]:
+    """Return the total weight of a whole call as a divisor: NaN if signed weights cancel.
+
+    A mean over weights whose sum is below `LEAST_SHARE` of the sum of their absolute values is huge
+    or has the wrong sign. Multiply such weights inside the loss instead. A part of a call may have
+    any weight.
+    """
+    if batch.weights is None:
+        return weight
+    absolute = jnp.sum(jnp.abs(_effective_weights(batch).astype(weight.dtype)))
+    return jnp.where(weight >= LEAST_SHARE * absolute, weight, jnp.nan)
+
+
+def _effective_weights(batch: Batch) -> Array:
+    """Return the weights `[T, *batch]`, 0 at masked steps."""
     shape = step_shape(batch)
     weights = jnp.ones(shape) if batch.weights is None else jnp.asarray(batch.weights)
-    if batch.mask is not None:
-        weights = jnp.where(batch.mask, weights, 0)
-    dtype = sum_dtype(weights.dtype)
-    total = jnp.sum(weights, dtype=dtype)
-    if batch.weights is None:
-        return total
-    absolute = jnp.sum(jnp.abs(weights.astype(dtype)))
-    return jnp.where(total >= LEAST_SHARE * absolute, total, jnp.nan)
+    return weights if batch.mask is None else jnp.where(batch.mask, weights, 0)
 
 
 def mean(total: Float[Array, "*n"], weight: Float[Array, "*n"]) -> Float[Array, "*n"]:
@@ -199,9 +208,10 @@ def mean(total: Float[Array, "*n"], weight: Float[Array, "*n"]) -> Float[Array, 
 
 
 def means(
-    loss_sum: Float[Array, ""], grads: Any, weight: Float[Array, ""]
+    loss_sum: Float[Array, ""], grads: Any, weight: Float[Array, ""], batch: Batch
 ) -> tuple[Float[Array, ""], Any]:
-    """Divide the sums of a loss and of its gradient by the total weight."""
+    """Divide the sums of a loss and of its gradient over a batch by its total weight."""
+    weight = divisor(weight, batch)
     scale = mean(jnp.ones_like(weight), weight)
 
     def scaled(g: Array) -> Array:

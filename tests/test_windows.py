@@ -123,9 +123,14 @@ def test_mean_of_nothing_is_zero():
     slope = jax.grad(lambda t: jnp.sum(mean(t, weight)))(total)
     np.testing.assert_array_equal(slope, [0.25, 0.0, 2.0])
     assert mean(jnp.float32(3.0), jnp.float64(2.0)).dtype == jnp.float32
-    loss, grads = means(jnp.float64(6.0), {"w": jnp.array([8.0, 2.0])}, jnp.float64(4.0))
+    unweighted = Batch(np.zeros((1, 1, 1)), None)
+    loss, grads = means(
+        jnp.float64(6.0), {"w": jnp.array([8.0, 2.0])}, jnp.float64(4.0), unweighted
+    )
     assert float(loss) == 1.5 and grads["w"].tolist() == [2.0, 0.5]
-    loss, grads = means(jnp.float64(0.0), {"w": jnp.zeros(2, jnp.float32)}, jnp.float64(0.0))
+    loss, grads = means(
+        jnp.float64(0.0), {"w": jnp.zeros(2, jnp.float32)}, jnp.float64(0.0), unweighted
+    )
     assert (
         float(loss) == 0.0 and grads["w"].tolist() == [0.0, 0.0] and grads["w"].dtype == jnp.float32
     )

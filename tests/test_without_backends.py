@@ -24,7 +24,6 @@ def copy(tmp_path):
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     for folder in ("tbptt/backends", "tests/backends"):
         shutil.rmtree(tmp_path / folder)
-    (tmp_path / "sitecustomize.py").write_text(NO_NUMBA)
     return tmp_path
 
 
@@ -38,7 +37,6 @@ import importlib, pathlib, tbptt
 assert pathlib.Path(tbptt.__file__).parent == pathlib.Path("tbptt").resolve(), tbptt.__file__
 for file in sorted(pathlib.Path("tbptt").rglob("*.py")):
     importlib.import_module(".".join(file.with_suffix("").parts).removesuffix(".__init__"))
-cell = tbptt.LSTM(2, 3)
 """
 
 

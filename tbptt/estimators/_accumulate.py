@@ -70,9 +70,9 @@ def _wide(loss_sum: Array) -> Array:
     return loss_sum.astype(sum_dtype(loss_sum.dtype))
 
 
-def weighted_mean(params: Params, memory: Memory, sums: Sums) -> Gradient:
-    """Return the gradient of the mean loss, in the dtypes of params: the sums over the weight."""
-    loss, grads = means(jnp.sum(sums.losses), sums.grads, jnp.sum(sums.weights))
+def weighted_mean(params: Params, memory: Memory, sums: Sums, batch: Batch) -> Gradient:
+    """Return the gradient of the mean loss over a batch, in the dtypes of params."""
+    loss, grads = means(jnp.sum(sums.losses), sums.grads, jnp.sum(sums.weights), batch)
     info = WindowInfo(mean(sums.losses, sums.weights), sums.weights)
     return Gradient(loss, cast_like(grads, params), memory, info)
 

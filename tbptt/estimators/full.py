@@ -54,7 +54,7 @@ def full_bptt(loss_fn: LossFn) -> Estimator:
         length(batch)  # raises an error if the leaves differ in T
         (loss_sum, carry), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, memory, batch)
         weight = total_weight(batch)
-        loss, grads = means(loss_sum.astype(sum_dtype(loss_sum.dtype)), grads, weight)
+        loss, grads = means(loss_sum.astype(sum_dtype(loss_sum.dtype)), grads, weight, batch)
         return Gradient(loss, grads, carry, WindowInfo(loss[None], weight[None]))
 
     return Estimator(init, estimate)

@@ -87,7 +87,7 @@ def truncated_bptt(loss_fn: LossFn, k1: int, k2: int, *, group: int = 1) -> Esti
             memory, sums = accumulate(window, params, memory, windows)
         else:
             memory, sums = window_batch(params, memory, windows, group)
-        return weighted_mean(params, memory, sums)
+        return weighted_mean(params, memory, sums, batch)
 
     return Estimator(init, estimate)
 

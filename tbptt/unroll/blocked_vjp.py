@@ -108,18 +108,18 @@ def _layer_fn(
     """Return the function `(params, carry, steps) -> (carry, ys)` of one layer."""
     if isinstance(layer, LayeredCell):  # a stack within a stack
         return lambda p, c, s: blocked_unroll(
-            backend_fn, layer, p, c, *s, reverse=False, remat=remat
+            backend_fn, layer, p, c, *s, reverse=False, remat=remat, block_bytes=block_bytes
         )
     T, cell_vjp, recompute = steps.xs.shape[0], cell_vjp_of(layer), isinstance(remat, CarriesOnly)
     initial = functools.partial(layer.initial_carry, steps.xs.shape[1:-1])
-    # One step has no loop to move work out of, and by `plain_scan` it supports forward mode. For a
-    # cell without a hand-written backward pass, recomputing a step costs more than keeping the
-    # residuals of JAX.
     if recompute and not _all_floating((params, carry)):
         raise ValueError(
             "remat=CarriesOnly() needs floating leaves in params and carry; got an integer leaf in "
             f"those of {type(layer).__name__}. Use Segments(length), or no remat"
         )
+    # One step has no loop to move work out of, and by `plain_scan` it supports forward mode. For a
+    # cell without a hand-written backward pass, recomputing a step costs more than keeping the
+    # residuals of JAX.
     if (
         T <= 1
         or not _all_floating((params, carry))

@@ -173,3 +173,16 @@ def test_weights_that_cancel_give_no_number():
         assert bool(np.isfinite(tbptt.optim.global_norm(out.grads))) is finite
     nothing = gradient(ESTIMATORS["full"], batch._replace(weights=np.zeros((T, B))))
     assert float(nothing.loss) == 0 and float(tbptt.optim.global_norm(nothing.grads)) == 0
+
+
+def test_one_window_of_negative_weight_does_not_spoil_the_call():
+    """The mean is over all steps of a call, and only their total weight must not cancel."""
+    _, _, inputs, targets = problem()
+    weights = np.ones((T, B))
+    weights[3:6] = -0.5
+    batch = tbptt.Batch(inputs, targets, weights=weights)
+    full = gradient(ESTIMATORS["full"], batch)
+    for name in ("disjoint", "grouped", "overlapping"):
+        out = gradient(ESTIMATORS[name], batch)
+        np.testing.assert_allclose(out.loss, full.loss, rtol=1e-12)
+        assert np.isfinite(tbptt.optim.global_norm(out.grads))

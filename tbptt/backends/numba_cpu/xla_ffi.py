@@ -51,7 +51,7 @@ WORD = numba.types.intp
 def compiled(function: Callable[..., Any]) -> Any:
     """Compile a function where another compiled function calls it.
 
-    It is not kept on disk by itself, see `registered`.
+    It alone is not kept on disk, see `registered`.
     """
     # Unwrapped, because numba cannot compile functions that a type checker has wrapped.
     return numba.njit(inspect.unwrap(function), **OPTIONS)

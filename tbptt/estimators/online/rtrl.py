@@ -92,7 +92,9 @@ def rtrl(loss_fn: LossFn, *, max_bytes: int | None = None) -> Estimator:
         params: Params, memory: RTRLMemory, batch: Batch, key: PRNGKey | None = None
     ) -> Gradient:
         del key
-        return weighted_mean(params, *accumulate(step, params, memory, split_windows(batch, 1)))
+        return weighted_mean(
+            params, *accumulate(step, params, memory, split_windows(batch, 1)), batch
+        )
 
     return Estimator(init, estimate)
 

@@ -156,7 +156,9 @@ def _sparse(loss_fn: LossFn, n: int | None) -> Estimator:
             at = step_at(loss, memory.carry, step_batch)
             return _step(coloring, batch_shape, at, params, memory.influences)
 
-        out = weighted_mean(params, *accumulate(step, params, memory, split_windows(batch, 1)))
+        out = weighted_mean(
+            params, *accumulate(step, params, memory, split_windows(batch, 1)), batch
+        )
         kept = jnp.asarray(coloring.kept, out.info.losses.dtype)
         return out._replace(info=SnapInfo(out.info.losses, out.info.weights, kept))
 

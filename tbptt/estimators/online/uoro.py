@@ -114,7 +114,7 @@ def uoro(loss_fn: LossFn) -> Estimator:
         key = require_key(key, "uoro", "random signs")
         windows = split_windows(batch, 1)
         (memory, _), sums = accumulate(step, params, (memory, key), windows)
-        out = weighted_mean(params, memory, sums)
+        out = weighted_mean(params, memory, sums, batch)
         # Unlike global_norm, measure keeps sharded batch rows on their devices.
         norms = measure(memory.s).norm, measure(memory.theta).norm
         return out._replace(info=UOROInfo(out.info.losses, out.info.weights, *norms))

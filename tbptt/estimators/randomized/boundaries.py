@@ -96,7 +96,7 @@ def boundary_gradient(
     (_, sums), _ = jax.lax.scan(
         backward, (d_carry, zeros), (entering, blocks, leaving_factors), reverse=True
     )
-    loss, each = means(jnp.sum(losses), sums, jnp.sum(weights))
+    loss, each = means(jnp.sum(losses), sums, jnp.sum(weights), blocks)
     grads = jax.tree.map(lambda g: jnp.mean(g, axis=0), each)
     lengths = _segment_lengths(factors, length(jax.tree.map(lambda a: a[0], blocks)))
     info = BoundaryInfo(mean(losses, weights), weights, *lengths, _variance(each, grads))
