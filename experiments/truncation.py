@@ -200,7 +200,7 @@ def measure(config: Config) -> dict[str, Any]:
             f"{config.lengths}"
         )
     hand, differences = bptt_errors(config.seed)
-    lengths = config.lengths[-2:] if config.quick else config.lengths
+    lengths = [n // 2 for n in config.lengths[-2:]] if config.quick else config.lengths
     unroll = choose_unroll(config.unroll)
     costs = [cost(length, config.hidden, unroll, 1 if config.quick else 3) for length in lengths]
     rows = by_window(config)

@@ -1,5 +1,6 @@
 """Set up the tests: float64, a compile cache, quick compilation, two tiers, a program count."""
 
+import gc
 import importlib.metadata
 import os
 
@@ -27,6 +28,9 @@ import pytest  # noqa: E402
 from tests.support import programs  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)
+# Tracing allocates many long-lived objects; Python's defaults collect garbage far too often for it.
+gc.freeze()
+gc.set_threshold(200_000, 20, 100)
 
 _counted = programs.Counter()
 _CLEAR_AFTER = 300  # programs: a worker that keeps thousands of them runs out of memory mappings

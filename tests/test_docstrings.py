@@ -21,7 +21,10 @@ MAIN = [
     tbptt.make_train_step,
     tbptt.make_train_epoch,
 ]
-BY_NAME = [pytest.param(each, id=each.__name__) for each in MAIN]
+BY_NAME = [
+    pytest.param(each, id=each.__name__, marks=() if each is tbptt else pytest.mark.exhaustive)
+    for each in MAIN
+]
 
 
 @pytest.mark.parametrize("documented", BY_NAME)

@@ -64,6 +64,7 @@ def test_links_lead_to_files():
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
+@pytest.mark.exhaustive
 def test_full_equals_truncated_on_the_page_about_windows():
     lines = run(*snippets(ROOT / "docs/windows.md")[:2])
     full, long, short = map(numbers, lines[:3])
@@ -82,6 +83,7 @@ def test_estimators_are_compared_on_the_page_about_windows():
     assert 0 < bias["TBPTT(10, 30)"] < 0.5 and variance["ARTBP"] > 0 == variance["SnAp-1"]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["devices", "memory", "precision", "training"])
 def test_the_snippets_of_a_page_run(name):
     lines = run(*snippets(ROOT / f"docs/{name}.md"))

@@ -144,6 +144,7 @@ def test_clip_cotangent_of_any_tree():
         jax.jvp(lambda h: clip_cotangent(h, 1.0), (1.0,), (1.0,))
 
 
+@pytest.mark.exhaustive
 def test_clipped_cell_within_a_stack_and_without_batch():
     inner = ClippedCell(DiagonalLinear(2, 3), 0.1)
     stack, plain = Stack((inner, ClippedCell(Elman(3, 2), 0.1))), Stack((inner.cell, Elman(3, 2)))

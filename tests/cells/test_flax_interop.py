@@ -190,6 +190,7 @@ def test_params_and_carry_have_the_modules_param_dtype(make, key):
         assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {jnp.dtype(dtype)}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("cell", some(OURS, OURS[3]), ids=lambda cell: type(cell).__name__)
 def test_as_linen_in_flax_rnn_equals_unroll(cell, xs, key):
     rnn = nn.RNN(as_linen(cell), time_major=True, return_carry=True)

@@ -73,6 +73,7 @@ def test_truncation_of_a_linear_recurrence_has_its_closed_form_bias():
         assert (row.variance, row.bias_error, row.draws) == (0, 0, 1)
 
 
+@pytest.mark.exhaustive
 def test_agrees_with_estimator_bias_on_a_gru(setting):
     estimator, reference = truncated_bptt(LOSS, 8, 8), full_bptt(LOSS)
     (row,) = compare_estimators({"8": estimator}, *setting, reference=reference, segment=16)

@@ -277,6 +277,7 @@ def test_input_errors(measure):
     )  # T = 1
 
 
+@pytest.mark.exhaustive
 def test_a_clipped_cell_has_the_jacobian_of_the_cell_inside():
     """Check that every measure compiles to the same program: only the backward pass differs."""
     plain = tbptt.Stack((tbptt.Elman(2, 3), tbptt.Elman(3, 2)))

@@ -187,6 +187,7 @@ ONES = [
 ]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("cell", ONES, ids=["lstm", "elman", "gru"])
 def test_one_step_and_one_unit(cell):
     params, carry, xs = cell_params(cell), zero_carry(cell), np.ones((1, 1))

@@ -175,6 +175,7 @@ def test_one_step_and_one_unit():
     assert np.isnan(got.standard_error[0])  # no error from one step
 
 
+@pytest.mark.exhaustive
 def test_the_predicted_horizon_equals_the_measured_one():
     """Use h' = a h, whose influence a^k falls to delta at k = ln delta / ln a.
 

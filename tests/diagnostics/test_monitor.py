@@ -129,6 +129,7 @@ def test_saturation_probe_uses_the_first_steps_of_the_chunk(params):
     assert abs(float(moved["0.f"].slope) - float(second["0.f"].slope)) > 1e-6
 
 
+@pytest.mark.exhaustive
 def test_saturation_probe_of_overlapping_windows_uses_the_steps_their_carry_enters(params):
     estimator = monitored(truncated_bptt(LOSS, 2, 5), {"gates": saturation_probe(CELL, steps=2)})
     memory = jax.jit(lambda p: estimator.init(p, CARRY, BATCH))(params)

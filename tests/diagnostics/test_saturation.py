@@ -132,6 +132,7 @@ def test_fractions_and_slopes_equal_explicit_counts(cell, rebuild):
     assert 0 < np.mean([s.flat for s in got.values()]) < 1
 
 
+@pytest.mark.exhaustive
 def test_a_stack_has_the_gates_of_its_layers():
     stack = Stack((LSTM(D, H), DiagonalLinear(H, 5), GRU(5, 3)))
 
@@ -213,6 +214,7 @@ def test_without_steps_all_statistics_are_nan():
     assert all(np.isfinite(np.asarray(found)).all() for found in one.values())
 
 
+@pytest.mark.exhaustive
 def test_a_clipped_cell_has_the_gates_of_the_cell_inside():
     plain = Stack((LSTM(D, H), GRU(H, 3)))
     clipped = ClippedCell(plain, 0.1), Stack((ClippedCell(plain.cells[0], 0.1), plain.cells[1]))

@@ -67,6 +67,7 @@ def stepped(params, grads, lr):
     )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "name, k1, k2, segment",
     [

@@ -61,6 +61,7 @@ def test_growing_gradients_choose_the_largest_window_and_report_it():
     assert not choose_window(np.ones(30), ALL, 0.5, 10).decays  # beta = 1
 
 
+@pytest.mark.exhaustive
 def test_outside_jit_a_choice_without_a_bound_warns():
     """1.05^k; a decay too slow for every window; and one that is enough, without a warning."""
     with pytest.warns(

@@ -81,6 +81,7 @@ def test_a_truncation_stops_what_is_not_finite():
     assert float(grads(np.array([1.0, 0.0, 1.0, 1.0]))) == pytest.approx(2e200 / 5)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("make_estimator", [
     lambda f, k1: tbptt.randomized_bptt(f, k1, HeavyTail(100.0), draws=2),
     pytest.param(lambda f, k1: tbptt.random_window_bptt(f, k1, AwdLengths(70)), marks=exhaustive),

@@ -110,6 +110,7 @@ def test_snap_n_of_a_sparse_network_is_its_definition(n):
     assert exact == (n == 6)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "factory", [tbptt.sparse_rtrl, pytest.param(tbptt.rtrl, marks=pytest.mark.exhaustive)]
 )

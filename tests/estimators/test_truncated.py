@@ -33,16 +33,7 @@ PAIRS = [
 ]
 # Groups of 1; of 3, if there are more windows, with a remainder or without; of all windows.
 GROUPED = [(*pair, g) for pair in PAIRS for g in (1, 3, 100) if g != 3 or T // pair[0] > 3]
-FEW = {
-    (1, 1, 3),
-    (1, 5, 1),
-    (2, 1, 100),
-    (3, 2, 3),
-    (3, 7, 1),
-    (4, 40, 100),
-    (12, 12, 1),
-    (12, 5, 1),
-}
+FEW = {(1, 5, 1), (3, 2, 3), (3, 7, 1), (12, 12, 1), (12, 5, 1)}
 
 
 def sets(every, few):
@@ -166,7 +157,7 @@ def test_full_equals_central_finite_differences(name):
             for k1, k2 in [(2, 1), (2, 2), (2, 3), (2, 5), (2, 8), (3, 4), (1, 4)]
             for segment, group in ([(k1, 1), (6, 1), (6, 2)] if k1 == 2 else [(k1, 1), (6, 2)])
         ],
-        [(2, 1, 6, 2), (2, 2, 2, 1), (2, 3, 6, 2), (2, 5, 2, 1), (2, 8, 6, 1)],
+        [(2, 3, 6, 2), (2, 5, 2, 1)],
     ),
 )
 def test_a_stream_in_segments_equals_one_long_chunk(k1, k2, segment, group):
@@ -285,6 +276,7 @@ def temporary_bytes(k1, k2, group, length):
 DATA = 8 * B * (D + 2)  # bytes of one step's inputs and targets, which XLA may copy
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "k1, k2, group", sets([(16, k2, g) for k2 in (16, 32) for g in (1, 8)], [(16, 32, 1)])
 )
@@ -321,9 +313,9 @@ def test_a_group_keeps_the_dtype_of_the_loss():
 
 
 def test_all_pairs_are_tested_on_both_sides():
-    for pairs in (PAIRS, [pair[:2] for pair in FEW]):
+    for pairs, least in ((PAIRS, 13), ([pair[:2] for pair in FEW], 5)):
         assert all(T % k1 == 0 for k1, _ in pairs)
         assert {np.sign(k2 - k1) for k1, k2 in pairs} == {-1, 0, 1} and any(
             k2 % k1 for k1, k2 in pairs if k2 > k1
         )
-        assert len(set(pairs)) == len(pairs) >= 8
+        assert len(set(pairs)) == len(pairs) >= least

@@ -44,7 +44,7 @@ def gradient(estimator, batch):
     return estimate(memory, batch)
 
 
-ESSENTIAL = ("full", "overlapping", "rtrl")
+ESSENTIAL = ("overlapping",)
 
 
 @pytest.mark.parametrize(

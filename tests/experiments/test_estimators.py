@@ -20,6 +20,7 @@ from experiments.support.estimators import (
 from tbptt import Batch
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("theta", "verdict"), [
     (-1 / 6 + 1e-3, "converged"), (0.0, "right_way"), (0.6, "wrong_way"),
     (-0.9, "wrong_way"), (11.0, "diverged"),

@@ -325,6 +325,7 @@ def test_a_run_that_lost_its_data_or_was_stopped_resumes_bitwise_equal(
         assert state_of(tmp_path / name) == whole
 
 
+@pytest.mark.exhaustive
 def test_a_full_disk_is_a_warning_during_training_and_an_error_at_the_end(
     monkeypatch, capsys, tmp_path
 ):

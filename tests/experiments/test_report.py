@@ -100,7 +100,11 @@ def test_a_finished_run_shows_both_metrics_and_which_is_better(tmp_path):
 
 @pytest.mark.parametrize(
     "value, metric, words",
-    [(0.2, "mse", "Not better"), (None, "mse", "Not better"), (0.3, "accuracy", "Better")],
+    [
+        (0.2, "mse", "Not better"),
+        pytest.param(None, "mse", "Not better", marks=pytest.mark.exhaustive),
+        pytest.param(0.3, "accuracy", "Better", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_the_verdict_is_computed(tmp_path, value, metric, words):
     run = folder(tmp_path, FORECAST, ROWS, metric=metric, test_metric=value, baseline=0.2)
@@ -108,6 +112,7 @@ def test_the_verdict_is_computed(tmp_path, value, metric, words):
     assert words in page and ("not finite" in page) == (value is None)
 
 
+@pytest.mark.exhaustive
 def test_the_report_of_an_interrupted_run_has_the_command_to_resume_it(tmp_path):
     page = text_of(write_report(folder(tmp_path, FORECAST, ROWS)))
     assert (
@@ -123,6 +128,7 @@ def test_the_report_of_an_interrupted_run_has_the_command_to_resume_it(tmp_path)
     assert "No update has been logged yet" in text_of(write_report(folder(bare, FORECAST, [])))
 
 
+@pytest.mark.exhaustive
 def test_the_report_of_a_run_resumed_after_its_test(tmp_path):
     page = text_of(
         write_report(folder(tmp_path, FORECAST, ROWS, test_metric=0.1, baseline=0.2, updates=100))
@@ -192,6 +198,7 @@ def test_long_curves_are_averaged_but_keep_the_largest_value(monkeypatch):
     np.testing.assert_allclose(drawn.get_xdata(), 50 * (drawn.get_ydata() + 1), rtol=1e-12)
 
 
+@pytest.mark.exhaustive
 def test_a_large_file_of_predictions_is_read_in_part(tmp_path, monkeypatch):
     seen = {}
     monkeypatch.setattr(report_figures.plt, "subplots", _spied(seen))

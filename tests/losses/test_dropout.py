@@ -135,6 +135,7 @@ def test_rematerialised_steps_have_the_same_masks():
     assert_close((lean.loss, lean.grads), (full.loss, full.grads))
 
 
+@pytest.mark.exhaustive
 def test_a_single_batch_row_has_the_same_masks():
     """So batch rows may be sharded over devices."""
     params, carry, batch = setting()

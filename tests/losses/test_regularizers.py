@@ -245,6 +245,7 @@ def test_carries_inputs_and_signals_are_constants():
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(grads))
 
 
+@pytest.mark.exhaustive
 def test_it_works_with_full_bptt():
     cell = LSTM(D, H)
     params, carry, batch = setting(cell)
@@ -277,6 +278,7 @@ def test_it_works_with_truncated_bptt():
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
 
 
+@pytest.mark.exhaustive
 def test_it_works_with_an_embedding():
     cell, embedding = GRU(D, H), nn.Embed(5, D, param_dtype=jnp.float64)
     _, carry, batch = setting(cell)

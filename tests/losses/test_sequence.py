@@ -108,6 +108,7 @@ def test_is_additive_over_segments(points, params, batch):
     jax.tree.map(close, got, graded(params, CARRY, batch))
 
 
+@pytest.mark.exhaustive
 def test_remat_changes_nothing(params, batch):
     remat = sequence_loss(CELL, READOUT, squared_error, remat=Segments(4))
     got = jax.jit(jax.value_and_grad(remat, has_aux=True))(params, CARRY, batch)

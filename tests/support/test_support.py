@@ -79,6 +79,7 @@ def test_mutants_change_what_is_computed_and_nothing_else(tmp_path):
         found[0].apply(MODULE.replace("3.0", "5.0"))
 
 
+@pytest.mark.exhaustive
 def test_the_sample_is_a_function_of_the_seed():
     root = pathlib.Path(__file__).parents[2]
     assert sites.draw(root, 10, 0) == sites.draw(root, 10, 0) != sites.draw(root, 10, 1)

@@ -60,6 +60,7 @@ def test_operation_is_stored_on_disk_and_loaded(folder):
     assert {path: path.stat().st_mtime_ns for path in _files(folder, "nb?")} == stored
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("ending", ["nbc", pytest.param("nbi", marks=pytest.mark.exhaustive)])
 def test_truncated_file_warns_and_recompiles(folder, ending):
     _double()

@@ -91,6 +91,7 @@ def test_flags_are_optional(make, batch_shape, use, reverse):
     assert_same(*both(make(D, H), batch_shape, use=use, reverse=reverse))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("make", "resident"),
     [(LSTM, 0), (GRU, 0), pytest.param(LSTM, grid.RESIDENT_BYTES, marks=pytest.mark.exhaustive)],
@@ -121,16 +122,19 @@ def test_one_step_and_zero_steps(make):
     assert none.h.shape == (0, H) and nothing.shape == (xs.shape[0], 0, H)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("make", [GRU, pytest.param(LSTM, marks=pytest.mark.exhaustive)])
 def test_blocks_and_remainder(make, monkeypatch):
     monkeypatch.setattr(blocked_vjp, "block_length", lambda *_: 2)
     assert_same(*both(make(D, H), steps=7))  # 2 + 2 + 2 + 1
 
 
+@pytest.mark.exhaustive
 def test_stack():
     assert_same(*both(Stack((LSTM(D, 17), GRU(17, H))), reverse=True))
 
 
+@pytest.mark.exhaustive
 def test_under_vmap_over_parameters_and_batch_rows():
     cell = GRU(D, H)
     params, carry, xs, given = problem(cell, (2, B), T)
@@ -169,6 +173,7 @@ def test_float32():
     assert difference(ours, plain) < 1e-5
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("make", [LSTM, pytest.param(GRU, marks=pytest.mark.exhaustive)])
 def test_bfloat16_products_in_float32_carries(make):
     """Compare with `unroll` to 1e-5; `plain_unroll` does not round cotangents."""
@@ -271,6 +276,7 @@ def test_lowers_for_cuda_with_x64(lowers):
     assert [launches(lowered(make, 24)) for make in (LSTM, GRU)] == [2, 2]
 
 
+@pytest.mark.exhaustive
 def test_the_program_does_not_grow_with_time(lowers, monkeypatch):
     short, long = (lowered(LSTM, 24, steps=steps) for steps in (7, 1024))
     assert launches(short) == launches(long) == 2 and "stablehlo.while" not in long

@@ -51,6 +51,7 @@ def test_nan_input_falls_back_and_is_reported(unroll_fn, steps):
     assert np.all(np.isfinite(np.asarray(ys)[:, 1]))  # the other batch row
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("hidden", "lengths"), [(8, (20, 200)), pytest.param(16, (100, 1000), marks=exhaustive)]
 )

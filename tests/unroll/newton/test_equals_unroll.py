@@ -163,6 +163,7 @@ def test_nan_at_masked_steps_has_no_effect(unroll_fn, cell):
     assert bool(report.converged)
 
 
+@pytest.mark.exhaustive
 @each_method
 @pytest.mark.parametrize(
     ("wide", "steps"), [(CELLS[0], T), pytest.param(GRU(D, 16), 1000, marks=exhaustive)]
