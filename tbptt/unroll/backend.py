@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from tbptt.cells.base import CellVJP
 from tbptt.numerics import select
@@ -98,6 +100,29 @@ class ScanBackend:
 
         d, emitted = jax.lax.scan(body, d, (factors, d_ys, steps.resets, steps.mask), reverse=True)
         return d, emitted, factors
+
+
+def differentiated_by(scan: Callable[..., Any], run: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `run`, whose derivative is that of `scan`, a function with the same values.
+
+    Both results have their mapped axis first under `jax.vmap`, because JAX takes the mapped axes of
+    a function's own results for those of its `custom_jvp` rule too.
+    """
+
+    @jax.custom_jvp
+    def differentiable(*args: Any) -> Any:
+        return jax.tree.map(_batch_axis_first, run(*args))
+
+    def derivative(primals: Any, tangents: Any) -> Any:
+        return jax.tree.map(_batch_axis_first, jax.jvp(scan, primals, tangents))
+
+    differentiable.defjvp(derivative)
+    return differentiable
+
+
+def _batch_axis_first(a: Array) -> Array:
+    """Return `a`; the batching rule of a reshape moves the mapped axis to the front."""
+    return jnp.squeeze(jax.lax.reshape(a, (1, *a.shape)), 0)
 
 
 def leaf_index(tree: Any, value: Any) -> int | None:

@@ -20,7 +20,7 @@ from tbptt.backends.numba_cpu.thread_count import thread_count
 from tbptt.backends.numba_cpu.xla_ffi import registered
 from tbptt.cells.base import CellVJP
 from tbptt.types import Carry, Params
-from tbptt.unroll.backend import Residuals, ScanBackend
+from tbptt.unroll.backend import Residuals, ScanBackend, differentiated_by
 from tbptt.unroll.scan import Steps
 
 
@@ -140,24 +140,7 @@ def _operation(
             )
         return out, jax.tree.map(lambda _: True, out)
 
-    @jax.custom_jvp
-    def run(*args: Any) -> Any:
-        return single(*args)
-
-    def jvp_of_scan(primals: Any, tangents: Any) -> Any:
-        return jax.tree.map(_batch_axis_first, jax.jvp(scan, primals, tangents))
-
-    run.defjvp(jvp_of_scan)
-    return run
-
-
-def _batch_axis_first(a: Array) -> Array:
-    """Return `a`; under `jax.vmap` with its mapped axis first, as in the results of `custom_vmap`.
-
-    JAX takes the mapped axes of a function's own results for those of its `custom_jvp` rule too.
-    The batching rule of a reshape moves the mapped axis to the front.
-    """
-    return jnp.squeeze(jax.lax.reshape(a, (1, *a.shape)), 0)
+    return differentiated_by(scan, single)
 
 
 def _with_rows(tree: Any, batched: Any, axis: int, size: int) -> Any:

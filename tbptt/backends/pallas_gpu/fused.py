@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from tbptt.cells.gru import GRU, GRUVJP
 from tbptt.cells.lstm import LSTM, LSTMVJP
 from tbptt.cells.stack import Stack
 from tbptt.types import Carry, Cell, Params
-from tbptt.unroll.backend import Backend
+from tbptt.unroll.backend import Backend, Residuals, ScanBackend, differentiated_by
 from tbptt.unroll.blocked_vjp import blocked_unroll
 from tbptt.unroll.remat import MemoryBudget, Remat
 from tbptt.unroll.scan import Steps
@@ -59,8 +60,8 @@ def unroll(
 
     Values and gradients equal those of `tbptt.unroll` to rounding, at JAX's matmul precision of the
     platform: on a GPU float32 products use TF32 in both, unless
-    `jax.default_matmul_precision("highest")` is set. The gradient cannot be differentiated again,
-    and forward mode is not supported.
+    `jax.default_matmul_precision("highest")` is set. Second derivatives run `jax.lax.scan`;
+    forward mode is not supported.
 
     Args:
       cell: `LSTM`, `GRU`, or a `Stack` of those, not classes derived from them; static.
@@ -138,12 +139,46 @@ def _run(
     return jax.tree.map(lambda a, like: a[: like.shape[0], :H], last, carry), ys[..., :H]
 
 
+@dataclasses.dataclass(frozen=True)
+class DifferentiableKernels:
+    """The loops as kernels, with those of `ScanBackend` as their derivatives: a `Backend`."""
+
+    kernels: LSTMKernels | GRUKernels
+
+    @property
+    def cell_vjp(self) -> CellVJP:
+        return self.kernels.cell_vjp
+
+    def prepare(self, params: Any) -> Any:
+        return self.kernels.prepare(params)
+
+    def forward(
+        self, weights: Any, start: Carry, carry: Carry, steps: Steps, keep: bool
+    ) -> tuple[Carry, Array, Any]:
+        def by(backend: Any, *args: Any) -> Any:
+            return backend.forward(*args, keep)
+
+        return self._run(by, weights, start, carry, steps)
+
+    def backward(
+        self, weights: Any, residuals: Residuals, d: Carry, d_ys: Any
+    ) -> tuple[Carry, Any, Any]:
+        def by(backend: Any, *args: Any) -> Any:
+            return backend.backward(*args)
+
+        return self._run(by, weights, residuals, d, d_ys)
+
+    def _run(self, by: Callable[..., Any], *args: Any) -> Any:
+        scan = functools.partial(by, ScanBackend(self.cell_vjp))
+        return differentiated_by(scan, functools.partial(by, self.kernels))(*args)
+
+
 def _kernels(interpret: bool, layer: Cell, cell_vjp: CellVJP, carry: Carry) -> Backend:
     del layer, carry
     if isinstance(cell_vjp, LSTMVJP):
-        return LSTMKernels(cell_vjp, interpret)
+        return DifferentiableKernels(LSTMKernels(cell_vjp, interpret))
     assert isinstance(cell_vjp, GRUVJP)  # `_check_layer` allows no other cell
-    return GRUKernels(cell_vjp, interpret)
+    return DifferentiableKernels(GRUKernels(cell_vjp, interpret))
 
 
 def _wider(tree: Any, axis: int, size: int) -> Any:

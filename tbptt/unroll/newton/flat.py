@@ -71,6 +71,19 @@ def all_steps(
     return every(cell, problem.params, before, problem.xs, problem.resets, problem.mask)
 
 
+def all_tangents(cell: Cell, problem: Problem, before: Array, dbefore: Array) -> Array:
+    """Return `J_t dbefore_t` of all steps at once, `[T, N, n]`."""
+    return jax.jvp(lambda h: all_steps(cell, problem, h)[0], (before,), (dbefore,))[1]
+
+
+def first_tangent(cell: Cell, problem: Problem, before: Array, start: Array) -> Array:
+    """Return `J_0 start`, `[N, n]`."""
+    at_0 = jax.tree.map(lambda a: a[0], (problem.xs, problem.resets, problem.mask))
+    return jax.jvp(lambda h: batch_step(cell, problem.params, h, *at_0)[0], (before[0],), (start,))[
+        1
+    ]
+
+
 def sequential(cell: Cell, problem: Problem) -> Float[Array, "T N n"]:
     """Take the steps one after another, by the plain scan; return the carries that leave them."""
 

@@ -1,6 +1,7 @@
 """One iteration, and the derivative at the solution, of Newton's method and of quasi-Newton."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -48,16 +49,35 @@ class FullJacobian:
         sources: Array,
         fell_back: Bool[Array, ""],
     ) -> Array:
-        """Solve `dh_t = J_t dh_{t-1} + sources_t`, whose transpose is the adjoint recurrence."""
+        """Solve `dh_t = J_t dh_{t-1} + sources_t`, whose transpose is the adjoint recurrence.
 
-        def in_parallel(start: Array, sources: Array) -> Array:
-            return dense_recurrence(self._linearized(problem, before)[1], sources, start)
+        Without convergence, products of Jacobians may overflow even if the gradient does not; then
+        the steps are taken one after another.
+        """
+        zeros = jnp.zeros_like(start)
 
-        def sequentially(start: Array, sources: Array) -> Array:
-            return flat.sequential_tangents(self.cell, problem, before, start, sources)
+        def residual(dhs: Array) -> Array:
+            entering = flat.entering_carries(zeros, dhs)
+            return dhs - flat.all_tangents(self.cell, problem, before, entering)
 
-        # Without convergence, products of Jacobians may overflow even if the gradient does not.
-        return jax.lax.cond(fell_back, sequentially, in_parallel, start, sources)
+        def in_parallel(sources: Array) -> Array:
+            return dense_recurrence(self._linearized(problem, before)[1], sources, zeros)
+
+        def sequentially(sources: Array) -> Array:
+            return flat.sequential_tangents(self.cell, problem, before, zeros, sources)
+
+        def transposed(solve: Callable[[Array], Array]) -> Callable[[Array], Array]:
+            return lambda g: jax.linear_transpose(solve, sources)(g)[0]
+
+        # The transpose is given, because jax cannot transpose a `cond` under vmap.
+        return jax.lax.custom_linear_solve(
+            residual,
+            sources.at[0].add(flat.first_tangent(self.cell, problem, before, start)),
+            lambda _, b: jax.lax.cond(fell_back, sequentially, in_parallel, b),
+            lambda _, g: jax.lax.cond(
+                fell_back, transposed(sequentially), transposed(in_parallel), g
+            ),
+        )
 
     def _linearized(self, problem: flat.Problem, before: Array) -> tuple[Array, Array]:
         def one(h: Array, *inputs: Any) -> tuple[Array, Array]:
