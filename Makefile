@@ -47,6 +47,10 @@ test-oldest:  ## the essential tests with exactly the oldest versions that pypro
 mutants: $(VENV)/.installed-test  ## change the mathematics in 120 places, one at a time: which changes do the tests notice? an hour
 	@$(BIN)/python -m tests.mutation $(ARGS)
 
+.PHONY: fuzz
+fuzz: $(VENV)/.installed-test  ## 10,000 generated calls against a reference in numpy; writes tests/fuzz_results.json; a quarter of an hour
+	@$(BIN)/python -m tests.support.fuzz --out tests/fuzz_results.json $(ARGS)
+
 .PHONY: check
 check: lint types notebooks test  ## all that must pass before a commit: lint, types, notebooks, the essential tests
 

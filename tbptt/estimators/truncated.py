@@ -204,7 +204,7 @@ def _overlapping(loss_fn: LossFn, k1: int, k2: int) -> tuple[Callable, Callable,
             return accumulate(window, params, past, windows)
         young_windows, rest = split(windows, first)
         past, a = accumulate(window, params, past, young_windows)
-        new = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), rest)
+        new = jax.tree.map(lambda leaf: leaf.reshape(length(rest) * k1, *leaf.shape[2:]), rest)
         new = without_masked_values(new)
         steps = jax.tree.map(lambda p, q: jnp.concatenate([p, q]), past.batch, new)
         carry, b = overlapping_batch(loss_fn, k1, k2, group, params, past.carry, steps)

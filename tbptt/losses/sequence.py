@@ -293,7 +293,15 @@ def squared_error(
     """Compute the mean of (outputs - targets)^2 over the last axis, one number per step.
 
     As in `optax.squared_error`, there is no factor 1/2.
+
+    Raises:
+      ValueError: outputs and targets have different shapes.
     """
+    if np.shape(outputs) != np.shape(targets):
+        raise ValueError(
+            f"targets must have the shape of the outputs, {np.shape(outputs)}; got "
+            f"{np.shape(targets)}. A single target needs a last axis of size 1: targets[..., None]"
+        )
     return jnp.mean(optax.squared_error(outputs, targets), axis=-1)
 
 

@@ -17,6 +17,11 @@ def validated_steps(
     cell: Cell, params: Params, carry: Carry, xs: Any, resets: Any, mask: Any
 ) -> Steps:
     """Check the arguments of an unroll function; return arrays, with 0 in `xs` at masked steps."""
+    if not jax.tree_util.all_leaves([xs]) and not isinstance(xs, list):
+        raise TypeError(
+            f"xs must be one array [T, *batch, D]; got {type(xs).__name__}. Join the inputs along "
+            "their last axis, or write a loss function that reads them and calls unroll"
+        )
     xs = jnp.asarray(xs)
     check_sequence(cell, params, carry, xs, resets, mask)
     resets, mask = (None if flags is None else jnp.asarray(flags) for flags in (resets, mask))

@@ -1,5 +1,6 @@
 """The sparsity of the Jacobians of one step, detected by differentiation at random points."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -110,20 +111,23 @@ def _check_carry(carry: Carry, batch_shape: tuple[int, ...]) -> None:
 
 def flatten_rows(floats: list[Array], batch_shape: tuple[int, ...]) -> Float[Array, "B n"]:
     """Concatenate the floating leaves of a carry to one vector per batch row."""
-    B = int(np.prod(batch_shape))
-    return jnp.concatenate([leaf.reshape(B, -1) for leaf in floats], axis=1)
+    B = math.prod(batch_shape)
+    flat = [leaf.reshape(B, row_size([leaf], batch_shape)) for leaf in floats]
+    return jnp.concatenate(flat, axis=1)
 
 
-def unflatten_rows(flat: Float[Array, "B n"], floats: list[Array]) -> list[Array]:
+def unflatten_rows(
+    flat: Float[Array, "B n"], floats: list[Array], batch_shape: tuple[int, ...]
+) -> list[Array]:
     """Invert `flatten_rows`: return leaves with the shapes and dtypes of `floats`."""
-    edges = np.cumsum([leaf.size // flat.shape[0] for leaf in floats])[:-1].tolist()
+    edges = np.cumsum([row_size([leaf], batch_shape) for leaf in floats])[:-1].tolist()
     leaves = zip(jnp.split(flat, edges, axis=1), floats, strict=True)
     return [new.reshape(leaf.shape).astype(leaf.dtype) for new, leaf in leaves]
 
 
 def row_size(floats: list[Array], batch_shape: tuple[int, ...]) -> int:
     """Return n, the number of carry entries per batch row."""
-    return sum(np.size(leaf) for leaf in floats) // max(1, int(np.prod(batch_shape)))
+    return sum(math.prod(np.shape(leaf)[len(batch_shape) :]) for leaf in floats)
 
 
 def _nonzero(
@@ -141,7 +145,7 @@ def _nonzero(
     weights = jnp.cos(1.0 + jnp.arange(B))[:, None]  # nowhere 0, and no two rows cancel
 
     def back(cotangent: Array) -> tuple[Array, Array]:
-        d_params, d_floats = vjp((zero, unflatten_rows(cotangent, at.floats)))
+        d_params, d_floats = vjp((zero, unflatten_rows(cotangent, at.floats, batch_shape)))
         return ravel_pytree(d_params)[0], flatten_rows(d_floats, batch_shape)
 
     def unit(i: Array) -> tuple[Array, Array, Array]:

@@ -180,7 +180,7 @@ def _step(
 
     def by_units(color: Array) -> Array:
         tangent = jnp.broadcast_to(unit_color == color, entering.shape).astype(entering.dtype)
-        return flatten_rows(jvp(unflatten_rows(tangent, at.floats))[1], batch_shape)
+        return flatten_rows(jvp(unflatten_rows(tangent, at.floats, batch_shape))[1], batch_shape)
 
     def by_params(color: Array) -> Array:
         tangent = unravel((param_color == color).astype(flat.dtype))
