@@ -210,10 +210,18 @@ def _copied(leaf: Any) -> Any:
     return jnp.copy(leaf) if isinstance(leaf, jax.Array) else leaf
 
 
-def _any_clipped(opt_state: Any) -> Bool[Array, ""] | None:
-    """Return whether any clipping of the optimizer clipped; None if none reports it."""
-    reports = [value for _, value in optax.tree_utils.tree_get_all_with_path(opt_state, "clipped")]
-    return functools.reduce(jnp.logical_or, reports) if reports else None
+def _any_clipped(before: Any, after: Any) -> Bool[Array, ""] | None:
+    """Return whether any clipping of the optimizer clipped now; None if none reports it.
+
+    `optax.MultiSteps` leaves the state of a clipping as it is between its updates, so that the
+    state's own `clipped` may be that of an earlier update.
+    """
+    counts = [
+        [value for _, value in optax.tree_utils.tree_get_all_with_path(state, "clip_count")]
+        for state in (before, after)
+    ]
+    changed = [old != new for old, new in zip(*counts, strict=True)]
+    return functools.reduce(jnp.logical_or, changed) if changed else None
 
 
 def _make_update(estimator: Estimator, optimizer: optax.GradientTransformation) -> TrainStep:
@@ -239,7 +247,7 @@ def _make_update(estimator: Estimator, optimizer: optax.GradientTransformation) 
         metrics = Metrics(
             loss=gradient.loss,
             grad_norm=grad_norm,
-            clipped=_any_clipped(opt_state),
+            clipped=_any_clipped(state.opt_state, opt_state),
             # The norm is inf or NaN exactly where an entry is: no second pass over the gradient.
             non_finite=~(jnp.isfinite(gradient.loss) & jnp.isfinite(grad_norm)),
             info=gradient.info,

@@ -323,7 +323,6 @@ def short_run(optimizer, updates=3):
     return metrics
 
 
-@pytest.mark.exhaustive
 def test_two_clippings_in_a_chain_are_both_reported():
     with_stats = tbptt.optim.with_clip_stats
     for first, second, clipped in ((1e-3, 1e9, True), (1e9, 1e-9, True), (1e9, 1e9, False)):
@@ -334,6 +333,14 @@ def test_two_clippings_in_a_chain_are_both_reported():
         )
         (metrics,) = short_run(chain, updates=1)
         assert bool(metrics.clipped) is clipped
+
+
+def test_clipped_is_false_between_the_updates_of_multi_steps():
+    optimizer = optax.MultiSteps(
+        optax.chain(tbptt.optim.clip_by_global_norm(1e-3), optax.sgd(0.1)), every_k_schedule=2
+    )
+    clipped = [bool(metrics.clipped) for metrics in short_run(optimizer, updates=5)]
+    assert clipped == [False, True, False, True, False]
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ For clipping by leaf, by unit and by element use optax; `with_clip_stats` adds c
                                                                  gradient
 
 All of these square in the dtype of the gradient. If the square overflows, they return zeros, and
-`with_clip_stats` reports `clipped`. Use at most one `with_clip_stats` or `clip_by_global_norm` in a
-chain: with two, `clipped` is ambiguous and the train step raises a KeyError.
+`with_clip_stats` reports `clipped`. With several clippings in one chain `clipped` is whether any of
+them clipped.
 """
 
 from tbptt.numerics import global_norm as global_norm
