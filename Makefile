@@ -34,7 +34,7 @@ test: $(VENV)/.installed-test  ## the essential tests: every function and identi
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not exhaustive" $(ARGS)
 
 .PHONY: test-all
-test-all: $(VENV)/.installed-test  ## every test, and every annotated shape checked (by a hook that costs a fifth of the time)
+test-all: $(VENV)/.installed-test  ## every test, with every annotated shape checked: all parameters, whole programs, killed runs
 	@$(BIN)/python -c 'import sys, jax; print("testing with Python", sys.version.split()[0], "and jax", jax.__version__)'
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --jaxtyping-packages=tbptt,beartype.beartype $(ARGS)
 
@@ -48,8 +48,8 @@ mutants: $(VENV)/.installed-test  ## change the mathematics in 120 places, one a
 	@$(BIN)/python -m tests.mutation $(ARGS)
 
 .PHONY: fuzz
-fuzz: $(VENV)/.installed-test  ## 10,000 generated calls against a reference in numpy; writes tests/fuzz_results.json; a quarter of an hour
-	@$(BIN)/python -m tests.support.fuzz --out tests/fuzz_results.json $(ARGS)
+fuzz: $(VENV)/.installed-test  ## 10,000 generated calls against a reference in numpy; seven minutes
+	@$(BIN)/python -m tests.fuzz --out tests/fuzz/results.json $(ARGS)
 
 .PHONY: check
 check: lint types notebooks test  ## all that must pass before a commit: lint, types, notebooks, the essential tests

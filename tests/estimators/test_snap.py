@@ -111,9 +111,7 @@ def test_snap_n_of_a_sparse_network_is_its_definition(n):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize(
-    "factory", [tbptt.sparse_rtrl, pytest.param(tbptt.rtrl, marks=pytest.mark.exhaustive)]
-)
+@pytest.mark.parametrize("factory", [tbptt.sparse_rtrl, tbptt.rtrl])
 def test_every_row_of_an_embedding_gets_its_gradient(factory):
     cell, embedding = tbptt.Elman(3, 4, gain=1.2), nn.Embed(5, 3, param_dtype=jnp.float64)
     loss_fn = tbptt.sequence_loss(cell, READOUT, tbptt.squared_error, embedding=embedding)

@@ -24,7 +24,6 @@ from tests.support.problems import problem, scalar_loss
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "transformations.md"
 T, B, D, H = 5, 2, 3, 4
 
-
 ROWS = {
     "`unroll`, `LSTM`": (tbptt.unroll, tbptt.LSTM(D, H)),
     "`unroll`, `MinGRU`": (tbptt.unroll, tbptt.MinGRU(D, H)),
@@ -211,7 +210,7 @@ def float32_error_of(row):
 
 
 def tables():
-    """Return the tables of the page as {(row, column): word}, words without punctuation."""
+    """Return the tables of the page, each as {(row, column): word}."""
     found, lines = [], PAGE.read_text().splitlines()
     for before, line in itertools.pairwise(["", *lines]):
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]

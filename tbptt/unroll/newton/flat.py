@@ -79,9 +79,11 @@ def all_tangents(cell: Cell, problem: Problem, before: Array, dbefore: Array) ->
 def first_tangent(cell: Cell, problem: Problem, before: Array, start: Array) -> Array:
     """Return `J_0 start`, `[N, n]`."""
     at_0 = jax.tree.map(lambda a: a[0], (problem.xs, problem.resets, problem.mask))
-    return jax.jvp(lambda h: batch_step(cell, problem.params, h, *at_0)[0], (before[0],), (start,))[
-        1
-    ]
+
+    def step_0(h: Array) -> Array:
+        return batch_step(cell, problem.params, h, *at_0)[0]
+
+    return jax.jvp(step_0, (before[0],), (start,))[1]
 
 
 def sequential(cell: Cell, problem: Problem) -> Float[Array, "T N n"]:

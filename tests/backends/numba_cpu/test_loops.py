@@ -292,9 +292,8 @@ def test_second_derivatives_under_vmap(cell, compiled_loops, examples):
     assert_same(got, want, 1e-9)
 
 
-@pytest.mark.parametrize(
-    "make", [pytest.param(make, marks=exhaustive) for make in (GRU, Elman, LSTM)]
-)
+@exhaustive
+@pytest.mark.parametrize("make", [GRU, Elman, LSTM])
 def test_float32(make):
     """Compare with float64 to 1e-5, as the scan satisfies."""
     params, carry, xs, given = problem(make(D, H), steps=T)

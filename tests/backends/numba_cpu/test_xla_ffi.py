@@ -61,7 +61,7 @@ def test_operation_is_stored_on_disk_and_loaded(folder):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("ending", ["nbc", pytest.param("nbi", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("ending", ["nbc", "nbi"])
 def test_truncated_file_warns_and_recompiles(folder, ending):
     _double()
     for path in _files(folder, ending):

@@ -94,7 +94,7 @@ def test_flags_are_optional(make, batch_shape, use, reverse):
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("make", "resident"),
-    [(LSTM, 0), (GRU, 0), pytest.param(LSTM, grid.RESIDENT_BYTES, marks=pytest.mark.exhaustive)],
+    [(LSTM, 0), (GRU, 0), (LSTM, grid.RESIDENT_BYTES)],
     ids=["LSTM", "GRU", "held"],
 )
 def test_wide_layers_use_several_tiles(make, resident, monkeypatch):
@@ -123,7 +123,7 @@ def test_one_step_and_zero_steps(make):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("make", [GRU, pytest.param(LSTM, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("make", [GRU, LSTM])
 def test_blocks_and_remainder(make, monkeypatch):
     monkeypatch.setattr(blocked_vjp, "block_length", lambda *_: 2)
     assert_same(*both(make(D, H), steps=7))  # 2 + 2 + 2 + 1
@@ -174,7 +174,7 @@ def test_float32():
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("make", [LSTM, pytest.param(GRU, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("make", [LSTM, GRU])
 def test_bfloat16_products_in_float32_carries(make):
     """Compare with `unroll` to 1e-5; `plain_unroll` does not round cotangents."""
     ours, rounded, plain = (
