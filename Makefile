@@ -48,7 +48,7 @@ mutants: $(VENV)/.installed-test  ## change the mathematics in 120 places, one a
 	@$(BIN)/python -m tests.mutation $(ARGS)
 
 .PHONY: fuzz
-fuzz: $(VENV)/.installed-test  ## 10,000 generated calls against a reference in numpy; seven minutes
+fuzz: $(VENV)/.installed-test  ## 10,000 generated calls against a reference in numpy; ten minutes
 	@$(BIN)/python -m tests.fuzz --out tests/fuzz/results.json $(ARGS)
 
 .PHONY: check
