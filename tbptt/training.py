@@ -52,12 +52,13 @@ class Metrics(NamedTuple):
     info: Any
 
 
+Optimizer = optax.GradientTransformation | optax.MultiSteps  # optax makes MultiSteps no subclass
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def init_state(
     estimator: Estimator,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     params: Params,
     carry: Carry,
     batch: Batch,
@@ -110,7 +111,7 @@ def rewind(estimator: Estimator, state: TrainState, carry: Carry, batch: Batch) 
     return state._replace(memory=memory)
 
 
-def make_train_step(estimator: Estimator, optimizer: optax.GradientTransformation) -> TrainStep:
+def make_train_step(estimator: Estimator, optimizer: Optimizer) -> TrainStep:
     """Return the jitted update by the gradient of one chunk.
 
         gradient = estimator.estimate(params, memory, batch, key)
@@ -147,9 +148,7 @@ def make_train_step(estimator: Estimator, optimizer: optax.GradientTransformatio
     return jax.jit(_make_update(estimator, optimizer), donate_argnums=0)
 
 
-def make_train_epoch(
-    estimator: Estimator, optimizer: optax.GradientTransformation, chunk: int
-) -> TrainStep:
+def make_train_epoch(estimator: Estimator, optimizer: Optimizer, chunk: int) -> TrainStep:
     """Return the jitted pass over the chunks of a batch, with an update after each chunk.
 
         for i, window in enumerate(split_windows(batch, chunk)):       # compiled to one scan
@@ -224,7 +223,9 @@ def _any_clipped(before: Any, after: Any) -> Bool[Array, ""] | None:
     return functools.reduce(jnp.logical_or, changed) if changed else None
 
 
-def _make_update(estimator: Estimator, optimizer: optax.GradientTransformation) -> TrainStep:
+def _make_update(estimator: Estimator, optimizer: Optimizer) -> TrainStep:
+    if isinstance(optimizer, optax.MultiSteps):
+        optimizer = optimizer.gradient_transformation()
     optimizer = optax.with_extra_args_support(optimizer)  # some need the loss or the loss function
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

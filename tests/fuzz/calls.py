@@ -8,6 +8,7 @@ import traceback
 from typing import Any
 
 import jax
+import jaxtyping
 import numpy as np
 import optax
 
@@ -83,8 +84,11 @@ def outcome(program: Program, seed: int) -> str:
         got = jax.device_get(compiled(program)(params, carry, batches))
     except Exception as error:
         innermost = traceback.extract_tb(error.__traceback__)[-1].filename
-        named = set(re.findall(r"[a-zA-Z_0-9]+", str(error))) & ARGUMENTS
+        text = str(error)
         ours = innermost.startswith(PACKAGE) and isinstance(error, TypeError | ValueError)
+        if isinstance(error, jaxtyping.TypeCheckError):  # with the hook of `make test-all`
+            ours, text = True, "".join(re.findall(r"whilst typechecking parameter '(\w+)'", text))
+        named = set(re.findall(r"[a-zA-Z_0-9]+", text)) & ARGUMENTS
         assert ours and named, f"not ours: {type(error).__name__}: {error}\n{program}, {seed}"
         return "refused"
     with np.errstate(all="ignore"):
