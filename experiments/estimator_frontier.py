@@ -121,7 +121,9 @@ def estimators(problem: Problem, quick: bool) -> dict[str, tbptt.Estimator]:
     made = {f"TBPTT({k1}, {k2})": tbptt.truncated_bptt(loss_fn, k1, k2) for k1, k2 in windows}
     return made | {
         "full BPTT": tbptt.full_bptt(loss_fn),
-        "random windows": tbptt.random_window_bptt(loss_fn, 5, tbptt.estimators.AwdLengths(50)),
+        "random windows": tbptt.estimators.random_window_bptt(
+            loss_fn, 5, tbptt.estimators.AwdLengths(50)
+        ),
         "ARTBP, constant": tbptt.randomized_bptt(loss_fn, 5, tbptt.estimators.ConstantRate(50)),
         "ARTBP, heavy tail": tbptt.randomized_bptt(loss_fn, 5, tbptt.estimators.HeavyTail(50)),
         "RTRL": tbptt.rtrl(loss_fn),

@@ -32,9 +32,9 @@ from experiments.support.train.params import load_params
 from experiments.support.train.predicting import Score, predict_blocks
 from experiments.support.train.prediction_file import PredictionFile
 from experiments.support.train.prediction_steps import open_for
-from experiments.support.train.progress_view import Pace, Status, make_view
 from experiments.support.train.task import Task, from_json
 from tbptt.data import DataUnavailable, Source, SourceChanged
+from tbptt.fit.progress import Pace, Status, make_view
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,28 +18,34 @@ an uninterrupted one.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import tyro
 
-from experiments.support.common.stopping import Stop
+import tbptt
 from experiments.support.common.unroll_choice import UnrollName, choose_unroll, print_unroll
 from experiments.support.train import config as run_config
-from experiments.support.train import loop, out_of_memory
+from experiments.support.train import out_of_memory
 from experiments.support.train import result as run_result
 from experiments.support.train import setup as run_setup
+from experiments.support.train.advice import advice
 from experiments.support.train.choices import resolve
 from experiments.support.train.data import open_data
 from experiments.support.train.end import best_seed, finish, print_line
-from experiments.support.train.log import RunLog
 from experiments.support.train.processes import is_first, join, log_place, wait_for_all
 from tbptt.checkpoints import Checkpoints
 from tbptt.data import DataUnavailable
 from tbptt.distributed import split_cpu
+from tbptt.fit.log import RunLog
+from tbptt.fit.loop import Plan
+from tbptt.fit.loop import run as run_loop
+from tbptt.fit.stopping import Stop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +95,7 @@ class Config:
     clip: float = 1.0
     """global norm at which gradients are clipped"""
     lr: float = 3e-3
-    """initial learning rate of Adam; cosine decay with --epochs, constant with --minutes"""
+    """initial learning rate of Adam; it falls to 1/100 along half a cosine of the run"""
     memory: int | None = None
     """MiB for the intermediates of one gradient; the backward pass recomputes the rest"""
     epochs: float | None = None
@@ -142,7 +148,7 @@ def main(config: Config, stop: Stop) -> dict[str, Any]:
         setup = run_setup.build(config, data, choose_unroll(config.unroll))
         if is_first():
             run_config.write_config(folder, config, data, run_result.metric_name(data))
-        state, position = loop.resumed(checkpoints, setup.state, print_line)
+        state, position = resumed(checkpoints, setup.state)
         what = f"batch of {config.batch} sequences of {max(setup.stream.steps)} steps"
         what = f"resuming after update {position}" if position else what
         print_line(f"{folder}: {what}; {len(setup.stream)} updates per pass")
@@ -155,28 +161,36 @@ def main(config: Config, stop: Stop) -> dict[str, Any]:
             console=log_console,
             seconds=seconds,
             steps_per_update=setup.chunk * setup.stream.streams * config.seeds,
-            settings=dataclasses.asdict(config),
+            advice=functools.partial(advice, settings=dataclasses.asdict(config)),
             start=position,
             tensorboard=config.tensorboard,
         )
-        plan = loop.Plan(
-            stream=setup.stream,
-            put=setup.put,
-            step=setup.step,
-            merge=setup.merge,
-            score=lambda state: best_seed(config, data, setup, state)[0],
+        plan = Plan(
+            valid_every=config.valid_every or len(setup.stream),
             updates=total,
             seconds=seconds,
-            valid_every=config.valid_every or len(setup.stream),
+            validate=lambda state: best_seed(config, data, setup, state)[0],
+            metric_of=run_result.lower_is_better,
             checkpoint_seconds=config.checkpoint_seconds,
+            put=setup.put,
+            merge=setup.merge,
         )
         try:
             with log:
-                ended = loop.run(plan, state, position, log, checkpoints, stop)
+                ended = run_loop(
+                    setup.step,
+                    state,
+                    setup.stream,
+                    plan,
+                    log,
+                    position=position,
+                    checkpoints=checkpoints,
+                    stop=stop,
+                )
         except jax.errors.JaxRuntimeError as error:
             raise out_of_memory.explained(error, config, setup) from error
         command = f"python -m experiments.train --resume {folder}"
-        if not ended.done:
+        if ended.reason == "stopped":
             print_line(
                 f"Stopped by {stop.name} after update {ended.position}. To resume: {command}"
             )
@@ -187,6 +201,16 @@ def main(config: Config, stop: Stop) -> dict[str, Any]:
                 "resume": command,
             }
         return finish(config, data, setup, folder, checkpoints, ended.state)
+
+
+def resumed(checkpoints: Checkpoints, state: tbptt.TrainState) -> tuple[tbptt.TrainState, int]:
+    """Return the newest valid state and its stream position, or `state` and 0."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = checkpoints.newest_good(state)
+    for warning in caught:
+        print_line(f"warning: {warning.message}")
+    return (state, 0) if found is None else (found.state, int(found.position))
 
 
 FAULTS = (

@@ -9,7 +9,7 @@ the estimated gradient:
   `backends`;
 - loss functions: `sequence_loss`, or any `(params, carry, batch) -> (loss_sum, carry)`;
 - estimators: `full_bptt`, `truncated_bptt`, `adaptive_bptt`, `rtrl`, ...;
-- training: `init_state`, `make_train_step`, `make_train_epoch`.
+- training: `fit`; `init_state`, `make_train_step`, `make_train_epoch` for loops of your own.
 
 More is in the subpackages `backends`, `cells`, `checkpoints`, `data`, `diagnostics`, `distributed`,
 `estimators`, `losses` and `optim`, which are imported when they are first used.
@@ -41,7 +41,6 @@ from tbptt.cells.elman import Elman as Elman
 from tbptt.cells.flax_interop import LinenCell as LinenCell
 from tbptt.cells.flax_interop import NnxCell as NnxCell
 from tbptt.cells.gru import GRU as GRU
-from tbptt.cells.gru import GRUResetBefore as GRUResetBefore
 from tbptt.cells.linear import DiagonalLinear as DiagonalLinear
 from tbptt.cells.lstm import LSTM as LSTM
 from tbptt.cells.minimal import MinGRU as MinGRU
@@ -50,13 +49,16 @@ from tbptt.cells.stack import Stack as Stack
 from tbptt.estimators import adaptive_bptt as adaptive_bptt
 from tbptt.estimators import choose_window as choose_window
 from tbptt.estimators import full_bptt as full_bptt
-from tbptt.estimators import random_window_bptt as random_window_bptt
 from tbptt.estimators import randomized_bptt as randomized_bptt
 from tbptt.estimators import rtrl as rtrl
 from tbptt.estimators import snap as snap
-from tbptt.estimators import sparse_rtrl as sparse_rtrl
 from tbptt.estimators import truncated_bptt as truncated_bptt
 from tbptt.estimators import uoro as uoro
+from tbptt.evaluation import make_evaluate as make_evaluate
+from tbptt.fit import fit as fit
+from tbptt.fit import load as load
+from tbptt.fit import save as save
+from tbptt.fit import training_updates as training_updates
 from tbptt.losses.sequence import SequenceParams as SequenceParams
 from tbptt.losses.sequence import init_params as init_params
 from tbptt.losses.sequence import memory_plan as memory_plan
@@ -103,7 +105,6 @@ __all__ = [
     "Elman",
     "Estimator",
     "GRU",
-    "GRUResetBefore",
     "Gradient",
     "LSTM",
     "LinenCell",
@@ -120,9 +121,12 @@ __all__ = [
     "UnrollFn",
     "adaptive_bptt",
     "choose_window",
+    "fit",
     "full_bptt",
     "init_params",
     "init_state",
+    "load",
+    "make_evaluate",
     "make_train_epoch",
     "make_train_step",
     "memory_plan",
@@ -130,14 +134,14 @@ __all__ = [
     "parallel_unroll",
     "plain_unroll",
     "predict",
-    "random_window_bptt",
     "randomized_bptt",
     "rewind",
     "rtrl",
+    "save",
     "sequence_loss",
     "snap",
-    "sparse_rtrl",
     "squared_error",
+    "training_updates",
     "truncated_bptt",
     "unroll",
     "uoro",

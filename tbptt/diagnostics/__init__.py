@@ -1,6 +1,5 @@
 """Measure gradients through time: lags, Jacobians, Lyapunov exponents, bias and saturation."""
 
-from tbptt.diagnostics.additive import check_additive as check_additive
 from tbptt.diagnostics.bias import EstimatorBias as EstimatorBias
 from tbptt.diagnostics.bias import GradientError as GradientError
 from tbptt.diagnostics.bias import compare_gradients as compare_gradients
@@ -45,3 +44,4 @@ from tbptt.diagnostics.saturation import Gate as Gate
 from tbptt.diagnostics.saturation import GateSaturation as GateSaturation
 from tbptt.diagnostics.saturation import gates as gates
 from tbptt.diagnostics.saturation import saturation as saturation
+from tbptt.evaluation import check_additive as check_additive

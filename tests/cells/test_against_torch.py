@@ -128,13 +128,13 @@ def run(cell, params, h, xs):
 def test_gru_reset_before_equals_a_numpy_loop():
     params, h, xs, _ = reset_before_case()
     assert_close(
-        run(tbptt.GRUResetBefore(D, H), params, h, xs), reset_before_reference(params, h, xs)
+        run(tbptt.cells.GRUResetBefore(D, H), params, h, xs), reset_before_reference(params, h, xs)
     )
 
 
 def test_gru_reset_before_gradient_equals_finite_differences():
     params, h, xs, cotangent = reset_before_case()
-    cell = tbptt.GRUResetBefore(D, H)
+    cell = tbptt.cells.GRUResetBefore(D, H)
     got = jax.jit(jax.grad(lambda p: jnp.sum(run(cell, p, h, xs) * cotangent)))(params)
     for name in params._fields:
         weight, wanted = getattr(params, name), np.zeros_like(getattr(params, name))
@@ -162,7 +162,7 @@ def as_reset_after(params):
 
 def test_the_two_gru_conventions_differ():
     params, h, xs, _ = reset_before_case()
-    before = np.asarray(run(tbptt.GRUResetBefore(D, H), params, h, xs))
+    before = np.asarray(run(tbptt.cells.GRUResetBefore(D, H), params, h, xs))
     after = np.asarray(run(tbptt.GRU(D, H), as_reset_after(params), h, xs))
     assert np.max(np.abs(before[0] - after[0])) > 1e-2
 
@@ -170,12 +170,14 @@ def test_the_two_gru_conventions_differ():
 def test_the_two_gru_conventions_agree_where_the_reset_gate_is_open():
     params, h, xs, _ = reset_before_case()
     params = params._replace(b=params.b + 100.0 * (np.arange(3 * H) < H))  # r = 1 to rounding
-    before = run(tbptt.GRUResetBefore(D, H), params, h, xs)
+    before = run(tbptt.cells.GRUResetBefore(D, H), params, h, xs)
     assert_close(before, run(tbptt.GRU(D, H), as_reset_after(params), h, xs))
 
 
 @pytest.mark.parametrize(
-    "cell", [tbptt.GRU(D, H), tbptt.GRUResetBefore(D, H)], ids=lambda cell: type(cell).__name__
+    "cell",
+    [tbptt.GRU(D, H), tbptt.cells.GRUResetBefore(D, H)],
+    ids=lambda cell: type(cell).__name__,
 )
 def test_z_of_one_keeps_the_old_h(cell):
     params, h, xs, _ = reset_before_case()
@@ -184,6 +186,9 @@ def test_z_of_one_keeps_the_old_h(cell):
         b=params.b + 100.0 * ((np.arange(3 * H) >= H) & (np.arange(3 * H) < 2 * H))
     )
     ys = run(
-        cell, params if isinstance(cell, tbptt.GRUResetBefore) else as_reset_after(params), h, xs
+        cell,
+        params if isinstance(cell, tbptt.cells.GRUResetBefore) else as_reset_after(params),
+        h,
+        xs,
     )
     assert_close(ys, np.broadcast_to(h, (T, B, H)))

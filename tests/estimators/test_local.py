@@ -23,7 +23,7 @@ from tests.support.estimating import READOUT
 @pytest.mark.parametrize(
     "factory",
     [
-        tbptt.sparse_rtrl,
+        tbptt.estimators.sparse_rtrl,
         *(pytest.param(f, marks=pytest.mark.exhaustive) for f in (tbptt.rtrl, tbptt.full_bptt)),
     ],
 )
@@ -65,7 +65,7 @@ def test_local_cells_have_the_values_of_whole_ones_and_a_diagonal_influence(loca
     loss_fn, params, carry, batch = problem(local(D, 3))
     other = tbptt.sequence_loss(whole(D, 3), READOUT, tbptt.squared_error)
     same(*jax.jit(lambda *given: (loss_fn(*given), other(*given)))(params, carry, batch))
-    grads, out = in_segments(tbptt.sparse_rtrl(loss_fn), params, carry, batch, 3)
+    grads, out = in_segments(tbptt.estimators.sparse_rtrl(loss_fn), params, carry, batch, 3)
     same(grads, full(loss_fn, params, carry, batch).grads)
     P = ravel_pytree(params.cell)[0].size
     # One number per parameter; two in an LSTM, where a parameter enters both c and h in a step.
@@ -99,7 +99,7 @@ def test_the_exact_gradient_of_a_leaky_network_without_gradients_between_units_i
         h = (1 - leak) * h + leak * np.tanh(a)
         want = {"u": want["u"] + (h - target) * q / 8, "w": want["w"] + (h - target) * p / 8}
     grads, out = in_segments(
-        tbptt.sparse_rtrl(loss_fn), params, jnp.asarray(np.full(4, 0.2)), batch, 4
+        tbptt.estimators.sparse_rtrl(loss_fn), params, jnp.asarray(np.full(4, 0.2)), batch, 4
     )
     same(grads, want)
     assert [a.shape for a in out.memory.influences] == [(1, 4, 6, 1)]

@@ -20,12 +20,12 @@ CELLS = {
     "elman": tbptt.Elman(D, 4, gain=1.2),
     "relu": tbptt.Elman(D, 5, activation=jax.nn.relu),
     "gru": tbptt.GRU(D, 3),
-    "gru_before": tbptt.GRUResetBefore(D, 3),
+    "gru_before": tbptt.cells.GRUResetBefore(D, 3),
     "lstm": tbptt.LSTM(D, 3),
     "linear": tbptt.DiagonalLinear(D, 4),
     "min_gru": tbptt.MinGRU(D, 4),
     "min_lstm": tbptt.MinLSTM(D, 4),
-    "stack": tbptt.Stack((tbptt.LSTM(D, 2), tbptt.GRUResetBefore(2, 3))),
+    "stack": tbptt.Stack((tbptt.LSTM(D, 2), tbptt.cells.GRUResetBefore(2, 3))),
 }
 DIAGONAL = ("linear", "min_gru", "min_lstm")
 SHORT = [
@@ -45,7 +45,7 @@ def cells(*few, of=tuple(CELLS)):
 ALL = {
     "rtrl": tbptt.rtrl,
     "snap": lambda f: tbptt.snap(f, 1),
-    "sparse_rtrl": tbptt.sparse_rtrl,
+    "sparse_rtrl": tbptt.estimators.sparse_rtrl,
     "uoro": tbptt.uoro,
 }
 each_estimator = pytest.mark.parametrize("factory", ALL.values(), ids=ALL.keys())
@@ -121,7 +121,7 @@ def test_rtrl_is_full_bptt_of_the_whole_stream_for_any_split_into_calls(cell):
 def test_sparse_rtrl_is_full_bptt_with_each_of_the_flags(name, extra):
     loss_fn, params, carry, batch = problem(CELLS[name], extra)
     want = full(loss_fn, params, carry, batch)
-    same(in_segments(tbptt.sparse_rtrl(loss_fn), params, carry, batch, 3)[0], want.grads)
+    same(in_segments(tbptt.estimators.sparse_rtrl(loss_fn), params, carry, batch, 3)[0], want.grads)
 
 
 @cells("elman", of=("elman", "relu", "gru", "lstm", "stack"))
@@ -129,7 +129,7 @@ def test_sparse_rtrl_is_rtrl_and_so_is_snap_of_enough_steps(cell):
     loss_fn, params, carry, batch = problem(cell)
     want = full(loss_fn, params, carry, batch)
     enough = [tbptt.snap(loss_fn, 20)] if cell in (CELLS["elman"], CELLS["stack"]) else []
-    for estimator in (tbptt.sparse_rtrl(loss_fn), *enough):
+    for estimator in (tbptt.estimators.sparse_rtrl(loss_fn), *enough):
         grads, out = in_segments(estimator, params, carry, batch, 3)
         same(grads, want.grads)
         assert out.info.kept == 1

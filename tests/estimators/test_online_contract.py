@@ -131,7 +131,7 @@ def counting_loss(params, carry, batch):
 @pytest.mark.parametrize(
     "factory",
     [
-        tbptt.sparse_rtrl,
+        tbptt.estimators.sparse_rtrl,
         *(pytest.param(other, marks=exhaustive) for other in (tbptt.rtrl, tbptt.uoro)),
     ],
 )

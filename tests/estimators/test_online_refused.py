@@ -97,7 +97,7 @@ def test_influences_that_do_not_fit_into_memory_are_refused_from_shapes(monkeypa
     tbptt.rtrl(loss_fn, max_bytes=need).init(params, carry, batch)
     with pytest.raises(ValueError, match=rf"need {need:,} bytes; max_bytes allows {need - 1:,}"):
         tbptt.rtrl(loss_fn, max_bytes=need - 1).init(params, carry, batch)
-    for factory in (tbptt.sparse_rtrl, ALL["snap"]):
+    for factory in (tbptt.estimators.sparse_rtrl, ALL["snap"]):
         estimator = factory(loss_fn)
         kept = sum(a.size for a in estimator.init(params, carry, batch).influences)
         monkeypatch.setattr(memory_check, "device_bytes", lambda kept=kept: 3 * 8 * kept - 1)

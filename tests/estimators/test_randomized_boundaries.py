@@ -84,7 +84,7 @@ def test_a_truncation_stops_what_is_not_finite():
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("make_estimator", [
     lambda f, k1: tbptt.randomized_bptt(f, k1, HeavyTail(100.0), draws=2),
-    lambda f, k1: tbptt.random_window_bptt(f, k1, AwdLengths(70)),
+    lambda f, k1: tbptt.estimators.random_window_bptt(f, k1, AwdLengths(70)),
 ])  # fmt: skip
 def test_the_traced_program_does_not_grow_and_memory_holds_one_block(make_estimator):
     def lowered(length, k1):

@@ -75,7 +75,7 @@ def test_errors_of_schedules_and_estimators():
     loss_fn, params, carry, batch = make(CELLS["elman"])
     for estimator in (
         tbptt.randomized_bptt(loss_fn, 2, ConstantRate(4)),
-        tbptt.random_window_bptt(loss_fn, 2, AwdLengths(6)),
+        tbptt.estimators.random_window_bptt(loss_fn, 2, AwdLengths(6)),
     ):
         with pytest.raises(ValueError, match="needs a key; got None.*key=jax.random.key"):
             estimator.estimate(params, carry, batch)
@@ -87,7 +87,9 @@ def test_errors_of_schedules_and_estimators():
                 jax.random.key(0),
             )
     plain = getattr(tbptt.randomized_bptt, "__wrapped__", tbptt.randomized_bptt)
-    windows = getattr(tbptt.random_window_bptt, "__wrapped__", tbptt.random_window_bptt)
+    windows = getattr(
+        tbptt.estimators.random_window_bptt, "__wrapped__", tbptt.estimators.random_window_bptt
+    )
     for build, error, match in [
         (
             lambda: plain(loss_fn, 4, ConstantRate(4.0)),

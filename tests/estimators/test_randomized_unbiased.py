@@ -232,7 +232,7 @@ def test_random_windows_of_influence_balancing_have_the_bias_of_the_closed_form(
     """Random windows use only D_1 .. D_length, positive; the mean of D_1 .. D_T is negative."""
     steps, k1 = 400, 10
     D, problem = closed_form(steps), balancing(steps)
-    windows = tbptt.random_window_bptt(linear_loss, k1, schedule)
+    windows = tbptt.estimators.random_window_bptt(linear_loss, k1, schedule)
     draws = by_keys(windows, *problem, 2000)
     assert standard_errors(draws, [D.mean()]).max() > 50 and draws.mean() > 0  # the wrong sign
     estimate = jax.jit(windows.estimate)

@@ -111,7 +111,7 @@ def test_snap_n_of_a_sparse_network_is_its_definition(n):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("factory", [tbptt.sparse_rtrl, tbptt.rtrl])
+@pytest.mark.parametrize("factory", [tbptt.estimators.sparse_rtrl, tbptt.rtrl])
 def test_every_row_of_an_embedding_gets_its_gradient(factory):
     cell, embedding = tbptt.Elman(3, 4, gain=1.2), nn.Embed(5, 3, param_dtype=jnp.float64)
     loss_fn = tbptt.sequence_loss(cell, READOUT, tbptt.squared_error, embedding=embedding)
@@ -145,4 +145,4 @@ def test_a_branch_that_only_some_symbols_take_is_detected():
     batch = tbptt.Batch(jnp.asarray(np.array([0, 1, 2, 1, 1, 0])), jnp.asarray(np.zeros((6, 1))))
     carry = jnp.asarray(np.full(3, 0.1))
     want = full(switched, params, carry, batch).grads
-    same(in_segments(tbptt.sparse_rtrl(switched), params, carry, batch, 3)[0], want)
+    same(in_segments(tbptt.estimators.sparse_rtrl(switched), params, carry, batch, 3)[0], want)

@@ -19,7 +19,9 @@ ESTIMATORS = {
     "disjoint": tbptt.truncated_bptt(LOSS_FN, 3, 3),
     "grouped": tbptt.truncated_bptt(LOSS_FN, 3, 3, group=2),
     "overlapping": tbptt.truncated_bptt(LOSS_FN, 3, 6),
-    "random windows": tbptt.random_window_bptt(LOSS_FN, 3, tbptt.estimators.AwdLengths(4)),
+    "random windows": tbptt.estimators.random_window_bptt(
+        LOSS_FN, 3, tbptt.estimators.AwdLengths(4)
+    ),
     "randomized": tbptt.randomized_bptt(LOSS_FN, 3, tbptt.estimators.ConstantRate(6)),
     "rtrl": tbptt.rtrl(LOSS_FN),
     "uoro": tbptt.uoro(LOSS_FN),

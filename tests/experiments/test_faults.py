@@ -15,13 +15,14 @@ import tyro
 
 import tbptt
 from experiments import train
-from experiments.support.common.stopping import Stop
-from experiments.support.train import loop, out_of_memory
+from experiments.support.train import out_of_memory
 from experiments.support.train import setup as run_setup
 from experiments.support.train.model import init_params, make_model
 from experiments.support.train.task import Forecast
 from tbptt.checkpoints import Checkpoints, finished
 from tbptt.checkpoints import format as checkpoint_format
+from tbptt.fit import loop
+from tbptt.fit.stopping import Stop
 
 CELL = "mingru"
 SMALL = [

@@ -39,9 +39,11 @@ def compiled(program: Program) -> Any:
     def estimator():
         if program.function in ("truncated", "step"):
             return tbptt.truncated_bptt(loss_fn, program.k1, program.k2, group=program.group)
-        return {"full": tbptt.full_bptt, "rtrl": tbptt.rtrl, "sparse_rtrl": tbptt.sparse_rtrl}[
-            program.function
-        ](loss_fn)
+        return {
+            "full": tbptt.full_bptt,
+            "rtrl": tbptt.rtrl,
+            "sparse_rtrl": tbptt.estimators.sparse_rtrl,
+        }[program.function](loss_fn)
 
     def run(params, carry, batches):
         if program.function == "unroll":

@@ -15,7 +15,7 @@ CELLS = {
     "gru": tbptt.GRU(D, 4),
     "lstm": tbptt.LSTM(D, 4),
     "linear": tbptt.DiagonalLinear(D, 4),
-    "stack": tbptt.Stack((tbptt.LSTM(D, 3), tbptt.GRUResetBefore(3, 4))),
+    "stack": tbptt.Stack((tbptt.LSTM(D, 3), tbptt.cells.GRUResetBefore(3, 4))),
 }
 READOUT = nn.Dense(2, param_dtype=jnp.float64)
 EXTRAS = ("plain", "weights", "resets", "mask", "all")

@@ -30,10 +30,12 @@ ROWS = {
     "`truncated_bptt`, k2 > k1": lambda loss: tbptt.truncated_bptt(loss, K, 2 * K),
     "`truncated_bptt`, `group`": lambda loss: tbptt.truncated_bptt(loss, K, K, group=3),
     "`adaptive_bptt`": lambda loss: tbptt.adaptive_bptt(loss, K, (K, 2 * K), 0.1, lags=4, tau=2),
-    "`random_window_bptt`": lambda loss: tbptt.random_window_bptt(loss, K, AwdLengths(2)),
+    "`random_window_bptt`": lambda loss: tbptt.estimators.random_window_bptt(
+        loss, K, AwdLengths(2)
+    ),
     "`randomized_bptt`": lambda loss: tbptt.randomized_bptt(loss, K, ConstantRate(4)),
     "`rtrl`": tbptt.rtrl,
-    "`sparse_rtrl`": tbptt.sparse_rtrl,
+    "`sparse_rtrl`": tbptt.estimators.sparse_rtrl,
     "`snap`": lambda loss: tbptt.snap(loss, 1),
     "`uoro`": tbptt.uoro,
 }

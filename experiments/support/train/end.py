@@ -13,12 +13,12 @@ from experiments.support.common import run_folder
 from experiments.support.common.console import console
 from experiments.support.train import result as run_result
 from experiments.support.train.data import RunData
-from experiments.support.train.loop import lower_is_better
-from experiments.support.train.metrics_file import Row, read_rows
 from experiments.support.train.processes import is_first
 from experiments.support.train.report import write_report
+from experiments.support.train.result import lower_is_better
 from experiments.support.train.setup import Setup, params_of
 from tbptt.checkpoints import Checkpoints
+from tbptt.fit.metrics_file import Row, read_rows
 
 
 def print_line(text: str) -> None:

@@ -1,18 +1,15 @@
-"""Coordinate a run of several processes: which one writes, and when all of them save and stop."""
+"""Coordinate a run of several processes: which of them writes."""
 
 import os
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 from rich.console import Console
 
 import tbptt
 from experiments.support.common.console import console
-
-EVERY = 20  # updates between two rounds of messages
 
 
 def join(config: Any) -> None:
@@ -54,18 +51,3 @@ def log_place(folder: Path) -> tuple[Path, Console]:
     own = folder / f"process_{jax.process_index()}"
     own.mkdir(parents=True, exist_ok=True)
     return own, Console(file=open(os.devnull, "w"))  # noqa: SIM115
-
-
-def agree(position: int, stopped: bool, due: bool, over: bool) -> tuple[bool, bool, bool]:
-    """Return whether all processes stop, save and end after update `position`.
-
-    stopped = any process received a signal;  due, over = by the clock of the first process
-
-    Only after every 20th update; else all three are False.
-    """
-    if jax.process_count() == 1:
-        return stopped, due, over
-    if position % EVERY:
-        return False, False, False
-    flags = np.asarray(multihost_utils.process_allgather(np.array([stopped, due, over])))
-    return bool(flags[:, 0].any()), bool(flags[0, 1]), bool(flags[0, 2])

@@ -11,8 +11,8 @@ from typing import Any
 from experiments.support.common import page
 from experiments.support.common.json_file import read_config, read_object
 from experiments.support.train import report_figures, report_segment
-from experiments.support.train.metrics_file import Row, read_rows
-from experiments.support.train.progress_view import duration
+from tbptt.fit.metrics_file import Row, read_rows
+from tbptt.fit.progress import duration
 
 HIGHER_IS_BETTER = ("accuracy",)
 SHOWN_WARNINGS = 12

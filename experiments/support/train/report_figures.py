@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib import ticker
 
 from experiments.support.common import style
-from experiments.support.train.metrics_file import Row
+from tbptt.fit.metrics_file import Row
 
 # Longer curves are drawn as means over intervals, with a band from the smallest to the largest
 # value.

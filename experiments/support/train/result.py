@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from experiments.support.train.prediction_steps import read_steps
 from experiments.support.train.task import Characters, Classify, Forecast
 from tbptt.data import part
 
+METRICS = ("mse", "accuracy", "bits_per_character")
 BLOCK = 1024  # steps per block of prediction
 # Rows; the linear baseline, which holds a column in memory, is skipped for longer data.
 AR_ROWS = 5_000_000
@@ -63,6 +65,17 @@ def metric_name(data: RunData) -> str:
     if isinstance(data.task, Forecast):
         return "mse"
     return "accuracy" if isinstance(data.task, Classify) else "bits_per_character"
+
+
+def lower_is_better(numbers: Mapping[str, float]) -> float | None:
+    """Return the metric that a checkpoint stores: the metric itself, or 1 - accuracy.
+
+    None if there is none.
+    """
+    named = {name: value for name, value in numbers.items() if name in METRICS}
+    return next(
+        ((1 - value if name == "accuracy" else value) for name, value in named.items()), None
+    )
 
 
 def baseline_scores(data: RunData) -> dict[str, float]:

@@ -65,7 +65,7 @@ def build(config: Any, data: RunData, unroll: tbptt.UnrollFn = tbptt.unroll) -> 
     rows = None if mesh is None else tbptt.distributed.local_rows(config.batch, mesh)
     stream = training_stream(data, config.batch, chunk, rows)
     updates = None if config.epochs is None else max(1, math.ceil(config.epochs * len(stream)))
-    optimizer = make_optimizer(config.lr, config.clip, updates)
+    optimizer = tbptt.optim.adam_with_decay(config.lr, config.clip)
     shapes = jax.tree.map(
         lambda a: (a.shape[2:], a.dtype),
         stream.chunk(0).batch,
@@ -110,23 +110,6 @@ def build(config: Any, data: RunData, unroll: tbptt.UnrollFn = tbptt.unroll) -> 
         step,
         lambda batch: tbptt.distributed.put_batch(batch, mesh),
         merge,
-    )
-
-
-def make_optimizer(lr: float, clip: float, updates: int | None) -> optax.GradientTransformation:
-    """Make Adam after clipping by global norm; non-finite updates are skipped.
-
-    The rate falls from lr to lr / 100 along half a cosine of the updates. It is constant if
-    `updates` is None: a rate that depended on time would make a resumed run differ from an
-    uninterrupted one.
-    """
-    rate = (
-        optax.constant_schedule(lr)
-        if updates is None
-        else optax.cosine_decay_schedule(lr, updates, alpha=0.01)
-    )
-    return optax.chain(
-        tbptt.optim.clip_by_global_norm(clip), tbptt.optim.skip_non_finite(optax.adam(rate))
     )
 
 

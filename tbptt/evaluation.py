@@ -1,10 +1,61 @@
-"""A check that a loss function is additive over time, as every estimator requires."""
+"""The mean loss on held-out data, and a check that a loss function is additive over time."""
+
+from collections.abc import Callable
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float
 
 from tbptt.types import Batch, Carry, LossFn, Params
-from tbptt.windows import length, split
+from tbptt.windows import divisor, length, mean, split, total_weight
+
+CHECKED_STEPS = 64  # of the first evaluation
+
+
+def make_evaluate(
+    loss_fn: LossFn, carry: Carry, batch: Batch, *, check: bool = True
+) -> Callable[[Params], Float[Array, ""]]:
+    """Return the function of params that computes the mean loss over a batch, compiled once.
+
+        loss_sum, _ = loss_fn(params, carry, batch)
+        evaluate(params) = loss_sum / W,    W = the total weight of the batch
+
+    Args:
+      loss_fn: static; any `LossFn`, for example that of the estimator.
+      carry: the carry that enters the first step.
+      batch: held-out data, `[T, *batch, ...]`.
+      check: at the first call, raise a ValueError if the loss function is not additive over time,
+        see `tbptt.diagnostics.check_additive`; the first 64 steps are used.
+
+    Returns:
+      `evaluate(params) -> mean loss`, in the unit of the loss; NaN if signed weights cancel.
+
+    Example:
+      >>> import flax.linen as nn, jax, jax.numpy as jnp, tbptt
+      >>> cell, readout = tbptt.GRU(2, 8), nn.Dense(1)
+      >>> params = tbptt.init_params(jax.random.key(0), cell, readout)
+      >>> loss_fn = tbptt.sequence_loss(cell, readout, tbptt.squared_error)
+      >>> valid = tbptt.Batch(jnp.ones((50, 1, 2)), jnp.zeros((50, 1, 1)))
+      >>> evaluate = tbptt.make_evaluate(loss_fn, cell.initial_carry((1,)), valid)
+      >>> evaluate(params).shape
+      ()
+    """
+    checked = not check or length(batch) < 2
+
+    @jax.jit
+    def compute(params: Params, carry: Carry, batch: Batch) -> Float[Array, ""]:
+        loss_sum, _ = loss_fn(params, carry, batch)
+        return mean(loss_sum, divisor(total_weight(batch), batch))
+
+    def evaluate(params: Params) -> Float[Array, ""]:
+        nonlocal checked
+        if not checked:
+            head, *_ = split(batch, min(length(batch), CHECKED_STEPS))
+            check_additive(loss_fn, params, carry, head)
+            checked = True
+        return compute(params, carry, batch)
+
+    return evaluate
 
 
 def check_additive(

@@ -2,10 +2,12 @@
 
 import time
 from collections import deque
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+if TYPE_CHECKING:
+    from rich.console import Console
+else:
+    Console = Any  # rich is imported when a display is made
 
 
 class Status(NamedTuple):
@@ -73,22 +75,44 @@ class Pace:
 class View(Protocol):
     """Display of a Status; `end` shows the last one and closes the display."""
 
+    def note(self, text: str) -> None: ...
+
     def show(self, status: Status) -> None: ...
 
     def end(self, status: Status) -> None: ...
 
 
-def make_view(console: Console, every: float) -> View:
-    """Make a live bar for a terminal that can move its cursor, else a display of plain lines."""
+def make_view(console: Console | None, every: float) -> View:
+    """Make a live bar for a terminal that can move its cursor, else a display of plain lines.
+
+    Without a console nothing is displayed.
+    """
+    if console is None:
+        return NoView()
     live = console.file.isatty() and not console.is_dumb_terminal
     return LiveView(console) if live else PlainView(console, every)
 
 
+class NoView:
+    """No display."""
+
+    def note(self, text: str) -> None:
+        pass
+
+    def show(self, status: Status) -> None:
+        pass
+
+    def end(self, status: Status) -> None:
+        pass
+
+
 class LiveView:
-    """One bar, redrawn in place."""
+    """A bar with a line below it, redrawn in place; both fit into 80 columns."""
 
     def __init__(self, console: Console) -> None:
-        columns = (BarColumn(bar_width=24), TextColumn("{task.description}", markup=False))
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        columns = (BarColumn(bar_width=16), TextColumn("{task.description}", markup=False))
         # stdout is reserved for the summary and must not be redirected to stderr.
         self._progress = Progress(
             *columns, console=console, redirect_stdout=False, refresh_per_second=4
@@ -96,10 +120,17 @@ class LiveView:
         self._task = self._progress.add_task("starting", total=None)
         self._progress.start()
 
+    def note(self, text: str) -> None:
+        self._progress.update(self._task, description=text)
+        self._progress.refresh()
+
     def show(self, status: Status) -> None:
         total = None if status.share is None else 1.0
         self._progress.update(
-            self._task, total=total, completed=status.share or 0.0, description=describe(status)
+            self._task,
+            total=total,
+            completed=status.share or 0.0,
+            description="\n".join("  ".join(parts) for parts in _described(status) if parts),
         )
 
     def end(self, status: Status) -> None:
@@ -117,6 +148,9 @@ class PlainView:
         self._next = time.monotonic() + min(1.0, every)
         self._shown: Status | None = None
 
+    def note(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     def show(self, status: Status) -> None:
         if time.monotonic() >= self._next:
             self._print(status)
@@ -131,17 +165,21 @@ class PlainView:
 
 
 def describe(status: Status) -> str:
-    """Format a status: 'update 120/500  loss 0.1234  |g| 0.56  820 steps/s  1 min 20 s left'."""
-    parts = [
-        f"{status.what} {status.step:,}" + ("" if status.total is None else f"/{status.total:,}")
-    ]
-    parts += [] if status.loss is None else [f"loss {status.loss:.4g}"]
-    parts += [] if status.grad_norm is None else [f"|g| {status.grad_norm:.2g}"]
-    parts += [] if status.clipped is None else [f"clipped {100 * status.clipped:.0f} %"]
-    parts += [] if status.rate is None else [f"{_count(status.rate)} {status.unit}/s"]
-    parts += [] if status.left is None else [f"{duration(status.left)} left"]
-    parts += [] if status.valid is None else [status.valid]
-    return "  ".join(parts)
+    """Format a status: 'update 120/500  820 steps/s  1 min 20 s left  loss 0.1234  |g| 0.56'."""
+    return "  ".join(part for parts in _described(status) for part in parts)
+
+
+def _described(status: Status) -> tuple[list[str], list[str]]:
+    """Return the parts about the time and the parts about the numbers."""
+    total = "" if status.total is None else f"/{status.total:,}"
+    pace = [f"{status.what} {status.step:,}{total}"]
+    pace += [] if status.rate is None else [f"{_count(status.rate)} {status.unit}/s"]
+    pace += [] if status.left is None else [f"{duration(status.left)} left"]
+    numbers = [] if status.loss is None else [f"loss {status.loss:.4g}"]
+    numbers += [] if status.valid is None else [status.valid]
+    numbers += [] if status.grad_norm is None else [f"|g| {status.grad_norm:.2g}"]
+    numbers += [] if status.clipped is None else [f"clipped {100 * status.clipped:.0f} %"]
+    return pace, numbers
 
 
 def duration(seconds: float) -> str:

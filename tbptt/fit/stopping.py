@@ -2,9 +2,9 @@
 
 import os
 import signal
-import sys
 from types import FrameType, TracebackType
 
+STDERR = 2  # sys.stderr has no file number in some notebooks
 NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 
@@ -48,13 +48,11 @@ class Stop:
     def _catch(self, number: int, frame: FrameType | None) -> None:
         # Checkpoints are written atomically, so none is left incomplete.
         if self.signal is not None:
-            os.write(
-                sys.stderr.fileno(), b"\nStopped at once; the last complete checkpoint remains.\n"
-            )
+            os.write(STDERR, b"\nStopped at once; the last complete checkpoint remains.\n")
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
         self.signal = number
         name = NAMES[signal.Signals(number)]
         text = f"\n{name}: finishing this update and its checkpoint. Repeat to stop at once.\n"
-        os.write(sys.stderr.fileno(), text.encode())
+        os.write(STDERR, text.encode())

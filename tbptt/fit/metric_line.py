@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tbptt import Metrics
+from tbptt.training import Metrics
 
 
 class Update(NamedTuple):

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.support.train import metrics_file
-from experiments.support.train.log import RunLog
-from experiments.support.train.metrics_file import MetricsFile, read_rows, remove_after
 from tbptt import Metrics
+from tbptt.fit import metrics_file
+from tbptt.fit.log import RunLog
+from tbptt.fit.metrics_file import MetricsFile, read_rows, remove_after
 from tests.support.logged_updates import LOSSES, NORMS, N, metrics, one, silent
 
 

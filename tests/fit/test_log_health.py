@@ -1,5 +1,7 @@
 """Tests of the warnings about gradients: none in healthy training, one per episode otherwise."""
 
+import functools
+
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +9,11 @@ import optax
 import pytest
 
 import tbptt
-from experiments.support.train import health
-from experiments.support.train.log import RunLog
-from experiments.support.train.metrics_file import read_rows
+from experiments.support.train.advice import advice
 from tbptt import Metrics
+from tbptt.fit import health
+from tbptt.fit.log import RunLog
+from tbptt.fit.metrics_file import read_rows
 from tests.support.logged_updates import N, metrics, said, silent
 
 
@@ -82,18 +85,18 @@ def test_each_episode_is_reported_once_at_its_start(name):
 
 
 def test_advice_has_the_numbers_of_the_run():
-    text = health.advice("exploded", {"lr": 3e-3, "clip": 1.0, "k2": 100, "cell": "elman"})
+    text = advice("exploded", {"lr": 3e-3, "clip": 1.0, "k2": 100, "cell": "elman"})
     assert "--lr 0.001 (now 0.003)" in text and "--clip 0.25 (now 1)" in text
     assert "--k2 50 (now 100)" in text and "lstm" in text
-    assert "--clip 1," in health.advice("exploded", {"clip": None, "cell": "lstm"})
-    assert "--k2 100 (now 50)" in health.advice("vanished", {"k2": 50}) and "NaN" in health.advice(
-        "non_finite", {}
-    )
+    assert "--clip 1," in advice("exploded", {"clip": None, "cell": "lstm"})
+    assert "--k2 100 (now 50)" in advice("vanished", {"k2": 50})
+    assert "NaN" in advice("non_finite", {}) and "NaN" in health.advice("non_finite")
 
 
 def test_a_warning_is_printed_and_written_once(tmp_path):
     console = silent()
-    with RunLog(tmp_path, every=25, settings={"lr": 0.3}, console=console) as log:
+    lower = functools.partial(advice, settings={"lr": 0.3})
+    with RunLog(tmp_path, every=25, advice=lower, console=console) as log:
         log.update(metrics(0, 60))
         log.update(Metrics(jnp.float32(1), jnp.float32(1e6), None, jnp.bool_(False), None))
         log.update(metrics(61, N))
@@ -106,7 +109,7 @@ def test_a_warning_is_printed_and_written_once(tmp_path):
     ]
     assert [row["step"] for row in rows] == sorted(row["step"] for row in rows)
     # The history is restored from the lines.
-    with RunLog(tmp_path, start=N, settings={}, console=console) as log:
+    with RunLog(tmp_path, start=N, console=console) as log:
         log.update(Metrics(jnp.float32(1), jnp.float32(1e6), None, jnp.bool_(False), None))
     assert "warning: update 131" not in said(console)  # four lines are too few for a median
 

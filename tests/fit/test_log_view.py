@@ -2,12 +2,13 @@
 
 import os
 import pty
+import re
 import select
 
 import pytest
 from rich.console import Console
 
-from experiments.support.train.progress_view import (
+from tbptt.fit.progress import (
     LiveView,
     Pace,
     PlainView,
@@ -17,6 +18,12 @@ from experiments.support.train.progress_view import (
     make_view,
 )
 from tests.support.logged_updates import said, silent
+
+FULL = Status(1200, 5000, 0.24, 0.12345, 0.5, 0.123, 8201.0, "steps", 4000.0, "valid mse 0.2")
+FULL_LINES = (
+    "update 1,200/5,000  8,201 steps/s  1 h 6 min left",
+    "loss 0.1235  valid mse 0.2  |g| 0.5  clipped 12 %",
+)
 
 
 def test_a_pipe_and_a_dumb_terminal_get_lines_a_terminal_a_bar():
@@ -29,16 +36,23 @@ def test_a_pipe_and_a_dumb_terminal_get_lines_a_terminal_a_bar():
             ({"TERM": "xterm"}, True),
             ({"TERM": "xterm", "NO_COLOR": "1"}, False),
         ):
-            console = Console(file=terminal, width=100, _environ=environment)
+            console = Console(file=terminal, width=80, _environ=environment)
             view = make_view(console, 1.0)
             assert isinstance(view, LiveView)
-            view.show(Status(3, 10, 0.3, loss=0.25))
-            view.end(Status(3, 10, 0.3, loss=0.25))
+            view.note("compiling the train step")
+            view.end(FULL)
             terminal.flush()
-            seen = ""
-            while "update 3/10  loss 0.25" not in seen and select.select([master], [], [], 20.0)[0]:
+            seen, last = "", "clipped 12 %"
+            while last not in seen and select.select([master], [], [], 20.0)[0]:
                 seen += os.read(master, 1 << 16).decode()
-            assert "update 3/10  loss 0.25" in seen and ("\x1b[3" in seen) == colours
+            lines = [
+                line.rstrip() for line in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen).split("\r\n")
+            ]
+            first, second = FULL_LINES
+            assert any("compiling the train step" in line for line in lines)
+            assert any(line.endswith(first) for line in lines), "the pace beside the bar"
+            assert any(line.strip() == second for line in lines), "the numbers below it, whole"
+            assert ("\x1b[3" in seen) == colours
     os.close(master)
 
 
@@ -73,10 +87,7 @@ def test_the_remaining_time_is_that_of_the_first_limit(monkeypatch):
     assert (
         free.rate() == pytest.approx(1) and free.left(5, 5.0) is None and free.share(5, 5.0) is None
     )
-    status = Status(1200, 5000, 0.24, 0.12345, 0.5, 0.123, 8201.0, "steps", 4000.0, "mse 0.2")
-    line = "update 1,200/5,000  loss 0.1235  |g| 0.5  clipped 12 %  8,201 steps/s  "
-    line += "1 h 6 min left  mse 0.2"
-    assert describe(status) == line
+    assert describe(FULL) == "  ".join(FULL_LINES)
     assert [duration(s) for s in (0.4, 59.6, 61, 7200, 90000)] == [
         "0 s",
         "1 min",

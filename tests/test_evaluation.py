@@ -1,4 +1,4 @@
-"""A loss function that is not additive over time is found before it is trained with."""
+"""`make_evaluate` is the weighted mean; losses that are not additive over time are refused."""
 
 import flax.linen as nn
 import jax
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import tbptt
+from tbptt import make_evaluate
 from tbptt.diagnostics import check_additive
 
 CELL, READOUT = tbptt.GRU(2, 3), nn.Dense(1, param_dtype=float)
@@ -57,3 +58,16 @@ def test_one_step_cannot_be_split():
     params, carry, batch = problem()
     with pytest.raises(ValueError, match="T >= 2 steps.*got T=1"):
         check_additive(LOSS_FN, params, carry, jax.tree.map(lambda a: a[:1], batch))
+
+
+def test_an_evaluation_is_the_weighted_mean_and_checks_additivity_once():
+    params, carry, batch = problem()
+    loss_sum, _ = LOSS_FN(params, carry, batch)
+    evaluate = make_evaluate(LOSS_FN, carry, batch)
+    for _ in range(2):
+        np.testing.assert_allclose(evaluate(params), loss_sum / batch.weights.sum(), rtol=1e-12)
+    with pytest.raises(ValueError, match="not additive over time"):
+        make_evaluate(mean_loss, carry, batch)(params)
+    assert np.isfinite(make_evaluate(mean_loss, carry, batch, check=False)(params))
+    one_step = jax.tree.map(lambda a: a[:1], batch)
+    assert np.isfinite(make_evaluate(LOSS_FN, carry, one_step)(params))

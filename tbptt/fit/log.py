@@ -1,48 +1,32 @@
 """Log a run: progress on stderr, metrics.jsonl, warnings about gradients, TensorBoard files.
 
-The files in the folder of a run, which `experiments.support.train.report` and `experiments.predict`
-read:
+metrics.jsonl has one JSON object per line, each with "kind" and "step" (updates so far); null
+stands for a value that is not finite or not known:
 
-    config.json      written by train: the flags under their own names (cell, hidden, ...), and
-                     under "task" the task with its columns and scaling, see `task.to_json`
-    metrics.jsonl    written by RunLog, one object per line, each with "kind" and "step" (updates
-                     so far); null stands for
-                     a value that is not finite or not known
-        train        every `every` updates: updates (their number), loss and grad_norm (means over
-                     the finite ones, before clipping), grad_norm_max, clipped (fraction),
-                     non_finite (count),
-                     steps_per_second, seconds (training time of all sessions so far)
-        valid        the numbers given to `valid`, seconds
-        warning      what ("exploded", "vanished", "non_finite", or another word), message, advice
-        resumed      removed (number of later lines that were removed, to be written again)
-    predictions.csv  written by train for the test part, in the units of the data: row, truth,
-                     prediction. For a forecast, row is the row at which it was made and truth the
-                     value `horizon` rows later, empty beyond the end. For symbols and classes also
-                     p_truth
-    summary.json     written by train at the end: test_metric, baseline, checkpoint, ...
-    checkpoints/     written by tbptt.checkpoints
-    tensorboard/     written by RunLog, with tensorboard=True
-    report.html      written by the report
+    train        every `every` updates: updates (their number), loss and grad_norm (means over the
+                 finite ones, before clipping), grad_norm_max, clipped (fraction), non_finite
+                 (count), steps_per_second, seconds (training time of all sessions so far)
+    valid        the numbers given to `valid`; metric (the one that is compared), seconds
+    warning      what ("exploded", "vanished", "non_finite", or another word), message, advice
+    resumed      removed (number of later lines that were removed, to be written again)
 """
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
 
-from experiments.support.common.console import console as stderr
-from experiments.support.train import health
-from experiments.support.train.event_files import EventFiles
-from experiments.support.train.metric_line import MetricLine, updates_of
-from experiments.support.train.metrics_file import MetricsFile, remove_after
-from experiments.support.train.progress_view import Pace, Status, make_view
-from tbptt import Metrics
+from tbptt.fit import health
+from tbptt.fit.event_files import EventFiles
+from tbptt.fit.metric_line import MetricLine, updates_of
+from tbptt.fit.metrics_file import MetricsFile, Row, remove_after
+from tbptt.fit.progress import Console, Pace, Status, make_view
+from tbptt.training import Metrics
 
 FETCH_SECONDS = 1.0  # between two fetches of metrics from the device, which wait for it
 
@@ -50,60 +34,68 @@ FETCH_SECONDS = 1.0  # between two fetches of metrics from the device, which wai
 class RunLog:
     """Log of a run; a context manager.
 
-        with RunLog(folder, total=5000, steps_per_update=k1 * B, settings=settings) as log:
+        with RunLog(folder, total=5000, steps_per_update=k1 * B) as log:
             for chunk in stream:
                 state, metrics = step(state, chunk.batch)
                 log.update(metrics)                  # one update, or the [n] of an epoch
-                if due: log.valid(mse=...)
+                if due: log.valid(metric, mse=...)
                 if due: log.flush(); checkpoints.save(...)
 
     Metrics are fetched once per second or once per line, so that the host does not wait for the
     device at every update.
 
     Args:
-        folder: the folder of the run, which exists.
-        total: total number of updates, if that is the limit of the run.
-        seconds: total training time, if that is the limit; compare it with `log.seconds`.
+        folder: the folder of metrics.jsonl, which exists; None: the rows are kept in memory only.
+        total: total number of updates, if that is a limit of the run.
+        seconds: total training time, if that is a limit; compare it with `log.seconds`.
         steps_per_update: time steps times batch size; None shows updates per second.
-        every: number of updates per line of metrics.jsonl.
-        settings: lr, clip, k2 and cell of the run, which the advice of a warning mentions.
+        every: number of updates per line.
+        advice: `kind of warning -> suggestion`.
         start: number of updates already made; later lines of an earlier session are removed from
           metrics.jsonl.
         tensorboard: also write event files; requires tensorboardX.
         line_seconds: seconds between plain lines, where there is no live display.
-        console: the console of the display, by default stderr.
+        console: the console of the display, a rich console; None: no display.
+
+    Attributes:
+        rows: the lines so far, earlier sessions included.
 
     Raises:
-        ImportError: `tensorboard` is True and the extra is not installed.
+        ImportError: `tensorboard` is True and tensorboardX is not installed.
         ValueError: metrics.jsonl is damaged; the message names the line.
     """
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | None = None,
         total: int | None = None,
         *,
         seconds: float | None = None,
         steps_per_update: int | None = None,
         every: int = 50,
-        settings: Mapping[str, Any] | None = None,
+        advice: Callable[[str], str] = health.advice,
         start: int = 0,
         tensorboard: bool = False,
         line_seconds: float = 10.0,
-        console: Console = stderr,
+        console: Console | None = None,
     ) -> None:
         self._total, self._per_update, self._every = total, steps_per_update, every
-        self._settings, self._console = dict(settings or {}), console
-        self._events = EventFiles(folder / "tensorboard", start) if tensorboard else None
-        kept, removed = remove_after(folder / "metrics.jsonl", start)
-        self._file = MetricsFile(folder / "metrics.jsonl", self._cannot_write)
-        if kept or removed:
-            self._file.append({"kind": "resumed", "step": start, "removed": removed})
+        self._advice, self._console = advice, console
+        self._events, self._file, kept = None, None, []
+        self.rows: list[Row] = []
+        if folder is not None:
+            self._events = EventFiles(folder / "tensorboard", start) if tensorboard else None
+            kept, removed = remove_after(folder / "metrics.jsonl", start)
+            self.rows += kept
+            self._file = MetricsFile(folder / "metrics.jsonl", self._cannot_write)
+            if kept or removed:
+                self._append({"kind": "resumed", "step": start, "removed": removed})
         self._before = max((row.get("seconds", 0.0) for row in kept), default=0.0)
         self._step = start
         self._pending: list[tuple[Metrics, dict[str, Any]]] = []
         self._line, self._last, self._valid = MetricLine(), {}, None
         self._history = health.history_of(kept)
+        self._again: dict[str, tuple[float, float]] = {}
         self._began = self._fetched = time.monotonic()
         self._line_seconds = 0.0
         self._pace = Pace(total, seconds)
@@ -122,7 +114,7 @@ class RunLog:
             self.flush()
         finally:
             self._view.end(self._status())
-            if lost := self._file.close():
+            if self._file is not None and (lost := self._file.close()):
                 self._print(f"{lost} lines could not be written to metrics.jsonl and are lost")
             if self._events is not None:
                 self._events.close()
@@ -132,6 +124,23 @@ class RunLog:
         """Seconds of training so far, earlier sessions included."""
         return self._before + time.monotonic() - self._began
 
+    @property
+    def validations_since_best(self) -> int:
+        """Number of validations after the one with the lowest metric; 0 without a metric."""
+        metrics = [row.get("metric") for row in self.rows if row["kind"] == "valid"]
+        found = [(metric, i) for i, metric in enumerate(metrics) if metric is not None]
+        return len(metrics) - 1 - min(found)[1] if found else 0
+
+    def compiling(self) -> None:
+        """Show that the first update compiles the train step."""
+        self._view.note("compiling the train step")
+
+    def compiled(self) -> None:
+        """Start the clock: the first update is complete, and its time is not training time."""
+        took = time.monotonic() - self._began
+        self._view.note(f"compiled in {took:.1f} s")
+        self._began = self._fetched = time.monotonic()
+
     def update(self, metrics: Metrics, **extra: Any) -> None:
         """Add device metrics of one update or of an epoch `[n]`, and other numbers by name."""
         self._pending.append((metrics._replace(info=None), extra))
@@ -139,18 +148,29 @@ class RunLog:
         if waiting >= self._every or time.monotonic() - self._fetched >= FETCH_SECONDS:
             self._fetch()
 
-    def valid(self, **numbers: float) -> None:
-        """Add the scores on held-out data after the updates so far."""
+    def valid(self, metric: float | None = None, **numbers: float) -> None:
+        """Add the scores on held-out data after the updates so far, and the one to compare."""
         self.flush()
-        self._valid = "  ".join(
+        self._valid = "valid " + "  ".join(
             f"{name} {value:.4g}" for name, value in numbers.items() if isinstance(value, float)
         )
-        self._write("valid", {name: _or_none(value) for name, value in numbers.items()})
+        scores = {name: _or_none(value) for name, value in numbers.items()}
+        self._write("valid", scores | {"metric": None if metric is None else _or_none(metric)})
+        if self._console is not None:
+            self._view.show(self._status())
 
     def warn(self, what: str, message: str, advice: str = "") -> None:
         """Print a warning and append it to metrics.jsonl."""
         self._print(f"warning: update {self._step}: {message}" + (f"; {advice}" if advice else ""))
         self._write("warning", {"what": what, "message": message, "advice": advice})
+
+    def warn_again(self, what: str, message: str, advice: str = "") -> None:
+        """Warn about a fault that persists: at once, then at twice the time since the last one."""
+        now = time.monotonic()
+        due, wait = self._again.get(what, (now, 15.0))
+        if now >= due:
+            self.warn(what, message, advice)
+            self._again[what] = (now + 2 * wait, 2 * wait)
 
     def flush(self) -> None:
         """Write the pending metrics.
@@ -176,9 +196,7 @@ class RunLog:
                 self._history, update.loss, update.grad_norm, update.non_finite
             )
             if finding is not None:
-                self.warn(
-                    finding.kind, finding.message, health.advice(finding.kind, self._settings)
-                )
+                self.warn(finding.kind, finding.message, self._advice(finding.kind))
             if self._step % self._every == 0:
                 self._write_line()
         if fetched:
@@ -191,11 +209,16 @@ class RunLog:
         self._write("train", {**self._last, "steps_per_second": rate * (self._per_update or 1)})
 
     def _write(self, kind: str, values: Mapping[str, Any]) -> None:
-        self._file.append(
+        self._append(
             {"kind": kind, "step": self._step, **values, "seconds": round(self.seconds, 3)}
         )
         if self._events is not None and kind != "warning":
             self._events.add(kind, self._step, values)
+
+    def _append(self, row: Row) -> None:
+        self.rows.append(row)
+        if self._file is not None:
+            self._file.append(row)
 
     def _status(self) -> Status:
         numbers = self._line.numbers() if self._line.updates else self._last
@@ -220,9 +243,10 @@ class RunLog:
         )
 
     def _print(self, text: str) -> None:
-        self._console.print(
-            text, style="bold yellow", markup=False, highlight=False, soft_wrap=True
-        )
+        if self._console is not None:
+            self._console.print(
+                text, style="bold yellow", markup=False, highlight=False, soft_wrap=True
+            )
 
 
 def _or_none(value: float) -> float | None:

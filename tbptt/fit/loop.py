@@ -1,0 +1,305 @@
+"""The training loop: updates, validation, early stopping, checkpoints; resumable anywhere."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from tbptt.data.streams.read_ahead import Stream, read_ahead
+from tbptt.fit.log import RunLog
+from tbptt.fit.stopping import Stop
+from tbptt.optim.schedule import set_share
+from tbptt.training import Metrics, TrainState, TrainStep
+
+RETRY = 10.0  # seconds, at most, before a failed checkpoint is tried again
+EVERY = 20  # updates between two messages of the processes of a run
+SHARES = 500  # values of the fraction of the run that a schedule sees: each is a copy to the device
+ENDLESS = 1 << 62
+
+
+class Update(NamedTuple):
+    """The state after an update.
+
+    position: number of updates so far, including those of earlier sessions
+    state:    the train state; the next update donates it
+    metrics:  the `Metrics` of the update, on the device
+    """
+
+    position: int
+    state: TrainState
+    metrics: Metrics
+
+
+def training_updates(
+    step: TrainStep,
+    state: TrainState,
+    stream: Stream,
+    *,
+    position: int = 0,
+    end: int | None = None,
+    put: Callable[[Any], Any] = jax.device_put,
+    start_pass: Callable[[TrainState], TrainState] | None = None,
+    start_every: int | None = None,
+    share: Callable[[int], float] | None = None,
+) -> Iterator[Update]:
+    """Yield the state after every update: the loop of `fit`, for loops of your own.
+
+        for i in range(position, end):
+            if i % start_every == 0: state = start_pass(state)
+            state, metrics = step(state, stream.chunk(i).batch)
+            yield Update(i + 1, state, metrics)
+
+    Chunks are read ahead in a background thread. Close the iterator, or exhaust it, to end it.
+
+    Args:
+      step: from `make_train_step`, or any `(state, batch) -> (state, metrics)`.
+      state: from `init_state`; donated.
+      stream: chunks by number: a `RecordingStream`, or `fit.stream_of(batch, chunk)`.
+      position: number of updates so far: the first chunk to use.
+      end: stop before this chunk; None: no end.
+      put: places a batch on the devices.
+      start_pass, start_every: `start_pass(state) -> state` is called before every `start_every`-th
+        update, to begin at the initial carry (`rewind`); None: never.
+      share: `i -> fraction of the run before update i`, from 0 to 1, for an optimizer with a
+        schedule of it (`tbptt.optim.scale_by_share`).
+    """
+    chunks = read_ahead(stream, position, ENDLESS if end is None else end, put=put)
+    shown = None
+    try:
+        for i, chunk in chunks:
+            if start_pass is not None and start_every is not None and i % start_every == 0:
+                state = start_pass(state)
+            if share is not None and (now := round(SHARES * share(i))) != shown:
+                state, shown = (
+                    state._replace(opt_state=set_share(state.opt_state, now / SHARES)),
+                    now,
+                )
+            state, metrics = step(state, chunk.batch)
+            yield Update(i + 1, state, metrics)
+    finally:
+        chunks.close()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class Progress(NamedTuple):
+    """What a callback receives after every validation.
+
+    position: number of updates so far
+    state:    the train state; copy what you keep, because the next update donates it
+    numbers:  the result of `validate`; {} without a validation
+    metric:   the number of them that is compared, lower is better; None if there is none
+    """
+
+    position: int
+    state: TrainState
+    numbers: Mapping[str, float]
+    metric: float | None
+
+
+class Ended(NamedTuple):
+    """End of a session.
+
+    state, position: the last state, and its number of updates
+    reason: the limit that was reached: "updates", "seconds", "patience" or "callback"; or
+      "stopped", by a signal: the run is not complete
+    """
+
+    state: TrainState
+    position: int
+    reason: str
+
+
+class Plan(NamedTuple):
+    """What `run` does beside the updates.
+
+    valid_every:     updates between validations
+    updates, seconds: the limits; None: no limit. Seconds are those of training without the first
+      update, which compiles, earlier sessions included
+    patience:        end after this many validations without a better metric; None: never
+    validate:        `state -> {name: number}`; None: no validation
+    metric_of:       the number of a validation that is compared; None: its first
+    callbacks:       called with a `Progress` after every validation; True ends the run
+    checkpoint_seconds: seconds between checkpoints, in addition to one per validation
+    put, start_pass, start_every: as for `training_updates`
+    merge:           reduces the metrics of several seeds to those of one
+    """
+
+    valid_every: int
+    updates: int | None = None
+    seconds: float | None = None
+    patience: int | None = None
+    validate: Callable[[TrainState], Mapping[str, float]] | None = None
+    metric_of: Callable[[Mapping[str, float]], float | None] | None = None
+    callbacks: Sequence[Callable[[Progress], Any]] = ()
+    checkpoint_seconds: float = 60.0
+    put: Callable[[Any], Any] = jax.device_put
+    merge: Callable[[Metrics], Metrics] = lambda metrics: metrics
+    start_pass: Callable[[TrainState], TrainState] | None = None
+    start_every: int | None = None
+
+
+def run(
+    step: TrainStep,
+    state: TrainState,
+    stream: Stream,
+    plan: Plan,
+    log: RunLog,
+    *,
+    position: int = 0,
+    checkpoints: Any = None,
+    stop: Stop | None = None,
+) -> Ended:
+    """Train from chunk `position` on until a limit is reached or a signal stops it.
+
+        for position, state, metrics in training_updates(...):
+            if position % valid_every == 0, or at the end: validate(state), then the callbacks
+            if a checkpoint is due, or at the end, or on a stop: checkpoints.save(...)
+
+    The times of the checkpoints have no effect on the result. If a checkpoint cannot be written,
+    the loop warns and tries again after some seconds; for the last one of the run it raises.
+
+    Args:
+      step, state, stream, position: as for `training_updates`.
+      plan: the limits, the validation, and the rest of a `Plan`.
+      log: shows the progress and records the metrics; inside its `with` block.
+      checkpoints: `tbptt.checkpoints.Checkpoints`, or None.
+      stop: a `Stop`, inside its `with` block; None: signals are not caught.
+
+    Raises:
+      CheckpointNotWritten: the last checkpoint could not be written.
+    """
+    if plan.updates is not None and position >= plan.updates:
+        return Ended(state, position, "updates")
+    saver = _Saver(checkpoints, plan.checkpoint_seconds, log)
+    iterator = training_updates(
+        step, state, stream, position=position, end=plan.updates, put=plan.put,
+        start_pass=plan.start_pass, start_every=plan.start_every,
+        share=lambda i: _share(plan, i, log.seconds),
+    )  # fmt: skip
+    first = position
+    log.compiling()
+    try:
+        for position, state, metrics in iterator:
+            if position == first + 1:
+                jax.block_until_ready(metrics.loss)
+                log.compiled()
+                saver.restart()
+            log.update(plan.merge(metrics))
+            metric, reason, valid_due = None, "", position % plan.valid_every == 0
+            if valid_due:
+                metric, ends = _validated(plan, state, position, log)
+                reason = "callback" if ends else ""
+            reason = reason or _limit(plan, log)
+            signalled = stop is not None and stop.signal is not None
+            stopped, due, ended = _agree(position, signalled, saver.due(), bool(reason))
+            done = ended or position == plan.updates
+            if done and not valid_due:
+                metric, _ = _validated(plan, state, position, log)
+            if done or stopped or due or valid_due:
+                saver.save(position, state, metric, last=done or stopped)
+            if done or stopped:
+                return Ended(state, position, (reason or "updates") if done else "stopped")
+    except Exception as error:
+        saver.save_after(error, position, state)
+        raise
+    finally:
+        iterator.close()  # pyright: ignore[reportAttributeAccessIssue]
+    raise AssertionError("the stream ended before the last update")
+
+
+def _share(plan: Plan, i: int, seconds: float) -> float:
+    """Return the fraction of the run before update i, 0 without a limit."""
+    shares = [i / plan.updates] if plan.updates else []
+    shares += [seconds / plan.seconds] if plan.seconds else []
+    return min(max(shares, default=0.0), 1.0)
+
+
+def _limit(plan: Plan, log: RunLog) -> str:
+    """Return the name of the limit that is reached; "" if none is."""
+    if plan.seconds is not None and log.seconds >= plan.seconds:
+        return "seconds"
+    waited = plan.patience is not None and log.validations_since_best >= plan.patience
+    return "patience" if waited else ""
+
+
+class _Saver:
+    """Save checkpoints; try again if one could not be written, unless it is the last."""
+
+    def __init__(self, checkpoints: Any, every: float, log: RunLog) -> None:
+        self._checkpoints, self._every, self._log = checkpoints, every, log
+        self._wait = every
+        self.restart()
+
+    def restart(self) -> None:
+        self._saved = time.monotonic()
+
+    def due(self) -> bool:
+        return time.monotonic() - self._saved >= self._wait
+
+    def save(self, position: int, state: TrainState, metric: float | None, last: bool) -> None:
+        if self._checkpoints is None:
+            return
+        from tbptt.checkpoints import CheckpointNotWritten
+
+        self._log.flush()
+        self._wait = self._every
+        try:
+            self._checkpoints.save(position, state, position, metric)
+            if last:
+                self._checkpoints.wait()
+        except CheckpointNotWritten as error:
+            if last:
+                raise
+            advice = "Training continues; the checkpoint will be tried again"
+            self._log.warn_again("checkpoint", str(error), advice)
+            self._wait = min(RETRY, self._every)
+        self.restart()
+
+    def save_after(self, error: Exception, position: int, state: TrainState) -> None:
+        """Save the state before an update that failed, by an error of the data or the device.
+
+        Not if the update has donated the buffers of the state, or the error is that of a save.
+        """
+        donated = any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+        if self._checkpoints is None or donated or type(error).__name__ == "CheckpointNotWritten":
+            return
+        try:
+            self._log.flush()
+            self._checkpoints.save(position, state, position)
+            self._checkpoints.wait()
+        except Exception as second:
+            message = f"update {position} could not be saved either: {second}"
+            self._log.warn("checkpoint", message)
+
+
+def _validated(
+    plan: Plan, state: TrainState, position: int, log: RunLog
+) -> tuple[float | None, bool]:
+    """Validate, log and call the callbacks; return the metric, and whether a callback ends."""
+    log.flush()  # before the validation, whose time is not that of the updates
+    numbers = {} if plan.validate is None else plan.validate(state)
+    first = next(iter(numbers.values()), None)
+    metric = first if plan.metric_of is None else plan.metric_of(numbers)
+    metric = None if metric is None or not np.isfinite(metric) else float(metric)
+    if numbers:
+        log.valid(metric, **numbers)
+    progress = Progress(position, state, numbers, metric)
+    return metric, any([callback(progress) is True for callback in plan.callbacks])
+
+
+def _agree(position: int, stopped: bool, due: bool, over: bool) -> tuple[bool, bool, bool]:
+    """Return whether all processes stop, save and end after update `position`.
+
+    stopped = any process received a signal;  due, over = by the clock of the first process
+
+    Only after every 20th update if there are several processes; else all three are False.
+    """
+    if jax.process_count() == 1:
+        return stopped, due, over
+    if position % EVERY:
+        return False, False, False
+    flags = np.asarray(multihost_utils.process_allgather(jnp.array([stopped, due, over])))
+    return bool(flags[:, 0].any()), bool(flags[0, 1]), bool(flags[0, 2])
