@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from tbptt.numerics import global_norm
+from tbptt.numerics import global_norm, select
 from tbptt.types import Batch, Carry, Estimator, Memory, Params, PRNGKey
 from tbptt.windows import check_window, split_windows
 
@@ -118,6 +118,9 @@ def make_train_step(estimator: Estimator, optimizer: Optimizer) -> TrainStep:
         updates, opt_state = optimizer.update(gradient.grads, opt_state, params)
         params, memory, step = params + updates, gradient.memory, step + 1
 
+    A chunk in which no step counts (weight 0 or mask False everywhere) changes the memory and step
+    alone: the momentum of an optimizer would move params without any gradient.
+
     Args (static):
       estimator: any `Estimator`.
       optimizer: any optax transformation, for example
@@ -205,6 +208,14 @@ def _check_arrays(params: Params) -> None:
             )
 
 
+def _counted(batch: Batch) -> Bool[Array, ""] | None:
+    """Return whether any step of a batch counts; None if all do."""
+    if batch.weights is None and batch.mask is None:
+        return None
+    weights = True if batch.weights is None else jnp.asarray(batch.weights) != 0
+    return jnp.any(weights if batch.mask is None else jnp.logical_and(weights, batch.mask))
+
+
 def _copied(leaf: Any) -> Any:
     return jnp.copy(leaf) if isinstance(leaf, jax.Array) else leaf
 
@@ -243,7 +254,10 @@ def _make_update(estimator: Estimator, optimizer: Optimizer) -> TrainStep:
             grad=gradient.grads,
             value_fn=value_fn,
         )
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
+        if (counted := _counted(batch)) is not None:
+            kept = (state.params, state.opt_state)
+            params, opt_state = select(counted, (params, opt_state), kept)
         grad_norm = global_norm(gradient.grads)
         metrics = Metrics(
             loss=gradient.loss,

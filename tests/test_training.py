@@ -372,3 +372,32 @@ def test_params_that_hold_functions_are_named():
     params = {"w": np.ones(3), "activation": jnp.tanh}
     with pytest.raises(TypeError, match=r"params\['activation'\] must be an array.*eqx.partition"):
         init_state(full_bptt(loss_fn), optax.sgd(0.1), params, cell.initial_carry((2,)), batch)
+
+
+def test_a_chunk_in_which_no_step_counts_changes_the_carry_alone():
+    cell, readout = GRU(2, 3), nn.Dense(1, param_dtype=float)
+    estimator = truncated_bptt(sequence_loss(cell, readout, squared_error), 4, 8)
+    draw = np.random.default_rng(0).normal
+    batch = Batch(draw(size=(4, 2, 2)), draw(size=(4, 2, 1)), np.ones((4, 2)))
+    params = tbptt.init_params(jax.random.key(0), cell, readout)
+    for empty in (
+        batch._replace(weights=np.zeros((4, 2))),
+        batch._replace(mask=np.zeros((4, 2), bool)),
+    ):
+        batch = batch._replace(mask=None if empty.mask is None else np.ones((4, 2), bool))
+        step = make_train_step(estimator, optax.adam(0.1))
+        state = init_state(estimator, optax.adam(0.1), params, cell.initial_carry((2,)), batch)
+        state, _ = step(state, batch)
+        before = jax.device_get(state)
+        state, metrics = step(state, empty)
+        assert int(state.step) == 2 and float(metrics.grad_norm) == float(metrics.loss) == 0
+        for a, b in zip(
+            *(jax.tree.leaves((s.params, s.opt_state)) for s in (state, before)), strict=True
+        ):
+            assert np.array_equal(a, b)
+        moved = jax.tree.leaves(
+            jax.tree.map(lambda a, b: np.any(a != b), state.memory, before.memory)
+        )
+        assert any(moved) or empty.mask is not None
+        state, _ = step(state, batch)
+        assert np.any(state.params.cell.w_h != before.params.cell.w_h)

@@ -57,7 +57,8 @@ def check(
                     did not fall below 3 % of its own median, which would explain it
         non_finite  loss or norm is NaN or inf
 
-    Updates of an episode do not enter the medians; 20 good updates end it.
+    Updates of an episode do not enter the medians; 20 good updates end it. An update whose loss and
+    gradient are exactly 0, because no step of its chunk counts, is left out.
 
     Args:
         history: `History()` before the first update, then the returned one.
@@ -67,6 +68,8 @@ def check(
     Returns:
         (history, finding): finding is None if the update is good or its episode has been reported.
     """
+    if loss == 0 and norm == 0:
+        return history, None
     finding = _classify(history, loss, norm, non_finite)
     if finding is not None and finding.kind == "vanished" and history.small + 1 < PERSISTENT:
         return history._replace(small=history.small + 1, good=0), None

@@ -56,8 +56,10 @@ class MetricLine:
         self._non_finite = 0
 
     def add(self, update: Update) -> None:
-        """Add one update."""
+        """Add one update; its numbers are left out if no step of its chunk counts."""
         self.updates += 1
+        if update.loss == 0 and update.grad_norm == 0:  # no step of the chunk counts
+            return
         self._losses.append(update.loss)
         self._norms.append(update.grad_norm)
         self._clipped += [] if update.clipped is None else [update.clipped]

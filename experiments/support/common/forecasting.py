@@ -166,14 +166,6 @@ def step_temp_bytes(estimator: tbptt.Estimator, model: Model, job: Job, chunk: i
     return temp_bytes(tbptt.make_train_step, estimator, model, example)
 
 
-def epoch_temp_bytes(
-    estimator: tbptt.Estimator, model: Model, job: Job, chunk: int, length: int
-) -> int:
-    """Return the temporary bytes of one compiled epoch over batch rows of `length` steps."""
-    example = jax.tree.map(lambda leaf: leaf[:length], job.batch)
-    return temp_bytes(lambda e, o: tbptt.make_train_epoch(e, o, chunk), estimator, model, example)
-
-
 def temp_bytes(make: Any, estimator: tbptt.Estimator, model: Model, batch: tbptt.Batch) -> int:
     """Return the temporary bytes of `make(estimator, optimizer)`, compiled for a batch."""
     optimizer = make_optimizer(1.0)
@@ -206,3 +198,36 @@ def errors(model: Model, params: Any, job: Job) -> tuple[float, float]:
         float(squares[start : end - job.horizon].mean()) for start, end in (job.valid, job.test)
     ]
     return scores[0], scores[1]
+
+
+WARM_UP = 2000  # steps before a scored part, from the initial carry
+
+
+def forecast(model: Model, params: Any, job: Job, part: tuple[int, int]) -> np.ndarray:
+    """Return the forecasts `[end - start - horizon]` of the last horizon at the origins of a part.
+
+    The carry is warmed up by the steps before the part.
+    """
+    start, end = part
+    skip = min(start, WARM_UP)
+    inputs = jnp.asarray(job.values[start - skip : end - job.horizon, None, :1], jnp.float32)
+    carry = model.cell.initial_carry((1,))
+    outputs = _predicted(model)(params, carry, tbptt.Batch(inputs, None))
+    return np.asarray(outputs, np.float64)[skip:, 0, -1]
+
+
+@functools.cache
+def _predicted(model: Model) -> Any:
+    def run(params: Any, carry: Any, batch: tbptt.Batch) -> jax.Array:
+        _, outputs = tbptt.predict(
+            model.cell, model.readout, params, carry, batch, unroll=model.unroll
+        )
+        return outputs
+
+    return jax.jit(run)
+
+
+def mse(job: Job, forecasts: np.ndarray, part: tuple[int, int]) -> float:
+    """Return the mean squared error of the forecasts of a part."""
+    start, end = part
+    return float(np.mean((forecasts - job.values[start + job.horizon : end, 0]) ** 2))

@@ -1,148 +1,138 @@
-"""Draw the figure of window_tradeoff from the files of a run.
+"""Draw the figure of window_tradeoff: error, test, memory and gradient by window."""
 
-python -m experiments.support.lecture.tradeoff_figure DIR
-"""
-
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np
-from matplotlib.ticker import LogLocator, NullFormatter  # noqa: E402
 
-# The colours of Okabe and Ito, which are safe for colour-blind readers.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
+from experiments.support.common import style
 
-
-def draw(folder: Path) -> None:
-    """Draw error, memory and gradient by window, as window_tradeoff.png."""
-    summary = json.loads((folder / "summary.json").read_text())
-    lag = json.loads((folder / "lag.json").read_text())
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
-    _error(axes[0], summary)
-    _memory(axes[1], summary)
-    _lag(axes[2], summary, lag)
-    device = summary["environment"]
-    quick = "QUICK RUN, too short to conclude from; " if summary["quick"] else ""
-    figure.suptitle(
-        f"{quick}{summary['dataset']}, {summary['horizon']} steps ahead, LSTM; "
-        f"{device['cpus']} CPU cores, jax {device['jax']}, {device['date'][:10]}", fontsize=11
-    )  # fmt: skip
-    figure.savefig(folder / "window_tradeoff.png", dpi=110)
-    plt.close(figure)
+BLUE, ORANGE, GREEN = style.COLORS[:3]
 
 
-def _groups(
-    rows: list[dict[str, Any]],
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
-    full = [r for r in rows if r["estimator"] == "full_bptt"]
-    equal = sorted((r for r in rows if r not in full and r["k1"] == r["k2"]), key=lambda r: r["k2"])
-    return full, equal, [r for r in rows if r not in full and r["k1"] != r["k2"]]
-
-
-def _points(axis: Any, rows: list[dict[str, Any]], field: str, scale: float = 1.0) -> None:
-    full, equal, unequal = _groups(rows)
-    line = [*equal, *full]
-    axis.plot(
-        [r["k2"] for r in line], [r[field] / scale for r in line], color=BLUE, lw=1.5, zorder=1
+def draw(data: dict[str, Any], folder: Path) -> None:
+    """Draw window_tradeoff.png from the measured data."""
+    setting = data["setting"]
+    quick = "QUICK RUN, too short to conclude from: " if setting["quick"] else ""
+    title = (
+        f"{quick}{setting['dataset']} recording, {setting['horizon']} steps ahead, LSTM; "
+        "errors are mean squares of the standardised signal"
     )
-    axis.plot(
-        [r["k2"] for r in equal],
-        [r[field] / scale for r in equal],
-        "o",
-        color=BLUE,
-        ms=8,
-        label="TBPTT, k1 = k2",
-    )
-    axis.plot(
-        [r["k2"] for r in full],
-        [r[field] / scale for r in full],
-        "s",
-        color=ORANGE,
-        ms=9,
-        label="full BPTT",
-    )
-    if unequal:
-        xs, ys = [r["k2"] for r in unequal], [r[field] / scale for r in unequal]
-        axis.plot(xs, ys, "^", color=GREEN, ms=9, label="TBPTT, k2 > k1")
-        for r, x, y in zip(unequal, xs, ys, strict=True):
+    figure, axes = style.panels(4, title=title, width=4.6, height=4.4)
+    _sweep(axes[0], data)
+    _test(axes[1], data)
+    _memory(axes[2], data["rows"])
+    _lag(axes[3], data)
+    style.save(figure, folder, "window_tradeoff")
+
+
+def _groups(rows: list[dict[str, Any]]) -> list[tuple[str, str, str, list[dict[str, Any]]]]:
+    """Return (label, colour, marker, rows) of full BPTT, k1 = k2, and k2 > k1."""
+    equal = [row for row in rows[1:] if row["k1"] == row["k2"]]
+    unequal = [row for row in rows[1:] if row["k1"] != row["k2"]]
+    groups = [
+        ("TBPTT, k1 = k2", BLUE, "o", sorted(equal, key=lambda row: row["k2"])),
+        ("TBPTT, k2 > k1", GREEN, "^", unequal),
+        ("full BPTT", ORANGE, "s", rows[:1]),
+    ]
+    return [group for group in groups if group[3]]
+
+
+def _names(axis: Any, rows: list[dict[str, Any]], field: str, scale: float = 1.0) -> None:
+    for row in rows:
+        if row["k1"] != row["k2"]:
             axis.annotate(
-                f"({r['k1']}, {r['k2']})",
-                (x, y),
-                xytext=(4, -16),
+                f"({row['k1']}, {row['k2']})",
+                (row["k2"], row[field] / scale),
+                xytext=(7, -4),
                 textcoords="offset points",
-                fontsize=9,
+                fontsize=8,
             )
-    axis.set(xscale="log", xlabel="window k2 (steps the gradient flows back)")
-    axis.grid(alpha=0.3)
 
 
-def _error(axis: Any, summary: dict[str, Any]) -> None:
-    rows = summary["rows"]
-    _points(axis, rows, "test_mse")
-    for (name, value), style in zip(
-        summary["baselines"].items(), (":", ":", "-.", "--"), strict=True
-    ):
-        if name in ("ar64", "ar256"):
-            axis.axhline(value, color=GREY, ls=style, lw=1.2)
-            axis.text(
-                max(r["k2"] for r in rows),
-                value,
-                f"ridge {name.upper()} ",
-                ha="right",
-                va="bottom",
-                fontsize=9,
-                color=GREY,
-            )
-    axis.set(ylabel="test error (MSE, standardised)", ylim=(0, None))
-    axis.set_title(
-        f"Error after {np.median([r['train_seconds'] for r in rows]):.0f} s of training each"
-    )
-    axis.legend(fontsize=9, loc="upper center")
-
-
-def _memory(axis: Any, summary: dict[str, Any]) -> None:
-    _points(axis, summary["rows"], "temp_bytes", 2**20)
+def _sweep(axis: Any, data: dict[str, Any]) -> None:
+    rows = data["rows"]
+    for label, color, marker, group in _groups(rows):
+        middle = np.asarray([row["valid_mse"] for row in group])
+        low, high = (
+            np.asarray([f(row["valid_mse_seeds"]) for row in group]) for f in (np.min, np.max)
+        )
+        k2s = [row["k2"] for row in group]
+        joined = "-" if len(group) > 1 and marker == "o" else ""
+        axis.errorbar(
+            k2s, middle, (middle - low, high - middle), color=color, marker=marker, ls=joined,
+            capsize=4, ms=7, label=label,
+        )  # fmt: skip
+    axis.axhline(data["baselines"]["valid"]["ar256"], color=style.GREY, ls="--", lw=1.3)
+    axis.text(
+        rows[0]["k2"], data["baselines"]["valid"]["ar256"], "ridge AR(256)", ha="right",
+        va="bottom", fontsize=8, color=style.GREY,
+    )  # fmt: skip
+    _names(axis, rows, "valid_mse")
+    seeds, seconds = len(rows[0]["valid_mse_seeds"]), np.median([r["train_seconds"] for r in rows])
     axis.set(
-        ylabel="temporary memory of one step (MiB)", yscale="log", title="Memory of one update"
-    )
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter(NullFormatter())
+        xscale="log", ylim=(0, None), ylabel="validation error (MSE)",
+        xlabel="window k2 (steps the gradient flows back)",
+        title=f"Sweep: {seconds:.0f} CPU s each, {seeds} seeds\n(median, lowest to highest)",
+    )  # fmt: skip
+    axis.legend(fontsize=8, loc="upper center")
 
 
-def _lag(axis: Any, summary: dict[str, Any], lag: dict[str, list[float]]) -> None:
-    for (name, norms), color, style in zip(lag.items(), (BLUE, ORANGE), ("-", "--"), strict=True):
+def _test(axis: Any, data: dict[str, Any]) -> None:
+    chosen, base = data["chosen"], data["baselines"]["test"]
+    bars = {
+        "ridge\nAR(64)": (base["ar64"], style.GREY),
+        "ridge\nAR(256)": (base["ar256"], style.GREY),
+        f"{chosen['estimator']}\nmean forecast": (chosen["test_mse"], BLUE),
+    }
+    for index, (value, color) in enumerate(bars.values()):
+        axis.bar(index, value, color=color, width=0.6)
+        axis.text(index, value, f"{value:.3f}", ha="center", va="bottom", fontsize=9)
+    seeds = chosen["test_mse_seeds"]
+    axis.plot(np.full(len(seeds), 2.42), seeds, "D", color=ORANGE, ms=6, label="its single seeds")
+    axis.set_xticks(range(len(bars)), list(bars), fontsize=8)
+    axis.set(
+        ylabel="test error (MSE)", xlim=(-0.5, 2.7), ylim=(0, 1.2 * base["ar64"]),
+        title=f"Test: the chosen window,\n{chosen['train_seconds']:.0f} CPU s a seed",
+    )  # fmt: skip
+    axis.legend(fontsize=8)
+
+
+def _memory(axis: Any, rows: list[dict[str, Any]]) -> None:
+    for label, color, marker, group in _groups(rows):
         axis.plot(
-            np.arange(1, len(norms) + 1), norms, style, color=color, lw=1.8, label=f"{name} LSTM"
+            [row["k2"] for row in group],
+            [row["temp_bytes"] / 2**20 for row in group],
+            marker,
+            color=color,
+            ms=7,
+            label=label,
         )
-    pick = summary["chosen"]["k2"]
-    if pick <= len(lag["trained"]):
-        axis.axvline(pick, color=GREY, lw=1.2, ls=":")
-        axis.text(
-            pick,
-            0.02,
-            f" chosen k2 = {pick}",
-            transform=axis.get_xaxis_transform(),
-            fontsize=9,
-            color=GREY,
-        )
+    _names(axis, rows, "temp_bytes", 2**20)
     axis.set(
-        xlabel="lag k (steps back)",
-        ylabel="‖∂y$_s$ / ∂carry$_{s-k}$‖, median over the batch",
-        yscale="log",
-    )
+        xscale="log", yscale="log", xlabel="window k2 (steps the gradient flows back)",
+        ylabel="temporary memory (MiB)", title="Memory of one update\n(as the compiler plans it)",
+    )  # fmt: skip
+    style.few_ticks(axis.yaxis)
+    axis.legend(fontsize=8, loc="upper left")
+
+
+def _lag(axis: Any, data: dict[str, Any]) -> None:
+    lag = data["lag"]
+    for index, (name, norms) in enumerate(lag.items()):
+        lags = np.arange(1, len(norms) + 1)
+        axis.plot(lags, norms, label=f"{name} LSTM", **style.line(index))
+    k2 = data["chosen"]["k2"]
+    if k2 <= len(lag["trained"]):
+        axis.axvline(k2, color=style.GREY, lw=1.2, ls=":")
+        axis.text(
+            k2, 0.02, f" chosen k2 = {k2}", transform=axis.get_xaxis_transform(), fontsize=8,
+            color=style.GREY,
+        )  # fmt: skip
     low = min(v for norms in lag.values() for v in norms if v > 0)
+    axis.set(
+        xlabel="lag k (steps back)", yscale="log", ylabel="‖∂y$_s$ / ∂carry$_{s-k}$‖",
+        title="Gradient by lag\n(median over the batch)",
+    )  # fmt: skip
     axis.set_ylim(bottom=max(low, 1e-10))
-    axis.set_title("Gradient by lag")
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=9)
-
-
-if __name__ == "__main__":
-    draw(Path(sys.argv[1]))
+    axis.legend(fontsize=8)
