@@ -29,12 +29,13 @@ import jax
 import tyro
 
 import tbptt
+from experiments.support.common.platform import check_platform
 from experiments.support.common.unroll_choice import UnrollName, choose_unroll, print_unroll
 from experiments.support.train import config as run_config
 from experiments.support.train import out_of_memory
 from experiments.support.train import result as run_result
 from experiments.support.train import setup as run_setup
-from experiments.support.train.advice import advice
+from experiments.support.train.advice import advice, before_training
 from experiments.support.train.choices import resolve
 from experiments.support.train.data import open_data
 from experiments.support.train.end import best_seed, finish, print_line
@@ -106,6 +107,8 @@ class Config:
     """fraction of the data for validation, before the test part"""
     test: float = 0.1
     """fraction of the data for the test, at the end"""
+    patience: int | None = None
+    """validations without a better result after which training ends early; default never"""
     valid_every: int | None = None
     """updates between validations; default one pass"""
     checkpoint_seconds: float = 60.0
@@ -169,6 +172,7 @@ def main(config: Config, stop: Stop) -> dict[str, Any]:
             valid_every=config.valid_every or len(setup.stream),
             updates=total,
             seconds=seconds,
+            patience=config.patience,
             validate=lambda state: best_seed(config, data, setup, state)[0],
             metric_of=run_result.lower_is_better,
             checkpoint_seconds=config.checkpoint_seconds,
@@ -177,6 +181,8 @@ def main(config: Config, stop: Stop) -> dict[str, Any]:
         )
         try:
             with log:
+                for message, remedy in warnings_before(setup, config):
+                    log.warn("setting", message, remedy)
                 ended = run_loop(
                     setup.step,
                     state,
@@ -213,6 +219,14 @@ def resumed(checkpoints: Checkpoints, state: tbptt.TrainState) -> tuple[tbptt.Tr
     return (state, 0) if found is None else (found.state, int(found.position))
 
 
+def warnings_before(setup: run_setup.Setup, config: Config) -> list[tuple[str, str]]:
+    """Return (message, advice) of settings with which the run can hardly learn; none if resumed."""
+    if config.resume is not None or config.estimator == "full":
+        return []
+    steps = max(setup.stream.steps)
+    return before_training(setup.chunk, setup.stream.streams, steps, setup.updates)
+
+
 FAULTS = (
     DataUnavailable,
     FloatingPointError,
@@ -233,6 +247,7 @@ def run(parse: Any) -> int:
                 with contextlib.suppress(RuntimeError):  # the caller has initialised jax before
                     split_cpu(-(-config.devices // (config.processes or 1)))
             join(config)
+            check_platform()
             summary = main(config, stop)
         except FAULTS as error:
             print(f"train: {error}", file=sys.stderr)

@@ -1,19 +1,22 @@
-"""Compare full and truncated BPTT at equal training time on a pulse recording, then train well.
+"""Compare full and truncated BPTT at equal computation on a pulse recording, then train well.
 
     python -m experiments.window_tradeoff            under 4 minutes on two cores
     python -m experiments.window_tradeoff --quick    under 40 seconds; its claims are not judged
 
-First a sweep: every window trains for the same few seconds, with several seeds, and the window with
-the lowest median validation error is chosen. Then that window alone trains longer, and the test
-part is read once. Expected: the error has a minimum between k2 = 25 and k2 = 250; full BPTT has a
-much larger error and uses about a hundred times the memory; the mean forecast of the seeds is at
-least 10 % better than ridge AR(256), the best forecast without a network.
+First a sweep: every window trains with several seeds for the same number of cell steps, and the
+window with the lowest median validation error is chosen. Then that window alone trains longer, and
+the test part is read once. Expected: the error has a minimum near k1 = k2 = 50; full BPTT has a
+much larger error, as it makes one update per pass, and needs more than twenty times the memory; the
+mean forecast of the seeds is at least 10 % better than ridge AR(256), the best forecast without a
+network.
 
-Seconds are CPU seconds of training, without compilation, so that other programs on the machine
-change the result little.
+A pass of TBPTT(k1, k2) over the data differentiates k2 / k1 times as many steps as the data has, so
+it is given k1 / k2 times as many passes. The results depend on the seed alone, not on the speed of
+the machine; the measured seconds are reported beside them.
 """
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +28,6 @@ import numpy as np
 import tbptt
 from experiments.support.common import baselines, program
 from experiments.support.common.console import console, human_bytes, progress, table
-from experiments.support.common.equal_time import clock
 from experiments.support.common.forecasting import (
     Job,
     Model,
@@ -55,7 +57,7 @@ class Config(program.Trained):
     """number of steps ahead to forecast (ppg: 0.25 s)"""
     forecasts: int = 8
     """number of evenly spaced horizons to predict, up to --horizon; only the last one is scored"""
-    batch: int = 36
+    batch: int = 18
     """number of contiguous segments of the training part, trained side by side"""
     hidden: int = 64
     """units of the LSTM"""
@@ -72,12 +74,12 @@ class Config(program.Trained):
     """pairs k1 k2 to compare with full BPTT, in steps"""
     seeds: int = 3
     """number of runs of every window, and of the chosen one"""
-    sweep_seconds: float = 3.5
-    """CPU seconds of training of each run of the sweep"""
-    seconds: float = 20.0
-    """CPU seconds of training of each run of the chosen window"""
+    sweep_passes: int = 6
+    """passes over the training part in each run of the sweep, if k2 = k1"""
+    passes: int = 24
+    """passes over the training part in each run of the chosen window, if k2 = k1"""
     lr: float = 6e-3
-    """initial learning rate of Adam; cosine decay to 0 over the training time"""
+    """initial learning rate of Adam; cosine decay to 0 over the run"""
     clip: float = 1.0
     """global norm at which gradients are clipped"""
 
@@ -86,7 +88,7 @@ def measure(config: Config) -> dict[str, Any]:
     """Sweep the windows, train the chosen one, and read the test part once."""
     if config.quick:
         config = dataclasses.replace(
-            config, sweep_seconds=0.7, seconds=1.5, hidden=32, seeds=2,
+            config, sweep_passes=1, passes=2, hidden=32, seeds=2,
             windows=((250, 250), (50, 50), (50, 100)),
         )  # fmt: skip
     if config.forecasts < 1 or config.horizon % config.forecasts:
@@ -128,10 +130,10 @@ def measure(config: Config) -> dict[str, Any]:
 def one_window(
     config: Config, job: Job, model: Model, k1: int, k2: int, display: Any
 ) -> dict[str, Any]:
-    """Train several seeds for `config.sweep_seconds` each and score them on the validation part."""
+    """Train several seeds for `config.sweep_passes` each and score them on the validation part."""
     estimator, name = _estimator(job, model, k1, k2)
     runs = [
-        _train(config, job, model, estimator, name, k1, config.sweep_seconds, seed, display)
+        _train(config, job, model, estimator, name, k1, k2, config.sweep_passes, seed, display)
         for seed in range(config.seed, config.seed + config.seeds)
     ]
     scores = [mse(job, forecast(model, run.params, job, job.valid), job.valid) for run in runs]
@@ -139,7 +141,8 @@ def one_window(
         "estimator": name,
         "k1": k1,
         "k2": k2,
-        "updates": int(np.median([run.updates for run in runs])),
+        "passes": runs[0].epochs,
+        "updates": runs[0].updates,
         "train_seconds": float(np.median([run.train_seconds for run in runs])),
         "compile_seconds": runs[0].compile_seconds,
         "temp_bytes": step_temp_bytes(estimator, model, job, k1),
@@ -151,7 +154,7 @@ def one_window(
 def train_chosen(
     config: Config, job: Job, model: Model, best: dict[str, Any], display: Any
 ) -> dict[str, Any]:
-    """Train the chosen window for `config.seconds` with every seed, and score the test part.
+    """Train the chosen window for `config.passes` with every seed, and score the test part.
 
     test_mse is the error of the mean of the forecasts of all seeds.
     """
@@ -159,7 +162,7 @@ def train_chosen(
     estimator, name = _estimator(job, model, k1, k2)
     runs = [
         _train(
-            config, job, model, estimator, f"{name}, seed {seed}", k1, config.seconds, seed, display
+            config, job, model, estimator, f"{name}, seed {seed}", k1, k2, config.passes, seed, display
         )
         for seed in range(config.seed, config.seed + config.seeds)
     ]  # fmt: skip
@@ -168,7 +171,8 @@ def train_chosen(
         "estimator": name,
         "k1": k1,
         "k2": k2,
-        "updates": int(np.median([run.updates for run in runs])),
+        "passes": runs[0].epochs,
+        "updates": runs[0].updates,
         "train_seconds": float(np.median([run.train_seconds for run in runs])),
         "test_mse": mse(job, np.mean(outputs, axis=0), job.test),
         "test_mse_seeds": [mse(job, output, job.test) for output in outputs],
@@ -183,22 +187,21 @@ def _estimator(job: Job, model: Model, k1: int, k2: int) -> tuple[tbptt.Estimato
 
 
 def _train(
-    config: Config, job: Job, model: Model, estimator: tbptt.Estimator, name: str, k1: int,
-    seconds: float, seed: int, display: Any,
+    config: Config, job: Job, model: Model, estimator: tbptt.Estimator, name: str, k1: int, k2: int,
+    passes: int, seed: int, display: Any,
 ) -> Any:  # fmt: skip
-    first = seed == config.seed
+    first, done = seed == config.seed, itertools.count(1)
+    epochs = max(1, round(passes * k1 / k2))
     task = display.add_task(
-        (f"compiling {name}, {COMPILE}" if first else name).ljust(34), total=seconds, loss="-"
+        (f"compiling {name}, {COMPILE}" if first else name).ljust(34), total=epochs, loss="-"
     )
 
     def report(used: float, loss: float) -> None:
-        display.update(
-            task, description=name.ljust(34), completed=min(used, seconds), loss=f"{loss:.4f}"
-        )
+        display.update(task, description=name.ljust(34), completed=next(done), loss=f"{loss:.4f}")
 
     run = train(
-        estimator, model, job, k1, lr=config.lr, clip=config.clip, seconds=seconds, seed=seed,
-        report=report, clock=clock,
+        estimator, model, job, k1, lr=config.lr, clip=config.clip, epochs=epochs, seed=seed,
+        report=report,
     )  # fmt: skip
     if seed < config.seed + config.seeds - 1:  # one line per window remains
         display.remove_task(task)
@@ -234,7 +237,7 @@ def claims(data: dict[str, Any]) -> list[dict[str, Any]]:
         ),
         program.claim(
             2,
-            "validation MSE at equal seconds, medians: full BPTT over the chosen window",
+            "validation MSE at equal computation, medians: full BPTT over the chosen window",
             times,
             "at least 2",
             times >= 2,
@@ -272,13 +275,14 @@ def report(data: dict[str, Any]) -> None:
     short = " (QUICK: too short to conclude from)" if data["setting"]["quick"] else ""
     seeds = len(data["chosen"]["test_mse_seeds"])
     table(
-        f"sweep: validation MSE at equal training seconds, {seeds} seeds{short}",
+        f"sweep: validation MSE at equal computation, {seeds} seeds{short}",
         (
             "estimator",
+            "passes",
             "updates",
-            "CPU s",
+            "train s",
             "compile s",
-            "step memory",
+            "memory",
             "median",
             "lowest",
             "highest",
@@ -286,6 +290,7 @@ def report(data: dict[str, Any]) -> None:
         [
             (
                 row["estimator"],
+                f"{row['passes']}",
                 f"{row['updates']:,}",
                 f"{row['train_seconds']:.1f}",
                 f"{row['compile_seconds']:.1f}",
@@ -298,8 +303,8 @@ def report(data: dict[str, Any]) -> None:
     chosen = data["chosen"]
     median, low, high = _spread(chosen["test_mse_seeds"])
     console.print(
-        f"chosen: {chosen['estimator']}, trained {chosen['train_seconds']:.0f} CPU s with {seeds} "
-        f"seeds. Test MSE: mean forecast {chosen['test_mse']:.3f}; single seeds {median:.3f} "
+        f"chosen: {chosen['estimator']}, {chosen['passes']} passes ({chosen['train_seconds']:.0f} s) with "
+        f"{seeds} seeds. Test MSE: mean forecast {chosen['test_mse']:.3f}; single seeds {median:.3f} "
         f"({low:.3f} to {high:.3f})"
     )
     base = data["baselines"]["test"].items()

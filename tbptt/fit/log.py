@@ -161,7 +161,8 @@ class RunLog:
 
     def warn(self, what: str, message: str, advice: str = "") -> None:
         """Print a warning and append it to metrics.jsonl."""
-        self._print(f"warning: update {self._step}: {message}" + (f"; {advice}" if advice else ""))
+        where = f"update {self._step}: " if self._step else ""
+        self._print(f"warning: {where}{message}" + (f"; {advice}" if advice else ""))
         self._write("warning", {"what": what, "message": message, "advice": advice})
 
     def warn_again(self, what: str, message: str, advice: str = "") -> None:

@@ -16,6 +16,7 @@ import tyro
 
 from experiments.support.common import run_folder, targets
 from experiments.support.common.console import console
+from experiments.support.common.platform import check_platform
 from experiments.support.common.unroll_choice import UnrollName, print_unroll
 from tbptt.data import DataUnavailable
 
@@ -118,6 +119,7 @@ def run(path: str) -> None:
     """
     module = importlib.import_module(f"experiments.{Path(path).stem}")
     try:
+        check_platform()
         summary = execute(module, tyro.cli(module.Config, description=module.__doc__))
     except (DataUnavailable, FileExistsError, FloatingPointError, ImportError, ValueError) as error:
         sys.exit(f"{Path(path).stem}: {error}")

@@ -69,11 +69,11 @@ def _sweep(axis: Any, data: dict[str, Any]) -> None:
         va="bottom", fontsize=8, color=style.GREY,
     )  # fmt: skip
     _names(axis, rows, "valid_mse")
-    seeds, seconds = len(rows[0]["valid_mse_seeds"]), np.median([r["train_seconds"] for r in rows])
+    seeds, passes = len(rows[0]["valid_mse_seeds"]), rows[0]["passes"]
     axis.set(
         xscale="log", ylim=(0, None), ylabel="validation error (MSE)",
         xlabel="window k2 (steps the gradient flows back)",
-        title=f"Sweep: {seconds:.0f} CPU s each, {seeds} seeds\n(median, lowest to highest)",
+        title=f"Sweep: computation of {passes} passes each\n({seeds} seeds: median, lowest to highest)",
     )  # fmt: skip
     axis.legend(fontsize=8, loc="upper center")
 
@@ -93,7 +93,7 @@ def _test(axis: Any, data: dict[str, Any]) -> None:
     axis.set_xticks(range(len(bars)), list(bars), fontsize=8)
     axis.set(
         ylabel="test error (MSE)", xlim=(-0.5, 2.7), ylim=(0, 1.2 * base["ar64"]),
-        title=f"Test: the chosen window,\n{chosen['train_seconds']:.0f} CPU s a seed",
+        title=f"Test: the chosen window after\n{chosen['passes']} passes, {len(seeds)} seeds",
     )  # fmt: skip
     axis.legend(fontsize=8)
 

@@ -1,4 +1,4 @@
-"""Suggest flags after a warning about gradients."""
+"""Warn before a run that can hardly learn, and suggest flags after a warning about gradients."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -29,3 +29,38 @@ def advice(kind: str, settings: Mapping[str, Any]) -> str:
         f"look for NaN or "
         "outliers there"
     )
+
+
+FEW = 10  # updates; fewer are hardly training
+
+
+def before_training(k1: int, batch: int, steps: int, updates: int | None) -> list[tuple[str, str]]:
+    """Return (message, advice) of everything that makes the run of little use.
+
+    Args:
+      k1: steps per update.
+      batch: number of sequences.
+      steps: steps of the longest training sequence.
+      updates: total number of updates; None without such a limit.
+    """
+    found, fewer = [], max(1, batch * steps // (20 * k1))
+    if steps < k1:
+        found.append(
+            (
+                f"the {batch} training sequences have at most {steps} steps, fewer than --k1 {k1}: "
+                "one update per pass, mostly of padding",
+                f"consider --batch {fewer}, which makes longer sequences, or --k1 "
+                f"{max(1, steps // 10)}",
+            )
+        )
+    elif steps < 10 * k1 and batch > 1:
+        found.append(
+            (
+                f"the {batch} training sequences have at most {steps} steps: only "
+                f"{-(-steps // k1)} updates per pass",
+                f"consider --batch {fewer} or a smaller --k1",
+            )
+        )
+    if updates is not None and updates < FEW:
+        found.append((f"the run makes only {updates} updates", "consider more --epochs"))
+    return found

@@ -111,6 +111,8 @@ def resolve(config: Any, data: RunData) -> Any:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1; got {value}")
+    if config.patience is not None and config.patience < 1:
+        raise ValueError(f"--patience must be at least 1; got {config.patience}")
     for name in ("clip", "lr"):
         if not getattr(config, name) > 0:
             raise ValueError(f"--{name} must be above 0; got {getattr(config, name):g}")

@@ -27,6 +27,7 @@ FREE = (
     "cluster",
     "memory",
     "valid_every",
+    "patience",
     "checkpoint_seconds",
     "keep",
     "tensorboard",
