@@ -186,8 +186,8 @@ def divisor(weight: Float[Array, ""], batch: Batch) -> Float[Array, ""]:
     """Return the total weight of a whole call as a divisor: NaN if signed weights cancel.
 
     A mean over weights whose sum is below `LEAST_SHARE` of the sum of their absolute values is huge
-    or has the wrong sign. Multiply such weights inside the loss instead. A part of a call may have
-    any weight.
+    or has the wrong sign. Divide by steps instead, see `estimators.normalised`. A part of a call
+    may have any weight.
     """
     if batch.weights is None:
         return weight

@@ -11,6 +11,7 @@ from tbptt import make_evaluate
 from tbptt.diagnostics import check_additive
 
 CELL, READOUT = tbptt.GRU(2, 3), nn.Dense(1, param_dtype=float)
+FLOAT32 = tbptt.GRU(2, 3, dtype=jnp.float32)
 LOSS_FN = tbptt.sequence_loss(CELL, READOUT, tbptt.squared_error)
 
 
@@ -37,8 +38,18 @@ def forgets(params, carry, batch):
     return loss_sum, jax.tree.map(lambda leaf: leaf + batch.inputs.shape[0] ** 2, carry)
 
 
+def counts_calls(params, carry, batch):
+    return jnp.sum(batch.inputs), jax.tree.map(lambda leaf: leaf + 1, carry)  # the loss is additive
+
+
 def test_a_sum_over_steps_is_additive():
     check_additive(LOSS_FN, *problem())
+
+
+def test_rounding_is_not_a_difference():
+    """Sums of float32 numbers in another order."""
+    params, carry, batch = jax.tree.map(lambda a: np.asarray(a, np.float32), problem())
+    check_additive(tbptt.sequence_loss(FLOAT32, READOUT, tbptt.squared_error), params, carry, batch)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +58,7 @@ def test_a_sum_over_steps_is_additive():
         (mean_loss, r"not additive over time: .* over T=7 steps, .* over its two halves"),
         (reads_backwards, "not additive over time"),
         (forgets, "not additive over time"),
+        (counts_calls, r"carry\.h after two halves differs from that after all T=7 steps"),
     ],
 )
 def test_other_losses_are_refused(loss_fn, words):

@@ -83,3 +83,15 @@ FEW = {
 )
 def test_an_estimator_equals_the_loop(row, column, word):
     check(of_estimators, row, column, word, 3)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(row, marks=() if "k2 = k1" in row else pytest.mark.exhaustive)
+        for row in of_estimators.ROWS
+    ],
+)
+def test_the_derivative_of_an_estimate_is_its_finite_difference(row):
+    """The table compares two unroll functions; a derivative that the estimator loses is in both."""
+    assert of_estimators.error_of_derivative(row) < 1e-6

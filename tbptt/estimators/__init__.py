@@ -8,6 +8,7 @@ from tbptt.estimators.adaptive.types import AdaptiveInfo as AdaptiveInfo
 from tbptt.estimators.adaptive.types import AdaptiveMemory as AdaptiveMemory
 from tbptt.estimators.adaptive.window_choice import choose_window as choose_window
 from tbptt.estimators.full import full_bptt as full_bptt
+from tbptt.estimators.normalised import normalised as normalised
 from tbptt.estimators.online.rtrl import rtrl as rtrl
 from tbptt.estimators.online.snap import snap as snap
 from tbptt.estimators.online.snap import sparse_rtrl as sparse_rtrl

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tbptt.estimators._accumulate import Sums
-from tbptt.numerics import zeros_for_sums
+from tbptt.numerics import sum_dtype, zeros_for_sums
 from tbptt.types import Batch, Carry, LossFn, Params
 from tbptt.windows import length, scan_segments, split, total_weight
 
@@ -95,9 +95,15 @@ def _batched(
 
     def total(g: Array) -> Array:
         # A product with ones: on a CPU, XLA's sum over the first axis is much slower.
-        return jnp.tensordot(ones(g.dtype), g, 1, precision=jax.lax.Precision.HIGHEST)
+        return jnp.tensordot(
+            ones(g.dtype),
+            g,
+            1,
+            precision=jax.lax.Precision.HIGHEST,
+            preferred_element_type=sum_dtype(g.dtype),
+        )
 
-    return losses, jax.tree.map(total, grads)
+    return losses.astype(sum_dtype(losses.dtype)), jax.tree.map(total, grads)
 
 
 def _grouped(

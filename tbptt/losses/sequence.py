@@ -1,7 +1,6 @@
 """The loss function of a cell with a flax readout, and an optional flax embedding."""
 
 import inspect
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from jaxtyping import Array, Float
 from tbptt.numerics import sum_dtype, zero_where_masked
 from tbptt.types import Batch, Carry, Cell, LossFn, Params, PRNGKey, UnrollFn
 from tbptt.unroll import unroll as default_unroll
+from tbptt.unroll.block_size import bytes_of
 from tbptt.unroll.remat import (
     CarriesOnly,
     MemoryBudget,
@@ -280,11 +280,10 @@ def memory_plan(
     _, y = jax.eval_shape(cell, params.cell, carry, x)
     outputs = jax.eval_shape(readout.apply, params.readout, y)
     # Bytes per step outside of the cell: outputs and embedded inputs, with their cotangents.
-    outer = 2 * sum(
-        math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(outputs)
-    )
-    outer += 2 * math.prod(x.shape) * x.dtype.itemsize if symbols else 0
-    return plan_memory(remat, step_bytes(cell, params.cell, batch_shape, x, outer), inputs.shape[0])
+    outer = 2 * (bytes_of(outputs) + (bytes_of(x) if symbols else 0))
+    T, sizes = inputs.shape[0], step_bytes(cell, params.cell, batch_shape, x, outer)
+    shapes = jax.eval_shape(lambda b: b, batch)
+    return plan_memory(remat, sizes._replace(inputs=bytes_of(shapes) // max(T, 1)), T)
 
 
 def squared_error(

@@ -87,6 +87,19 @@ class AutodiffVJP:
         return jax.vjp(steps, params, xs)[1](emitted)
 
 
+def scan_residuals(cell: Cell, params: Params, carry: Carry, x: Any) -> list[Any]:
+    """Return the shapes that JAX stores at every step of a scan of the cell, without its input."""
+
+    def pull_of(params: Params, carry: Carry, x: Any) -> list[Array]:
+        return jax.tree.leaves(jax.vjp(cell, params, carry, x)[1])
+
+    traced = jax.make_jaxpr(pull_of)(params, carry, x).jaxpr
+    changing = _depends_on_time(pull_of, params, carry, x)
+    stored = {id(v): v for v, changes in zip(traced.outvars, changing, strict=True) if changes}
+    inputs = traced.invars[len(traced.invars) - len(jax.tree.leaves(x)) :]
+    return [v.aval for v in stored.values() if v not in inputs]
+
+
 class Pull(NamedTuple):
     """The pullback of a step, a pytree, with the leaves that all steps share."""
 

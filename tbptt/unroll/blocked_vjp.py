@@ -18,6 +18,7 @@ from tbptt.unroll.remat import (
     MemoryBudget,
     Remat,
     Segments,
+    all_floating,
     in_segments,
     resolve_budget,
 )
@@ -112,7 +113,7 @@ def _layer_fn(
         )
     T, cell_vjp, recompute = steps.xs.shape[0], cell_vjp_of(layer), isinstance(remat, CarriesOnly)
     initial = functools.partial(layer.initial_carry, steps.xs.shape[1:-1])
-    if recompute and not _all_floating((params, carry)):
+    if recompute and not all_floating((params, carry)):
         raise ValueError(
             "remat=CarriesOnly() needs floating leaves in params and carry; got an integer leaf in "
             f"those of {type(layer).__name__}. Use Segments(length), or no remat"
@@ -122,7 +123,7 @@ def _layer_fn(
     # residuals of JAX.
     if (
         T <= 1
-        or not _all_floating((params, carry))
+        or not all_floating((params, carry))
         or (isinstance(cell_vjp, AutodiffVJP) and not recompute)
     ):
         return lambda p, c, s: plain_scan(functools.partial(layer, p), initial(), c, s)
@@ -231,9 +232,3 @@ def _backward(
 def _to_blocks(tree: Any, n: int) -> Any:
     """Reshape every leaf `[T, ...]` to n blocks `[n, T // n, ...]`."""
     return jax.tree.map(lambda a: a.reshape(n, a.shape[0] // n, *a.shape[1:]), tree)
-
-
-def _all_floating(tree: Any) -> bool:
-    return all(
-        jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in jax.tree.leaves(tree)
-    )

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 
 from tbptt.cells.base import LayeredCell
 from tbptt.types import Cell, Params
-from tbptt.unroll.autodiff_vjp import AutodiffVJP, cell_vjp_of
+from tbptt.unroll.autodiff_vjp import AutodiffVJP, cell_vjp_of, scan_residuals
 from tbptt.unroll.block_size import bytes_of, even_share, max_saved_steps, steps_per_block
 from tbptt.windows import scan_segments
 
@@ -110,20 +111,26 @@ class StepBytes(NamedTuple):
     carry: the carry
     saved: the residuals of the step without rematerialisation, carry included
     block: temporaries of the backward pass, allocated for one block of steps at a time
+    carries_only_block: the same if the residuals are carries only
+    inputs: the inputs, which segments copy
     outer: the output and its cotangent, and the results of a readout
     fixed: allocated once: the weight gradient and copies of the weights
     steps: the approximate number of steps of a block, see `block_size.even_share`
     carries_only_from: the number of steps from which the default plan stores carries only, see
       `block_size.max_saved_steps`
+    supports_carries_only: whether params and carry are floating
     """
 
     carry: int
     saved: int
     block: int
+    carries_only_block: int
+    inputs: int
     outer: int
     fixed: int
     steps: int
     carries_only_from: float
+    supports_carries_only: bool
 
 
 class MemoryPlan(NamedTuple):
@@ -151,10 +158,22 @@ def step_bytes(
         for layer, p in zip(cell.cells, params, strict=True):
             layers.append(step_bytes(layer, p, batch_shape, x))
             _, x = jax.eval_shape(layer, p, _carry(layer, batch_shape), x)
-        carry, total_saved, block, own, fixed = (sum(one[i] for one in layers) for i in range(5))
-        steps = max(one.steps for one in layers)
-        threshold = min(one.carries_only_from for one in layers)
-        return StepBytes(carry, total_saved, block, own + outer, fixed, steps, threshold)
+
+        def total(name: str) -> int:
+            return sum(getattr(one, name) for one in layers)
+
+        return StepBytes(
+            carry=total("carry"),
+            saved=total("saved"),
+            block=total("block"),
+            carries_only_block=total("carries_only_block"),
+            inputs=layers[0].inputs,
+            outer=total("outer") + outer,
+            fixed=total("fixed"),
+            steps=max(one.steps for one in layers),
+            carries_only_from=min(one.carries_only_from for one in layers),
+            supports_carries_only=all(one.supports_carries_only for one in layers),
+        )
     back = cell_vjp_of(cell)
 
     def step(params: Params, carry: Any, x: Any) -> Any:
@@ -164,23 +183,28 @@ def step_bytes(
         _, factors = back.linearize(weights, x[None], *one)
         return leaving, y, saved, factors, back.inputs(weights, x)
 
-    leaving, y, saved, factors, z = jax.eval_shape(step, params, _carry(cell, batch_shape), x)
-    carry, residual_bytes = bytes_of(leaving), bytes_of(saved)
-    block = bytes_of(factors) + 2 * bytes_of(z) + carry
-    carries_only_from = (
-        math.inf if isinstance(back, AutodiffVJP) else max_saved_steps(back, params, leaving, x)
-    )
-    if isinstance(back, AutodiffVJP):
-        # JAX differentiates such a cell and keeps its factors too.
-        residual_bytes += bytes_of(factors) + bytes_of(z)
+    carry = _carry(cell, batch_shape)
+    leaving, y, saved, factors, z = jax.eval_shape(step, params, carry, x)
+    if isinstance(back, AutodiffVJP):  # without a plan a scan, which JAX differentiates
+        residual_bytes, block = bytes_of(scan_residuals(cell, params, carry, x)), 0
+        # Those of the loop and those of the weight gradient: XLA may hold both at once.
+        carries_only_block = bytes_of(factors) + 2 * bytes_of(z) + residual_bytes
+        carries_only_from = math.inf
+    else:
+        residual_bytes = bytes_of(carry) + bytes_of(saved)
+        block = carries_only_block = bytes_of(factors) + 2 * bytes_of(z) + bytes_of(carry)
+        carries_only_from = max_saved_steps(back, params, leaving, x)
     return StepBytes(
-        carry,
-        carry + residual_bytes,
-        block,
-        2 * bytes_of(y) + outer,
-        3 * bytes_of(params),
-        steps_per_block(bytes_of(z)),
-        carries_only_from,
+        carry=bytes_of(carry),
+        saved=residual_bytes,
+        block=block,
+        carries_only_block=carries_only_block,
+        inputs=bytes_of(x),
+        outer=2 * bytes_of(y) + outer,
+        fixed=3 * bytes_of(params),
+        steps=steps_per_block(bytes_of(z)),
+        carries_only_from=carries_only_from,
+        supports_carries_only=all_floating((params, carry)),
     )
 
 
@@ -190,18 +214,19 @@ def predicted_bytes(remat: Remat | None, sizes: StepBytes, T: int) -> int:
     None:                T (saved + outer) + block; from `carries_only_from` steps as CarriesOnly
     CarriesOnly:         T (carry + outer) + block
     Segments(l1 .. ld):  (T / l1 + l1 / l2 + ..) carry + ld (saved + outer) + block
+                         + (l1 + l2 + .. + ld, and T if l1 does not divide T) inputs
     """
-    length, carries = T, 0
+    length, carries, copies = T, 0, 0
     if isinstance(remat, Segments):
         for inner in remat.lengths(T):
+            copies += inner + (T if length == T and T % inner else 0)
             carries, length = carries + math.ceil(length / inner), min(inner, length)
-    each = (
-        sizes.carry
-        if isinstance(remat, CarriesOnly) or length >= sizes.carries_only_from
-        else sizes.saved
-    )
-    block = even_share(length, sizes.steps) * sizes.block
-    return carries * sizes.carry + length * (each + sizes.outer) + block + sizes.fixed
+    each, block = sizes.saved, sizes.block
+    if isinstance(remat, CarriesOnly) or length >= sizes.carries_only_from:
+        each, block = sizes.carry, sizes.carries_only_block
+    block *= even_share(length, sizes.steps)
+    stored = carries * sizes.carry + copies * sizes.inputs + length * (each + sizes.outer)
+    return stored + block + sizes.fixed
 
 
 def plan_memory(remat: Remat | MemoryBudget | None, sizes: StepBytes, T: int) -> MemoryPlan:
@@ -214,6 +239,8 @@ def plan_memory(remat: Remat | MemoryBudget | None, sizes: StepBytes, T: int) ->
         return MemoryPlan(remat, predicted_bytes(remat, sizes, T), _forwards(remat, T))
     least = None
     for plan in _plans(T):
+        if isinstance(plan, CarriesOnly) and not sizes.supports_carries_only:
+            continue
         predicted = predicted_bytes(plan, sizes, T)
         if predicted <= remat.bytes:
             return MemoryPlan(plan, predicted, _forwards(plan, T))
@@ -231,25 +258,25 @@ def _plans(T: int) -> Iterator[Remat | None]:
     yield CarriesOnly()
     for level in (1, 2, 3):
         root = T ** (1 / (level + 1))
-        # Length of the innermost segment over the root.
-        for factor in (
-            16,
-            8,
-            4,
-            2,
-            1,
-            0.5,
-        ):
+        for factor in (16, 8, 4, 2, 1, 0.5):  # length of the innermost segment over the root
             inner = max(1, round(root * factor))
-            if inner < T:
-                ratio = (T / inner) ** (1 / level)
-                yield Segments(
-                    tuple(max(inner, round(inner * ratio**k)) for k in reversed(range(level)))
-                )
+            ratio, lengths = (T / inner) ** (1 / level), [T]
+            for k in reversed(range(level)):
+                # Lengths that divide T, if possible: XLA copies the inputs otherwise.
+                lengths.append(even_share(lengths[-1], max(inner, round(inner * ratio**k))))
+            if len(set(lengths)) == level + 1:
+                yield Segments(tuple(lengths[1:]))
 
 
 def _forwards(remat: Remat | None, T: int) -> int:
     return len(remat.lengths(T)) if isinstance(remat, Segments) else 0
+
+
+def all_floating(tree: Any) -> bool:
+    """Return whether all leaves are floating, as `CarriesOnly` needs of params and carry."""
+    return all(
+        jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in jax.tree.leaves(tree)
+    )
 
 
 def _carry(cell: Cell, batch_shape: tuple[int, ...]) -> Any:

@@ -1,11 +1,13 @@
 """Weights of any dtype, long sums in narrow dtypes, padding in stored steps, through estimators."""
 
 import functools
+import itertools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import tbptt
@@ -188,3 +190,46 @@ def test_one_window_of_negative_weight_does_not_spoil_the_call():
         out = gradient(ESTIMATORS[name], batch)
         np.testing.assert_allclose(out.loss, full.loss, rtol=1e-12)
         assert np.isfinite(tbptt.optim.global_norm(out.grads))
+
+
+def mean_over_chunks(chunks):
+    """Return the mean loss, its gradient by chunks with a constant carry, and that of each."""
+    params, entering, *_ = problem()
+    sums, grad = [], jax.jit(jax.value_and_grad(LOSS_FN, has_aux=True))
+    for chunk in chunks:
+        (loss_sum, entering), grads = jax.device_get(grad(params, entering, chunk))
+        sums.append((loss_sum, grads))
+    totals = [np.sum(chunk.weights * chunk.mask) for chunk in chunks]
+    each = [jax.tree.map(lambda g, w=w: g / w, s[1]) for s, w in zip(sums, totals, strict=True)]
+    return jax.tree.map(lambda *a: sum(a) / sum(totals), *sums), each
+
+
+@pytest.mark.parametrize("k2", [30, pytest.param(120, marks=pytest.mark.exhaustive)])
+def test_windows_of_different_lengths_are_accumulated_exactly(k2):
+    """Pad them to one length and pass them in one call: one division by the total weight."""
+    lengths, k1, draw = (30, 22, 15, 10), 30, np.random.default_rng(2)
+    steps, n = sum(lengths), k1 * len(lengths)
+    real = tbptt.Batch(
+        draw.normal(size=(steps, B, D)),
+        draw.normal(size=(steps, B, 1)),
+        weights=draw.random((steps, B)) * np.linspace(0.2, 2, steps)[:, None],
+        mask=draw.random((steps, B)) < 0.9,
+    )
+    at = np.concatenate([k1 * j + np.arange(length) for j, length in enumerate(lengths)])
+
+    def padded(leaf):
+        filler = np.full((n, *leaf.shape[1:]), False if leaf.dtype == bool else np.nan, leaf.dtype)
+        filler[at] = leaf
+        return filler
+
+    got = gradient(tbptt.truncated_bptt(LOSS_FN, k1, k2), jax.tree.map(padded, real))
+    edges = np.cumsum((0, *lengths)) if k2 == k1 else (0, steps)  # k2 = 120: one gradient
+    chunks = [
+        jax.tree.map(lambda leaf, a=a, b=b: leaf[a:b], real) for a, b in itertools.pairwise(edges)
+    ]
+    want, each = mean_over_chunks(chunks)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-12)
+    jax.tree.map(close, tuple(got[:2]), want)
+    if k2 == k1:  # as optax.MultiSteps does
+        error = jax.tree.map(lambda w, *g: w - sum(g) / len(g), want[1], *each)
+        assert optax.tree.norm(error) > 0.05 * optax.tree.norm(want[1])

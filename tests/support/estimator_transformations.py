@@ -141,6 +141,21 @@ def derivative(column, estimator):
     }[column]
 
 
+def error_of_derivative(row, step=1e-4):
+    """Return the relative error of the derivative of an estimate from a central difference."""
+    params, carry, *rest = one(problem(1))
+    run, along = first_call(ROWS[row](loss_fn(tbptt.unroll))), tangents((params, carry))
+
+    @jax.jit
+    @jax.value_and_grad
+    def moved(t, *rest):
+        point = jax.tree.map(lambda a, b: a + t * b, (params, carry), along)
+        return scalar_loss(run(*point, *rest))
+
+    (low, _), (_, slope), (high, _) = (moved(t, *rest) for t in (-step, 0.0, step))
+    return abs(float(slope - (high - low) / (2 * step))) / abs(float(slope))
+
+
 def stacked(results):
     return jax.tree.map(lambda *leaves: np.stack(leaves), *results)
 

@@ -32,8 +32,11 @@ def compiled(loss_fn):
     return jax.jit(loss_fn), jax.jit(jax.grad(window))
 
 
-def truncated(loss_fn, params, carry, batch: Batch, k1: int, k2: int):
-    """Return the mean loss and its TBPTT(k1, k2) gradient at fixed parameters."""
+def truncated(loss_fn, params, carry, batch: Batch, k1: int, k2: int, divisor=None):
+    """Return the mean loss and its TBPTT(k1, k2) gradient at fixed parameters.
+
+    The divisor of the sums is the total weight unless it is given.
+    """
     T, (step, window_grad) = len(batch.inputs), compiled(loss_fn)
     batch = jax.tree.map(np.asarray, batch)  # numpy slices compile no program
     carries, losses = [carry], []  # carries[t] enters step t
@@ -50,5 +53,5 @@ def truncated(loss_fn, params, carry, batch: Batch, k1: int, k2: int):
         first = max(start, j * k1)
         g = window_grad(params, carries[start], part(batch, start, first), part(batch, first, end))
         grads = jax.tree.map(lambda a, b: a + np.asarray(b), grads, g)
-    weight = weight_of(batch)
+    weight = weight_of(batch) if divisor is None else divisor
     return sum(map(float, losses)) / weight, jax.tree.map(lambda g: g / weight, grads)

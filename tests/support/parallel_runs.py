@@ -20,6 +20,7 @@ import optax
 import tbptt
 from tbptt import Batch
 from tbptt.checkpoints import Checkpoints, restore
+from tbptt.estimators import normalised
 
 CHUNK, UPDATES, B, D, H = 10, 12, 8, 2, 5
 FEW, SPLITS = (
@@ -41,6 +42,10 @@ CASES = {
     "windows in one call": (
         LSTM,
         lambda loss_fn: tbptt.truncated_bptt(loss_fn, CHUNK // 2, CHUNK // 2),
+    ),
+    "divided by a constant": (
+        SMALL,
+        lambda loss_fn: normalised(tbptt.truncated_bptt, 300.0)(loss_fn, CHUNK, 25),
     ),
     "adaptive": (SMALL, lambda loss_fn: tbptt.adaptive_bptt(loss_fn, CHUNK, [10, 20], 0.5, lags=6)),
     "rtrl": (SMALL, tbptt.rtrl),

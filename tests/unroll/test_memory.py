@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import tbptt
-from tbptt.cells import GRU, LSTM, Stack
+from tbptt.cells import GRU, LSTM, LearnedStart, LinenCell, MinGRU, Stack
 from tbptt.unroll import remat as remat_module
 from tbptt.unroll.remat import CarriesOnly, Segments
 from tests.support.problems import B, D, H, T, assert_same
-from tests.unroll.test_blocked_vjp import Leaky, both
+from tests.unroll.test_blocked_vjp import Counting, Leaky, both
 
 
 def loss_problem(cell, T=60, B=3):
@@ -64,12 +64,20 @@ def test_every_plan_gives_the_same_loss_and_gradient(cell, remat):
     assert np.isfinite(want) and min(np.max(np.abs(g)) for g in jax.tree.leaves(grads)) > 1e-3
 
 
-def budget_problem(T=4000, B=4, H=32):
-    cell, readout = LSTM(D, H, dtype=jnp.float32), nn.Dense(1, dtype=jnp.float32)
+NARROW = LSTM(D, 32, dtype=jnp.float32)
+
+
+def budget_problem(T=4000, B=4, cell=NARROW):
+    readout, D = nn.Dense(1, dtype=jnp.float32), cell.input_dim
     shapes = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32)  # noqa: E731
     params = jax.eval_shape(lambda: tbptt.init_params(jax.random.key(0), cell, readout))
     params = jax.tree.map(lambda a: shapes(*a.shape), params)
     return cell, readout, params, tbptt.Batch(shapes(T, B, D), shapes(T, B, 1))
+
+
+@functools.cache
+def compiled_bytes_of(T, B, cell, remat):
+    return compiled_bytes(*budget_problem(T, B, cell), remat)
 
 
 def compiled_bytes(cell, readout, params, batch, remat):
@@ -120,6 +128,60 @@ def test_compiled_program_respects_a_tight_budget():
     budget = tbptt.MemoryBudget(default // 40)
     tight = tbptt.memory_plan(cell, readout, params, batch, remat=budget)
     assert compiled_bytes(cell, readout, params, batch, budget) < 2 * tight.predicted_bytes
+
+
+CELLS = {
+    "linen LSTM": LinenCell(nn.LSTMCell(64), 2),
+    "linen LSTM, wide inputs": LinenCell(nn.LSTMCell(32), 96),
+    "linen GRU": LinenCell(nn.GRUCell(64), 2),
+    "optimized LSTM, wide inputs": LinenCell(nn.OptimizedLSTMCell(64), 128),
+    "learned start": LearnedStart(LSTM(2, 64, dtype=jnp.float32)),
+    "MinGRU": MinGRU(2, 64, dtype=jnp.float32),
+    "LSTM": LSTM(2, 64, dtype=jnp.float32),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "linen LSTM" else exhaustive(name) for name in CELLS]
+)
+def test_the_compiled_program_fits_a_budget_without_needless_rematerialisation(name):
+    T, B, cell = 2000, 8, CELLS[name]
+    cell, readout, params, batch = budget_problem(T, B, cell)
+    without = compiled_bytes_of(T, B, cell, None)
+    predicted = tbptt.memory_plan(cell, readout, params, batch).predicted_bytes
+    assert 0.9 < without / predicted < 1.03
+    plans = set()
+    for share in (1.12, 0.7, 0.45, 0.1):
+        budget = tbptt.MemoryBudget(int(share * without))
+        plan = tbptt.memory_plan(cell, readout, params, batch, remat=budget).remat
+        assert (plan is None) == (share > 1)
+        assert compiled_bytes_of(T, B, cell, plan) <= budget.bytes
+        plans.add(plan)
+    assert len(plans) >= 3
+
+
+@pytest.mark.parametrize("lengths", [45, exhaustive((450, 30)), exhaustive((500, 50))])
+def test_copies_of_the_inputs_by_segments_are_predicted(lengths):
+    T, B, cell, plan = 2000, 8, CELLS["linen LSTM, wide inputs"], Segments(lengths)
+    predicted = tbptt.memory_plan(*budget_problem(T, B, cell), remat=plan).predicted_bytes
+    assert 0.9 < compiled_bytes_of(T, B, cell, plan) / predicted < 1.03
+
+
+def test_a_budget_leaves_out_a_plan_that_would_be_refused():
+    cell, x, T = Counting(), jax.ShapeDtypeStruct((B, D), jnp.float32), 1_000_000
+    sizes = remat_module.step_bytes(cell, jax.ShapeDtypeStruct((), jnp.float32), (B,), x)
+    carries_only = remat_module.predicted_bytes(CarriesOnly(), sizes, T)
+    assert carries_only < remat_module.predicted_bytes(None, sizes, T)
+    plan = remat_module.plan_memory(tbptt.MemoryBudget(carries_only), sizes, T).remat
+    assert isinstance(plan, Segments)
+
+
+@pytest.mark.parametrize("T", [1, 2, 7, 97, 360, 2000, 4096, 99_999])
+def test_segments_of_a_budget_are_nested_and_divide_the_time(T):
+    for plan in list(remat_module._plans(T))[2:]:
+        lengths = [T, *plan.lengths(T)]
+        assert lengths == sorted(set(lengths), reverse=True)
+        assert T % lengths[1] == 0 or T in (7, 97, 99_999)
 
 
 def test_a_budget_works_in_unroll_with_resets_and_mask():
