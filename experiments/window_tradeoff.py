@@ -162,7 +162,8 @@ def train_chosen(
     estimator, name = _estimator(job, model, k1, k2)
     runs = [
         _train(
-            config, job, model, estimator, f"{name}, seed {seed}", k1, k2, config.passes, seed, display
+            config, job, model, estimator, f"{name}, seed {seed}", k1, k2, config.passes, seed,
+            display,
         )
         for seed in range(config.seed, config.seed + config.seeds)
     ]  # fmt: skip
@@ -303,9 +304,9 @@ def report(data: dict[str, Any]) -> None:
     chosen = data["chosen"]
     median, low, high = _spread(chosen["test_mse_seeds"])
     console.print(
-        f"chosen: {chosen['estimator']}, {chosen['passes']} passes ({chosen['train_seconds']:.0f} s) with "
-        f"{seeds} seeds. Test MSE: mean forecast {chosen['test_mse']:.3f}; single seeds {median:.3f} "
-        f"({low:.3f} to {high:.3f})"
+        f"chosen: {chosen['estimator']}, {chosen['passes']} passes "
+        f"({chosen['train_seconds']:.0f} s) with {seeds} seeds. Test MSE: mean forecast "
+        f"{chosen['test_mse']:.3f}; single seeds {median:.3f} ({low:.3f} to {high:.3f})"
     )
     base = data["baselines"]["test"].items()
     listed = ", ".join(f"{name} {error:.3f}" for name, error in base)

@@ -73,7 +73,8 @@ def _sweep(axis: Any, data: dict[str, Any]) -> None:
     axis.set(
         xscale="log", ylim=(0, None), ylabel="validation error (MSE)",
         xlabel="window k2 (steps the gradient flows back)",
-        title=f"Sweep: computation of {passes} passes each\n({seeds} seeds: median, lowest to highest)",
+        title=f"Sweep: computation of {passes} passes each\n"
+        f"({seeds} seeds: median, lowest to highest)",
     )  # fmt: skip
     axis.legend(fontsize=8, loc="upper center")
 
