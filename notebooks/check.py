@@ -1,8 +1,8 @@
 """Run every notebook of this folder in a fresh kernel, and report the error of a failing cell.
 
-    python notebooks/check.py [NOTEBOOK ...]
+    python notebooks/check.py [--write] [NOTEBOOK ...]
 
-The files are not changed.
+The files are not changed, unless --write stores the new outputs in them.
 """
 
 import sys
@@ -18,14 +18,16 @@ CELL_TIMEOUT = 600  # seconds
 
 
 def main() -> int:
-    paths = [Path(argument) for argument in sys.argv[1:]] or sorted(FOLDER.glob("*.ipynb"))
+    write = "--write" in sys.argv[1:]
+    given = [Path(argument) for argument in sys.argv[1:] if argument != "--write"]
+    paths = given or sorted(FOLDER.glob("*.ipynb"))
     if not paths:
         print(f"no notebook in {FOLDER}", file=sys.stderr)
         return 1
     failed = 0
     for path in paths:
         start = time.perf_counter()
-        error = run(path)
+        error = run(path, write)
         seconds = time.perf_counter() - start
         print(f"{path.name}: {'ok' if error is None else 'FAILED'}, {seconds:.0f} s", flush=True)
         if error is not None:
@@ -34,8 +36,8 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def run(path: Path) -> Exception | None:
-    """Execute a copy in memory with this interpreter, and return the error or None."""
+def run(path: Path, write: bool) -> Exception | None:
+    """Execute a notebook with this interpreter, and return the error or None."""
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
         notebook,
@@ -47,6 +49,10 @@ def run(path: Path) -> Exception | None:
         client.execute()
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         return error
+    if write:
+        for cell in notebook.cells:  # times of execution would change in every run
+            cell.metadata.pop("execution", None)
+        nbformat.write(notebook, path)
     return None
 
 

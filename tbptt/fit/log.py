@@ -125,6 +125,11 @@ class RunLog:
         return self._before + time.monotonic() - self._began
 
     @property
+    def loss(self) -> float | None:
+        """Mean loss of the updates of the last line."""
+        return self._last.get("loss")
+
+    @property
     def validations_since_best(self) -> int:
         """Number of validations after the one with the lowest metric; 0 without a metric."""
         metrics = [row.get("metric") for row in self.rows if row["kind"] == "valid"]

@@ -89,12 +89,15 @@ class Progress(NamedTuple):
 
     position: number of updates so far
     state:    the train state; copy what you keep, because the next update donates it
+    loss:     mean loss of the updates since the last validation, each before its update; None if
+      no step counted
     numbers:  the result of `validate`; {} without a validation
     metric:   the number of them that is compared, lower is better; None if there is none
     """
 
     position: int
     state: TrainState
+    loss: float | None
     numbers: Mapping[str, float]
     metric: float | None
 
@@ -286,7 +289,7 @@ def _validated(
     metric = None if metric is None or not np.isfinite(metric) else float(metric)
     if numbers:
         log.valid(metric, **numbers)
-    progress = Progress(position, state, numbers, metric)
+    progress = Progress(position, state, log.loss, numbers, metric)
     return metric, any([callback(progress) is True for callback in plan.callbacks])
 
 

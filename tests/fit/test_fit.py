@@ -119,6 +119,7 @@ def test_the_params_with_the_lowest_score_are_returned_and_patience_ends():
     assert fitted.ended == "patience" and fitted.updates == 16
     assert_equal(jax.device_get(fitted.params), want[1])
     assert [row["valid_mse"] for row in fitted.history] == [0.5, 0.2, 0.3, 0.4]
+    assert all(p.loss > 0 for p in seen)
     assert [(p.position, p.metric) for p in seen] == [(4, 0.5), (8, 0.2), (12, 0.3), (16, 0.4)]
 
 

@@ -21,17 +21,17 @@ def line(index: int) -> dict[str, Any]:
 
 
 def panels(
-    columns: int, *, title: str = "", width: float = 5.0, height: float = 4.2
+    columns: int, *, rows: int = 1, title: str = "", width: float = 5.0, height: float = 4.2
 ) -> tuple[Any, list[Any]]:
-    """Create a row of panels with light grids."""
+    """Create panels with light grids, row by row."""
     figure, axes = plt.subplots(
-        1, columns, figsize=(width * columns, height), layout="constrained", squeeze=False
+        rows, columns, figsize=(width * columns, height * rows), layout="constrained", squeeze=False
     )
-    for axis in axes[0]:
+    for axis in axes.flat:
         axis.grid(alpha=0.3)
     if title:
         figure.suptitle(title, fontsize=11)
-    return figure, list(axes[0])
+    return figure, list(axes.flat)
 
 
 def few_ticks(*log_axes: Any) -> None:

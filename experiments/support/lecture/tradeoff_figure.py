@@ -18,7 +18,7 @@ def draw(data: dict[str, Any], folder: Path) -> None:
         f"{quick}{setting['dataset']} recording, {setting['horizon']} steps ahead, LSTM; "
         "errors are mean squares of the standardised signal"
     )
-    figure, axes = style.panels(4, title=title, width=4.6, height=4.4)
+    figure, axes = style.panels(2, rows=2, title=title, width=5.0, height=3.9)
     _sweep(axes[0], data)
     _test(axes[1], data)
     _memory(axes[2], data["rows"])
@@ -39,15 +39,16 @@ def _groups(rows: list[dict[str, Any]]) -> list[tuple[str, str, str, list[dict[s
 
 
 def _names(axis: Any, rows: list[dict[str, Any]], field: str, scale: float = 1.0) -> None:
-    for row in rows:
-        if row["k1"] != row["k2"]:
-            axis.annotate(
-                f"({row['k1']}, {row['k2']})",
-                (row["k2"], row[field] / scale),
-                xytext=(7, -4),
-                textcoords="offset points",
-                fontsize=8,
-            )
+    unequal = [row for row in rows if row["k1"] != row["k2"]]
+    for index, row in enumerate(unequal):
+        axis.annotate(
+            f"({row['k1']}, {row['k2']})",
+            (row["k2"], row[field] / scale),
+            xytext=(0, 12 + 10 * index),
+            ha="center",
+            textcoords="offset points",
+            fontsize=8,
+        )
 
 
 def _sweep(axis: Any, data: dict[str, Any]) -> None:
@@ -66,17 +67,18 @@ def _sweep(axis: Any, data: dict[str, Any]) -> None:
     axis.axhline(data["baselines"]["valid"]["ar256"], color=style.GREY, ls="--", lw=1.3)
     axis.text(
         rows[0]["k2"], data["baselines"]["valid"]["ar256"], "ridge AR(256)", ha="right",
-        va="bottom", fontsize=8, color=style.GREY,
+        va="top", fontsize=8, color=style.GREY,
     )  # fmt: skip
     _names(axis, rows, "valid_mse")
     seeds, passes = len(rows[0]["valid_mse_seeds"]), rows[0]["passes"]
     axis.set(
-        xscale="log", ylim=(0, None), ylabel="validation error (MSE)",
+        xscale="log", yscale="log", ylim=(0.1, 1.5), ylabel="validation error (MSE)",
         xlabel="window k2 (steps the gradient flows back)",
         title=f"Sweep: computation of {passes} passes each\n"
         f"({seeds} seeds: median, lowest to highest)",
     )  # fmt: skip
-    axis.legend(fontsize=8, loc="upper center")
+    style.few_ticks(axis.yaxis)
+    axis.legend(fontsize=8, loc="upper left")
 
 
 def _test(axis: Any, data: dict[str, Any]) -> None:
