@@ -47,6 +47,8 @@ def test_dates_are_kept_to_the_microsecond(format, tmp_path):
     assert (source.names, source.time) == (("x",), "when")
     np.testing.assert_array_equal(source.times(0, 300), TIMES)
     np.testing.assert_array_equal(part(source, 100, 200).times(3, 5), TIMES[103:105])
+    noted = [f"{path}: the dates of column 'when' are read as {format}"]
+    assert list(source.notes[:-1]) == (noted if "%Y" not in format[:2] else [])
     assert source.notes[-1].endswith(
         "the time is column 'when', 2024-03-01 to 2024-03-13 11:00:00, usual step 1:00:00"
     )
@@ -58,6 +60,23 @@ def test_the_unnamed_index_of_a_frame_of_dates_is_its_time(tmp_path):
     source = open_source(path)
     assert (source.names, source.time) == (("x",), "index")
     np.testing.assert_array_equal(source.times(7, 9), TIMES[7:9])
+
+
+def test_dates_written_in_two_ways_are_no_time(tmp_path):
+    path = write(tmp_path / "x.csv", TIMES)
+    path.write_text(path.read_text().replace("2024-03-02 03:00,", "2.3.24 3h,"))
+    with pytest.warns(
+        TableWarning,
+        match=r"'when' is left out: dates, but for 1 of 300 cells \(row 29: '2.3.24 3h'\)",
+    ):
+        assert open_source(path).time is None
+    with pytest.raises(
+        ValueError,
+        match="row 29 .*'when' is neither a number nor a date: '2.3.24 3h'. Write dates as 2024-",
+    ):
+        open_source(path, time="when")
+    path.write_text(path.read_text().replace("2.3.24 3h,", "2024-03-02 03:00,"))
+    np.testing.assert_array_equal(open_source(path, time="when").times(0, 300), TIMES)
 
 
 def test_a_time_of_numbers_is_named(tmp_path):
@@ -79,7 +98,8 @@ def test_dates_that_fall_are_refused_or_sorted(tmp_path):
     with pytest.raises(
         ValueError,
         match=r"x.csv, row 3 \(the header is row 1\), column 'when' falls from 2024-03-13 11:00:00 "
-        r"to 2024-03-13 10:00:00, .*Sort the file by time, or pass sort=True \(--sort\)",
+        r"to 2024-03-13 10:00:00; 299 of 300 times do. "
+        r"Sort the file by time, or pass sort=True \(--sort\)",
     ):
         open_source(path)
     source = open_source(path, sort=True)

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from tbptt.data.tables.scan import Scan
+from tbptt.data.tables.scan import DATES, Scan
 
 
 class Reading(NamedTuple):
@@ -102,6 +102,9 @@ def _reason(scan: Scan, name: str) -> str:
     if scan.first != 2:
         return f"{column.about}, not numbers"
     row, cell = scan.first_bad(name)
+    if column.about in DATES:
+        place = scan.place(row).partition(" (")[0]
+        return f"dates, but for {column.bad} of {column.present} cells ({place}: {_shown(cell)})"
     return f"text ({scan.place(row).partition(' (')[0]}: {_shown(cell)})"
 
 

@@ -259,7 +259,8 @@ def _candidates(dialect: Dialect, place: int) -> dict[str, tuple[str, "pl.Expr"]
         return found
     sample = pl.Series(name, cells, pl.String)
     for format in DATES:
-        if sample.str.to_datetime(format, strict=False, time_unit="us").null_count() == 0:
+        unread = sample.str.to_datetime(format, strict=False, time_unit="us").null_count()
+        if 2 * unread <= len(cells):
             found[format] = "date", _date(text, format)
     return found
 
@@ -277,6 +278,9 @@ def _notes(dialect: Dialect, columns: dict[str, Column]) -> list[str]:
         notes.append(f"the separator is {SEPARATORS[dialect.separator]}")
     if commas := [name for name, column in columns.items() if column.about == "decimal comma"]:
         notes.append(f"decimal comma in {', '.join(commas)}")
+    for name, column in columns.items():
+        if column.kind == "date" and not column.about.startswith("%Y"):
+            notes.append(f"the dates of column {name!r} are read as {column.about}")
     if dialect.trailing:
         notes.append("rows end in a separator; the empty column after it is left out")
     return notes

@@ -45,25 +45,24 @@ def check_steps(
     Raises:
         ValueError: the time falls within a recording.
     """
-    equal, lost, sample = [0, -1], [0, -1], []
-    for at, before, step in _steps(times, starts):
-        if (falls := np.flatnonzero(step < np.zeros((), step.dtype))).size:
-            row = at + int(falls[0])
-            raise ValueError(
-                f"{path}, {place(row)}, column {name!r} falls from {shown(before[falls[0]])} to "
-                f"{shown(times[row])}, one of {falls.size} such steps in this block of the file. "
-                "Sort the file by time, or pass sort=True (--sort), which sorts the rows by group "
-                "and time"
-            )
+    falls, equal, lost, sample = [0, -1], [0, -1], [0, -1], []
+    for at, step in _steps(times, starts):
+        _count(falls, at, step < np.zeros((), step.dtype))
         _count(equal, at, step == np.zeros((), step.dtype))
         if sum(map(len, sample)) < BLOCK:
             sample.append(step[step > np.zeros((), step.dtype)])
+    if row := falls[1] * bool(falls[0]):
+        raise ValueError(
+            f"{path}, {place(row)}, column {name!r} falls from {shown(times[row - 1])} to "
+            f"{shown(times[row])}; {falls[0]} of {len(times)} times do. Sort the file by time, or "
+            "pass sort=True (--sort), which sorts the rows by group and time"
+        )
     for at in range(0, len(times), BLOCK):
         _count(lost, at, np.isnan(times[at : at + BLOCK]))
     positive = np.concatenate(sample) if sample else np.zeros(0, times.dtype)
     usual = float(np.median(positive.astype(np.float64))) if len(positive) else np.nan
     short, longest, gaps = [0, -1], None, []
-    for at, _, step in _steps(times, starts) if len(positive) else ():
+    for at, step in _steps(times, starts) if len(positive) else ():
         number = step.astype(np.float64)
         number[np.isnan(step)] = usual
         _count(short, at, (number > 0) & (number < usual / 2))
@@ -107,18 +106,15 @@ def shown(time: Any) -> str:
     return f"{time:g}"
 
 
-def _steps(
-    times: np.ndarray, starts: Sequence[int]
-) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yield (row, times before, steps) of consecutive rows; a recording starts with NaN."""
+def _steps(times: np.ndarray, starts: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (row, steps) of consecutive rows in blocks; the step into a recording is NaN."""
     edges = np.asarray(starts)
     for at in range(1, len(times), BLOCK):
         stop = min(at + BLOCK, len(times))
-        before = np.asarray(times[at - 1 : stop - 1])
-        step = np.asarray(times[at:stop]) - before
+        step = np.diff(times[at - 1 : stop])
         here = edges[(edges >= at) & (edges < stop)] - at
         step[here] = np.timedelta64("NaT") if step.dtype.kind == "m" else np.nan
-        yield at, before, step
+        yield at, step
 
 
 def _count(found: list[int], at: int, faults: np.ndarray) -> None:
