@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tbptt.data import TableWarning, load_series, open_source
+from tbptt.data import BadSample, TableWarning, load_series, open_source
 from tbptt.data.tables import convert
 
 RNG = np.random.default_rng(0)
@@ -140,6 +140,18 @@ def test_what_a_column_holds_is_decided_by_all_of_its_rows(tmp_path):
         source = open_source(tmp_path / "x.csv")
     assert source.names == ("a", "ok")
     np.testing.assert_array_equal(source.read(1498, 1501), [[1498, 1], [1499, 0], [7, 1]])
+
+
+def test_a_column_without_values_is_left_out(tmp_path):
+    frame = pl.DataFrame({"a": [1.5, 2.5], "b": pl.Series([None, None], dtype=pl.Float64)})
+    frame.write_csv(tmp_path / "x.csv")
+    frame.write_parquet(tmp_path / "x.parquet")
+    for path in (tmp_path / "x.csv", tmp_path / "x.parquet"):
+        with pytest.warns(TableWarning, match="column 'b' is left out: it has no values"):
+            source = open_source(path)
+        assert source.names == ("a",) and source.read(0, 2).tolist() == [[1.5], [2.5]]
+        with pytest.raises(BadSample, match="column 'b' is missing"):
+            open_source(path, ("a", "b")).read(0, 2)
 
 
 def test_a_decimal_comma_after_many_whole_numbers_is_found(tmp_path):

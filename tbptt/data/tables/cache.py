@@ -1,5 +1,6 @@
 """Find the converted form of a table in the cache folder, or make it."""
 
+import contextlib
 import hashlib
 import os
 import tempfile
@@ -36,7 +37,8 @@ def open_cached(path: Path, reading: Reading) -> Table:
                 convert(path, reading, fresh)
                 stamp.check()
                 for old in target.parent.glob(f"{which}-*"):  # of earlier versions of the file
-                    old.rename(Path(folder) / old.name)
+                    with contextlib.suppress(FileNotFoundError):  # another process did
+                        old.rename(Path(folder) / old.name)
                 if not target.exists():  # another process may have been faster
                     os.replace(fresh, target)
         except OSError as error:

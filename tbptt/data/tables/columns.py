@@ -62,7 +62,7 @@ def roles_of(scan: Scan, reading: Reading) -> Roles:
         left_out = {
             name: _reason(scan, name)
             for name, column in columns.items()
-            if column.kind != "number" and name not in used
+            if name not in used and (column.kind != "number" or not column.present)
         }
         chosen = tuple(name for name in columns if name not in used and name not in left_out)
         if not chosen and reading.label is None:
@@ -97,6 +97,8 @@ def _check_numbers(scan: Scan, name: str) -> None:
 
 def _reason(scan: Scan, name: str) -> str:
     column = scan.columns[name]
+    if not column.present:
+        return "it has no values"
     if column.kind == "date":
         return "dates, of which one column can be the time (`time`)"
     if scan.first != 2:

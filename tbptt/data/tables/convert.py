@@ -130,7 +130,7 @@ def _blocks(lazy: "pl.LazyFrame", rows: int, scratch: Path) -> Iterator["pl.Data
     import polars as pl
 
     file = scratch / "rows.parquet"
-    lazy.sink_parquet(file, row_group_size=BLOCK, compression="lz4", statistics=False)
+    lazy.sink_parquet(file, row_group_size=BLOCK, compression="uncompressed", statistics=False)
     for start in range(0, rows, BLOCK):
         yield pl.scan_parquet(file).slice(start, BLOCK).collect()
 

@@ -148,52 +148,66 @@ def scan_csv(path: Path) -> Scan:
     names = (*dialect.names, *([ROW + "end"] if dialect.trailing else []))
     options: Any = {"separator": dialect.separator, "infer_schema": False, "new_columns": names}
     below = {"has_header": False, "skip_rows": 1} if dialect.trailing == "rows" else {}
+    filled = pl.any_horizontal(
+        *(pl.col(n).is_not_null() for n in names[1:]), _text(names[0]).is_not_null()
+    )
+    plain = {name: pl.col(name).cast(pl.Float64, strict=False) for name in dialect.names}
     try:
         lazy = pl.scan_csv(path, **options, **below)
-        tried = {name: _candidates(dialect, i) for i, name in enumerate(dialect.names)}
-        text = {name: _text(name) for name in dialect.names}
-        filled = pl.any_horizontal(
-            *(pl.col(name).is_not_null() for name in names[1:]), text[names[0]].is_not_null()
+        counts = _counts(
+            lazy.with_row_index(ROW),
+            last=pl.when(filled).then(pl.col(ROW)).max(),
+            all=pl.len(),
+            short=(pl.col(names[-1]).is_null() & filled).sum(),
+            **{f"bad {n}": (pl.col(n).is_not_null() & plain[n].is_null()).sum() for n in plain},
+            **{f"present {n}": pl.col(n).count() for n in plain},
         )
-        last = pl.col(names[-1]).is_null() & filled
-        counts = (
-            lazy.with_row_index(ROW)
-            .select(
-                pl.when(filled).then(pl.col(ROW)).max().alias("last"),
-                pl.len().alias("all"),
-                last.sum().alias("short"),
-                *(text[name].is_not_null().sum().alias(f"present {name}") for name in text),
-                *(
-                    (text[name].is_not_null() & expression.is_null()).sum().alias(f"{how} {name}")
-                    for name in text
-                    for how, (_, expression) in tried[name].items()
-                ),
+        if counts["last"] is None:
+            raise ValueError(
+                f"{path} has a header and no rows; expected at least one row of numbers"
             )
-            .collect(engine="streaming")
-            .row(0, named=True)
-        )
+        columns = {}
+        for place, name in enumerate(dialect.names):
+            value, text = plain[name].fill_null(NAN), _text(name)
+            columns[name] = Column("number", value, text, 0, counts[f"present {name}"])
+            if counts[f"bad {name}"]:
+                columns[name] = _examined(lazy, dialect, place)
     except pl.exceptions.PolarsError as error:
         if "utf-8" in str(error):
             csv_dialect.raise_not_utf8(path)
         check_widths(path, dialect)
         raise ValueError(f"{path} is not a CSV table: {_short(error)}") from error
-    if counts["last"] is None:
-        raise ValueError(f"{path} has a header and no rows; expected at least one row of numbers")
     if counts["short"] and not dialect.trailing:
         check_widths(path, dialect)
-    columns = {}
-    for name in dialect.names:
-        present = counts[f"present {name}"]
-        bad = {how: counts[f"{how} {name}"] for how in tried[name]}
-        how = min(bad, key=lambda how: bad[how]) if bad else ""
-        kind, value = tried[name][how] if how else ("text", pl.lit(None, pl.Float64))
-        if how and bad[how] and (kind == "date" or 2 * bad[how] > present):
-            kind = "text"
-        columns[name] = Column(kind, value, text[name], bad.get(how, present), present, how)
     notes = _notes(dialect, columns)
     if empty := counts["all"] - counts["last"] - 1:
         notes.append(f"{empty} empty rows at the end are left out")
     return Scan(path, lazy, counts["last"] + 1, columns, dialect.unnamed, 2, notes)
+
+
+def _counts(lazy: "pl.LazyFrame", **what: "pl.Expr") -> dict[str, Any]:
+    """Return the values of expressions that have one value each, in one pass over the rows."""
+    return lazy.select(**what).collect(engine="streaming").row(0, named=True)
+
+
+def _examined(lazy: "pl.LazyFrame", dialect: Dialect, place: int) -> Column:
+    """Return what a column holds whose cells are not all plain numbers, in a pass of its own."""
+    import polars as pl
+
+    name = dialect.names[place]
+    text, tried = _text(name), _candidates(dialect, place)
+    counts = _counts(
+        lazy,
+        present=text.is_not_null().sum(),
+        **{how: (text.is_not_null() & value.is_null()).sum() for how, (_, value) in tried.items()},
+    )
+    how = min(tried, key=lambda how: counts[how], default="")
+    if not how:
+        return Column("text", pl.lit(None, pl.Float64), text, counts["present"], counts["present"])
+    kind, value = tried[how]
+    if counts[how] and (kind == "date" or 2 * counts[how] > counts["present"]):
+        kind = "text"
+    return Column(kind, value, text, counts[how], counts["present"], how)
 
 
 def _first_lines(path: Path) -> list[str]:
