@@ -142,6 +142,16 @@ def test_what_a_column_holds_is_decided_by_all_of_its_rows(tmp_path):
     np.testing.assert_array_equal(source.read(1498, 1501), [[1498, 1], [1499, 0], [7, 1]])
 
 
+def test_a_name_with_the_marks_of_a_pattern_is_one_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("TBPTT_DATA", str(tmp_path / "[c]*"))
+    for name in ("x[1]*.csv", "x[1]*.parquet"):
+        write = FRAME.write_csv if name.endswith("csv") else FRAME.write_parquet
+        write(tmp_path / name)
+        np.testing.assert_array_equal(
+            open_source(tmp_path / name, dtype=np.float64).read(0, T), FRAME.to_numpy()
+        )
+
+
 def test_a_column_without_values_is_left_out(tmp_path):
     frame = pl.DataFrame({"a": [1.5, 2.5], "b": pl.Series([None, None], dtype=pl.Float64)})
     frame.write_csv(tmp_path / "x.csv")

@@ -136,7 +136,7 @@ class _Parquet:
         self._flush()
         files = [self._group(i) for i in range(self._groups)]
         with self._folder:
-            rows = pl.scan_parquet(files) if files else pl.LazyFrame()
+            rows = pl.scan_parquet(files, glob=False) if files else pl.LazyFrame()
             rows.sink_parquet(self._path, row_group_size=GROUP)
 
     def _flush(self) -> None:

@@ -132,7 +132,7 @@ def _blocks(lazy: "pl.LazyFrame", rows: int, scratch: Path) -> Iterator["pl.Data
     file = scratch / "rows.parquet"
     lazy.sink_parquet(file, row_group_size=BLOCK, compression="uncompressed", statistics=False)
     for start in range(0, rows, BLOCK):
-        yield pl.scan_parquet(file).slice(start, BLOCK).collect()
+        yield pl.scan_parquet(file, glob=False).slice(start, BLOCK).collect()
 
 
 def _write_npy(path: Path, reading: Reading, folder: Path, scratch: Path) -> None:

@@ -110,7 +110,7 @@ def scan_parquet(path: Path) -> Scan:
     import polars as pl
 
     try:
-        lazy = pl.scan_parquet(path)
+        lazy = pl.scan_parquet(path, glob=False)
         schema = lazy.collect_schema()
     except pl.exceptions.PolarsError as error:
         raise ValueError(
@@ -145,15 +145,15 @@ def scan_csv(path: Path) -> Scan:
 
     lines = _first_lines(path)
     dialect = csv_dialect.dialect_of(lines, path)
-    names = (*dialect.names, *([ROW + "end"] if dialect.trailing else []))
-    options: Any = {"separator": dialect.separator, "infer_schema": False, "new_columns": names}
+    names = [*dialect.names, *([ROW + "end"] if dialect.trailing else [])]
+    options: Any = {"separator": dialect.separator, "infer_schema": False, "glob": False}
     below = {"has_header": False, "skip_rows": 1} if dialect.trailing == "rows" else {}
     filled = pl.any_horizontal(
         *(pl.col(n).is_not_null() for n in names[1:]), _text(names[0]).is_not_null()
     )
     plain = {name: pl.col(name).cast(pl.Float64, strict=False) for name in dialect.names}
     try:
-        lazy = pl.scan_csv(path, **options, **below)
+        lazy = pl.scan_csv(path, new_columns=names, **options, **below)
         counts = _counts(
             lazy.with_row_index(ROW),
             last=pl.when(filled).then(pl.col(ROW)).max(),
@@ -222,6 +222,7 @@ def _first_lines(path: Path) -> list[str]:
             quote_char=None,
             infer_schema=False,
             n_rows=SAMPLE + 1,
+            glob=False,
             truncate_ragged_lines=True,
         )
     except pl.exceptions.NoDataError as error:
