@@ -130,12 +130,12 @@ def targets(speeds: list[dict[str, Any]], peaks: list[dict[str, Any]]) -> list[d
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
     """Measure speed and memory, in a temporary folder."""
     try:
-        import pyarrow  # noqa: F401
+        import polars  # noqa: F401
 
         suffixes, notes = (".npy", ".parquet", ".csv"), []
     except ImportError:
         suffixes = (".npy",)
-        notes = ["pyarrow is not installed: .parquet and .csv are left out"]
+        notes = ["polars is not installed: .parquet and .csv are left out"]
     with tempfile.TemporaryDirectory(prefix="tbptt-streaming-") as name:
         folder = Path(name)
         os.environ["TBPTT_DATA"] = str(folder / "cache")

@@ -20,7 +20,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -32,6 +32,7 @@ from experiments.support.train.params import load_params
 from experiments.support.train.predicting import Score, predict_blocks
 from experiments.support.train.prediction_file import PredictionFile
 from experiments.support.train.prediction_steps import open_for
+from experiments.support.train.reading import Reading
 from experiments.support.train.task import Task, from_json
 from tbptt.data import DataUnavailable, Source, SourceChanged
 from tbptt.fit.progress import Pace, Status, make_view
@@ -44,14 +45,19 @@ class Config:
     run: Annotated[Path, tyro.conf.Positional]
     """folder of a run of experiments.train"""
     data: Path
-    """.csv, .parquet or .npy file with the columns of the training data, in any order; for a text
-    run, a text file"""
+    """.csv (also .csv.gz), .parquet or .npy file with the columns of the training data, in any
+    order; for a text run, a text file"""
     out: Path | None = None
     """.csv or .parquet, or .npy for the predictions alone; default RUN/predictions-NAME.csv"""
     block: int = 1024
     """number of steps per block; 1 for one step at a time"""
     score: bool = False
     """compare with the true values, which the file must contain"""
+    missing: Literal["refuse", "mask", "hold", "interpolate"] | None = None
+    """missing values: stop, exclude the row, repeat the newest value, or draw a line to the next
+    one (uses later rows); default that of the run"""
+    sort: bool = False
+    """sort the rows by group and time"""
     seed: int | None = None
     """for a run with several --seeds: index of the seed, from 0; default the one in its summary"""
 
@@ -65,8 +71,13 @@ def main(config: Config) -> dict[str, Any]:
         task, settings["cell"], settings["hidden"], settings["layers"], choose_unroll(unroll)
     )
     print_unroll(unroll)
-    source = open_for(task, [config.data], config.score)
-    out = config.out or config.run / f"predictions-{config.data.stem}.csv"
+    reading = Reading.of(settings)
+    reading = reading._replace(
+        missing=config.missing or reading.missing, sort=config.sort or reading.sort
+    )
+    source = open_for(task, [config.data], config.score, reading=reading)
+    name = config.data.name.removesuffix(".gz").removesuffix(".zst")
+    out = config.out or config.run / f"predictions-{Path(name).stem}.csv"
     params, loaded = load_params(config.run, model, settings.get("seeds", 1), config.seed)
     with PredictionFile(out) as file:
         done = predict_file(task, model, params, source, file, config.block, config.score)

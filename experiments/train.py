@@ -68,6 +68,15 @@ class Config:
     group: str | None = None
     """column that separates the recordings within a file: a new recording starts where its value
     changes"""
+    time: str | None = None
+    """column of the times, dates or numbers; default the only column of dates"""
+    missing: Literal["refuse", "mask", "hold", "interpolate"] = "refuse"
+    """missing values: stop, exclude the row, repeat the newest value of the recording, or draw a
+    line to the next one (uses later rows)"""
+    gaps: Literal["keep", "split"] = "keep"
+    """split: start a new recording after a step in time of more than 1.5 times the usual one"""
+    sort: bool = False
+    """sort the rows of each file by group and time; needs memory for the whole file"""
     forecasts: int = 1
     """number of evenly spaced horizons to predict, up to --horizon; only the last one is scored"""
     cell: Literal["lstm", "gru", "elman", "minlstm", "mingru"] = "lstm"

@@ -36,7 +36,6 @@ from tbptt.data.streams.read_ahead import read_ahead as read_ahead
 from tbptt.data.streams.recording_stream import RecordingStream as RecordingStream
 from tbptt.data.streams.scaling import stream_scaling as stream_scaling
 from tbptt.data.streams.views import part as part
-from tbptt.data.streams.views import split_by as split_by
 from tbptt.data.streams.views import standardised as standardised
 from tbptt.data.streams.views import without as without
 from tbptt.data.tables.bad_samples import BadRows as BadRows
@@ -48,6 +47,7 @@ from tbptt.data.tables.series import Recording as Recording
 from tbptt.data.tables.series import load_series as load_series
 from tbptt.data.tables.sources import Source as Source
 from tbptt.data.tables.sources import open_source as open_source
+from tbptt.data.tables.table import TableWarning as TableWarning
 from tbptt.data.tables.text import Vocabulary as Vocabulary
 from tbptt.data.tables.text import count_symbols as count_symbols
 from tbptt.data.tables.text import open_text as open_text

@@ -17,7 +17,6 @@ from tbptt.data import (
     open_source,
     open_text,
     part,
-    split_by,
     standardise,
     standardised,
     stream_scaling,
@@ -26,8 +25,14 @@ from tbptt.data import (
     without,
 )
 from tbptt.data.tables import bad_samples
+from tbptt.data.tables import convert as table_convert
 
 ROWS = np.random.default_rng(0).normal(size=(60, 3)) * [1, 10, 0.1] + [0, 1e4, 5]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TBPTT_DATA", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -133,13 +138,15 @@ def labelled(tmp_path):
 
 
 @pytest.mark.parametrize("block", [1, 4, 7, 100])
-def test_split_by_splits_where_the_number_of_the_recording_changes(block, labelled):
+def test_groups_split_where_the_number_of_the_recording_changes(block, labelled, monkeypatch):
+    monkeypatch.setattr(table_convert, "BLOCK", block)
     lengths, _, rows, path = labelled
-    assert split_by(open_source(path), "0", block).lengths == lengths
-    again = open_source([path, path])  # one number on both sides of a file boundary: two recordings
-    assert split_by(part(again, 13, 31), "0", block).lengths == (5, 4, 1, 6, 2)
-    assert split_by(part(again, 17, 18), "0", block).lengths == (1,)
-    cut = without(split_by(open_source(path), "0", block), ("0",))
+    assert open_source(path, group="0").lengths == lengths
+    # one number on both sides of a file boundary: two recordings
+    again = open_source([path, path], group="0")
+    assert part(again, 13, 31).lengths == (5, 4, 1, 6, 2)
+    assert part(again, 17, 18).lengths == (1,)
+    cut = open_source(path, group="0")
     assert cut.names == ("1", "2") and cut.lengths == lengths
     np.testing.assert_array_equal(cut.read(3, 9), rows[3:9, 1:].astype(np.float32))
 
@@ -147,7 +154,7 @@ def test_split_by_splits_where_the_number_of_the_recording_changes(block, labell
 @pytest.mark.parametrize("chunk", [1, 3, 64])
 def test_one_label_per_recording_scored_at_its_last_step(chunk, labelled):
     lengths, labels, rows, path = labelled
-    source = without(split_by(open_source(path), "0"), ("0",))
+    source = open_source(path, group="0")
     assert count_classes(source, "2") == (3.0, 7.0)
     stream = RecordingStream(source, 2, chunk, label_batches("2", (3, 7)), layout=whole_recordings)
     seen = []
@@ -165,7 +172,7 @@ def test_one_label_per_recording_scored_at_its_last_step(chunk, labelled):
 
 def test_a_changing_or_unknown_label_is_reported(labelled, tmp_path):
     *_, rows, path = labelled
-    source = split_by(open_source(path), "0")
+    source = open_source(path, group="0")
     stream = RecordingStream(source, 1, 64, label_batches("2", (7, 8)), layout=whole_recordings)
     with pytest.raises(
         BadSample, match=r"l.npy, row 4 .*column '2' is 3, which is not one of the classes \(7, 8\)"
@@ -173,7 +180,7 @@ def test_a_changing_or_unknown_label_is_reported(labelled, tmp_path):
         stream.chunk(0)
     rows[7, 2] = 7
     np.save(tmp_path / "changed.npy", rows)
-    source = split_by(open_source(tmp_path / "changed.npy"), "0")
+    source = open_source(tmp_path / "changed.npy", group="0")
     stream = RecordingStream(source, 1, 3, label_batches("2", (3, 7)), layout=whole_recordings)
     stream.chunk(1)
     with pytest.raises(
@@ -277,7 +284,7 @@ def test_scaling_of_masked_sources_and_errors(tmp_path, source):
         standardised(source, scaling._replace(mean=np.zeros(2)))
 
 
-def test_parts_and_columns(source):
+def test_parts_and_columns(source, tmp_path):
     assert part(source, 20, 30).lengths == (5, 3, 2)
     np.testing.assert_array_equal(part(source, 20, 30).read(4, 9), ROWS[24:29])
     assert part(source, 20, 30).path_of(5).endswith("b.npy, row 0 (from 0)")
@@ -289,7 +296,7 @@ def test_parts_and_columns(source):
         (lambda: without(source, ("0", "1", "2")), ValueError, "leave at least one"),
         (lambda: without(source, ("x",)), ValueError, "got 'x'"),
         (lambda: without(source, "0"), TypeError, "Write"),
-        (lambda: split_by(source, "x"), ValueError, "got 'x'"),
+        (lambda: open_source(tmp_path / "a.npy", group="x"), ValueError, "no column 'x'"),
     ]:
         with pytest.raises(error, match=message):
             call()

@@ -34,8 +34,16 @@ def test_csv_columns_in_the_requested_order(tmp_path: Path) -> None:
         '"a","b"\n"1","2"\n"3","4"\n',
         ' a , "b"\n 1 , 2\n3, "4"\n\n\n',
         "\ufeffa,b\n1,2\n3,4\n",
+        "a;b\n1;2\n3;4\n",
     ],
-    ids=["plain", "crlf_no_last_newline", "quoted", "blanks_and_last_lines", "byte_order_mark"],
+    ids=[
+        "plain",
+        "crlf_no_last_newline",
+        "quoted",
+        "blanks_and_last_lines",
+        "byte_order_mark",
+        ";",
+    ],
 )
 def test_csv_dialects(tmp_path: Path, content: str) -> None:
     recording = load_series(write(tmp_path, content, "UPPER.CSV"))
@@ -48,17 +56,20 @@ def test_csv_dialects(tmp_path: Path, content: str) -> None:
     [
         ("a,b\n1,2\n3,x\n", None, "row 3, column 'b' is not a number: 'x'"),
         ("a,b\n1,2\n3,1_000\n", None, "row 3, column 'b' is not a number: '1_000'"),
-        ("a,b\n1,2\n3,nan\n", None, "row 3, column 'b' is nan, not a finite"),
-        ("a,b\n1,2\n-inf,3\n", None, "row 3, column 'a' is -inf, not a finite"),
-        ("a,b\n1,2\n1e999,3\n", None, "row 3, column 'a' is 1e999, not a finite"),
-        ("a,b\n1,2\n,3\n", None, "row 3, column 'a' is empty"),
-        ("a,b\n1,2\n3\n", None, "row 3 has 1 cells; the header has 2 columns"),
+        ("a,b\n1,2\n3,nan\n", None, "row 3 .*column 'b' is missing or NaN"),
+        ("a,b\n1,2\n-inf,3\n", None, "row 3 .*column 'a' is -inf, not a finite"),
+        ("a,b\n1,2\n1e999,3\n", None, "row 3 .*column 'a' is inf, not a finite"),
+        ("a,b\n1,2\n,3\n", None, "row 3 .*column 'a' is missing or NaN"),
+        (
+            "a,b\n1,2\n3\n",
+            None,
+            "row 3 has 1 cells and is the last one.*; the header has 2 columns",
+        ),
         ("a,b\n1,2\n3,4,5\n", ("a",), "row 3 has 3 cells; the header has 2 columns"),
-        ("a,b\n1,2\n\n3,4\n", None, "row 3 is empty, and rows follow it"),
-        (TABLE, None, "row 2, column 'time' is not a number: 'mon'.*exclude the column"),
+        ("a,b\n1,2\n\n3,4\n", None, "row 3 .*column 'a' is missing or NaN"),
         (TABLE, ("a", "c"), "has no column 'c'; its columns are time, a, b"),
-        (TABLE, ("time",), "no numeric column among time: row 2 is"),
-        ("a;b\n1;2\n", None, "no numeric column.*must be a comma; it seems to be ';'"),
+        (TABLE, ("time",), "row 2, column 'time' is not a number: 'mon'.*exclude the column"),
+        ("a\nx\n", None, "no column of numbers.*a is text .row 2: 'x'"),
         ("a,b\n", None, "has a header and no rows"),
         ("", None, "is empty"),
         ("\n", None, "row 1 must give every column a name"),
@@ -68,7 +79,7 @@ def test_csv_dialects(tmp_path: Path, content: str) -> None:
         (
             'a,b\n1,"2\n3,4\n',
             None,
-            "after row 1, is not a comma-separated table: unexpected end of data",
+            "after row 1, is not a CSV table: unexpected end of data",
         ),
         ("a,b\n1,2\n3,\0\n", None, "zero bytes.*binary"),
         (b"\x89PNG\r\n\x1a\n\0\0", None, "is not UTF-8 text"),
@@ -190,7 +201,7 @@ def test_npz_without_arrays(tmp_path: Path) -> None:
 def test_path_and_columns_are_validated_first(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no file .*absent.csv"):
         load_series(tmp_path / "absent.csv")
-    with pytest.raises(ValueError, match="one of .csv, .npy, .npz; got '.xlsx'"):
+    with pytest.raises(ValueError, match="one of .csv, .tsv, .parquet, .npy, .npz; got '.xlsx'"):
         load_series(tmp_path / "x.xlsx")
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(IsADirectoryError, match="folder.csv is a folder"):

@@ -2,16 +2,15 @@
 
 import builtins
 import os
+import shutil
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+import polars as pl
 import pytest
 
-from tbptt.data import BadSample, DataUnavailable, SourceChanged, open_source
+from tbptt.data import BadSample, DataUnavailable, SourceChanged, TableWarning, open_source
 from tbptt.data.tables import cache as table_cache
-from tbptt.data.tables import csv as table_csv
-from tbptt.data.tables import parquet as table_parquet
+from tbptt.data.tables import convert as table_convert
 
 ROWS = np.random.default_rng(0).normal(size=(1000, 3)).astype(np.float32)
 FORMATS = ["c.npy", "f.npy", "ints.npy", "x.csv", "x.parquet"]
@@ -35,14 +34,13 @@ def write(path, rows=ROWS, names=("a", "b", "c")):
         path.write_text("\n".join(lines) + "\n")
     else:
         columns = {name: rows[:, i] for i, name in enumerate(names)}
-        pq.write_table(pa.table(columns), path, row_group_size=max(1, len(rows) // 7))
+        pl.DataFrame(columns).write_parquet(path, row_group_size=max(1, len(rows) // 7))
     return path
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_rows_in_any_order_equal_the_rows_that_were_written(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(table_parquet, "BATCH", 64)
-    monkeypatch.setattr(table_csv, "BLOCK", 2048)
+    monkeypatch.setattr(table_convert, "BLOCK", 64)
     wanted = (ROWS * 100).astype(np.int16).astype(np.float32) if name == "ints.npy" else ROWS
     source = open_source(write(tmp_path / name))
     names = ("a", "b", "c") if name.startswith("x") else ("0", "1", "2")
@@ -110,7 +108,9 @@ def test_several_files_are_recordings_one_after_another(tmp_path):
 def test_parquet_keeps_its_precision_and_its_nulls(tmp_path, cache):
     big = 2**40 + np.arange(5)
     columns = {"i": big, "b": [True, False, True, None, False], "f": np.arange(5, dtype=np.float32)}
-    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    pl.DataFrame(columns).with_columns(pl.col("f").cast(pl.Float32)).write_parquet(
+        tmp_path / "x.parquet"
+    )
     np.testing.assert_array_equal(
         open_source(tmp_path / "x.parquet", ("i",), dtype=np.float64).read(0, 5)[:, 0], big
     )
@@ -119,7 +119,7 @@ def test_parquet_keeps_its_precision_and_its_nulls(tmp_path, cache):
     np.testing.assert_array_equal(
         open_source(tmp_path / "x.parquet", ("f", "b")).read(0, 3), [[0, 1], [1, 0], [2, 1]]
     )
-    assert {np.load(made).dtype.str for made in cache.iterdir()} == {"<f4", "<f8"}, (
+    assert {np.load(made / "values.npy").dtype.str for made in cache.iterdir()} == {"<f4", "<f8"}, (
         "the smallest dtype that fits"
     )
 
@@ -186,7 +186,7 @@ BAD = [
     (
         "x.txt",
         lambda text: text,
-        "paths must end in one of .npy, .csv, .parquet; got '.txt'",
+        "paths must end in one of .npy, .csv, .tsv, .parquet, or .csv.gz, .csv.zst; got '.txt'",
         "open",
     ),
 ]
@@ -216,7 +216,9 @@ def test_empty_lines_at_the_end_and_quotes_are_valid(tmp_path):
     with pytest.raises(
         ValueError, match="row 2, column 'note' is not a number.*exclude the column"
     ):
-        open_source(tmp_path / "x.csv")
+        open_source(tmp_path / "x.csv", ("a", "note"))
+    with pytest.warns(TableWarning, match=r"column 'note' is left out: text \(row 2: 'x, "):
+        assert open_source(tmp_path / "x.csv").names == ("a", "b")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -252,11 +254,13 @@ def test_truncated_and_invalid_files(tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             open_source(tmp_path / f"{name}.npy")
-    pq.write_table(pa.table({"a": [1.0], "when": ["today"]}), tmp_path / "s.parquet")
+    pl.DataFrame({"a": [1.0], "when": ["today"]}).write_parquet(tmp_path / "s.parquet")
     with pytest.raises(
-        ValueError, match="s.parquet, column 'when' holds string, not numbers. Exclude it"
+        ValueError, match="s.parquet, column 'when' holds String, not numbers. Exclude it"
     ):
-        open_source(tmp_path / "s.parquet")
+        open_source(tmp_path / "s.parquet", ("a", "when"))
+    with pytest.warns(TableWarning, match="'when' is left out: String, not numbers"):
+        assert open_source(tmp_path / "s.parquet").names == ("a",)
     assert open_source(tmp_path / "s.parquet", ("a",)).names == ("a",)
     with pytest.raises(ValueError, match="has no column 'b'; its columns are a, when"):
         open_source(tmp_path / "s.parquet", ("b",))
@@ -306,7 +310,7 @@ def test_csv_is_converted_once_and_again_when_it_changes(tmp_path, cache, monkey
     path = write(tmp_path / "x.csv")
     open_source(path)
     (made,) = cache.iterdir()
-    monkeypatch.setattr(table_cache, "_convert", None)  # must not be called
+    monkeypatch.setattr(table_cache, "convert", None)  # must not be called
     np.testing.assert_array_equal(open_source(path).read(0, 1000), ROWS)
     monkeypatch.undo()
     monkeypatch.setenv("TBPTT_DATA", str(cache.parent))
@@ -317,7 +321,7 @@ def test_csv_is_converted_once_and_again_when_it_changes(tmp_path, cache, monkey
     source = open_source(path, ("a",))
     assert len(list(cache.iterdir())) == 2, "other columns, another conversion"
     for made in cache.iterdir():
-        made.unlink()
+        shutil.rmtree(made)
     with pytest.raises(
         SourceChanged, match="the converted form of .*x.csv, is gone. Resume the run"
     ):
@@ -325,20 +329,20 @@ def test_csv_is_converted_once_and_again_when_it_changes(tmp_path, cache, monkey
 
 
 def test_a_failed_conversion_leaves_no_table(tmp_path, cache, monkeypatch):
-    path, blocks = write(tmp_path / "x.csv"), table_csv._blocks
+    path, blocks = write(tmp_path / "x.csv"), table_convert._blocks
 
     def failing(*args):
         yield next(blocks(*args))
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(table_csv, "_blocks", failing)
+    monkeypatch.setattr(table_convert, "_blocks", failing)
     with pytest.raises(
         DataUnavailable,
         match="x.csv could not be converted into .*No space left.*Free disk.*TBPTT_DATA",
     ):
         open_source(path)
     assert not list(cache.iterdir())
-    monkeypatch.setattr(table_csv, "_blocks", blocks)
+    monkeypatch.setattr(table_convert, "_blocks", blocks)
     np.testing.assert_array_equal(open_source(path).read(0, 1000), ROWS)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TBPTT_DATA", str(tmp_path / "file"))
@@ -346,19 +350,19 @@ def test_a_failed_conversion_leaves_no_table(tmp_path, cache, monkeypatch):
         open_source(path)
 
 
-def test_without_pyarrow_npy_works_and_other_formats_raise_an_import_error(tmp_path, monkeypatch):
+def test_without_polars_npy_works_and_other_formats_raise_an_import_error(tmp_path, monkeypatch):
     paths = [write(tmp_path / name) for name in ("c.npy", "x.csv", "x.parquet")]
     real = builtins.__import__
 
-    def no_pyarrow(name, *args, **options):
-        if name.partition(".")[0] == "pyarrow":
-            raise ImportError("no module named pyarrow")
+    def no_polars(name, *args, **options):
+        if name.partition(".")[0] == "polars":
+            raise ImportError("no module named polars")
         return real(name, *args, **options)
 
-    monkeypatch.setattr(builtins, "__import__", no_pyarrow)
+    monkeypatch.setattr(builtins, "__import__", no_polars)
     assert open_source(paths[0]).lengths == (1000,)
     for path in paths[1:]:
-        with pytest.raises(ImportError, match=rf"{path.name} needs pyarrow.*tbptt\[data\]"):
+        with pytest.raises(ImportError, match=rf"{path.name} needs polars.*tbptt\[data\]"):
             open_source(path)
 
 

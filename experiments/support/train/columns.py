@@ -1,96 +1,73 @@
-"""Choose the columns that a run reads from tables that may contain non-numeric columns."""
+"""Choose the input columns of a run from an open table."""
 
-import csv
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.support.common.console import console
-from tbptt.data import open_source
+from experiments.support.train.reading import Reading
+from tbptt.data import TableWarning, open_source
 
-MISSING = ("", "na", "n/a", "nan", "null")
 
+def open_columns(config: Any) -> tuple[Any, tuple[str, ...]]:
+    """Open the files of a run; return the source and the input columns.
 
-def chosen_columns(config: Any) -> tuple[str, ...]:
-    """Return the input columns: --columns, or all numeric columns except --group and the class.
-
-    The target of a forecast is always an input.
+    These are --columns, or all columns of numbers without another use. The target of a forecast
+    is always one of them. The source has these columns, and the class of a classification last.
 
     Raises:
         ValueError: a named column does not exist or cannot be an input, or there is no input.
+          Errors of `open_source` are passed on.
     """
-    names, text = columns_of(config.data[0])
+    path, whole = config.data[0], config.task == "classify"
     if config.target is None:
+        names = open_table(config.data, Reading()).names
         raise ValueError(f"--target is required: the column to predict, one of {', '.join(names)}")
-    if missing := [
-        name
-        for name in (config.target, config.group, *config.columns)
-        if name and name not in names
-    ]:
-        raise ValueError(
-            f"{config.data[0]} has no column {missing[0]!r}; its columns are {', '.join(names)}"
-        )
     if config.group == config.target:
         raise ValueError(
             f"--group and --target must be different columns; got {config.target!r} for both"
         )
-    left_out = {config.group} | ({config.target} if config.task == "classify" else set())
-    if set(config.columns) & left_out:
+    if set(config.columns) & ({config.group} | ({config.target} if whole else set())):
         raise ValueError(
             f"--columns must not contain --group or the class, which are not inputs; got "
             f"{', '.join(config.columns)}"
         )
-    if bad := [name for name in (config.target, config.group, *config.columns) if name in text]:
-        raise ValueError(
-            f"{config.data[0]}: column {bad[0]!r} contains text, and only numbers can be read; "
-            f"replace its values by "
-            "numbers 0, 1, ..."
-        )
-    chosen = tuple(config.columns) or tuple(
-        name for name in names if name not in left_out and name not in text
+    columns = tuple(config.columns) or None
+    if columns and not whole and config.target not in columns:
+        columns += (config.target,)  # the past of the target is known, too
+    source = open_table(
+        config.data, Reading.of(config), columns, label=config.target if whole else None
     )
-    if text and not config.columns:
-        console.print(
-            f"Ignoring non-numeric columns: {', '.join(sorted(text))}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
-    if config.task == "forecast" and config.target not in chosen:
-        chosen += (config.target,)  # the past of the target is known, too
+    chosen = tuple(name for name in source.names if not (whole and name == config.target))
+    if not whole and config.target not in chosen:
+        open_table(config.data, Reading.of(config), (config.target,))  # says why it is left out
     if not chosen:
         raise ValueError(
-            f"{config.data[0]} has no numeric input column besides --group and --target; its "
-            f"columns are {', '.join(names)}"
+            f"{path} has no numeric input column besides --group and --target; its columns are "
+            f"{', '.join(source.names)}"
         )
-    return chosen
+    return source, chosen
 
 
-def columns_of(path: Path) -> tuple[tuple[str, ...], set[str]]:
-    """Return the columns of a table, and which of them are not numeric, judged by the first row."""
-    if path.suffix.lower() == ".csv" and path.is_file():
-        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-            rows = csv.reader(file, skipinitialspace=True)
-            header, row = ([cell.strip() for cell in next(rows, [])] for _ in range(2))
-        if header and len(header) == len(row) and any(_is_number(cell) for cell in row):
-            return tuple(header), {
-                name for name, cell in zip(header, row, strict=True) if not _is_number(cell)
-            }
-    if path.suffix.lower() == ".parquet" and path.is_file():
-        import pyarrow.parquet as parquet
-        import pyarrow.types as types
-
-        schema = parquet.read_schema(path)
-        numbers = (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal)
-        text = {field.name for field in schema if not any(fits(field.type) for fits in numbers)}
-        return tuple(schema.names), text
-    return open_source(path).names, set()  # raises the error if the file is not a table
+def open_table(
+    paths: Sequence[Path], reading: Reading, columns: Sequence[str] | None = None, **more: Any
+) -> Any:
+    """Open tables by `open_source`, and print what it notes and warns of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", TableWarning)
+        source = open_source(paths, columns, **reading._asdict(), **more)
+    for warning in caught:
+        if not issubclass(warning.category, TableWarning):
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+            continue
+        _print(f"Warning: {warning.message}")
+    for note in source.notes:
+        _print(note)
+    return source
 
 
-def _is_number(cell: str) -> bool:
-    if cell.strip().lower() in MISSING:
-        return True
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return "_" not in cell
+def _print(line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)

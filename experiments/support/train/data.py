@@ -5,29 +5,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.support.train.columns import chosen_columns
-from experiments.support.train.prediction_steps import open_for
+from experiments.support.train.columns import open_columns
 from experiments.support.train.task import Characters, Classify, Forecast, Task
 from tbptt.data import (
     RecordingStream,
     Scaling,
     Source,
     Vocabulary,
-    count_classes,
     count_symbols,
     even_streams,
     forecast_batches,
     label_batches,
-    open_source,
     open_text,
     part,
-    split_by,
     standardised,
     stream_scaling,
     symbol_batches,
     whole_recordings,
 )
-from tbptt.data import without as without_columns
 
 
 class Parts(NamedTuple):
@@ -42,7 +37,7 @@ class RunData(NamedTuple):
     """Data of a run.
 
     task:   the task of the model
-    source: all rows with inputs and target, in their own units, from `open_for`
+    source: all rows with inputs and target, in their own units
     parts:  the ends of training, validation and test part
     """
 
@@ -71,16 +66,14 @@ def open_data(config: Any) -> RunData:
         return RunData(
             Characters(tuple(vocabulary.symbols)), text, _parts(text.lengths, config, whole=False)
         )
-    columns = chosen_columns(config)
-    group = config.group or ""
-    read: tuple[str, ...] = tuple(
-        dict.fromkeys((*columns, str(config.target), *([group] if group else [])))
-    )
-    source = open_source(config.data, read)
-    source = split_by(source, group) if group else source
-    whole = config.task == "classify"
+    whole, group = config.task == "classify", config.group or ""
+    if (
+        whole and not group and config.gaps == "keep"
+    ):  # a file is a recording: fails without reading
+        _parts((1,) * len(config.data), config, whole)
+    source, columns = open_columns(config)
     parts = _parts(source.lengths, config, whole)
-    keep = [name for name in source.names if name == group or (whole and name == config.target)]
+    keep = [config.target] if whole else []
     scaling = stream_scaling(part(source, 0, parts.train), keep=keep)
     numbers = {
         name: (float(scaling.mean[i]), float(scaling.scale[i]))
@@ -88,9 +81,7 @@ def open_data(config: Any) -> RunData:
     }
     mean, scale = (tuple(numbers[name][i] for name in columns) for i in (0, 1))
     if whole:
-        task: Task = Classify(
-            columns, config.target, count_classes(source, config.target), mean, scale, group
-        )
+        task: Task = Classify(columns, config.target, source.classes, mean, scale, group)
     else:
         task = Forecast(
             columns,
@@ -102,7 +93,7 @@ def open_data(config: Any) -> RunData:
             config.forecasts,
             group,
         )
-    return RunData(task, open_for(task, config.data, True), parts)
+    return RunData(task, source, parts)
 
 
 def training_stream(data: RunData, batch: int, chunk: int, rows: Any = None) -> RecordingStream:
@@ -112,16 +103,15 @@ def training_stream(data: RunData, batch: int, chunk: int, rows: Any = None) -> 
         return RecordingStream(
             source, batch, chunk, symbol_batches(Vocabulary(bytes(task.vocabulary))), rows=rows
         )
-    scaled: Source = without_columns(source, [task.group]) if task.group else source
     numbers = dict(zip(task.columns, zip(task.mean, task.scale, strict=True), strict=True))
     if isinstance(task, Forecast):
         numbers[task.target] = task.target_mean, task.target_scale
     mean, scale = (
-        np.asarray([numbers.get(name, (0.0, 1.0))[i] for name in scaled.names]) for i in (0, 1)
+        np.asarray([numbers.get(name, (0.0, 1.0))[i] for name in source.names]) for i in (0, 1)
     )
-    scaled = standardised(scaled, Scaling(mean, scale))
+    scaled = standardised(source, Scaling(mean, scale))
     if isinstance(task, Classify):
-        batches = label_batches(task.target, task.classes)
+        batches = label_batches(task.target, range(len(task.classes)))
         return RecordingStream(scaled, batch, chunk, batches, layout=whole_recordings, rows=rows)
     every = task.horizon // task.outputs
     batches = forecast_batches(task.target, range(every, task.horizon + 1, every))

@@ -11,7 +11,13 @@ import scipy.special
 import tbptt
 from experiments.support.train.model import Model
 from experiments.support.train.prediction_steps import Steps, read_steps
-from experiments.support.train.task import Characters, Forecast, Task, shown_symbols
+from experiments.support.train.task import (
+    Characters,
+    Forecast,
+    Task,
+    shown_class,
+    shown_symbols,
+)
 from tbptt.data import Source
 
 
@@ -57,21 +63,22 @@ def predict_blocks(
         n = len(steps.resets)
         padded = [
             np.concatenate([leaf, np.zeros((block - n, *leaf.shape[1:]), leaf.dtype)])
-            for leaf in steps[:2]
+            for leaf in (steps.inputs, steps.resets, steps.mask)
+            if leaf is not None
         ]
-        carry, outputs = run(params, carry, padded[0][:, None], padded[1][:, None])
+        carry, outputs = run(params, carry, *(leaf[:, None] for leaf in padded))
         outputs = np.asarray(outputs)[:n, 0]
         keep = slice(min(max(skip - start, 0), n), n)
         if keep.start < n:
-            kept = Steps(*(leaf[keep] for leaf in steps))
+            kept = Steps(*(leaf[keep] for leaf in steps if leaf is not None))
             rows = np.arange(start + keep.start, start + n)
             yield _columns(task, rows, outputs[keep], kept, score), outputs[keep], kept
 
 
 @functools.cache
 def _program(model: Model) -> Callable[..., tuple[Any, jax.Array]]:
-    def run(params: Any, carry: Any, inputs: Any, resets: Any) -> tuple[Any, Any]:
-        batch = tbptt.Batch(inputs, None, resets=resets)
+    def run(params: Any, carry: Any, inputs: Any, resets: Any, mask: Any = None) -> tuple[Any, Any]:
+        batch = tbptt.Batch(inputs, None, resets=resets, mask=mask)
         return tbptt.predict(
             model.cell,
             model.readout,
@@ -96,7 +103,7 @@ def _columns(
     names = (
         shown_symbols(task)
         if isinstance(task, Characters)
-        else np.array([f"{value:g}" for value in task.classes])
+        else np.array([shown_class(value) for value in task.classes])
     )
     chances = scipy.special.softmax(outputs.astype(np.float64), axis=1)[
         np.arange(len(rows)), steps.truth

@@ -1,6 +1,7 @@
 """Write predictions block by block to a .csv, .parquet or .npy file."""
 
 import csv
+import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -28,7 +29,7 @@ class PredictionFile:
     Raises:
         FileExistsError: the file exists.
         ValueError: the suffix is unknown.
-        ImportError: the suffix is .parquet and pyarrow is not installed.
+        ImportError: the suffix is .parquet and polars is not installed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -110,17 +111,18 @@ class _Npy:
 
 
 class _Parquet:
-    """Parquet file, written one row group at a time; NaN is null."""
+    """Parquet file, collected from one small file per row group; NaN is null."""
 
     def __init__(self, path: Path) -> None:
         try:
-            import pyarrow.parquet  # noqa: F401
+            import polars  # noqa: F401
         except ImportError as error:
             raise ImportError(
-                f"writing {path.stem} needs pyarrow, which is not installed: pip install "
+                f"writing {path.stem} needs polars, which is not installed: pip install "
                 f"'tbptt[data]'"
             ) from error
-        self._path, self._writer = path, None
+        self._path, self._groups = path, 0
+        self._folder = tempfile.TemporaryDirectory(dir=path.parent)
         self._waiting: list[dict[str, np.ndarray]] = []
 
     def write(self, columns: dict[str, np.ndarray]) -> None:
@@ -129,13 +131,16 @@ class _Parquet:
             self._flush()
 
     def close(self) -> None:
+        import polars as pl
+
         self._flush()
-        if self._writer is not None:
-            self._writer.close()
+        files = [self._group(i) for i in range(self._groups)]
+        with self._folder:
+            rows = pl.scan_parquet(files, glob=False) if files else pl.LazyFrame()
+            rows.sink_parquet(self._path, row_group_size=GROUP)
 
     def _flush(self) -> None:
-        import pyarrow
-        import pyarrow.parquet
+        import polars as pl
 
         if not self._waiting:
             return
@@ -144,12 +149,11 @@ class _Parquet:
             for name in self._waiting[0]
         }
         self._waiting.clear()
-        table = pyarrow.table(
-            {name: pyarrow.array(values, from_pandas=True) for name, values in whole.items()}
-        )
-        if self._writer is None:
-            self._writer = pyarrow.parquet.ParquetWriter(str(self._path), table.schema)
-        self._writer.write_table(table)
+        pl.DataFrame(whole).fill_nan(None).write_parquet(self._group(self._groups))
+        self._groups += 1
+
+    def _group(self, i: int) -> Path:
+        return Path(self._folder.name) / f"{i:06d}.parquet"
 
 
 def _cells(values: np.ndarray) -> list[Any]:

@@ -6,8 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.support.train.columns import open_table
+from experiments.support.train.reading import Reading
 from experiments.support.train.task import Characters, Classify, Forecast, Task
-from tbptt.data import BadSample, Source, Vocabulary, open_source, open_text, split_by
+from tbptt.data import Source, Vocabulary, open_text
+from tbptt.data.tables.bad_samples import first_good_row, good_rows
 
 
 class Steps(NamedTuple):
@@ -18,20 +21,29 @@ class Steps(NamedTuple):
     truth:  `[n]` value in its own units, or number of a class or symbol; arbitrary where counts is
     False
     counts: `[n]` whether the prediction is scored: for a forecast if its row is in the recording,
-    for a class at the end
+    for a class at the end; not if either row is masked
+    mask:   `[n]` False where the row is masked and the carry held; None if the source has no mask
     """
 
     inputs: np.ndarray
     resets: np.ndarray
     truth: np.ndarray
     counts: np.ndarray
+    mask: np.ndarray | None = None
 
 
-def open_for(task: Task, paths: Sequence[Path], score: bool, dtype: Any = np.float32) -> Source:
+def open_for(
+    task: Task,
+    paths: Sequence[Path],
+    score: bool,
+    dtype: Any = np.float32,
+    reading: Reading | None = None,
+) -> Source:
     """Open the columns that a task needs, by name and in any order of the files.
 
     Args:
         score: read the target, too.
+        reading: how the table is read; its group is that of the task.
 
     Raises:
         ValueError: a column is missing; the message names it and those of the file. See
@@ -39,10 +51,13 @@ def open_for(task: Task, paths: Sequence[Path], score: bool, dtype: Any = np.flo
     """
     if isinstance(task, Characters):
         return open_text(paths)
-    more = ((task.target,) if score else ()) + ((task.group,) if task.group else ())
-    columns = tuple(dict.fromkeys(task.columns + more))
-    source = open_source(paths, columns, dtype=dtype)
-    return split_by(source, task.group) if task.group else source
+    reading, columns = (reading or Reading())._replace(group=task.group or None), task.columns
+    more: dict[str, Any] = {"dtype": dtype}
+    if score and isinstance(task, Classify):
+        more |= {"label": task.target, "classes": task.classes}
+    elif score:
+        columns = tuple(dict.fromkeys((*columns, task.target)))
+    return open_table(paths, reading, columns, **more)
 
 
 def read_steps(task: Task, source: Source, start: int, stop: int, score: bool) -> Steps:
@@ -56,7 +71,7 @@ def read_steps(task: Task, source: Source, start: int, stop: int, score: bool) -
     edges = np.cumsum((0, *source.lengths))
     at = np.arange(start, stop)
     ends = edges[np.searchsorted(edges, at, side="right")]  # where the recording of each row ends
-    resets = np.isin(at, edges)
+    resets, good = np.isin(at, edges), good_rows(source, start, stop)
     if isinstance(task, Characters):
         inputs, truth, counts = _symbols(task, source, start, stop, score, ends)
     else:
@@ -72,8 +87,37 @@ def read_steps(task: Task, source: Source, start: int, stop: int, score: bool) -
             truth = np.concatenate([found, np.zeros(stop - start - len(found))]).astype(np.float64)
             counts = at + horizon < ends
         else:
-            truth, counts = _classes(task, source, start, rows), at + 1 == ends
-    return Steps(inputs, resets, truth, counts)
+            truth = rows[:, source.names.index(task.target)].astype(int)
+            counts = at + 1 == ends
+        if good is not None:
+            inputs, resets = np.where(good[:, None], inputs, 0), _resets(source, edges, start, stop)
+            counts &= _scored(task, source, good, edges, start, stop) & score
+    return Steps(inputs, resets, truth, counts, good)
+
+
+def _resets(source: Source, edges: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """Return the first row of each recording that is not masked; a masked row loses its reset."""
+    resets = np.zeros(stop - start, bool)
+    first, last = np.searchsorted(edges, [start, stop - 1], side="right") - 1
+    for begin, end in zip(edges[first : last + 1], edges[first + 1 : last + 2], strict=True):
+        row = first_good_row(source, int(begin), int(end))
+        if row is not None and start <= row < stop:
+            resets[row - start] = True
+    return resets
+
+
+def _scored(
+    task: Task, source: Source, good: np.ndarray, edges: np.ndarray, start: int, stop: int
+) -> np.ndarray:
+    """Return which rows are not masked; for a forecast, nor the rows that they predict."""
+    if not isinstance(task, Forecast):
+        return good
+    total = int(edges[-1])
+    ahead = good_rows(source, min(start + task.horizon, total), min(stop + task.horizon, total))
+    later = np.zeros(stop - start, bool)
+    if ahead is not None:
+        later[: len(ahead)] = ahead
+    return good & later
 
 
 def _symbols(
@@ -84,18 +128,3 @@ def _symbols(
     numbers = Vocabulary(bytes(task.vocabulary)).encode(text, lambda at: source.path_of(start + at))
     following = np.append(numbers[1:], 0)[: stop - start]
     return numbers[: stop - start], following, (np.arange(start, stop) + 1 < ends) & score
-
-
-def _classes(task: Classify, source: Source, start: int, rows: np.ndarray) -> np.ndarray:
-    labels = rows[:, source.names.index(task.target)].astype(np.float64)
-    classes = np.asarray(task.classes)
-    numbers = np.searchsorted(classes, labels).clip(max=len(classes) - 1)
-    if (unknown := classes[numbers] != labels).any():
-        row = int(np.argmax(unknown))
-        raise BadSample(
-            f"{source.path_of(start + row)}, column {task.target!r} is {labels[row]:g}, which is "
-            f"not a class of the "
-            f"training data ({', '.join(f'{value:g}' for value in task.classes)}). Correct it, or "
-            f"predict without --score"
-        )
-    return numbers

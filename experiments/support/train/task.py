@@ -49,12 +49,13 @@ class Forecast:
 class Classify:
     """The class of a recording, a value of the target column, predicted after every row.
 
+    classes: the values, numbers or text; class i is output i.
     columns, mean, scale, group: as in Forecast.
     """
 
     columns: tuple[str, ...]
     target: str
-    classes: tuple[float, ...]
+    classes: tuple[int | float | str, ...]
     mean: tuple[float, ...]
     scale: tuple[float, ...]
     group: str = ""
@@ -66,8 +67,15 @@ class Classify:
     def answers(self, outputs: np.ndarray) -> dict[str, np.ndarray]:
         """Return `prediction`, the most likely class, and probabilities `p_CLASS`."""
         chances = scipy.special.softmax(np.asarray(outputs, np.float64), axis=1)
-        named = {f"p_{value:g}": chances[:, index] for index, value in enumerate(self.classes)}
+        named = {
+            f"p_{shown_class(value)}": chances[:, index] for index, value in enumerate(self.classes)
+        }
         return {"prediction": np.asarray(self.classes)[np.argmax(chances, axis=1)], **named}
+
+
+def shown_class(value: int | float | str) -> str:
+    """Return a class as text: 7 for 7.0."""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Views of a source: a range of rows, a split into recordings, fewer columns, scaled values."""
+"""Views of a source: a range of rows, fewer columns, scaled values."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,14 +7,14 @@ import numpy as np
 from jaxtyping import Bool, Float, Num
 
 from tbptt.data.streams.forecast import Scaling
-from tbptt.data.tables.bad_samples import may_mask
+from tbptt.data.tables.bad_samples import may_mask, times_of
 from tbptt.data.tables.sources import Source
 
 
 class Part:
     """Rows [start, stop) of a source, as recordings of the given lengths.
 
-    Made by `part` and `split_by`.
+    Made by `part`.
     """
 
     def __init__(self, source: Any, start: int, lengths: Sequence[int]):
@@ -28,6 +28,10 @@ class Part:
     def read(self, start: int, stop: int) -> Num[np.ndarray, "n C"]:
         """Read rows, counted from the first row of the part."""
         return self._source.read(*self._place(start, stop))
+
+    def times(self, start: int, stop: int) -> np.ndarray | None:
+        """Return the times of rows; None without a time column."""
+        return times_of(self._source, *self._place(start, stop))
 
     def path_of(self, row: int) -> str:
         """Return the file of a row and its position there."""
@@ -69,34 +73,6 @@ def part(source: Source, start: int, stop: int) -> Part:
     return Part(source, start, [length for length in lengths if length > 0])
 
 
-def split_by(source: Source, column: str, block: int = 65536) -> Part:
-    """Split a source into recordings wherever the value of a column changes.
-
-    For tables that hold many recordings one below the other. One pass over the column, `block`
-    rows at a time; memory is one number per recording. The column stays in the source; remove
-    it from the inputs with `without`.
-
-    Raises:
-        ValueError: the source has no such column. BadSample, SourceChanged: from reading it.
-    """
-    if column not in source.names:
-        raise ValueError(
-            f"column must be one of the source's, {', '.join(source.names)}; got {column!r}"
-        )
-    place, lengths, begin = source.names.index(column), [], 0
-    for length in source.lengths:
-        edges, before = [0], None
-        for start in range(begin, begin + length, block):
-            values = source.read(start, min(start + block, begin + length))[:, place]
-            joined = values if before is None else np.concatenate([[before], values])
-            offset = start - begin - (before is not None)
-            edges += (np.flatnonzero(joined[1:] != joined[:-1]) + 1 + offset).tolist()
-            before = values[-1]
-        lengths += np.diff([*edges, length]).tolist()
-        begin += length
-    return Part(source, 0, lengths)
-
-
 class Without:
     """A source without some of its columns. Made by `without`."""
 
@@ -120,7 +96,7 @@ class Without:
 
 
 def without(source: Source, columns: Sequence[str]) -> Without:
-    """Remove columns from a source, for example the one that `split_by` used.
+    """Remove columns from a source, for example one that stops in the test part.
 
     Raises:
         TypeError: `columns` is one string.

@@ -38,7 +38,8 @@ def check_rows(source: Any, start: int, values: Num[np.ndarray, "n C"]) -> None:
         what = f"{value}, not a finite {values.dtype} number"
     raise BadSample(
         f"{where}, column {name!r} is {what}. Correct the file, exclude the column (`columns`), or "
-        "mask such rows (`masking_bad`)"
+        'open it with missing="mask", "hold" or "interpolate" (--missing; masking_bad for a source '
+        "that is open)"
     )
 
 
@@ -47,7 +48,12 @@ class MaskedSource:
 
     def __init__(self, source: Any):
         self.names, self.lengths = source.names, source.lengths
+        self.time, self.groups, self.classes, self.notes = about(source)
         self._source = source
+
+    def times(self, start: int, stop: int) -> np.ndarray | None:
+        """Return the times of rows; None without a time column."""
+        return times_of(self._source, start, stop)
 
     def read_unchecked(self, start: int, stop: int) -> Num[np.ndarray, "n C"]:
         """Read rows as the files hold them."""
@@ -67,6 +73,17 @@ class MaskedSource:
         return self._source.path_of(row)
 
 
+def about(source: Any) -> tuple[str | None, tuple, tuple, tuple]:
+    """Return time, groups, classes and notes of a source, as `Files` has them."""
+    groups, classes, notes = (getattr(source, n, ()) for n in ("groups", "classes", "notes"))
+    return getattr(source, "time", None), groups, classes, notes
+
+
+def times_of(source: Any, start: int, stop: int) -> np.ndarray | None:
+    """Return the times of rows, `[n]` datetime64[us] or float64; None without a time column."""
+    return source.times(start, stop) if hasattr(source, "times") else None
+
+
 def masking_bad(source: Any) -> MaskedSource:
     """Mask rows with a value that is missing, NaN or infinite, instead of raising an error.
 
@@ -75,7 +92,7 @@ def masking_bad(source: Any) -> MaskedSource:
     place of a number, a row of the wrong width and a changed file remain errors.
 
     Args:
-        source: from `open_source`, or a view of it (`part`, `split_by`).
+        source: from `open_source`, or a part of it (`part`).
     """
     if not hasattr(source, "read_unchecked"):
         raise TypeError(
@@ -120,7 +137,7 @@ def count_bad(source: Any, block: int = 65536) -> BadRows:
     """Count the bad rows of a source, in one pass over blocks of `block` rows.
 
     Args:
-        source: from `open_source`, `part`, `split_by` or `masking_bad`.
+        source: from `open_source`, `part` or `masking_bad`.
     """
     rows, columns, first = 0, np.zeros(len(source.names), int), None
     total = sum(source.lengths)

@@ -55,7 +55,7 @@ def open_npy(path: Path, columns: Sequence[str] | None) -> Table:
         rows = flat.reshape(n, C)
         return rows if len(places) == C and places == sorted(places) else rows[:, places]
 
-    return Table(stamp, names, T, read, lambda row: f"row {row} (from 0)")
+    return Table(stamp, names, (T,), read, lambda row: f"row {row} (from 0)")
 
 
 def _read(file, offset: int, count: int, dtype: np.dtype, path: Path) -> np.ndarray:

@@ -1,17 +1,21 @@
 """Load a recording from a .npy, .npz or .csv file; every value is checked, none is replaced."""
 
 import os
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64
 
-from tbptt.data.tables.csv_reader import read_csv
-from tbptt.data.tables.table import check_file
+from tbptt.data.tables.columns import Reading
+from tbptt.data.tables.convert import convert, open_converted
+from tbptt.data.tables.file_changes import stamp_of
+from tbptt.data.tables.sources import Files
+from tbptt.data.tables.table import check_columns, check_file, kind_of
 
 # Exceptions of numpy for a truncated or invalid .npy header, and for pickled objects.
 _UNREADABLE = (ValueError, EOFError, OSError, SyntaxError)
@@ -32,10 +36,15 @@ class Recording(NamedTuple):
     source: str
 
 
-def load_series(path: str | os.PathLike[str], columns: Sequence[str] | None = None) -> Recording:
+def load_series(
+    path: str | os.PathLike[str],
+    columns: Sequence[str] | None = None,
+    *,
+    missing: Literal["refuse", "hold", "interpolate"] = "refuse",
+) -> Recording:
     """Load a recording from a file.
 
-        .csv   comma-separated, UTF-8, cells may be quoted; the first row names the columns
+        .csv, .tsv, .parquet   as in `open_source`; plain, .gz or .zst
         .npy   an array `[T]` or `[T, C]`; the columns are named "0", "1", ...
         .npz   named arrays; one `[T]` or `[T, C]` array (columns "x[0]", "x[1]", ...), or
                several `[T]` arrays as columns
@@ -58,28 +67,37 @@ def load_series(path: str | os.PathLike[str], columns: Sequence[str] | None = No
             not a finite number; the message gives the file, the position and the remedy.
     """
     path = Path(path)
-    readers = {".csv": read_csv, ".npy": _read_npy, ".npz": _read_npz}
-    _check_columns(columns)
-    if path.suffix.lower() not in readers:
+    arrays = {".npy": _read_npy, ".npz": _read_npz}
+    suffixes = (".csv", ".tsv", ".parquet", *arrays)
+    check_columns(columns)
+    if kind_of(path) not in suffixes:
         raise ValueError(
-            f"path must end in one of {', '.join(readers)}; got {path.suffix!r} in {path}. Convert "
-            "the file first"
+            f"path must end in one of {', '.join(suffixes)}; got {path.suffix!r} in {path}. "
+            "Convert the file first"
         )
     check_file(path, "load_series takes one file")
-    values, names = readers[path.suffix.lower()](path, columns)
-    _check_finite(values, names, str(path))
+    if kind_of(path) in arrays:
+        if missing != "refuse":
+            raise ValueError(
+                f"missing={missing!r} is for .csv and .parquet files; got {path}. Fill in the "
+                "array, or use open_source"
+            )
+        values, names = arrays[kind_of(path)](path, columns)
+        _check_finite(values, names, str(path))
+    else:
+        values, names = _read_table(path, columns, missing)
     return Recording(values, names, 1.0, str(path))
 
 
-def _check_columns(columns: Sequence[str] | None) -> None:
-    if isinstance(columns, str):  # a string is a sequence of strings, its letters
-        raise TypeError(
-            f"columns must be a sequence of names; got the string {columns!r}. Write ({columns!r},)"
-        )
-    if columns is not None and (len(columns) == 0 or len(set(columns)) < len(columns)):
-        raise ValueError(
-            f"columns must name at least one column, and none twice; got {tuple(columns)}"
-        )
+def _read_table(
+    path: Path, columns: Sequence[str] | None, missing: str
+) -> tuple[Float64[np.ndarray, "T C"], tuple[str, ...]]:
+    """Read a table through the conversion that `open_source` uses, in a temporary folder."""
+    reading = Reading(None if columns is None else tuple(columns), missing=missing)
+    with tempfile.TemporaryDirectory() as folder:
+        convert(path, reading, Path(folder) / "table")
+        source = Files([open_converted(stamp_of(path), Path(folder) / "table")], np.float64)
+        return source.read(0, sum(source.lengths)), source.names
 
 
 def _read_npy(

@@ -2,20 +2,31 @@
 
 import bisect
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from jaxtyping import Num
 
-from tbptt.data.tables.bad_samples import check_rows
-from tbptt.data.tables.csv import open_csv
+from tbptt.data.tables.bad_samples import BadSample, MaskedSource, check_rows, masking_bad
+from tbptt.data.tables.cache import open_cached
+from tbptt.data.tables.columns import Reading
 from tbptt.data.tables.npy import open_npy
-from tbptt.data.tables.parquet import open_parquet
-from tbptt.data.tables.table import Table, check_file
+from tbptt.data.tables.table import (
+    KINDS,
+    Table,
+    TableWarning,
+    as_paths,
+    check_columns,
+    check_file,
+    kind_of,
+)
 
-OPENERS = {".npy": open_npy, ".csv": open_csv, ".parquet": open_parquet}
+Missing = Literal["refuse", "mask", "hold", "interpolate"]
+Gaps = Literal["keep", "split"]
+Class = int | float | str
 
 
 @runtime_checkable
@@ -42,18 +53,41 @@ class Source(Protocol):
 
 
 class Files:
-    """A `Source` of tables, one recording per file. Made by `open_source`.
+    """A `Source` of tables, one or more recordings per file. Made by `open_source`.
 
     names, lengths: as in `Source`
     dtype:          dtype of the result of `read`
+    time:           the column of the times, or None
+    groups:         the group of each recording, as text; () without groups
+    classes:        the values of the label, ascending: class i is the number i in its column
+    notes:          how the files were read; what was left out or filled in
     """
 
-    def __init__(self, tables: Sequence[Table], dtype: Any = np.float32):
+    def __init__(
+        self,
+        tables: Sequence[Table],
+        dtype: Any = np.float32,
+        label: str | None = None,
+        classes: Sequence[Class] | None = None,
+    ):
         self.names = tables[0].names
-        self.lengths = tuple(table.length for table in tables)
+        self.lengths = tuple(length for table in tables for length in table.lengths)
         self.dtype = np.dtype(dtype)
+        self.time = tables[0].time
+        self.groups = tuple(group for table in tables for group in table.groups)
+        self.notes = tuple(f"{table.file.path}: {note}" for table in tables for note in table.notes)
         self._tables = tuple(tables)
-        self._edges = [0, *np.cumsum(self.lengths).tolist()]
+        self._edges = [0, *np.cumsum([sum(table.lengths) for table in tables]).tolist()]
+        self._label = None if label is None else self.names.index(label)
+        values = [[class_value(text) for text in table.classes] for table in tables]
+        found = {value for table in values for value in table}
+        given = None if classes is None else [class_value(str(value)) for value in classes]
+        self.classes = _ascending(found) if given is None else tuple(given)
+        if label is not None and (
+            unknown := [value for value in found if value not in self.classes]
+        ):
+            raise BadSample(self._unknown(label, unknown[0], values))
+        self._numbers = [np.asarray([self.classes.index(v) for v in table]) for table in values]
 
     def read(self, start: int, stop: int) -> Num[np.ndarray, "n C"]:
         """Read rows [start, stop) of all columns.
@@ -69,101 +103,181 @@ class Files:
 
     def read_unchecked(self, start: int, stop: int) -> Num[np.ndarray, "n C"]:
         """Read rows as the files hold them, with NaN for missing values, and possibly inf."""
-        if not 0 <= start <= stop <= self._edges[-1]:
-            raise IndexError(
-                f"rows [{start}, {stop}) are not among the {self._edges[-1]} rows of the source"
-            )
-        parts, at = [np.empty((0, len(self.names)), self.dtype)], start
-        while at < stop:
-            i = bisect.bisect_right(self._edges, at) - 1
-            upto = min(stop, self._edges[i + 1])
-            parts.append(
-                self._read_table(self._tables[i], at - self._edges[i], upto - self._edges[i])
-            )
-            at = upto
+        parts = [np.empty((0, len(self.names)), self.dtype)]
+        for i, begin, end in self._pieces(start, stop):
+            table = self._tables[i]
+            try:
+                values = table.read(begin, end)
+            finally:
+                table.file.check()  # after the read, to detect changes before and during it
+            if self._label is not None:
+                values = values.astype(np.float64)
+                codes = values[:, self._label]
+                known = ~np.isnan(codes)
+                codes[known] = self._numbers[i][codes[known].astype(int)]
+            with np.errstate(over="ignore"):  # inf is rejected with its position
+                parts.append(values.astype(self.dtype, copy=False))
         return parts[-1] if len(parts) == 2 else np.concatenate(parts)
+
+    def times(self, start: int, stop: int) -> np.ndarray | None:
+        """Return the times of rows, `[n]` datetime64[us] or float64; None without a time column."""
+        parts = []
+        for i, begin, end in self._pieces(start, stop):
+            read = self._tables[i].times
+            if read is None:
+                return None
+            parts.append(read(begin, end))
+        return np.concatenate(parts) if parts else None
 
     def path_of(self, row: int) -> str:
         """Return the file of a row and its position there."""
         i = min(bisect.bisect_right(self._edges, row), len(self._tables)) - 1
         return f"{self._tables[i].file.path}, {self._tables[i].place(row - self._edges[i])}"
 
-    def _read_table(self, table: Table, start: int, stop: int) -> np.ndarray:
-        try:
-            values = table.read(start, stop)
-        finally:
-            table.file.check()  # after the read, to detect changes before and during it
-        with np.errstate(over="ignore"):  # overflow gives inf, which is rejected with its position
-            return values.astype(self.dtype, copy=False)
+    def _pieces(self, start: int, stop: int) -> list[tuple[int, int, int]]:
+        """Return (table, first row, end) for the rows [start, stop)."""
+        if not 0 <= start <= stop <= self._edges[-1]:
+            raise IndexError(
+                f"rows [{start}, {stop}) are not among the {self._edges[-1]} rows of the source"
+            )
+        pieces, at = [], start
+        while at < stop:
+            i = bisect.bisect_right(self._edges, at) - 1
+            upto = min(stop, self._edges[i + 1])
+            pieces.append((i, at - self._edges[i], upto - self._edges[i]))
+            at = upto
+        return pieces
+
+    def _unknown(self, label: str, value: Class, values: list[list[Class]]) -> str:
+        """Return the message for a label that is not one of the classes."""
+        i = next(i for i, table in enumerate(values) if value in table)
+        table, wanted = self._tables[i], values[i].index(value)
+        row = next(
+            start + int(np.argmax(found))
+            for start in range(0, sum(table.lengths), 65536)
+            if (found := self._column(table, start) == wanted).any()
+        )
+        return (
+            f"{table.file.path}, {table.place(row)}, column {label!r} is {value}, which is not a "
+            f"class of the training data ({', '.join(map(str, self.classes))}). Correct it, or "
+            "predict without --score"
+        )
+
+    def _column(self, table: Table, start: int) -> np.ndarray:
+        return table.read(start, min(start + 65536, sum(table.lengths)))[:, self._label]
 
 
 def open_source(
     paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     columns: Sequence[str] | None = None,
     *,
+    time: str | None = None,
+    group: str | None = None,
+    label: str | None = None,
+    classes: Sequence[Class] | None = None,
+    missing: Missing = "refuse",
+    gaps: Gaps = "keep",
+    sort: bool = False,
     dtype: Any = np.float32,
-) -> Files:
+) -> Files | MaskedSource:
     """Open one or several files as recordings, without loading them into memory.
 
-        .npy      an array `[T]` or `[T, C]`, read by position; columns "0", "1", ...
-        .csv      comma-separated, the first row names the columns
-        .parquet  numeric columns
+        .npy               an array `[T]` or `[T, C]`; columns "0", "1", ...
+        .csv, .tsv         the first row names the columns; plain, .gz or .zst. The separator is
+                           found: comma, semicolon, tab or bar; after the last three, numbers may
+                           have a decimal comma
+        .parquet           numbers, dates and text
 
-    The last two lack (cheap) random access. They are converted once, in blocks, to a file in the
-    cache folder, as large as the columns are in memory; see `open_converted`.
+    A .npy file without further options is read by position. The others are converted once, in
+    blocks, to a folder of the cache, as large as the columns are in memory; see `open_cached`.
+    A column of numbers has the values that polars reads, to the last bit. What is not a number is
+    left out of the columns and named in `notes`: a row index without a name, dates, text.
+
+    The times are read beside the numbers (`Files.times`). Times that fall within a recording are
+    refused. Equal, missing and irregular ones are a TableWarning.
 
     Values are checked when they are read. A missing, NaN or infinite value raises a `BadSample`
-    with its file, row and column; a file that is gone or changed raises a `SourceChanged`. Use
-    `masking_bad` to mask bad rows instead.
+    with its file, row and column; a file that is gone or changed raises a `SourceChanged`.
 
     Args:
         paths: the file or files, in order, for example `sorted(folder.glob(...))`.
-        columns: which columns to read, in this order; None reads all, and then all files must
-            have the same names.
+        columns: which columns to read, in this order; None reads all numbers without another use,
+            and then all files must have the same names.
+        time: the column of the times, dates or numbers; None takes the only column of dates.
+        group: a column of numbers or text that separates the recordings of a file: a new one
+            starts where its value changes. Values are compared as written, at any length.
+        label: a column of numbers or text that is the class of a recording. It becomes the last
+            column, with the number of the class in `Files.classes`.
+        classes: all values of the label, in order; None takes those of the files, ascending.
+        missing: what happens to missing values. "refuse" raises an error when one is read; "mask"
+            excludes its row (`masking_bad`); "hold" repeats the newest value of the recording;
+            "interpolate" draws a straight line between its neighbours in the recording, so it
+            uses later rows. Rows that the last two cannot fill are masked.
+        gaps: "split" starts a new recording after a step of more than 1.5 times the median;
+            "keep" does not, and warns.
+        sort: sort the rows of each file by group and time; needs memory for the whole table.
         dtype: dtype of the result of `read`. Use float64 for columns that float32 would
-            coarsen, such as times since 1970, and scale them (`standardised`) before training.
+            coarsen, and scale them (`standardised`) before training.
 
     Raises:
         FileNotFoundError, IsADirectoryError: there is no such file.
-        ImportError: a .csv or .parquet file, and pyarrow is not installed.
+        ImportError: polars is needed and not installed.
         TypeError: `columns` is one string.
         ValueError: no path; an unknown suffix; content that does not match the suffix; columns
-            that differ between files.
-        DataUnavailable: the cache folder for a .csv or .parquet file is not writable.
+            that differ between files; falling times; rows of different groups that are mixed; a
+            label that changes within a recording. The message gives file, row and remedy.
+        BadSample: a label is not one of `classes`.
+        DataUnavailable: the cache folder is not writable.
     """
-    files = (
-        [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]
-    )
-    if not files:
+    files = as_paths(paths)
+    check_columns(columns)
+    if missing not in get_args(Missing) or gaps not in get_args(Gaps):
         raise ValueError(
-            "paths must name at least one file; got none. Check that the pattern matches a file"
+            f"missing must be one of {', '.join(get_args(Missing))}, and gaps one of "
+            f"{', '.join(get_args(Gaps))}; got missing={missing!r}, gaps={gaps!r}"
         )
-    if isinstance(columns, str):  # a string is a sequence of strings, its letters
-        raise TypeError(
-            f"columns must be a sequence of names; got the string {columns!r}. Write ({columns!r},)"
-        )
-    if columns is not None and (len(columns) == 0 or len(set(columns)) < len(columns)):
-        raise ValueError(
-            f"columns must name at least one column, and none twice; got {tuple(columns)}"
-        )
+    if label is not None and label in (columns or ()):
+        raise ValueError(f"label must not be one of columns, the inputs; got {label!r} in both")
     if np.dtype(dtype) not in (np.float32, np.float64):
         raise ValueError(f"dtype must be float32 or float64; got {np.dtype(dtype)}")
-    tables = [_open(path, columns) for path in files]
+    chosen = None if columns is None else tuple(columns)
+    reading = Reading(chosen, time, group, label, missing, gaps, sort)
+    tables = [_open(path, reading) for path in files]
     for table in tables:
         if table.names != tables[0].names:
             raise ValueError(
                 f"{table.file.path} has the columns {', '.join(table.names)}; {files[0]} has "
                 f"{', '.join(tables[0].names)}. Name the ones to read, in order, in `columns`"
             )
-    return Files(tables, dtype)
+        for warning in table.warnings:
+            warnings.warn(warning, TableWarning, stacklevel=2)
+    source = Files(tables, dtype, label, classes)
+    return source if missing == "refuse" else masking_bad(source)
 
 
-def _open(path: Path, columns: Sequence[str] | None) -> Table:
-    suffix = path.suffix.lower()
-    if suffix not in OPENERS:
+def class_value(text: str) -> Class:
+    """Return a label as a number if it is one: 7 for "7" and "7.0"; but "007" remains text."""
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    if str(int(number) if number.is_integer() else number) == text.removesuffix(".0"):
+        return int(number) if number.is_integer() else number
+    return int(text) if text.isdecimal() and str(int(text)) == text else text
+
+
+def _ascending(classes: set[Class]) -> tuple[Class, ...]:
+    """Sort classes: numbers, then text."""
+    return tuple(sorted(classes, key=lambda value: (isinstance(value, str), value)))
+
+
+def _open(path: Path, reading: Reading) -> Table:
+    if kind_of(path) not in KINDS:
         raise ValueError(
-            f"paths must end in one of {', '.join(OPENERS)}; got {path.suffix!r} in {path}. "
-            "Convert it first, or read text with open_text"
+            f"paths must end in one of {', '.join(KINDS)}, or .csv.gz, .csv.zst; got "
+            f"{path.suffix!r} in {path}. Convert it first, or read text with open_text"
         )
     check_file(path, "open_source takes the files")
-    return OPENERS[suffix](path, columns)
+    if kind_of(path) == ".npy" and reading == Reading(reading.columns):
+        return open_npy(path, reading.columns)
+    return open_cached(path, reading)

@@ -1,6 +1,7 @@
 """One table on disk: rows of named columns, read on demand."""
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,23 +9,41 @@ import numpy as np
 
 from tbptt.data.tables.file_changes import FileStamp
 
+KINDS = (".npy", ".csv", ".tsv", ".parquet")
+
+
+class TableWarning(UserWarning):
+    """A table was read, and something about it needs attention; the message gives the place."""
+
 
 class Table(NamedTuple):
     """A file as a table of numbers.
 
-    file:   the file, as it was when it was opened
-    names:  names of the C columns
-    length: number of rows
-    read:   (start, stop) -> `[stop - start, C]`, in the file's own precision, without loading
-            other rows
-    place:  row -> its position for messages: "row 7 (the header is row 1)"
+    file:     the file, as it was when it was opened
+    names:    names of the C columns
+    lengths:  rows of each recording
+    read:     (start, stop) -> `[stop - start, C]`, in the file's own precision, without loading
+              other rows
+    place:    row -> its position for messages: "row 7 (the header is row 1)"
+    times:    (start, stop) -> `[stop - start]`, datetime64[us] or float64; None without a time
+    time:     the name of its column, or None
+    groups:   the group of each recording, as text; () without groups
+    classes:  the values of the label, as text; class i is the number i in the last column
+    notes:    how the file was read; what was left out or filled in
+    warnings: what needs attention
     """
 
     file: FileStamp
     names: tuple[str, ...]
-    length: int
+    lengths: tuple[int, ...]
     read: Callable[[int, int], np.ndarray]
     place: Callable[[int], str]
+    times: Callable[[int, int], np.ndarray] | None = None
+    time: str | None = None
+    groups: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def choose_columns(
@@ -37,15 +56,34 @@ def choose_columns(
     return chosen, [names.index(name) for name in chosen]
 
 
-def need_pyarrow(path: Path) -> None:
-    """Raise an ImportError with the install command unless pyarrow is installed."""
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            f"reading {path} needs pyarrow, which is not installed: pip install 'tbptt[data]'. "
-            ".npy and text files do not need it"
-        ) from error
+def check_columns(columns: Sequence[str] | None) -> None:
+    """Raise an error unless `columns` is None, or names without repetition."""
+    if isinstance(columns, str):  # a string is a sequence of strings, its letters
+        raise TypeError(
+            f"columns must be a sequence of names; got the string {columns!r}. Write ({columns!r},)"
+        )
+    if columns is not None and (len(columns) == 0 or len(set(columns)) < len(columns)):
+        raise ValueError(
+            f"columns must name at least one column, and none twice; got {tuple(columns)}"
+        )
+
+
+def kind_of(path: Path) -> str:
+    """Return the suffix that gives the format of a file: ".csv" for x.csv, x.CSV and x.csv.gz."""
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    packed = len(suffixes) == 2 and suffixes[1] in (".gz", ".zst") and suffixes[0] in KINDS[1:3]
+    return suffixes[0] if packed else path.suffix.lower()
+
+
+def as_paths(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """Return one or several paths as a list; raise a ValueError if there is none."""
+    one = isinstance(paths, str | os.PathLike)
+    files = [Path(paths)] if one else [Path(path) for path in paths]
+    if not files:
+        raise ValueError(
+            "paths must name at least one file; got none. Check that the pattern matches a file"
+        )
+    return files
 
 
 def check_file(path: Path, wanted: str) -> None:

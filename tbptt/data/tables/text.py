@@ -11,7 +11,7 @@ from jaxtyping import Int, UInt8
 from tbptt.data.tables.bad_samples import BadSample
 from tbptt.data.tables.file_changes import SourceChanged, stamp_of
 from tbptt.data.tables.sources import Files, Source
-from tbptt.data.tables.table import Table, check_file
+from tbptt.data.tables.table import Table, as_paths, check_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,14 +68,7 @@ def open_text(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) 
         FileNotFoundError, IsADirectoryError: there is no such file.
         ValueError: no path, or an empty file.
     """
-    files = (
-        [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]
-    )
-    if not files:
-        raise ValueError(
-            "paths must name at least one file; got none. Check that the pattern matches a file"
-        )
-    return Files([_open(path) for path in files], np.uint8)
+    return Files([_open(path) for path in as_paths(paths)], np.uint8)
 
 
 def count_symbols(source: Source, block: int = 1 << 20) -> Vocabulary:
@@ -108,4 +101,4 @@ def _open(path: Path) -> Table:
             )
         return np.frombuffer(found, np.uint8)[:, None]
 
-    return Table(stamp, ("byte",), stamp.size, read, lambda row: f"byte {row} (from 0)")
+    return Table(stamp, ("byte",), (stamp.size,), read, lambda row: f"byte {row} (from 0)")

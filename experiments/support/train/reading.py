@@ -1,0 +1,19 @@
+"""The flags that say how tables are read."""
+
+from typing import Any, NamedTuple
+
+
+class Reading(NamedTuple):
+    """Arguments of `open_source` that are flags of experiments.train and experiments.predict."""
+
+    time: str | None = None
+    group: str | None = None
+    missing: Any = "refuse"
+    gaps: Any = "keep"
+    sort: bool = False
+
+    @classmethod
+    def of(cls, config: Any) -> "Reading":
+        """Return the flags of a run; those that an older config.json lacks have their defaults."""
+        get = config.get if isinstance(config, dict) else lambda *args: getattr(config, *args)
+        return cls(**{name: get(name, default) for name, default in cls()._asdict().items()})
