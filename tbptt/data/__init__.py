@@ -32,6 +32,8 @@ from tbptt.data.streams.layout import Span as Span
 from tbptt.data.streams.layout import even_streams as even_streams
 from tbptt.data.streams.layout import whole_recordings as whole_recordings
 from tbptt.data.streams.packing import pack as pack
+from tbptt.data.streams.padding import last_outputs as last_outputs
+from tbptt.data.streams.padding import pad as pad
 from tbptt.data.streams.read_ahead import read_ahead as read_ahead
 from tbptt.data.streams.recording_stream import RecordingStream as RecordingStream
 from tbptt.data.streams.scaling import stream_scaling as stream_scaling

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,6 +72,7 @@ class Pace:
         return max(min(ends), 0.0) if ends else None
 
 
+@runtime_checkable
 class View(Protocol):
     """Display of a Status; `end` shows the last one and closes the display."""
 

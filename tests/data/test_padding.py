@@ -1,0 +1,72 @@
+"""Padded sequences train and are scored as the separate sequences are."""
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+import pytest
+
+import tbptt
+from tbptt.data import last_outputs, pad
+
+CELL, READOUT = tbptt.GRU(2, 4), nn.Dense(3, param_dtype=float)
+LOSS_FN = tbptt.sequence_loss(CELL, READOUT, optax.losses.softmax_cross_entropy_with_integer_labels)
+PARAMS = tbptt.init_params(jax.random.key(0), CELL, READOUT)
+LENGTHS, LABELS = (5, 2, 7), np.array([2, 0, 1])
+SEQUENCES = [np.random.default_rng(i).normal(size=(n, 2)) for i, n in enumerate(LENGTHS)]
+
+
+def separate(i):
+    """Return the outputs of one sequence alone, `[T_i, K]`."""
+    batch = tbptt.Batch(SEQUENCES[i], None)
+    return tbptt.predict(CELL, READOUT, PARAMS, CELL.initial_carry(), batch)[1]
+
+
+def test_labels_count_once_at_the_end_of_their_sequence():
+    batch = pad(SEQUENCES, labels=LABELS, T=9)
+    carry = CELL.initial_carry((3,))
+    loss_sum, _ = LOSS_FN(PARAMS, carry, batch)
+    _, outputs = tbptt.predict(CELL, READOUT, PARAMS, carry, batch)
+    last, want = last_outputs(outputs, batch.mask), np.stack([separate(i)[-1] for i in range(3)])
+    np.testing.assert_allclose(last, want, rtol=1e-12)
+    assert not np.allclose(outputs[-1, 1], outputs[1, 1], rtol=1e-3)  # it is the output at padding
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(want, LABELS)
+    np.testing.assert_allclose(loss_sum, losses.sum(), rtol=1e-12)
+    assert batch.inputs.shape == (9, 3, 2) and float(batch.weights.sum()) == 3
+
+
+def test_targets_of_every_step():
+    targets = [np.arange(n) % 3 for n in LENGTHS]
+    batch = pad(SEQUENCES, targets)
+    assert batch.inputs.shape[0] == 7 and batch.weights is None
+    loss_sum, _ = LOSS_FN(PARAMS, CELL.initial_carry((3,)), batch)
+    losses = [
+        optax.losses.softmax_cross_entropy_with_integer_labels(separate(i), targets[i]).sum()
+        for i in range(3)
+    ]
+    np.testing.assert_allclose(loss_sum, sum(losses), rtol=1e-12)
+
+
+def test_the_last_step_of_a_mask_with_gaps_and_of_vector_free_outputs():
+    outputs = np.arange(8.0).reshape(4, 2)
+    mask = np.array([[1, 0], [0, 1], [1, 0], [0, 0]], bool)
+    assert last_outputs(outputs, mask).tolist() == [4.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "more", "words"),
+    [
+        ((SEQUENCES,), {}, "exactly one of targets .* got neither"),
+        ((SEQUENCES, SEQUENCES), {"labels": LABELS}, "got both"),
+        (([],), {"labels": []}, "at least one sequence"),
+        (([np.ones((0, 2))],), {"labels": [1]}, "none that is empty"),
+        ((SEQUENCES,), {"labels": LABELS, "T": 6}, "T must be at least 7.*got T=6"),
+        ((SEQUENCES, SEQUENCES[:2]), {}, "targets must have one array.*use labels="),
+        ((SEQUENCES,), {"labels": LABELS[:2]}, r"labels must have one entry per sequence, 3"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, more, words):
+    with pytest.raises(ValueError, match=words):
+        pad(*arguments, **more)
+    with pytest.raises(ValueError, match=r"mask must be \[T, \*batch\]"):
+        last_outputs(np.ones((4, 2)), np.ones((3, 2), bool))
