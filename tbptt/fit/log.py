@@ -153,7 +153,7 @@ class RunLog:
         if waiting >= self._every or time.monotonic() - self._fetched >= FETCH_SECONDS:
             self._fetch()
 
-    def valid(self, metric: float | None = None, **numbers: float) -> None:
+    def valid(self, metric: float | None = None, **numbers: int | float) -> None:
         """Add the scores on held-out data after the updates so far, and the one to compare."""
         self.flush()
         self._valid = "valid " + "  ".join(
@@ -255,5 +255,5 @@ class RunLog:
             )
 
 
-def _or_none(value: float) -> float | None:
+def _or_none(value: int | float) -> float | None:
     return float(value) if math.isfinite(value) else None

@@ -183,7 +183,7 @@ def _described(status: Status) -> tuple[list[str], list[str]]:
     return pace, numbers
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: int | float) -> str:
     """Format seconds with the two largest units: 4000 -> '1 h 7 min'."""
     total = round(seconds)
     for size, unit, lower in ((86400, "d", 3600), (3600, "h", 60), (60, "min", 1)):

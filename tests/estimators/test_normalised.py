@@ -24,10 +24,10 @@ MAKE = {
     "grouped": lambda loss: tbptt.truncated_bptt(loss, K, K, group=2),
     "overlapping": lambda loss: tbptt.truncated_bptt(loss, K, 2 * K),
     "adaptive": lambda loss: tbptt.adaptive_bptt(loss, K, (K, 2 * K), 0.1, lags=4, tau=2),
-    "random windows": lambda loss: tbptt.random_window_bptt(loss, K, AwdLengths(4)),
+    "random windows": lambda loss: tbptt.estimators.random_window_bptt(loss, K, AwdLengths(4)),
     "randomized": lambda loss: tbptt.randomized_bptt(loss, K, ConstantRate(6)),
     "rtrl": tbptt.rtrl,
-    "sparse_rtrl": tbptt.sparse_rtrl,
+    "sparse_rtrl": tbptt.estimators.sparse_rtrl,
     "snap": lambda loss: tbptt.snap(loss, 1),
     "uoro": tbptt.uoro,
 }

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array
 
 from tbptt.types import Batch
 from tbptt.windows import check_window
@@ -80,7 +80,7 @@ def pad(
     return Batch(_padded(inputs, T), steps, weights, mask=jnp.asarray(mask))
 
 
-def last_outputs(outputs: Array, mask: Bool[Array, "T *batch"]) -> Array:
+def last_outputs(outputs: Any, mask: Any) -> Array:
     """Return the outputs at the last step of every sequence that the mask keeps.
 
         for i in range(n):
