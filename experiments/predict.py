@@ -11,19 +11,22 @@ the rows before it, and no later row.
     classes    row, prediction, p_CLASS ...: the class of the recording, predicted after every row
     text       row, prediction, p_prediction: the most likely next symbol (escaped unless ASCII)
 
-With --score the file must contain the target. The true values are then written beside the
-predictions, and the last line of stdout (JSON) contains the metric.
+`--carry-out day1.carry`, then `--carry-in day1.carry` with the next file, gives the predictions of
+one long file. With --score the file must contain the target. The true values are then written
+beside the predictions, and the last line of stdout (JSON) contains the metric.
 """
 
 import dataclasses
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+import tbptt
 from experiments.support.common.console import console
 from experiments.support.common.json_file import read_config
 from experiments.support.common.unroll_choice import choose_unroll, print_unroll
@@ -58,6 +61,10 @@ class Config:
     one (uses later rows); default that of the run"""
     sort: bool = False
     """sort the rows by group and time"""
+    carry_in: Path | None = None
+    """carry file of an earlier call: the first row of --data continues its last recording"""
+    carry_out: Path | None = None
+    """write the carry after the last row, for --carry-in of the next call"""
     seed: int | None = None
     """for a run with several --seeds: index of the seed, from 0; default the one in its summary"""
 
@@ -78,9 +85,20 @@ def main(config: Config) -> dict[str, Any]:
     source = open_for(task, [config.data], config.score, reading=reading)
     name = config.data.name.removesuffix(".gz").removesuffix(".zst")
     out = config.out or config.run / f"predictions-{Path(name).stem}.csv"
+    carry_out = config.carry_out
     params, loaded = load_params(config.run, model, settings.get("seeds", 1), config.seed)
     with PredictionFile(out) as file:
-        done = predict_file(task, model, params, source, file, config.block, config.score)
+        done = predict_file(
+            task,
+            model,
+            params,
+            source,
+            file,
+            config.block,
+            config.score,
+            _carry(config, model),
+            None if carry_out is None else lambda carry: tbptt.save(carry, carry_out),
+        )
     return {
         "run": str(config.run),
         "checkpoint": str(loaded.path),
@@ -92,6 +110,13 @@ def main(config: Config) -> dict[str, Any]:
     }
 
 
+def _carry(config: Config, model: Model) -> Any:
+    """Return the carry of --carry-in; None without the flag."""
+    if config.carry_in is None:
+        return None
+    return tbptt.load(config.carry_in, model.cell.initial_carry((1,)))
+
+
 def predict_file(
     task: Task,
     model: Model,
@@ -100,8 +125,10 @@ def predict_file(
     file: PredictionFile,
     block: int,
     score: bool,
+    carry: Any = None,
+    ended: Callable[[Any], None] | None = None,
 ) -> dict[str, Any]:
-    """Stream a source through the model into a file.
+    """Stream a source through the model into a file; carry and ended as for `predict_blocks`.
 
     Return rows, rows_per_second, and with `score` the metric.
     """
@@ -109,7 +136,7 @@ def predict_file(
     pace, view, rows = Pace(total, None), make_view(console, every=10.0), 0
     try:
         for columns, outputs, steps in predict_blocks(
-            task, model, params, source, block, score=score
+            task, model, params, source, block, score=score, carry=carry, ended=ended
         ):
             file.write(columns)
             scored.add(outputs, steps)

@@ -39,6 +39,7 @@ from experiments.support.train.advice import advice, before_training
 from experiments.support.train.choices import resolve
 from experiments.support.train.data import open_data
 from experiments.support.train.end import best_seed, finish, print_line
+from experiments.support.train.init_from import with_params_of, with_scaling_of
 from experiments.support.train.processes import is_first, join, log_place, wait_for_all
 from tbptt.checkpoints import Checkpoints
 from tbptt.data import DataUnavailable
@@ -144,6 +145,9 @@ class Config:
     resume: Path | None = None
     """folder of a run to resume with its own flags; only duration, frequencies and devices may be
     changed"""
+    init_from: Path | None = None
+    """folder of a run whose best parameters and scaling this run starts from, on new or longer
+    data"""
     out: Path | None = None
     """folder of the run; default runs/train/TIMESTAMP"""
 
@@ -153,6 +157,8 @@ def main(config: Config, stop: Stop) -> dict[str, Any]:
     folder = run_config.folder_of(config)
     wait_for_all("the folder is free")
     data = open_data(config)
+    if config.init_from is not None:  # a resumed run has the task in its own config.json
+        data = with_scaling_of(data, config.resume or config.init_from)
     config = resolve(config, data)
     with Checkpoints(
         folder / "checkpoints", run_config.must_agree(config, data), config.keep
@@ -161,6 +167,8 @@ def main(config: Config, stop: Stop) -> dict[str, Any]:
         if is_first():
             run_config.write_config(folder, config, data, run_result.metric_name(data))
         state, position = resumed(checkpoints, setup.state)
+        if config.init_from is not None and position == 0:
+            state = with_params_of(state, config.init_from, setup.model, config.seeds)
         what = f"batch of {config.batch} sequences of {max(setup.stream.steps)} steps"
         what = f"resuming after update {position}" if position else what
         print_line(f"{folder}: {what}; {len(setup.stream)} updates per pass")

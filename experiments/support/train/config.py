@@ -143,6 +143,8 @@ def _plain(value: Any) -> Any:
 def _typed(name: str, value: Any) -> Any:
     if name == "data":
         return tuple(Path(item) for item in value)
+    if name == "init_from":
+        return None if value is None else Path(value)
     return tuple(value) if isinstance(value, list) else value
 
 

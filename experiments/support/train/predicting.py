@@ -30,6 +30,8 @@ def predict_blocks(
     *,
     score: bool = False,
     skip: int = 0,
+    carry: Any = None,
+    ended: Callable[[Any], None] | None = None,
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, Steps]]:
     """Run the model over a source in blocks, and yield the predictions of each.
 
@@ -48,6 +50,9 @@ def predict_blocks(
         score: whether the source contains the target; adds the columns `truth`, and `p_truth` for
           classes and symbols.
         skip: number of first rows that only advance the carry; they are not yielded.
+        carry: the carry that enters the first row, which then continues a recording; None: the
+          initial carry.
+        ended: called with the carry after the last row.
 
     Yields:
         (columns, outputs, steps): the predictions of some rows, with "row", counted from the first
@@ -57,10 +62,20 @@ def predict_blocks(
     if block < 1:
         raise ValueError(f"--block must be at least 1 step; got {block}")
     run, total = _program(model), sum(source.lengths)
-    carry = model.cell.initial_carry((1,))
+    continued = carry is not None
+    carry = carry if continued else model.cell.initial_carry((1,))
     for start in range(0, total, block):
         steps = read_steps(task, source, start, min(start + block, total), score)
         n = len(steps.resets)
+        if continued and start == 0:
+            steps = steps._replace(resets=np.where(np.arange(n) == 0, False, steps.resets))
+        if ended is not None and start + block >= total:  # without the padding
+            exact = [
+                leaf[:, None]
+                for leaf in (steps.inputs, steps.resets, steps.mask)
+                if leaf is not None
+            ]
+            ended(run(params, carry, *exact)[0])
         padded = [
             np.concatenate([leaf, np.zeros((block - n, *leaf.shape[1:]), leaf.dtype)])
             for leaf in (steps.inputs, steps.resets, steps.mask)

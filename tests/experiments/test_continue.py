@@ -1,0 +1,101 @@
+"""Programs continue: predictions from yesterday's carry, training from an earlier run; warnings."""
+
+import csv
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tyro
+
+from experiments import predict, train
+from experiments.support.train.advice import before_training
+
+SMALL = ["--hidden", 4, "--k1", 20, "--k2", 20, "--batch", 2, "--epochs", 1]
+
+
+@pytest.fixture(autouse=True)
+def setting(tmp_path, monkeypatch):
+    """Run programs in float32 and in a temporary folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TBPTT_DATA", str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        "experiments.support.train.end.write_report", lambda folder: folder / "report.html"
+    )
+    t = np.arange(900)
+    np.save("all.npy", np.sin(t / 5)[:, None] + 0.1 * np.cos(t / 7)[:, None])
+    np.save("shifted.npy", 5 + 3 * np.load("all.npy"))
+    np.save("day1.npy", np.load("all.npy")[:500])
+    np.save("day2.npy", np.load("all.npy")[500:])
+    jax.config.update("jax_enable_x64", False)
+    yield
+    jax.config.update("jax_enable_x64", True)
+
+
+def go(capsys, *flags):
+    status = train.run(
+        lambda **more: tyro.cli(train.Config, args=[str(flag) for flag in flags], **more)
+    )
+    return status, *capsys.readouterr()
+
+
+def predictions(*flags):
+    config = tyro.cli(predict.Config, args=[str(flag) for flag in flags])
+    with open(predict.main(config)["predictions"]) as file:
+        return np.array([float(row["prediction"]) for row in csv.DictReader(file)])
+
+
+def test_two_days_with_a_carry_equal_one_long_file(capsys):
+    assert go(capsys, "--data", "all.npy", "--target", 0, *SMALL, "--out", "run")[0] == 0
+    whole = predictions("run", "--data", "all.npy", "--block", 128)
+    first = predictions("run", "--data", "day1.npy", "--block", 128, "--carry-out", "carry")
+    second = predictions("run", "--data", "day2.npy", "--block", 128, "--carry-in", "carry")
+    cold = predictions("run", "--data", "day2.npy", "--block", 128, "--out", "cold.csv")
+    np.testing.assert_allclose(np.concatenate([first, second]), whole, rtol=1e-5, atol=1e-6)
+    assert abs(cold[0] - whole[500]) > 1e-3
+
+
+def test_a_run_starts_from_the_params_and_the_scaling_of_another(capsys):
+    assert go(capsys, "--data", "all.npy", "--target", 0, *SMALL, "--out", "old")[0] == 0
+    flags = ["--data", "shifted.npy", "--target", 0, *SMALL, "--lr", 1e-9, "--out", "new"]
+    assert go(capsys, *flags, "--init-from", "old")[0] == 0
+    old, new = (
+        json.loads(Path(f"{name}/config.json").read_text())["task"] for name in ("old", "new")
+    )
+    assert new == old  # mean and scale are those of all.npy
+    # With a rate of about 0 the parameters remain those of the old run.
+    np.testing.assert_allclose(
+        predictions("new", "--data", "all.npy"), predictions("old", "--data", "all.npy"), rtol=1e-4
+    )
+    status, _, err = go(capsys, "--resume", "new", "--epochs", 2)
+    assert status == 0, err
+    other = ["--horizon", 3, "--init-from", "old", "--out", "other"]
+    status, _, err = go(capsys, "--data", "all.npy", "--target", 0, *other)
+    assert status == 1 and "must have the same task; its horizon is 1, here 3" in err
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ((5000, 4, 1600, 1), ["fewer than --k1 5000", "only 1 updates"]),
+        ((50, 4000, 2, 100), ["fewer than --k1 50: one update per pass"]),
+        ((50, 32, 200, None), ["only 4 updates per pass"]),
+        ((50, 32, 2000, 40), []),
+    ],
+)
+def test_settings_that_can_hardly_learn_are_a_warning(setting, words):
+    found = [f"{message}; {advice}" for message, advice in before_training(*setting)]
+    assert len(found) == len(words)
+    assert all(word in text for word, text in zip(words, found, strict=True))
+
+
+def test_an_absent_device_is_one_sentence(capsys, monkeypatch):
+    def absent():
+        raise AssertionError
+
+    monkeypatch.setattr(jax, "devices", absent)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    status, out, err = go(capsys, "--data", "all.npy", "--target", 0, *SMALL)
+    assert status == 1 and out == "" and len(err.splitlines()) == 1
+    assert "train: no device for JAX_PLATFORMS=cuda. Unset JAX_PLATFORMS" in err
