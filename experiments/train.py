@@ -37,7 +37,8 @@ from experiments.support.train import result as run_result
 from experiments.support.train import setup as run_setup
 from experiments.support.train.advice import advice, before_training
 from experiments.support.train.choices import resolve
-from experiments.support.train.data import open_data
+from experiments.support.train.data import RunData, open_data
+from experiments.support.train.drift import column_warnings
 from experiments.support.train.end import best_seed, finish, print_line
 from experiments.support.train.init_from import with_params_of, with_scaling_of
 from experiments.support.train.processes import is_first, join, log_place, wait_for_all
@@ -66,6 +67,8 @@ class Config:
     text"""
     columns: tuple[str, ...] = ()
     """input columns; default all numeric columns except --group and the class"""
+    without: tuple[str, ...] = ()
+    """columns to leave out of the inputs, for example one that stops in the test part"""
     group: str | None = None
     """column that separates the recordings within a file: a new recording starts where its value
     changes"""
@@ -198,7 +201,7 @@ def main(config: Config, stop: Stop) -> dict[str, Any]:
         )
         try:
             with log:
-                for message, remedy in warnings_before(setup, config):
+                for message, remedy in warnings_before(setup, data, config):
                     log.warn("setting", message, remedy)
                 ended = run_loop(
                     setup.step,
@@ -236,12 +239,16 @@ def resumed(checkpoints: Checkpoints, state: tbptt.TrainState) -> tuple[tbptt.Tr
     return (state, 0) if found is None else (found.state, int(found.position))
 
 
-def warnings_before(setup: run_setup.Setup, config: Config) -> list[tuple[str, str]]:
-    """Return (message, advice) of settings with which the run can hardly learn; none if resumed."""
-    if config.resume is not None or config.estimator == "full":
+def warnings_before(setup: run_setup.Setup, data: RunData, config: Config) -> list[tuple[str, str]]:
+    """Return (message, advice) of settings and data that the run can hardly learn from.
+
+    None if it is resumed.
+    """
+    if config.resume is not None:
         return []
     steps = max(setup.stream.steps)
-    return before_training(setup.chunk, setup.stream.streams, steps, setup.updates)
+    hardly = before_training(setup.chunk, setup.stream.streams, steps, setup.updates)
+    return [*column_warnings(data), *([] if config.estimator == "full" else hardly)]
 
 
 FAULTS = (

@@ -6,6 +6,7 @@ import pytest
 from tbptt.data import (
     BadSample,
     RecordingStream,
+    TableWarning,
     Vocabulary,
     count_bad,
     count_classes,
@@ -270,9 +271,12 @@ def test_scaling_of_masked_sources_and_errors(tmp_path, source):
     np.testing.assert_array_equal(view.good(0, 6), [0, 1, 1, 0, 1, 1])
     np.save(tmp_path / "c.npy", np.full((9, 2), 0.1))
     with pytest.raises(
-        ValueError, match=r"column '0' is constant \(0.1\) over the training part.*`keep`"
+        ValueError, match=r"column '0' is constant \(0.1\) over the training part.*`constant`"
     ):
         stream_scaling(open_source(tmp_path / "c.npy"), keep=("1",))
+    with pytest.warns(TableWarning, match=r"column '0' is constant \(0.1\).*its scale is set to 1"):
+        flat = stream_scaling(open_source(tmp_path / "c.npy"), keep=("1",), constant=("0",))
+    assert flat.mean.tolist() == [pytest.approx(0.1), 0] and flat.scale.tolist() == [1, 1]
     np.save(tmp_path / "n.npy", np.full((9, 2), np.nan))
     with pytest.raises(ValueError, match="all 9 rows of the source are masked"):
         stream_scaling(masking_bad(open_source(tmp_path / "n.npy")))

@@ -99,3 +99,25 @@ def test_an_absent_device_is_one_sentence(capsys, monkeypatch):
     status, out, err = go(capsys, "--data", "all.npy", "--target", 0, *SMALL)
     assert status == 1 and out == "" and len(err.splitlines()) == 1
     assert "train: no device for JAX_PLATFORMS=cuda. Unset JAX_PLATFORMS" in err
+
+
+def test_columns_that_stop_or_are_constant_are_warned_of_and_can_be_left_out(capsys):
+    rng, t = np.random.default_rng(0), np.arange(900)
+    stops = np.where(t < 700, rng.normal(size=900), 2.5)
+    far = np.where(t < 810, rng.normal(size=900), 40.0 + rng.normal(size=900))
+    flat = np.full(900, 7.0)
+    columns = np.stack([np.sin(t / 5), stops, far, flat, rng.normal(size=900)], axis=1)
+    np.savetxt("t.csv", columns, delimiter=",", header="y,stops,far,flat,ok", comments="")
+    status, _, err = go(capsys, "--data", "t.csv", "--target", "y", *SMALL, "--out", "a")
+    assert status == 0 and "column 'flat' is constant (7) over the training part" in err
+    assert "column stops is constant (2.5) in the validation part, unlike in training" in err
+    assert "column far has the mean 40" in err and "consider --without far" in err
+    assert "column ok" not in err and "column y" not in err and "column flat is" not in err
+    less = ["--without", "stops", "far", "flat"]
+    status, _, err = go(capsys, "--data", "t.csv", "--target", "y", *SMALL, "--out", "b", *less)
+    assert status == 0 and "arning" not in err
+    assert json.loads(Path("b/config.json").read_text())["task"]["columns"] == ["y", "ok"]
+    status, _, err = go(capsys, "--data", "t.csv", "--target", "y", *SMALL, "--without", "x")
+    assert status == 1 and "--without must name input columns, y, stops, far, flat, ok" in err
+    status, _, err = go(capsys, "--data", "t.csv", "--target", "flat", *SMALL, "--out", "c")
+    assert status == 1 and "column 'flat' is constant (7)" in err

@@ -1,7 +1,8 @@
 """Choose the input columns of a run from an open table."""
 
+import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ def open_columns(config: Any) -> tuple[Any, tuple[str, ...]]:
     columns = tuple(config.columns) or None
     if columns and not whole and config.target not in columns:
         columns += (config.target,)  # the past of the target is known, too
+    if config.without:
+        columns = _others(config, columns, config.target if whole else None)
     source = open_table(
         config.data, Reading.of(config), columns, label=config.target if whole else None
     )
@@ -50,23 +53,47 @@ def open_columns(config: Any) -> tuple[Any, tuple[str, ...]]:
     return source, chosen
 
 
+def _others(config: Any, columns: tuple[str, ...] | None, label: str | None) -> tuple[str, ...]:
+    """Return the input columns other than --without."""
+    names: Sequence[str] = columns or ()
+    if columns is None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TableWarning)  # shown when the table is opened again
+            reading = Reading.of(config)._asdict()
+            names = open_source(config.data, None, **reading, label=label).names
+    if config.target in config.without:
+        raise ValueError(f"--without must not name the target; got {config.target!r}")
+    if unknown := [name for name in config.without if name not in names]:
+        raise ValueError(
+            f"--without must name input columns, {', '.join(names)}; got {unknown[0]!r}"
+        )
+    return tuple(name for name in names if name not in (*config.without, label))
+
+
 def open_table(
     paths: Sequence[Path], reading: Reading, columns: Sequence[str] | None = None, **more: Any
 ) -> Any:
     """Open tables by `open_source`, and print what it notes and warns of."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", TableWarning)
+    with printed_table_warnings():
         source = open_source(paths, columns, **reading._asdict(), **more)
-    for warning in caught:
-        if not issubclass(warning.category, TableWarning):
-            warnings.warn_explicit(
-                warning.message, warning.category, warning.filename, warning.lineno
-            )
-            continue
-        _print(f"Warning: {warning.message}")
     for note in source.notes:
         _print(note)
     return source
+
+
+@contextlib.contextmanager
+def printed_table_warnings() -> Iterator[None]:
+    """Print the table warnings of a block on stderr; pass on all others."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", TableWarning)
+        yield
+    for warning in caught:
+        if issubclass(warning.category, TableWarning):
+            _print(f"Warning: {warning.message}")
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
 
 
 def _print(line: str) -> None:

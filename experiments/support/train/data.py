@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.support.train.columns import open_columns
+from experiments.support.train.columns import open_columns, printed_table_warnings
 from experiments.support.train.task import Characters, Classify, Forecast, Task
 from tbptt.data import (
     RecordingStream,
@@ -74,7 +74,9 @@ def open_data(config: Any) -> RunData:
     source, columns = open_columns(config)
     parts = _parts(source.lengths, config, whole)
     keep = [config.target] if whole else []
-    scaling = stream_scaling(part(source, 0, parts.train), keep=keep)
+    with printed_table_warnings():
+        inputs = [name for name in columns if name != config.target]
+        scaling = stream_scaling(part(source, 0, parts.train), keep=keep, constant=inputs)
     numbers = {
         name: (float(scaling.mean[i]), float(scaling.scale[i]))
         for i, name in enumerate(source.names)

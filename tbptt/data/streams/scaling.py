@@ -1,5 +1,6 @@
 """Compute means and standard deviations of a source in one pass over small blocks."""
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,9 +8,12 @@ import numpy as np
 from tbptt.data.streams.forecast import Scaling
 from tbptt.data.tables.bad_samples import good_rows
 from tbptt.data.tables.sources import Source
+from tbptt.data.tables.table import TableWarning
 
 
-def stream_scaling(source: Source, *, keep: Sequence[str] = (), block: int = 65536) -> Scaling:
+def stream_scaling(
+    source: Source, *, keep: Sequence[str] = (), constant: Sequence[str] = (), block: int = 65536
+) -> Scaling:
     """Compute every column's mean and population standard deviation, one block at a time.
 
     With n, m, s the rows, mean and sum of squared deviations so far, and n', m', s' those of
@@ -23,13 +27,15 @@ def stream_scaling(source: Source, *, keep: Sequence[str] = (), block: int = 655
     Args:
         source: the training part (see `part`), so that the test part does not leak.
         keep: columns to leave unscaled, with mean 0 and scale 1: labels, times, flags.
+        constant: columns that may be constant: their scale is then 1, with a `TableWarning`.
         block: rows read at once.
 
     Returns:
         A `Scaling` of float64 `[C]`, for `standardised`.
 
     Raises:
-        ValueError: a column is constant, `keep` has an unknown column, or no row counts.
+        ValueError: a column is constant and may not be, `keep` has an unknown column, or no row
+            counts.
 
     References:
         Chan, Golub, LeVeque, *Updating formulae and a pairwise algorithm for computing sample
@@ -64,9 +70,16 @@ def stream_scaling(source: Source, *, keep: Sequence[str] = (), block: int = 655
         )
     kept = np.array([name in keep for name in source.names])
     # Rounding can give a constant column a tiny deviation; comparing the extremes is exact.
-    for column in np.flatnonzero((low == high) & ~kept):
-        raise ValueError(
-            f"column {source.names[column]!r} is constant ({low[column]:g}) over the training "
-            "part, so its scale is 0. Remove it, or name it in `keep`"
-        )
-    return Scaling(np.where(kept, 0.0, m), np.where(kept, 1.0, np.sqrt(s / n)))
+    flat = (low == high) & ~kept
+    for name, value in zip(source.names, low, strict=True):
+        if not flat[source.names.index(name)]:
+            continue
+        what = f"column {name!r} is constant ({value:g}) over the training part"
+        if name not in constant:
+            raise ValueError(
+                f"{what}, so its scale is 0. Use another column or a longer part, or name it in "
+                "`constant` or `keep`"
+            )
+        warnings.warn(f"{what}: its scale is set to 1", TableWarning, stacklevel=2)
+    mean, scale = np.where(flat, low, m), np.where(flat, 1.0, np.sqrt(s / n))
+    return Scaling(np.where(kept, 0.0, mean), np.where(kept, 1.0, scale))

@@ -1,0 +1,60 @@
+"""Warn of input columns that stop, or move far away, in the held-out parts."""
+
+import numpy as np
+
+from experiments.support.train.data import RunData
+from experiments.support.train.task import Characters
+from tbptt.data import Source
+from tbptt.data.tables.bad_samples import good_rows
+
+FAR = 5.0  # standard deviations of the training part
+BLOCK = 65536  # rows read at once
+
+
+def column_warnings(data: RunData) -> list[tuple[str, str]]:
+    """Return (message, advice) for input columns whose held-out values are unlike the training.
+
+    A column is named if it is constant in the validation or test part but not in training, or if
+    its mean there is more than 5 standard deviations of the training part away.
+    """
+    task, parts = data.task, data.parts
+    if isinstance(task, Characters):
+        return []
+    found = {}
+    for name, start, stop in (
+        ("validation", parts.train, parts.valid),
+        ("test", parts.valid, parts.test),
+    ):
+        low, high, mean = _ranges(data.source, start, stop)
+        for column, center, scale in zip(task.columns, task.mean, task.scale, strict=True):
+            i = data.source.names.index(column)
+            if low[i] == high[i] and (low[i] != center or scale != 1.0):
+                found.setdefault(column, f"is constant ({low[i]:g}) in the {name} part")
+            elif abs(mean[i] - center) > FAR * scale:
+                found.setdefault(
+                    column,
+                    f"has the mean {mean[i]:.4g} in the {name} part, {center:.4g} +- {scale:.4g} "
+                    "in training",
+                )
+    target = getattr(task, "target", "")
+    return [
+        (
+            f"column {column} {what}, unlike in training",
+            f"consider --without {column}" if column != target else "consider another split",
+        )
+        for column, what in found.items()
+    ]
+
+
+def _ranges(source: Source, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the lowest value, the highest value and the mean of every column, over good rows."""
+    C = len(source.names)
+    low, high, total, n = np.full(C, np.inf), np.full(C, -np.inf), np.zeros(C), 0
+    for first in range(start, stop, BLOCK):
+        last = min(first + BLOCK, stop)
+        values, good = source.read(first, last).astype(np.float64), good_rows(source, first, last)
+        values = values if good is None else values[good]
+        if len(values):
+            low, high = np.minimum(low, values.min(axis=0)), np.maximum(high, values.max(axis=0))
+            total, n = total + values.sum(axis=0), n + len(values)
+    return low, high, total / max(n, 1)
