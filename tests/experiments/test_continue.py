@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -111,7 +112,8 @@ def test_columns_that_stop_or_are_constant_are_warned_of_and_can_be_left_out(cap
     status, _, err = go(capsys, "--data", "t.csv", "--target", "y", *SMALL, "--out", "a")
     assert status == 0 and "column 'flat' is constant (7) over the training part" in err
     assert "column stops is constant (2.5) in the validation part, unlike in training" in err
-    assert "column far has the mean 40" in err and "consider --without far" in err
+    assert re.search(r"column far has the mean (39|40)\S* in the test part", err)
+    assert "consider --without far" in err
     assert "column ok" not in err and "column y" not in err and "column flat is" not in err
     less = ["--without", "stops", "far", "flat"]
     status, _, err = go(capsys, "--data", "t.csv", "--target", "y", *SMALL, "--out", "b", *less)
