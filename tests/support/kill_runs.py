@@ -27,8 +27,8 @@ from tests.support.damage import cut, flip
 ROWS, KILLS, TERMS = 2000, 6, 1
 FLAGS = (
     "--target 0 --horizon 2 --cell gru --hidden 3 --estimator randomized --k1 4 --k2 16 "
-    "--batch 4 --lr 0.01 --valid-every 497 --checkpoint-seconds 0.05 --epochs 50"
-).split()
+    "--batch 4 --lr 0.01 --valid-every 497 --checkpoint-seconds 0.05 --epochs 50 --keep 5"
+).split()  # 5 are kept, of which at most 3 are damaged: one is intact whenever a run is killed
 # Kill number -> how the largest file of the newest checkpoint is damaged after it.
 DAMAGES = {1: cut, 2: flip, 4: os.unlink}
 # Kills before training has begun: while reading data, skipping damage, restoring or compiling.
