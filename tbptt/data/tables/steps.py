@@ -113,7 +113,7 @@ def _steps(times: np.ndarray, starts: Sequence[int]) -> Iterator[tuple[int, np.n
         stop = min(at + BLOCK, len(times))
         step = np.diff(times[at - 1 : stop])
         here = edges[(edges >= at) & (edges < stop)] - at
-        step[here] = np.timedelta64("NaT") if step.dtype.kind == "m" else np.nan
+        step[here] = np.array("NaT", step.dtype) if step.dtype.kind == "m" else np.nan
         yield at, step
 
 
