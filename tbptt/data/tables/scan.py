@@ -226,9 +226,7 @@ def _first_lines(path: Path) -> list[str]:
             truncate_ragged_lines=True,
         )
     except pl.exceptions.NoDataError as error:
-        if (
-            path.suffix == ".csv" and path.stat().st_size
-        ):  # blank lines; of old polars
+        if path.suffix == ".csv" and path.stat().st_size:  # blank lines; of old polars
             return [""]
         raise ValueError(
             f"{path} is empty; expected a row of column names and at least one row of numbers"
