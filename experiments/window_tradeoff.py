@@ -1,7 +1,7 @@
 """Compare full and truncated BPTT at equal computation on a pulse recording, then train well.
 
     python -m experiments.window_tradeoff            under 4 minutes on two cores
-    python -m experiments.window_tradeoff --quick    under 40 seconds; its claims are not judged
+    python -m experiments.window_tradeoff --quick    about 40 seconds; its claims are not judged
 
 First a sweep: every window trains with several seeds for the same number of cell steps, and the
 window with the lowest median validation error is chosen. Then that window alone trains longer, and
@@ -31,7 +31,10 @@ from experiments.support.common.console import console, human_bytes, progress, t
 from experiments.support.common.forecasting import (
     Job,
     Model,
+    Run,
+    estimator_of,
     forecast,
+    full_bptt_of,
     make_job,
     mse,
     step_temp_bytes,
@@ -132,10 +135,7 @@ def one_window(
 ) -> dict[str, Any]:
     """Train several seeds for `config.sweep_passes` each and score them on the validation part."""
     estimator, name = _estimator(job, model, k1, k2)
-    runs = [
-        _train(config, job, model, estimator, name, k1, k2, config.sweep_passes, seed, display)
-        for seed in range(config.seed, config.seed + config.seeds)
-    ]
+    runs = _seeds(config, job, model, estimator, name, k1, k2, config.sweep_passes, display)
     scores = [mse(job, forecast(model, run.params, job, job.valid), job.valid) for run in runs]
     return {
         "estimator": name,
@@ -160,13 +160,8 @@ def train_chosen(
     """
     k1, k2 = best["k1"], best["k2"]
     estimator, name = _estimator(job, model, k1, k2)
-    runs = [
-        _train(
-            config, job, model, estimator, f"{name}, seed {seed}", k1, k2, config.passes, seed,
-            display,
-        )
-        for seed in range(config.seed, config.seed + config.seeds)
-    ]  # fmt: skip
+    label = f"{name}, longer"
+    runs = _seeds(config, job, model, estimator, label, k1, k2, config.passes, display)
     outputs = [forecast(model, run.params, job, job.test) for run in runs]
     return {
         "estimator": name,
@@ -183,18 +178,29 @@ def train_chosen(
 
 def _estimator(job: Job, model: Model, k1: int, k2: int) -> tuple[tbptt.Estimator, str]:
     if k1 == job.batch.inputs.shape[0]:
-        return tbptt.full_bptt(model.loss_fn()), f"full BPTT, {k1} steps"
-    return tbptt.truncated_bptt(model.loss_fn(), k1, k2), f"TBPTT({k1}, {k2})"
+        return full_bptt_of(model), f"full BPTT, {k1} steps"
+    return estimator_of(model, k1, k2), f"TBPTT({k1}, {k2})"
+
+
+def _seeds(
+    config: Config, job: Job, model: Model, estimator: tbptt.Estimator, name: str, k1: int, k2: int,
+    passes: int, display: Any,
+) -> list[Run]:  # fmt: skip
+    """Train with every seed, for `passes` passes if k2 = k1."""
+    seeds = range(config.seed, config.seed + config.seeds)
+    return [
+        _train(config, job, model, estimator, name, k1, k2, passes, seed, display) for seed in seeds
+    ]
 
 
 def _train(
     config: Config, job: Job, model: Model, estimator: tbptt.Estimator, name: str, k1: int, k2: int,
     passes: int, seed: int, display: Any,
-) -> Any:  # fmt: skip
-    first, done = seed == config.seed, itertools.count(1)
-    epochs = max(1, round(passes * k1 / k2))
+) -> Run:  # fmt: skip
+    compiles = seed == config.seed and passes == config.sweep_passes  # later runs share the program
+    done, epochs = itertools.count(1), max(1, round(passes * k1 / k2))
     task = display.add_task(
-        (f"compiling {name}, {COMPILE}" if first else name).ljust(34), total=epochs, loss="-"
+        (f"compiling {name}, {COMPILE}" if compiles else name).ljust(34), total=epochs, loss="-"
     )
 
     def report(used: float, loss: float) -> None:

@@ -4,6 +4,7 @@ import ast
 import functools
 import importlib
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -223,3 +224,14 @@ def test_frames_between_the_update_and_the_scan(monkeypatch):
     monkeypatch.setattr(jax.lax, "scan", counting)
     jax.eval_shape(tbptt.make_train_step(estimator, optax.sgd(0.1)), state, batch)
     assert stacks and max(map(len, stacks)) <= 9, stacks
+
+
+@pytest.mark.parametrize(
+    "folder",
+    sorted((ROOT / "experiments/support").glob("*/README.md")),
+    ids=lambda p: p.parent.name,
+)
+def test_the_readme_of_a_folder_names_its_files(folder):
+    named = set(re.findall(r"`(\w+\.py)`", folder.read_text()))
+    files = {path.name for path in folder.parent.glob("*.py")} - {"__init__.py"}
+    assert named == files

@@ -201,12 +201,8 @@ def _in_main_thread() -> bool:  # others may not catch signals
 
 
 def _console() -> Any:
-    try:
-        from rich.console import Console
-    except ImportError as error:
-        raise ImportError(
-            "progress=True needs the package rich: pip install rich, or pass progress=False"
-        ) from error
+    from rich.console import Console
+
     return Console(stderr=True, width=None if sys.stderr.isatty() else 120)
 
 

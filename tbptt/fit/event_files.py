@@ -17,8 +17,8 @@ class EventFiles:
             from tensorboardX import SummaryWriter
         except ImportError as error:
             raise ImportError(
-                "--tensorboard needs the package tensorboardX, which is not installed: pip install "
-                "tensorboardX, or omit the flag: metrics.jsonl contains the same numbers"
+                "tensorboard=True (--tensorboard) needs the package tensorboardX: pip install "
+                "tensorboardX, or omit it: metrics.jsonl contains the same numbers"
             ) from error
         self._writer = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
 

@@ -74,10 +74,8 @@ def training_updates(
             if start_pass is not None and start_every is not None and i % start_every == 0:
                 state = start_pass(state)
             if share is not None and (now := round(SHARES * share(i))) != shown:
-                state, shown = (
-                    state._replace(opt_state=set_share(state.opt_state, now / SHARES)),
-                    now,
-                )
+                state = state._replace(opt_state=set_share(state.opt_state, now / SHARES))
+                shown = now
             state, metrics = step(state, chunk.batch)
             yield Update(i + 1, state, metrics)
     finally:
@@ -176,6 +174,8 @@ def run(
     """
     if plan.updates is not None and position >= plan.updates:
         return Ended(state, position, "updates")
+    if position and (reached := _limit(plan, log)):  # a run that had ended
+        return Ended(state, position, reached)
     saver = _Saver(checkpoints, plan.checkpoint_seconds, log)
     iterator = training_updates(
         step, state, stream, position=position, end=plan.updates, put=plan.put,

@@ -123,6 +123,16 @@ def test_the_params_with_the_lowest_score_are_returned_and_patience_ends():
     assert [(p.position, p.metric) for p in seen] == [(4, 0.5), (8, 0.2), (12, 0.3), (16, 0.4)]
 
 
+def test_a_run_that_patience_ended_is_not_continued_by_the_same_call(tmp_path):
+    scores = iter([0.2, 0.3, 0.4, 0.5])
+    calls = [
+        fit(passes=9, patience=2, folder=tmp_path, validate=lambda params: next(scores))
+        for _ in range(2)
+    ]
+    assert [(fitted.ended, fitted.updates) for fitted in calls] == [("patience", 12)] * 2
+    assert_equal(calls[0].params, calls[1].params)
+
+
 def test_a_callback_ends_the_run():
     fitted = fit(passes=5, callbacks=[lambda progress: progress.position == 8])
     assert (fitted.ended, fitted.updates) == ("callback", 8)

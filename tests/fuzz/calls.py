@@ -31,7 +31,7 @@ _MADE: dict[str, Any] = {}
 
 def compiled(program: Program) -> Any:
     """Return a function of (params, carry, batches), compiled once for each program."""
-    name = repr(dataclasses.replace(program, dtypes={}, shapes={}))  # jit knows these by itself
+    name = repr(dataclasses.replace(program, dtypes={}, shapes={}))  # jit distinguishes these
     if name in _MADE:
         return _MADE[name]
     loss_fn = _loss_fn(program.unroll)

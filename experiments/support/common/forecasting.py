@@ -84,6 +84,12 @@ def estimator_of(model: Model, k1: int, k2: int) -> tbptt.Estimator:
     return tbptt.truncated_bptt(model.loss_fn(), k1, k2)
 
 
+@functools.cache
+def full_bptt_of(model: Model) -> tbptt.Estimator:
+    """Return full BPTT of the squared error; cached, as `estimator_of`."""
+    return tbptt.full_bptt(model.loss_fn())
+
+
 def make_optimizer(clip: float) -> optax.GradientTransformation:
     """Make clipping by global norm and Adam, whose rate the loop sets between epochs."""
     return optax.chain(
@@ -181,25 +187,6 @@ def temp_bytes(make: Any, estimator: tbptt.Estimator, model: Model, batch: tbptt
     )
 
 
-def errors(model: Model, params: Any, job: Job) -> tuple[float, float]:
-    """Return the mean squared errors on validation and test part, in one pass over all steps."""
-    inputs = jnp.asarray(job.values[: -job.horizon, None, :1], jnp.float32)
-
-    def forward(params: Any, inputs: jax.Array) -> jax.Array:
-        batch = tbptt.Batch(inputs, None)
-        carry = model.cell.initial_carry((1,))
-        return tbptt.predict(model.cell, model.readout, params, carry, batch, unroll=model.unroll)[
-            1
-        ]
-
-    outputs = np.asarray(jax.jit(forward)(params, inputs), np.float64)[:, 0, -1]
-    squares = (outputs - job.values[job.horizon :, 0]) ** 2
-    scores = [
-        float(squares[start : end - job.horizon].mean()) for start, end in (job.valid, job.test)
-    ]
-    return scores[0], scores[1]
-
-
 WARM_UP = 2000  # steps before a scored part, from the initial carry
 
 
@@ -231,3 +218,11 @@ def mse(job: Job, forecasts: np.ndarray, part: tuple[int, int]) -> float:
     """Return the mean squared error of the forecasts of a part."""
     start, end = part
     return float(np.mean((forecasts - job.values[start + job.horizon : end, 0]) ** 2))
+
+
+def errors(model: Model, params: Any, job: Job) -> tuple[float, float]:
+    """Return the mean squared errors on the validation and the test part."""
+    valid, test = (
+        mse(job, forecast(model, params, job, part), part) for part in (job.valid, job.test)
+    )
+    return valid, test
