@@ -16,17 +16,25 @@ LENGTHS, LABELS = (5, 2, 7), np.array([2, 0, 1])
 SEQUENCES = [np.random.default_rng(i).normal(size=(n, 2)) for i, n in enumerate(LENGTHS)]
 
 
+@jax.jit
+def outputs_of(carry, batch):
+    return tbptt.predict(CELL, READOUT, PARAMS, carry, batch)[1]
+
+
+@jax.jit
+def loss_of(carry, batch):
+    return LOSS_FN(PARAMS, carry, batch)[0]
+
+
 def separate(i):
     """Return the outputs of one sequence alone, `[T_i, K]`."""
-    batch = tbptt.Batch(SEQUENCES[i], None)
-    return tbptt.predict(CELL, READOUT, PARAMS, CELL.initial_carry(), batch)[1]
+    return outputs_of(CELL.initial_carry(), tbptt.Batch(SEQUENCES[i], None))
 
 
 def test_labels_count_once_at_the_end_of_their_sequence():
     batch = pad(SEQUENCES, labels=LABELS, T=9)
     carry = CELL.initial_carry((3,))
-    loss_sum, _ = LOSS_FN(PARAMS, carry, batch)
-    _, outputs = tbptt.predict(CELL, READOUT, PARAMS, carry, batch)
+    loss_sum, outputs = loss_of(carry, batch), outputs_of(carry, batch)
     last, want = last_outputs(outputs, batch.mask), np.stack([separate(i)[-1] for i in range(3)])
     np.testing.assert_allclose(last, want, rtol=1e-12)
     assert not np.allclose(outputs[-1, 1], outputs[1, 1], rtol=1e-3)  # it is the output at padding
@@ -39,7 +47,7 @@ def test_targets_of_every_step():
     targets = [np.arange(n) % 3 for n in LENGTHS]
     batch = pad(SEQUENCES, targets)
     assert batch.inputs.shape[0] == 7 and batch.weights is None
-    loss_sum, _ = LOSS_FN(PARAMS, CELL.initial_carry((3,)), batch)
+    loss_sum = loss_of(CELL.initial_carry((3,)), batch)
     losses = [
         optax.losses.softmax_cross_entropy_with_integer_labels(separate(i), targets[i]).sum()
         for i in range(3)
