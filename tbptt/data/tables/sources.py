@@ -104,7 +104,7 @@ class Files:
     def read_unchecked(self, start: int, stop: int) -> Num[np.ndarray, "n C"]:
         """Read rows as the files hold them, with NaN for missing values, and possibly inf."""
         parts = [np.empty((0, len(self.names)), self.dtype)]
-        for i, begin, end in self._pieces(start, stop):
+        for i, begin, end in self._parts_of(start, stop):
             table = self._tables[i]
             try:
                 values = table.read(begin, end)
@@ -122,7 +122,7 @@ class Files:
     def times(self, start: int, stop: int) -> np.ndarray | None:
         """Return the times of rows, `[n]` datetime64[us] or float64; None without a time column."""
         parts = []
-        for i, begin, end in self._pieces(start, stop):
+        for i, begin, end in self._parts_of(start, stop):
             read = self._tables[i].times
             if read is None:
                 return None
@@ -134,19 +134,19 @@ class Files:
         i = min(bisect.bisect_right(self._edges, row), len(self._tables)) - 1
         return f"{self._tables[i].file.path}, {self._tables[i].place(row - self._edges[i])}"
 
-    def _pieces(self, start: int, stop: int) -> list[tuple[int, int, int]]:
+    def _parts_of(self, start: int, stop: int) -> list[tuple[int, int, int]]:
         """Return (table, first row, end) for the rows [start, stop)."""
         if not 0 <= start <= stop <= self._edges[-1]:
             raise IndexError(
                 f"rows [{start}, {stop}) are not among the {self._edges[-1]} rows of the source"
             )
-        pieces, at = [], start
+        parts, at = [], start
         while at < stop:
             i = bisect.bisect_right(self._edges, at) - 1
             upto = min(stop, self._edges[i + 1])
-            pieces.append((i, at - self._edges[i], upto - self._edges[i]))
+            parts.append((i, at - self._edges[i], upto - self._edges[i]))
             at = upto
-        return pieces
+        return parts
 
     def _unknown(self, label: str, value: Class, values: list[list[Class]]) -> str:
         """Return the message for a label that is not one of the classes."""
