@@ -24,19 +24,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import tyro
 
 import tbptt
 from experiments.support.common.console import console
 from experiments.support.common.json_file import read_config
 from experiments.support.common.unroll_choice import choose_unroll, print_unroll
-from experiments.support.train.model import Model, make_model
-from experiments.support.train.params import load_params
+from experiments.support.train.model import Model
+from experiments.support.train.params import load_params, model_of
 from experiments.support.train.predicting import Score, predict_blocks
 from experiments.support.train.prediction_file import PredictionFile
 from experiments.support.train.prediction_steps import open_for
 from experiments.support.train.reading import Reading
-from experiments.support.train.task import Task, from_json
+from experiments.support.train.task import Forecast, Task, from_json
 from tbptt.data import DataUnavailable, Source, SourceChanged
 from tbptt.fit.progress import Pace, Status, make_view
 
@@ -74,9 +75,7 @@ def main(config: Config) -> dict[str, Any]:
     settings = read_config(config.run)
     task = from_json(settings.get("task", {}), f"{config.run / 'config.json'}")
     unroll = settings.get("unroll", "scan")
-    model = make_model(
-        task, settings["cell"], settings["hidden"], settings["layers"], choose_unroll(unroll)
-    )
+    model = model_of(config.run, task, settings, choose_unroll(unroll))
     print_unroll(unroll)
     reading = Reading.of(settings)
     reading = reading._replace(
@@ -96,7 +95,7 @@ def main(config: Config) -> dict[str, Any]:
             file,
             config.block,
             config.score,
-            _carry(config, model),
+            _carry(config, model, task),
             None if carry_out is None else lambda carry: tbptt.save(carry, carry_out),
         )
     return {
@@ -110,11 +109,14 @@ def main(config: Config) -> dict[str, Any]:
     }
 
 
-def _carry(config: Config, model: Model) -> Any:
+def _carry(config: Config, model: Model, task: Task) -> Any:
     """Return the carry of --carry-in; None without the flag."""
     if config.carry_in is None:
         return None
-    return tbptt.load(config.carry_in, model.cell.initial_carry((1,)))
+    like = model.cell.initial_carry((1,))
+    if model.linear is not None and isinstance(task, Forecast):
+        like = like, np.zeros((model.linear.reach - 1, len(task.columns)), np.float32)
+    return tbptt.load(config.carry_in, like)
 
 
 def predict_file(

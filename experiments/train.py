@@ -36,12 +36,14 @@ from experiments.support.train import out_of_memory
 from experiments.support.train import result as run_result
 from experiments.support.train import setup as run_setup
 from experiments.support.train.advice import advice, before_training
-from experiments.support.train.choices import resolve
+from experiments.support.train.choices import check_ranges, resolve
 from experiments.support.train.data import RunData, open_data
 from experiments.support.train.drift import column_warnings
 from experiments.support.train.end import best_seed, finish, print_line
 from experiments.support.train.init_from import with_params_of, with_scaling_of
+from experiments.support.train.linear import LINEAR_FILE
 from experiments.support.train.processes import is_first, join, log_place, wait_for_all
+from experiments.support.train.start import start_of
 from tbptt.checkpoints import Checkpoints
 from tbptt.data import DataUnavailable
 from tbptt.distributed import split_cpu
@@ -93,11 +95,17 @@ class Config:
         "truncated"
     )
     """gradient estimator; full: through each whole training sequence, with one update per pass"""
-    k1: int = 50
-    """steps between updates; randomized: steps between possible truncation points"""
+    k1: int | Literal["auto"] = "auto"
+    """steps between updates; randomized: steps between possible truncation points; auto: chosen
+    from the data of a forecast, else 50"""
     k2: int | None = None
     """steps through which the gradient is propagated; default 2 k1 (adaptive: at most 8 k1;
     randomized: blocks of 8 k1)"""
+    linear: bool = True
+    """start a forecast from a linear one, by ridge regression on at most 256 rows: the network
+    learns what it leaves"""
+    longest_lag: int | None = None
+    """LSTM: start with time scales of 1 to this number of steps"""
     delta: float = 0.1
     """adaptive: tolerated relative bias of the gradient"""
     unroll: UnrollName = "scan"
@@ -157,17 +165,21 @@ class Config:
 
 def main(config: Config, stop: Stop) -> dict[str, Any]:
     """Train and return the summary; if the run was stopped, return how to resume it."""
+    check_ranges(config)
     folder = run_config.folder_of(config)
     wait_for_all("the folder is free")
     data = open_data(config)
     if config.init_from is not None:  # a resumed run has the task in its own config.json
         data = with_scaling_of(data, config.resume or config.init_from)
+    config, linear, chosen = start_of(config, data, folder)
     config = resolve(config, data)
     with Checkpoints(
         folder / "checkpoints", run_config.must_agree(config, data), config.keep
     ) as checkpoints:
-        setup = run_setup.build(config, data, choose_unroll(config.unroll))
+        setup = run_setup.build(config, data, choose_unroll(config.unroll), linear)
         if is_first():
+            if linear is not None:
+                linear.save(folder / LINEAR_FILE)
             run_config.write_config(folder, config, data, run_result.metric_name(data))
         state, position = resumed(checkpoints, setup.state)
         if config.init_from is not None and position == 0:
@@ -175,6 +187,8 @@ def main(config: Config, stop: Stop) -> dict[str, Any]:
         what = f"batch of {config.batch} sequences of {max(setup.stream.steps)} steps"
         what = f"resuming after update {position}" if position else what
         print_line(f"{folder}: {what}; {len(setup.stream)} updates per pass")
+        for line in chosen:
+            print_line(line)
         print_unroll(config.unroll)
         total, seconds = setup.updates, None if config.minutes is None else 60 * config.minutes
         log_folder, log_console = log_place(folder)
@@ -193,6 +207,7 @@ def main(config: Config, stop: Stop) -> dict[str, Any]:
             updates=total,
             seconds=seconds,
             patience=config.patience,
+            validate_first=linear is not None,
             validate=lambda state: best_seed(config, data, setup, state)[0],
             metric_of=run_result.lower_is_better,
             checkpoint_seconds=config.checkpoint_seconds,

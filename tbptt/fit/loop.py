@@ -122,6 +122,7 @@ class Plan(NamedTuple):
     patience:        end after this many validations without a better metric; None: never
     validate:        `state -> {name: number}`; None: no validation
     metric_of:       the number of a validation that is compared; None: its first
+    validate_first:  also validate before the first update, and save a checkpoint
     callbacks:       called with a `Progress` after every validation; True ends the run
     checkpoint_seconds: seconds between checkpoints, in addition to one per validation
     put, start_pass, start_every: as for `training_updates`
@@ -134,6 +135,7 @@ class Plan(NamedTuple):
     patience: int | None = None
     validate: Callable[[TrainState], Mapping[str, float]] | None = None
     metric_of: Callable[[Mapping[str, float]], float | None] | None = None
+    validate_first: bool = False
     callbacks: Sequence[Callable[[Progress], Any]] = ()
     checkpoint_seconds: float = 60.0
     put: Callable[[Any], Any] = jax.device_put
@@ -183,8 +185,11 @@ def run(
         share=lambda i: _share(plan, i, log.seconds),
     )  # fmt: skip
     first = position
-    log.compiling()
     try:
+        if plan.validate_first and position == 0:
+            metric, _ = _validated(plan, state, position, log)
+            saver.save(position, state, metric, last=False)
+        log.compiling()
         for position, state, metrics in iterator:
             if position == first + 1:
                 jax.block_until_ready(metrics.loss)
@@ -249,6 +254,12 @@ class _Saver:
 
         self._log.flush()
         self._wait = self._every
+        advice = "Training continues; the checkpoint will be tried again"
+        try:
+            if last:  # the error of an earlier checkpoint must not prevent this one
+                self._checkpoints.wait()
+        except CheckpointNotWritten as error:
+            self._log.warn_again("checkpoint", str(error), advice)
         try:
             self._checkpoints.save(position, state, position, metric)
             if last:
@@ -256,7 +267,6 @@ class _Saver:
         except CheckpointNotWritten as error:
             if last:
                 raise
-            advice = "Training continues; the checkpoint will be tried again"
             self._log.warn_again("checkpoint", str(error), advice)
             self._wait = min(RETRY, self._every)
         self.restart()

@@ -89,12 +89,8 @@ def check_unroll(config: Any) -> None:
         )
 
 
-def resolve(config: Any, data: RunData) -> Any:
-    """Replace the defaults of batch size and windows by numbers, and check the other flags.
-
-    Raises:
-        ValueError: a flag is out of range or does not fit another; the message names it.
-    """
+def check_ranges(config: Any) -> None:
+    """Raise a ValueError that names the flag unless every number is in its range."""
     for name in (
         "k1",
         "k2",
@@ -109,7 +105,7 @@ def resolve(config: Any, data: RunData) -> Any:
         "keep",
     ):
         value = getattr(config, name)
-        if value is not None and value < 1:
+        if value not in (None, "auto") and value < 1:
             raise ValueError(f"--{name} must be at least 1; got {value}")
     if config.patience is not None and config.patience < 1:
         raise ValueError(f"--patience must be at least 1; got {config.patience}")
@@ -122,6 +118,14 @@ def resolve(config: Any, data: RunData) -> Any:
         raise ValueError(
             f"--forecasts must divide --horizon; got {config.forecasts} and {config.horizon}"
         )
+
+
+def resolve(config: Any, data: RunData) -> Any:
+    """Replace the defaults of batch size and windows by numbers; k1 is a number.
+
+    Raises:
+        ValueError: a flag does not fit the data or another flag; the message names it.
+    """
     windows = {"adaptive": 8, "randomized": 8}
     k2 = config.k2 or windows.get(config.estimator, 2) * config.k1
     batch, most = config.batch or default_batch(data, k2, config.devices), largest_batch(data)

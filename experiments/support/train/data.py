@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.support.train.columns import open_columns, printed_table_warnings
-from experiments.support.train.task import Characters, Classify, Forecast, Task
+from experiments.support.train.linear import Linear, residual_batches
+from experiments.support.train.linear_fit import Fitted, fit_linear
+from experiments.support.train.task import Characters, Classify, Forecast, Task, scaled
 from tbptt.data import (
     RecordingStream,
-    Scaling,
     Source,
     Vocabulary,
     count_symbols,
@@ -18,7 +19,6 @@ from tbptt.data import (
     label_batches,
     open_text,
     part,
-    standardised,
     stream_scaling,
     symbol_batches,
     whole_recordings,
@@ -98,26 +98,40 @@ def open_data(config: Any) -> RunData:
     return RunData(task, source, parts)
 
 
-def training_stream(data: RunData, batch: int, chunk: int, rows: Any = None) -> RecordingStream:
-    """Stream the scaled training part as `batch` sequences, in chunks of `chunk` steps."""
+def training_stream(
+    data: RunData, batch: int, chunk: int, rows: Any = None, linear: Linear | None = None
+) -> RecordingStream:
+    """Stream the scaled training part as `batch` sequences, in chunks of `chunk` steps.
+
+    With a linear forecast, the targets are what it leaves, and its values are further inputs.
+    """
     task, source = data.task, part(data.source, 0, data.parts.train)
     if isinstance(task, Characters):
         return RecordingStream(
             source, batch, chunk, symbol_batches(Vocabulary(bytes(task.vocabulary))), rows=rows
         )
-    numbers = dict(zip(task.columns, zip(task.mean, task.scale, strict=True), strict=True))
-    if isinstance(task, Forecast):
-        numbers[task.target] = task.target_mean, task.target_scale
-    mean, scale = (
-        np.asarray([numbers.get(name, (0.0, 1.0))[i] for name in source.names]) for i in (0, 1)
-    )
-    scaled = standardised(source, Scaling(mean, scale))
+    rescaled = scaled(task, source)
     if isinstance(task, Classify):
         batches = label_batches(task.target, range(len(task.classes)))
-        return RecordingStream(scaled, batch, chunk, batches, layout=whole_recordings, rows=rows)
+        return RecordingStream(rescaled, batch, chunk, batches, layout=whole_recordings, rows=rows)
     every = task.horizon // task.outputs
     batches = forecast_batches(task.target, range(every, task.horizon + 1, every))
-    return RecordingStream(scaled, batch, chunk, batches, layout=even_streams, rows=rows)
+    if linear is not None:
+        places = [source.names.index(name) for name in task.columns]
+        batches = residual_batches(batches, linear, places)
+    return RecordingStream(rescaled, batch, chunk, batches, layout=even_streams, rows=rows)
+
+
+def linear_forecast(data: RunData) -> Fitted | None:
+    """Fit the linear forecast of the task; None if it is no forecast or there are too few rows."""
+    task, source = data.task, data.source
+    if not isinstance(task, Forecast):
+        return None
+    every = task.horizon // task.outputs
+    make = forecast_batches(task.target, range(every, task.horizon + 1, every))
+    places = [source.names.index(name) for name in task.columns]
+    own = task.columns.index(task.target) if task.target in task.columns else None
+    return fit_linear(scaled(task, source), make, places, own, data.parts.train, data.parts.valid)
 
 
 def default_batch(data: RunData, k2: int, devices: int = 1) -> int:

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 
 import tbptt
+from experiments.support.train.linear import Linear
 from experiments.support.train.task import Characters, Task
 
 CELLS = {
@@ -19,18 +20,29 @@ CELLS = {
 
 class Model(NamedTuple):
     """A cell (a Stack if there are several layers), its linear readout, an embedding if the inputs
-    are symbols, and the function that runs the cell through time."""
+    are symbols, the function that runs the cell through time, and the linear forecast to which the
+    outputs are added (None: there is none)."""
 
     cell: Any
     readout: nn.Module
     embedding: nn.Module | None
     unroll: tbptt.UnrollFn
+    linear: Linear | None = None
 
 
 def make_model(
-    task: Task, cell: str, hidden: int, layers: int = 1, unroll: tbptt.UnrollFn = tbptt.unroll
+    task: Task,
+    cell: str,
+    hidden: int,
+    layers: int = 1,
+    unroll: tbptt.UnrollFn = tbptt.unroll,
+    linear: Linear | None = None,
+    longest_lag: int | None = None,
 ) -> Model:
     """Build the model.
+
+    With a linear forecast, its values are further inputs of the network, and the readout is 0
+    before training.
 
     Args:
         task: the task; determines the sizes of input and output.
@@ -38,6 +50,8 @@ def make_model(
         hidden: units of every layer.
         layers: number of stacked layers.
         unroll: the function that runs the cell through time.
+        linear: the linear forecast, or None.
+        longest_lag: for an LSTM, as its argument of this name.
 
     Raises:
         ValueError: `cell` is unknown, or a size is below 1.
@@ -49,12 +63,17 @@ def make_model(
             f"hidden and layers must be at least 1; got hidden={hidden}, layers={layers}"
         )
     symbols = isinstance(task, Characters)
-    width = hidden if symbols else len(task.columns)
-    cells = tuple(CELLS[cell](width if layer == 0 else hidden, hidden) for layer in range(layers))
-    embedding = nn.Embed(len(task.vocabulary), width) if symbols else None
-    return Model(
-        cells[0] if layers == 1 else tbptt.Stack(cells), nn.Dense(task.outputs), embedding, unroll
+    width = hidden if symbols else len(task.columns) + (linear.outputs if linear else 0)
+    more = {} if longest_lag is None else {"longest_lag": longest_lag}
+    cells = tuple(
+        CELLS[cell](width if layer == 0 else hidden, hidden, **more) for layer in range(layers)
     )
+    embedding = nn.Embed(len(task.vocabulary), width) if symbols else None
+    readout = nn.Dense(task.outputs)
+    if linear is not None:
+        readout = nn.Dense(task.outputs, kernel_init=nn.initializers.zeros)
+    stack = cells[0] if layers == 1 else tbptt.Stack(cells)
+    return Model(stack, readout, embedding, unroll, linear)
 
 
 def init_params(key: jax.Array, model: Model) -> tbptt.SequenceParams:

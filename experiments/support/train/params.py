@@ -7,9 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+import tbptt
 from experiments.support.common.console import console
 from experiments.support.common.json_file import read_object
-from experiments.support.train.model import Model, init_params
+from experiments.support.train.linear import LINEAR_FILE, Linear
+from experiments.support.train.model import Model, init_params, make_model
+from experiments.support.train.task import Task
 from tbptt.checkpoints import CheckpointDamaged, Restored, finished, restore
 
 
@@ -73,6 +76,16 @@ def load_params(
     raise CheckpointDamaged(
         f"all {len(paths)} checkpoints of {run} are damaged. The first one tried: {damaged[0]}"
     )
+
+
+def model_of(
+    run: Path, task: Task, settings: dict[str, Any], unroll: tbptt.UnrollFn = tbptt.unroll
+) -> Model:
+    """Return the model of a run, with its linear forecast if it has one."""
+    linear = Linear.load(run / LINEAR_FILE) if settings.get("linear") else None
+    lag = settings.get("longest_lag")
+    cell, hidden, layers = (settings[name] for name in ("cell", "hidden", "layers"))
+    return make_model(task, cell, hidden, layers, unroll, linear, lag)
 
 
 def _seed(run: Path, seeds: int, seed: int | None) -> int:

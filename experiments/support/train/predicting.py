@@ -9,12 +9,14 @@ import numpy as np
 import scipy.special
 
 import tbptt
+from experiments.support.train.linear import Along
 from experiments.support.train.model import Model
 from experiments.support.train.prediction_steps import Steps, read_steps
 from experiments.support.train.task import (
     Characters,
     Forecast,
     Task,
+    scaled,
     shown_class,
     shown_symbols,
 )
@@ -62,11 +64,20 @@ def predict_blocks(
     if block < 1:
         raise ValueError(f"--block must be at least 1 step; got {block}")
     run, total = _program(model), sum(source.lengths)
-    continued = carry is not None
-    carry = carry if continued else model.cell.initial_carry((1,))
+    continued, along = carry is not None, None
+    if model.linear is not None and isinstance(task, Forecast):
+        carry, before = carry if continued else (None, None)
+        places = [source.names.index(name) for name in task.columns]
+        along = Along(model.linear, scaled(task, source), places, before)
+    carry = model.cell.initial_carry((1,)) if carry is None else carry
     for start in range(0, total, block):
         steps = read_steps(task, source, start, min(start + block, total), score)
         n = len(steps.resets)
+        forecasts = 0.0
+        if along is not None:
+            forecasts = along(start, start + n)
+            more = forecasts.astype(steps.inputs.dtype)
+            steps = steps._replace(inputs=np.concatenate([steps.inputs, more], axis=1))
         if continued and start == 0:
             steps = steps._replace(resets=np.where(np.arange(n) == 0, False, steps.resets))
         if ended is not None and start + block >= total:  # without the padding
@@ -75,14 +86,15 @@ def predict_blocks(
                 for leaf in (steps.inputs, steps.resets, steps.mask)
                 if leaf is not None
             ]
-            ended(run(params, carry, *exact)[0])
+            last = run(params, carry, *exact)[0]
+            ended(last if along is None else (last, along.last_rows()))
         padded = [
             np.concatenate([leaf, np.zeros((block - n, *leaf.shape[1:]), leaf.dtype)])
             for leaf in (steps.inputs, steps.resets, steps.mask)
             if leaf is not None
         ]
         carry, outputs = run(params, carry, *(leaf[:, None] for leaf in padded))
-        outputs = np.asarray(outputs)[:n, 0]
+        outputs = np.asarray(outputs)[:n, 0] + forecasts
         keep = slice(min(max(skip - start, 0), n), n)
         if keep.start < n:
             kept = Steps(*(leaf[keep] for leaf in steps if leaf is not None))

@@ -24,12 +24,13 @@ AR_ROWS = 5_000_000
 ORDERS = (16, 64, 256)
 
 
-def warm_up(data: RunData, window: int, start: int) -> int:
+def warm_up(data: RunData, model: Model, window: int, start: int) -> int:
     """Return the number of rows before `start` that warm up the carry: ten windows if available.
 
-    0 for classes.
+    At least the past of the linear forecast; 0 for classes.
     """
-    return 0 if isinstance(data.task, Classify) else min(start, 10 * window)
+    past = 0 if model.linear is None else model.linear.reach - 1
+    return 0 if isinstance(data.task, Classify) else min(start, max(10 * window, past))
 
 
 def score_rows(
@@ -45,7 +46,7 @@ def score_rows(
 
     With `path`, also write their predictions.
     """
-    skip = warm_up(data, window, start)
+    skip = warm_up(data, model, window, start)
     rows, score = part(data.source, start - skip, stop), Score(data.task)
     blocks = predict_blocks(data.task, model, params, rows, BLOCK, score=True, skip=skip)
     if path is None:

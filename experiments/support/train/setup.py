@@ -11,6 +11,7 @@ import optax
 import tbptt
 from experiments.support.train.choices import ESTIMATORS
 from experiments.support.train.data import RunData, training_stream
+from experiments.support.train.linear import Linear
 from experiments.support.train.model import Model, init_params, make_model
 from experiments.support.train.task import Forecast
 from tbptt.data import RecordingStream
@@ -39,13 +40,20 @@ class Setup(NamedTuple):
     merge: Callable[[tbptt.Metrics], tbptt.Metrics]
 
 
-def build(config: Any, data: RunData, unroll: tbptt.UnrollFn = tbptt.unroll) -> Setup:
+def build(
+    config: Any,
+    data: RunData,
+    unroll: tbptt.UnrollFn = tbptt.unroll,
+    linear: Linear | None = None,
+) -> Setup:
     """Build the parts of a run whose cell is run through time by `unroll`.
 
     Raises:
       ValueError: a flag does not fit the data, the model or the machine; the message names both.
     """
-    model = make_model(data.task, config.cell, config.hidden, config.layers, unroll)
+    model = make_model(
+        data.task, config.cell, config.hidden, config.layers, unroll, linear, config.longest_lag
+    )
     mesh = (
         tbptt.distributed.batch_mesh(config.devices)
         if config.devices > 1 or jax.process_count() > 1
@@ -63,7 +71,7 @@ def build(config: Any, data: RunData, unroll: tbptt.UnrollFn = tbptt.unroll) -> 
         choice.chunk(config),
     )
     rows = None if mesh is None else tbptt.distributed.local_rows(config.batch, mesh)
-    stream = training_stream(data, config.batch, chunk, rows)
+    stream = training_stream(data, config.batch, chunk, rows, linear)
     updates = None if config.epochs is None else max(1, math.ceil(config.epochs * len(stream)))
     optimizer = tbptt.optim.adam_with_decay(config.lr, config.clip)
     shapes = jax.tree.map(

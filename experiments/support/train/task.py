@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import scipy.special
 
+from tbptt.data import Scaling, Source, standardised
+
 # A task is a frozen dataclass of plain values with
 #   outputs                   number of outputs of the readout per step
 #   answers(outputs) -> {}    columns in the units of the data, from outputs `[n, outputs]`
@@ -71,6 +73,17 @@ class Classify:
             f"p_{shown_class(value)}": chances[:, index] for index, value in enumerate(self.classes)
         }
         return {"prediction": np.asarray(self.classes)[np.argmax(chances, axis=1)], **named}
+
+
+def scaled(task: Forecast | Classify, source: Source) -> Source:
+    """Return the source with the inputs and the target of a forecast in their scaled units."""
+    numbers = dict(zip(task.columns, zip(task.mean, task.scale, strict=True), strict=True))
+    if isinstance(task, Forecast):
+        numbers[task.target] = task.target_mean, task.target_scale
+    mean, scale = (
+        np.asarray([numbers.get(name, (0.0, 1.0))[i] for name in source.names]) for i in (0, 1)
+    )
+    return standardised(source, Scaling(mean, scale))
 
 
 def shown_class(value: int | float | str) -> str:
