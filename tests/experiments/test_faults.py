@@ -170,7 +170,7 @@ def test_misuse_is_refused_in_one_line_that_names_the_flag(what, capsys, tmp_pat
 def test_a_run_resumes_with_its_own_flags_only(capsys, tmp_path):
     status, out, _ = go(*WAVES, *SMALL, "--epochs", 1, "--out", "run", capsys=capsys)
     summary = last(out)
-    assert status == 0 and {"test_metric", "baseline", "steps_per_second", "checkpoint"} <= set(
+    assert status == 0 and {"test_rmse", "baseline", "steps_per_second", "checkpoint"} <= set(
         summary
     )
     assert (
@@ -374,7 +374,7 @@ def test_a_non_finite_update_is_skipped_and_reported_and_the_carry_is_reset(
 
     monkeypatch.setattr(run_setup, "training_stream", poisoned)
     status, out, err = go(*WAVES, *SMALL, "--epochs", 1, "--out", "run", capsys=capsys)
-    assert status == 0 and np.isfinite(last(out)["test_metric"])
+    assert status == 0 and np.isfinite(last(out)["test_rmse"])
     assert "warning: update 8" in err and "is not finite" in err and "consider " in err
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert sum(row["non_finite"] for row in rows if row["kind"] == "train") == 1
