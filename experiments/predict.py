@@ -86,7 +86,7 @@ def main(config: Config) -> dict[str, Any]:
     out = config.out or config.run / f"predictions-{Path(name).stem}.csv"
     carry_out = config.carry_out
     params, loaded = load_params(config.run, model, settings.get("seeds", 1), config.seed)
-    with PredictionFile(out) as file:
+    with PredictionFile(out, getattr(source, "time_format", "")) as file:
         done = predict_file(
             task,
             model,

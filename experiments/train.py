@@ -63,14 +63,17 @@ class Config:
     target: str | None = None
     """column to forecast, or column with the class; the columns of .npy files are 0, 1, ..."""
     horizon: int = 1
-    """number of rows ahead to forecast"""
+    """number of rows ahead to forecast; 0: estimate the target from the other columns of its own
+    row and those before"""
     task: Literal["forecast", "classify", "characters"] = "forecast"
     """forecast a column, classify each recording at its end, or predict the next character of a
     text"""
     columns: tuple[str, ...] = ()
-    """input columns; default all numeric columns except --group and the class"""
+    """input columns; default all numeric columns except --group and the class. The target of a
+    forecast is an input only if it is one of them"""
     without: tuple[str, ...] = ()
-    """columns to leave out of the inputs, for example one that stops in the test part"""
+    """columns to leave out of the inputs, for example one that stops in the test part, or the
+    target"""
     group: str | None = None
     """column that separates the recordings within a file: a new recording starts where its value
     changes"""
@@ -84,7 +87,7 @@ class Config:
     sort: bool = False
     """sort the rows of each file by group and time; needs memory for the whole file"""
     forecasts: int = 1
-    """number of evenly spaced horizons to predict, up to --horizon; only the last one is scored"""
+    """number of evenly spaced horizons to predict and to score, up to --horizon"""
     cell: Literal["lstm", "gru", "elman", "minlstm", "mingru"] = "lstm"
     """recurrent cell"""
     hidden: int = 64
@@ -208,7 +211,7 @@ def main(config: Config, stop: Stop) -> dict[str, Any]:
             seconds=seconds,
             patience=config.patience,
             validate_first=linear is not None,
-            validate=lambda state: best_seed(config, data, setup, state)[0],
+            validate=lambda state: run_result.shown(best_seed(config, data, setup, state)[0]),
             metric_of=run_result.lower_is_better,
             checkpoint_seconds=config.checkpoint_seconds,
             put=setup.put,

@@ -78,6 +78,20 @@ def test_a_forecast_may_use_rows_beyond_its_stream_but_not_beyond_its_part(sourc
     np.testing.assert_array_equal(first.weights, 1)
 
 
+def test_chosen_inputs_and_the_target_of_the_same_row(source):
+    make = forecast_batches("1", (0, 2), inputs=("2", "0"))
+    got = read_all(RecordingStream(source, 1, 7, make))
+    np.testing.assert_array_equal(got.inputs, ROWS[:, [2, 0]])
+    for a, b in [(0, 25), (25, 28), (28, 60)]:
+        np.testing.assert_array_equal(got.weights[a:b], np.arange(b - a) < b - a - 2)
+        np.testing.assert_array_equal(got.targets[a : b - 2, 0], ROWS[a : b - 2, 1])
+        np.testing.assert_array_equal(got.targets[a : b - 2, 1], ROWS[a + 2 : b, 1])
+    with pytest.raises(ValueError, match="horizons"):  # the target would be an input
+        forecast_batches("1", (0,), inputs=("1", "0"))
+    with pytest.raises(ValueError, match="inputs must be a column of the source, 0, 1, 2; got '5'"):
+        RecordingStream(source, 1, 4, forecast_batches("1", (1,), inputs=("5",)))
+
+
 def test_forecast_errors(source):
     for horizons, error in [((), ValueError), ((0,), ValueError), ((1.5,), TypeError)]:
         with pytest.raises(error, match="horizons"):

@@ -97,7 +97,8 @@ REFUSED = {
         [*WAVES, "--horizon", 900],
         "a forecast 900 rows ahead (--horizon) needs at least 901 rows in each part",
     ),
-    "horizon 0": ([*WAVES, "--horizon", 0], "--horizon must be at least 1; got 0"),
+    "horizon 0": ([*WAVES, "--horizon", 0], "so it must not be an input, as it is by default"),
+    "horizon": ([*WAVES, "--horizon", -1], "--horizon must be at least 0; got -1"),
     "forecasts": (
         [*WAVES, "--horizon", 5, "--forecasts", 2],
         "--forecasts must divide --horizon; got 2 and 5",
@@ -170,7 +171,7 @@ def test_misuse_is_refused_in_one_line_that_names_the_flag(what, capsys, tmp_pat
 def test_a_run_resumes_with_its_own_flags_only(capsys, tmp_path):
     status, out, _ = go(*WAVES, *SMALL, "--epochs", 1, "--out", "run", capsys=capsys)
     summary = last(out)
-    assert status == 0 and {"test_metric", "baseline", "steps_per_second", "checkpoint"} <= set(
+    assert status == 0 and {"test_rmse", "baseline", "steps_per_second", "checkpoint"} <= set(
         summary
     )
     assert (
@@ -376,7 +377,7 @@ def test_a_non_finite_update_is_skipped_and_reported_and_the_carry_is_reset(
 
     monkeypatch.setattr(run_setup, "training_stream", poisoned)
     status, out, err = go(*WAVES, *SMALL, "--epochs", 1, "--out", "run", capsys=capsys)
-    assert status == 0 and np.isfinite(last(out)["test_metric"])
+    assert status == 0 and np.isfinite(last(out)["test_rmse"])
     assert "warning: update 8" in err and "is not finite" in err and "consider " in err
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert sum(row["non_finite"] for row in rows if row["kind"] == "train") == 1

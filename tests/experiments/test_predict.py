@@ -137,8 +137,10 @@ def test_the_score_covers_the_rows_with_a_known_target(tmp_path, block):
     np.testing.assert_array_equal(got["truth"][:-3], A[3:])
     assert np.isnan(got["truth"][-3:]).all()
     rmse = np.sqrt(np.mean((got["prediction"][:-3] - A[3:]) ** 2))
+    mae = np.mean(np.abs(got["prediction"][:-3] - A[3:]))
+    standardised = {"standardised_rmse": rmse / 4.0, "standardised_mae": mae / 4.0}
     assert score == pytest.approx(
-        {"scored": T - 3, "rmse": rmse, "mse": (rmse / 4.0) ** 2}, rel=1e-12
+        {"rmse": rmse, "mae": mae, **standardised, "scored": T - 3}, rel=1e-12
     )
 
 

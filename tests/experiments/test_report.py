@@ -59,12 +59,12 @@ def text_of(path):
 
 
 ROWS = [
-    line(50), line(100), {"kind": "valid", "step": 100, "mse": 0.2, "seconds": 10},
+    line(50), line(100), {"kind": "valid", "step": 100, "rmse": 0.2, "seconds": 10},
     {"kind": "warning", "step": 120, "what": "exploded", "message": "norm <9e2>",
      "advice": "consider less", "seconds": 12},
     line(150, loss=None, grad_norm=None, grad_norm_max=None, non_finite=50, clipped=None),
     {"kind": "resumed", "step": 150, "removed": 3}, line(200),
-    {"kind": "valid", "step": 200, "mse": 0.1, "seconds": 20},
+    {"kind": "valid", "step": 200, "rmse": 0.1, "seconds": 20},
 ]  # fmt: skip
 
 
@@ -73,16 +73,17 @@ def test_a_finished_run_shows_both_metrics_and_which_is_better(tmp_path):
         tmp_path,
         FORECAST,
         ROWS,
-        metric="mse",
-        test_metric=0.146,
-        baseline=0.157,
-        baseline_name="ridge AR(256)",
+        metric="rmse",
+        test_rmse=0.146,
+        test_mae=0.1,
+        baseline="ridge AR(256)",
+        baselines={"ridge AR(256)": {"rmse": 0.157, "mae": 0.11}},
     )
     predictions(run, [("row", "truth", "prediction"), (7, 1200, 1190.5), (8, "", 1201)])
     page = text_of(write_report(run))
     assert (
-        "<b>0.146</b><span>test MSE, this model" in page
-        and "<b>0.157</b><span>test MSE, baseline: ridge AR(256)" in page
+        "<b>0.146</b><span>test RMSE, this model" in page
+        and "<b>0.157</b><span>test RMSE, baseline: ridge AR(256)" in page
     )
     assert (
         "Better than the baseline by 0.011 (7%)." in page
@@ -101,13 +102,15 @@ def test_a_finished_run_shows_both_metrics_and_which_is_better(tmp_path):
 @pytest.mark.parametrize(
     "value, metric, words",
     [
-        (0.2, "mse", "Not better"),
-        pytest.param(None, "mse", "Not better", marks=pytest.mark.exhaustive),
+        (0.2, "rmse", "Not better"),
+        pytest.param(None, "rmse", "Not better", marks=pytest.mark.exhaustive),
         pytest.param(0.3, "accuracy", "Better", marks=pytest.mark.exhaustive),
     ],
 )
 def test_the_verdict_is_computed(tmp_path, value, metric, words):
-    run = folder(tmp_path, FORECAST, ROWS, metric=metric, test_metric=value, baseline=0.2)
+    base = {"last value": {metric: 0.2}}
+    more = {"metric": metric, f"test_{metric}": value, "baseline": "last value", "baselines": base}
+    run = folder(tmp_path, FORECAST, ROWS, **more)
     page = text_of(write_report(run))
     assert words in page and ("not finite" in page) == (value is None)
 
@@ -117,7 +120,7 @@ def test_the_report_of_an_interrupted_run_has_the_command_to_resume_it(tmp_path)
     page = text_of(write_report(folder(tmp_path, FORECAST, ROWS)))
     assert (
         "Interrupted or still running" in page
-        and "best validation MSE so far, at update 200" in page
+        and "best validation RMSE so far, at update 200" in page
     )
     assert (
         f"python -m experiments.train --resume {tmp_path}\n" in page
@@ -131,7 +134,7 @@ def test_the_report_of_an_interrupted_run_has_the_command_to_resume_it(tmp_path)
 @pytest.mark.exhaustive
 def test_the_report_of_a_run_resumed_after_its_test(tmp_path):
     page = text_of(
-        write_report(folder(tmp_path, FORECAST, ROWS, test_metric=0.1, baseline=0.2, updates=100))
+        write_report(folder(tmp_path, FORECAST, ROWS, metric="rmse", test_rmse=0.1, updates=100))
     )
     assert (
         "Resumed after the test" in page and "The test results are those after update 100." in page

@@ -84,7 +84,7 @@ def assert_equals_uninterrupted(out, name):
     )
     valid = [
         {
-            line["step"]: line["mse"]
+            line["step"]: line["rmse"]
             for line in map(json.loads, lines_of(out / run))
             if line["kind"] == "valid"
         }

@@ -98,7 +98,6 @@ def check_ranges(config: Any) -> None:
         "hidden",
         "layers",
         "forecasts",
-        "horizon",
         "devices",
         "seeds",
         "memory",
@@ -114,9 +113,15 @@ def check_ranges(config: Any) -> None:
             raise ValueError(f"--{name} must be above 0; got {getattr(config, name):g}")
     if config.valid_every is not None and config.valid_every < 1:
         raise ValueError(f"--valid-every must be at least 1 update; got {config.valid_every}")
+    if config.horizon < 0:
+        raise ValueError(f"--horizon must be at least 0; got {config.horizon}")
     if config.task == "forecast" and config.horizon % config.forecasts:
         raise ValueError(
             f"--forecasts must divide --horizon; got {config.forecasts} and {config.horizon}"
+        )
+    if config.task == "forecast" and config.horizon == 0 and config.forecasts > 1:
+        raise ValueError(
+            f"--horizon 0 has one estimate a row, so --forecasts must be 1; got {config.forecasts}"
         )
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from experiments.support.common.console import console
 from experiments.support.train.reading import Reading
 from tbptt.data import TableWarning, open_source
@@ -14,8 +16,8 @@ from tbptt.data import TableWarning, open_source
 def open_columns(config: Any) -> tuple[Any, tuple[str, ...]]:
     """Open the files of a run; return the source and the input columns.
 
-    These are --columns, or all columns of numbers without another use. The target of a forecast
-    is always one of them. The source has these columns, and the class of a classification last.
+    These are --columns, or all columns of numbers without another use, less --without. The source
+    has these columns, and after them the target if it is not one of them.
 
     Raises:
         ValueError: a named column does not exist or cannot be an input, or there is no input.
@@ -35,15 +37,23 @@ def open_columns(config: Any) -> tuple[Any, tuple[str, ...]]:
             f"{', '.join(config.columns)}"
         )
     columns = tuple(config.columns) or None
-    if columns and not whole and config.target not in columns:
-        columns += (config.target,)  # the past of the target is known, too
     if config.without:
         columns = _others(config, columns, config.target if whole else None)
+    read = columns
+    if columns is not None and not whole and config.target not in columns:
+        read = (*columns, config.target)
+    # In float64, as float32 would coarsen a small change of a large number.
     source = open_table(
-        config.data, Reading.of(config), columns, label=config.target if whole else None
+        config.data,
+        Reading.of(config),
+        read,
+        label=config.target if whole else None,
+        dtype=np.float64,
     )
-    chosen = tuple(name for name in source.names if not (whole and name == config.target))
-    if not whole and config.target not in chosen:
+    chosen = columns
+    if columns is None:
+        chosen = tuple(name for name in source.names if not whole or name != config.target)
+    if not whole and config.target not in source.names:
         open_table(config.data, Reading.of(config), (config.target,))  # says why it is left out
     if not chosen:
         raise ValueError(
@@ -61,8 +71,6 @@ def _others(config: Any, columns: tuple[str, ...] | None, label: str | None) -> 
             warnings.simplefilter("ignore", TableWarning)  # shown when the table is opened again
             reading = Reading.of(config)._asdict()
             names = open_source(config.data, None, **reading, label=label).names
-    if config.target in config.without:
-        raise ValueError(f"--without must not name the target; got {config.target!r}")
     if unknown := [name for name in config.without if name not in names]:
         raise ValueError(
             f"--without must name input columns, {', '.join(names)}; got {unknown[0]!r}"

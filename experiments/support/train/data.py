@@ -72,6 +72,12 @@ def open_data(config: Any) -> RunData:
     ):  # a file is a recording: fails without reading
         _parts((1,) * len(config.data), config, whole)
     source, columns = open_columns(config)
+    if not whole and config.horizon == 0 and config.target in columns:
+        raise ValueError(
+            f"--horizon 0 estimates {config.target!r} from its own row, so it must not be an "
+            f"input, as it is by default: give --without {config.target}, or --columns without "
+            "it. Or forecast it, with --horizon 1 or more"
+        )
     parts = _parts(source.lengths, config, whole)
     keep = [config.target] if whole else []
     with printed_table_warnings():
@@ -114,8 +120,7 @@ def training_stream(
     if isinstance(task, Classify):
         batches = label_batches(task.target, range(len(task.classes)))
         return RecordingStream(rescaled, batch, chunk, batches, layout=whole_recordings, rows=rows)
-    every = task.horizon // task.outputs
-    batches = forecast_batches(task.target, range(every, task.horizon + 1, every))
+    batches = forecast_batches(task.target, task.horizons, inputs=task.columns)
     if linear is not None:
         places = [source.names.index(name) for name in task.columns]
         batches = residual_batches(batches, linear, places)
@@ -127,8 +132,7 @@ def linear_forecast(data: RunData) -> Fitted | None:
     task, source = data.task, data.source
     if not isinstance(task, Forecast):
         return None
-    every = task.horizon // task.outputs
-    make = forecast_batches(task.target, range(every, task.horizon + 1, every))
+    make = forecast_batches(task.target, task.horizons, inputs=task.columns)
     places = [source.names.index(name) for name in task.columns]
     own = task.columns.index(task.target) if task.target in task.columns else None
     return fit_linear(scaled(task, source), make, places, own, data.parts.train, data.parts.valid)
@@ -176,7 +180,7 @@ def _parts(lengths: tuple[int, ...], config: Any, whole: bool) -> Parts:
             )
         return Parts(int(edges[n - valid - test - 1]), int(edges[n - test - 1]), total)
     train, valid = int(total * (1 - config.valid - config.test)), int(total * (1 - config.test))
-    least = config.horizon + 1 if config.task == "forecast" else 2
+    least = max(2, config.horizon + 1) if config.task == "forecast" else 2
     if min(train, valid - train, total - valid) < least:
         what = (
             f"a forecast {config.horizon} rows ahead (--horizon)"

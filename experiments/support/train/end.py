@@ -32,14 +32,15 @@ def best_seed(
 ) -> tuple[dict[str, float], int, Any]:
     """Score every seed on the validation part.
 
-    Return the scores of the best seed, its index and its parameters.
+    Return the errors of the best seed, its index and its parameters.
     """
     if not is_first():
         return {}, 0, None
     params = params_of(state, config.seeds)
     first, stop = data.parts.train, data.parts.valid
     scores = [
-        run_result.score_rows(data, setup.model, one, first, stop, config.k2) for one in params
+        run_result.score_rows(data, setup.model, one, first, stop, config.k2).result()
+        for one in params
     ]
     ranked = [float("inf") if (value := lower_is_better(one)) is None else value for one in scores]
     best = ranked.index(min(ranked))
@@ -72,7 +73,7 @@ def finish(
         return {"folder": str(folder)}
     valid, seed, params = best_seed(config, data, setup, used)
     more = {
-        "valid_metric": run_result.number(valid.get(run_result.metric_name(data))),
+        **{f"valid_{name}": run_result.number(value) for name, value in valid.items()},
         "updates": int(np.max(jax.device_get(state.step))),
         "steps_per_second": steps_per_second(read_rows(folder / "metrics.jsonl")),
         "seed": seed if config.seeds > 1 else config.seed,
@@ -85,11 +86,27 @@ def finish(
     summary = run_result.summary_of(data, setup.model, params, config.k2, folder, more)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     report = write_report(folder)
-    print_line(
-        f"test {summary['metric']} {summary['test_metric']:.4g}; {summary['baseline_name']} "
-        f"{summary['baseline']:.4g}. "
-        f"Report: {report}"
-        if summary["test_metric"] is not None
-        else f"No row of the test part could be scored. Report: {report}"
-    )
+    for line in lines(summary):
+        print_line(line)
+    print_line(f"Report: {report}")
     return summary
+
+
+def lines(summary: dict[str, Any]) -> list[str]:
+    """Return the errors on the validation and test parts, and those of the best baseline."""
+    metric, base = summary["metric"], summary["baseline"]
+    if summary[f"test_{metric}"] is None:
+        return ["No row of the test part could be scored."]
+    unit = f" (in units of {summary['target']})" if metric == "rmse" else ""
+    names = (metric, "mae") if metric == "rmse" else (metric,)
+
+    def shown(prefix: str, errors: dict[str, Any]) -> str:
+        values = [
+            f"{name} {errors[prefix + name]:.4g}" for name in names if prefix + name in errors
+        ]
+        return "  ".join(values)
+
+    found = [f"valid  {shown('valid_', summary)}{unit}"] if f"valid_{metric}" in summary else []
+    found.append(f"test   {shown('test_', summary)}{unit}")
+    found.append(f"test   {shown('', summary['baselines'][base])}{unit}: baseline, {base}")
+    return found

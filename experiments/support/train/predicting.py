@@ -12,6 +12,7 @@ import tbptt
 from experiments.support.train.linear import Along
 from experiments.support.train.model import Model
 from experiments.support.train.prediction_steps import Steps, read_steps
+from experiments.support.train.row_labels import RowLabels
 from experiments.support.train.task import (
     Characters,
     Forecast,
@@ -57,9 +58,9 @@ def predict_blocks(
         ended: called with the carry after the last row.
 
     Yields:
-        (columns, outputs, steps): the predictions of some rows, with "row", counted from the first
-        of the source, as
-        the first column; the outputs of the readout `[n, K]`; and the inputs.
+        (columns, outputs, steps): the predictions of some rows, after "row", counted from the first
+        of the source, and the columns of `RowLabels`; the outputs of the readout `[n, K]`; and the
+        inputs.
     """
     if block < 1:
         raise ValueError(f"--block must be at least 1 step; got {block}")
@@ -70,6 +71,7 @@ def predict_blocks(
         places = [source.names.index(name) for name in task.columns]
         along = Along(model.linear, scaled(task, source), places, before)
     carry = model.cell.initial_carry((1,)) if carry is None else carry
+    labels = RowLabels(source, task.horizons if isinstance(task, Forecast) else ())
     for start in range(0, total, block):
         steps = read_steps(task, source, start, min(start + block, total), score)
         n = len(steps.resets)
@@ -98,8 +100,11 @@ def predict_blocks(
         keep = slice(min(max(skip - start, 0), n), n)
         if keep.start < n:
             kept = Steps(*(leaf[keep] for leaf in steps if leaf is not None))
-            rows = np.arange(start + keep.start, start + n)
-            yield _columns(task, rows, outputs[keep], kept, score), outputs[keep], kept
+            first = start + keep.start
+            named, target_times = labels.columns(first, start + n)
+            columns = {"row": np.arange(first, start + n), **named}
+            columns |= _columns(task, target_times, outputs[keep], kept, score)
+            yield columns, outputs[keep], kept
 
 
 @functools.cache
@@ -120,62 +125,97 @@ def _program(model: Model) -> Callable[..., tuple[Any, jax.Array]]:
 
 
 def _columns(
-    task: Task, rows: np.ndarray, outputs: np.ndarray, steps: Steps, score: bool
+    task: Task,
+    target_times: list[np.ndarray],
+    outputs: np.ndarray,
+    steps: Steps,
+    score: bool,
 ) -> dict[str, np.ndarray]:
     answers = task.answers(outputs)
-    if not score:
-        return {"row": rows, **answers}
     if isinstance(task, Forecast):
-        return {"row": rows, "truth": np.where(steps.counts, steps.truth, np.nan), **answers}
+        found = {}
+        for i, (name, values) in enumerate(answers.items()):
+            if target_times:
+                found[task.column("target_time", i)] = target_times[i]
+            if score:
+                truth = np.where(steps.counts[:, i], steps.truth[:, i], np.nan)
+                found[task.column("truth", i)] = truth
+            found[name] = values
+        return found
+    if not score:
+        return answers
     names = (
         shown_symbols(task)
         if isinstance(task, Characters)
         else np.array([shown_class(value) for value in task.classes])
     )
     chances = scipy.special.softmax(outputs.astype(np.float64), axis=1)[
-        np.arange(len(rows)), steps.truth
-    ]
+        np.arange(len(outputs)), steps.truth
+    ].astype(outputs.dtype)
     truth = {
         "truth": np.where(steps.counts, names[steps.truth], ""),
         "p_truth": np.where(steps.counts, chances, np.nan),
     }
-    return {"row": rows, **truth, **answers}
+    return {**truth, **answers}
 
 
 class Score:
-    """Metric of predictions over the rows that count, accumulated block by block.
+    """Errors of predictions over the rows that count, accumulated block by block.
 
-    mse                 of a forecast, in units of the variance of the target over the training part
-    rmse                of a forecast, in the units of the target
+    rmse, mae           of a forecast, over all horizons, in the units of the target
+    standardised_rmse, standardised_mae    the same, divided by the standard deviation of the target
+                        over the training part: 1 is about the error of its mean
     accuracy            of classes, at the end of each recording
     bits_per_character  of a text
     """
 
     def __init__(self, task: Task) -> None:
         self._task, self._sum, self._count = task, 0.0, 0
+        horizons = task.outputs if isinstance(task, Forecast) else 0
+        self._squares, self._sizes, self._counts = np.zeros((3, horizons))
 
     def add(self, outputs: np.ndarray, steps: Steps) -> None:
         """Add one block of `predict_blocks`."""
+        if isinstance(self._task, Forecast):
+            scaled = (steps.truth - self._task.target_mean) / self._task.target_scale
+            errors = np.where(steps.counts, outputs.astype(np.float64) - scaled, 0)
+            self._squares += (errors**2).sum(axis=0)
+            self._sizes += np.abs(errors).sum(axis=0)
+            self._counts += steps.counts.sum(axis=0)
+            return
         outputs, truth = outputs[steps.counts].astype(np.float64), steps.truth[steps.counts]
         self._count += len(truth)
-        if isinstance(self._task, Forecast):
-            scaled = (truth - self._task.target_mean) / self._task.target_scale
-            self._sum += float(np.sum((outputs[:, -1] - scaled) ** 2))
-        elif isinstance(self._task, Characters):
+        if isinstance(self._task, Characters):
             logs = scipy.special.log_softmax(outputs, axis=1)
             self._sum -= float(np.sum(logs[np.arange(len(truth)), truth])) / np.log(2)
         else:
             self._sum += int(np.sum(np.argmax(outputs, axis=1) == truth))
 
     def result(self) -> dict[str, float | int]:
-        """Return the metric by its name, and `scored`, the number of rows.
+        """Return the errors by name, and `scored`, the number of predictions.
 
-        Without rows there is no metric.
+        Without predictions there is no error.
         """
+        if isinstance(self._task, Forecast):
+            return self._errors(self._squares.sum(), self._sizes.sum(), self._counts.sum())
         if not self._count:
             return {"scored": 0}
-        mean = self._sum / self._count
-        if isinstance(self._task, Forecast):
-            return {"scored": self._count, "mse": mean, "rmse": mean**0.5 * self._task.target_scale}
         name = "bits_per_character" if isinstance(self._task, Characters) else "accuracy"
-        return {"scored": self._count, name: mean}
+        return {name: self._sum / self._count, "scored": self._count}
+
+    def by_horizon(self) -> list[dict[str, float | int]]:
+        """Return the result of each horizon of a forecast."""
+        sums = zip(self._squares, self._sizes, self._counts, strict=True)
+        return [self._errors(*one) for one in sums]
+
+    def _errors(self, squares: Any, sizes: Any, count: Any) -> dict[str, float | int]:
+        if not count or not isinstance(self._task, Forecast):
+            return {"scored": 0}
+        root, mean, scale = (squares / count) ** 0.5, sizes / count, self._task.target_scale
+        return {
+            "rmse": float(root * scale),
+            "mae": float(mean * scale),
+            "standardised_rmse": float(root),
+            "standardised_mae": float(mean),
+            "scored": int(count),
+        }

@@ -2,6 +2,7 @@
 
 import csv
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -25,6 +26,7 @@ class PredictionFile:
 
     Args:
         path: the file; its suffix determines the format.
+        time_format: how dates are written in a .csv file; "": 2024-01-31 12:30:00.
 
     Raises:
         FileExistsError: the file exists.
@@ -32,8 +34,12 @@ class PredictionFile:
         ImportError: the suffix is .parquet and polars is not installed.
     """
 
-    def __init__(self, path: Path) -> None:
-        sinks = {".csv": _Csv, ".npy": _Npy, ".parquet": _Parquet}
+    def __init__(self, path: Path, time_format: str = "") -> None:
+        sinks: dict[str, Callable[[Path], Sink]] = {
+            ".csv": lambda path: _Csv(path, time_format or "%Y-%m-%d %H:%M:%S%.f"),
+            ".npy": _Npy,
+            ".parquet": _Parquet,
+        }
         if path.suffix.lower() not in sinks:
             raise ValueError(f"--out must end in one of {', '.join(SUFFIXES)}; got {path}")
         if path.exists():
@@ -65,7 +71,8 @@ class PredictionFile:
 class _Csv:
     """CSV file with the shortest digits that identify each number; NaN is an empty cell."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, time_format: str) -> None:
+        self._time_format = time_format
         self._file = path.open("w", encoding="utf-8", newline="")
         self._csv: Any = csv.writer(self._file)
         self._begun = False
@@ -74,7 +81,7 @@ class _Csv:
         if not self._begun:
             self._csv.writerow(columns)
             self._begun = True
-        lists = [_cells(values) for values in columns.values()]
+        lists = [_cells(values, self._time_format) for values in columns.values()]
         self._csv.writerows(zip(*lists, strict=True))
 
     def close(self) -> None:
@@ -82,14 +89,17 @@ class _Csv:
 
 
 class _Npy:
-    """The column `prediction` alone, float64 `[rows]`."""
+    """The predictions alone, float64 `[rows]`, or `[rows, K]` for K horizons."""
 
     def __init__(self, path: Path) -> None:
-        self._file, self._rows = path.open("wb"), 0
-        self._head()
+        self._file, self._rows, self._shape = path.open("wb"), 0, ()
 
     def write(self, columns: dict[str, np.ndarray]) -> None:
-        values = columns["prediction"]
+        found = [columns[name] for name in columns if name.startswith("prediction")]
+        values = found[0] if len(found) == 1 else np.stack(found, axis=1)
+        if not self._rows:
+            self._shape = values.shape[1:]
+            self._head()
         if values.dtype.kind not in "biuf":
             raise ValueError(
                 "a .npy file contains numbers, but these predictions are symbols: use a .csv or "
@@ -106,7 +116,8 @@ class _Npy:
     def _head(self) -> None:
         """Write the header, which numpy pads so that the number of rows can grow."""
         np.lib.format.write_array_header_1_0(
-            self._file, {"descr": "<f8", "fortran_order": False, "shape": (self._rows,)}
+            self._file,
+            {"descr": "<f8", "fortran_order": False, "shape": (self._rows, *self._shape)},
         )
 
 
@@ -156,7 +167,14 @@ class _Parquet:
         return Path(self._folder.name) / f"{i:06d}.parquet"
 
 
-def _cells(values: np.ndarray) -> list[Any]:
+def _cells(values: np.ndarray, time_format: str) -> list[Any]:
+    if values.dtype.kind == "M":
+        import polars as pl
+
+        text = pl.Series(values).dt.to_string(time_format)
+        return text.fill_null("").to_list()
     if values.dtype.kind != "f":
         return values.tolist()
-    return ["" if value != value else repr(value) for value in values.tolist()]
+    if values.dtype == np.float32:  # its own shortest digits, not those of a float64
+        return ["" if text == "nan" else text for text in values.astype(str).tolist()]
+    return ["" if x != x else repr(x).removesuffix(".0") for x in values.tolist()]

@@ -18,10 +18,10 @@ class Steps(NamedTuple):
 
     inputs: `[n, D]` scaled, or `[n]` symbol numbers
     resets: `[n]` True where a recording begins
-    truth:  `[n]` value in its own units, or number of a class or symbol; arbitrary where counts is
-    False
-    counts: `[n]` whether the prediction is scored: for a forecast if its row is in the recording,
-    for a class at the end; not if either row is masked
+    truth:  of a forecast `[n, K]`, one value a horizon, as in the file; else `[n]`, the number of
+    a class or symbol; arbitrary where counts is False
+    counts: like truth, whether the prediction is scored: for a forecast if the row that it predicts
+    is in the recording, for a class at the end; not if either row is masked
     mask:   `[n]` False where the row is masked and the carry held; None if the source has no mask
     """
 
@@ -36,13 +36,14 @@ def open_for(
     task: Task,
     paths: Sequence[Path],
     score: bool,
-    dtype: Any = np.float32,
+    dtype: Any = np.float64,
     reading: Reading | None = None,
 ) -> Source:
     """Open the columns that a task needs, by name and in any order of the files.
 
     Args:
         score: read the target, too.
+        dtype: float64 keeps the numbers of the file.
         reading: how the table is read; its group is that of the task.
 
     Raises:
@@ -81,17 +82,19 @@ def read_steps(task: Task, source: Source, start: int, stop: int, score: bool) -
         mean, scale = np.asarray(task.mean, np.float64), np.asarray(task.scale, np.float64)
         inputs = ((rows[: stop - start, places] - mean) / scale).astype(rows.dtype)
         if not score:
-            truth, counts = np.zeros(stop - start), np.zeros(stop - start, bool)
+            shape = (stop - start, *((task.outputs,) if isinstance(task, Forecast) else ()))
+            truth, counts = np.zeros(shape), np.zeros(shape, bool)
         elif isinstance(task, Forecast):
-            found = rows[horizon:, source.names.index(task.target)]
-            truth = np.concatenate([found, np.zeros(stop - start - len(found))]).astype(np.float64)
-            counts = at + horizon < ends
+            found = rows[:, source.names.index(task.target)].astype(np.float64)
+            ahead = np.arange(stop - start)[:, None] + task.horizons
+            truth = found[np.minimum(ahead, len(found) - 1)]
+            counts = start + ahead < ends[:, None]
         else:
             truth = rows[:, source.names.index(task.target)].astype(int)
             counts = at + 1 == ends
         if good is not None:
             inputs, resets = np.where(good[:, None], inputs, 0), _resets(source, edges, start, stop)
-            counts &= _scored(task, source, good, edges, start, stop) & score
+            counts &= _scored(task, source, good, edges, start, stop)
     return Steps(inputs, resets, truth, counts, good)
 
 
@@ -109,15 +112,13 @@ def _resets(source: Source, edges: np.ndarray, start: int, stop: int) -> np.ndar
 def _scored(
     task: Task, source: Source, good: np.ndarray, edges: np.ndarray, start: int, stop: int
 ) -> np.ndarray:
-    """Return which rows are not masked; for a forecast, nor the rows that they predict."""
+    """Return which rows are not masked; for a forecast `[n, K]`, nor the rows that they predict."""
     if not isinstance(task, Forecast):
         return good
-    total = int(edges[-1])
-    ahead = good_rows(source, min(start + task.horizon, total), min(stop + task.horizon, total))
-    later = np.zeros(stop - start, bool)
-    if ahead is not None:
-        later[: len(ahead)] = ahead
-    return good & later
+    known = good_rows(source, start, min(stop + task.horizon, int(edges[-1])))
+    ahead = np.arange(stop - start)[:, None] + task.horizons
+    assert known is not None  # as `good` is not
+    return good[:, None] & (ahead < len(known)) & known[np.minimum(ahead, len(known) - 1)]
 
 
 def _symbols(

@@ -76,7 +76,7 @@ def _state(train: list[Row], summary: dict[str, Any]) -> str:
 def _headline(summary: dict[str, Any], valid: list[Row], metric: str) -> str:
     """Show the metric and the best baseline in large figures, and compare them."""
     name = html.escape(report_figures.display_name(metric))
-    if "test_metric" not in summary:
+    if f"test_{metric}" not in summary:
         scored = [row for row in valid if metric and row.get(metric) is not None]
         if not scored:
             return ""
@@ -88,12 +88,13 @@ def _headline(summary: dict[str, Any], valid: list[Row], metric: str) -> str:
                 "",
             )
         )
-    value, baseline = summary["test_metric"], summary.get("baseline")
+    what = str(summary.get("baseline"))
+    value = summary[f"test_{metric}"]
+    baseline = summary.get("baselines", {}).get(what, {}).get(metric)
     tiles = [(_figure(value), f"test {name}, this model", "")]
     if baseline is None:
         return _big(*tiles)
-    what = html.escape(str(summary.get("baseline_name", "without a network")))
-    tiles.append((_figure(baseline), f"test {name}, baseline: {what}", "other"))
+    tiles.append((_figure(baseline), f"test {name}, baseline: {html.escape(what)}", "other"))
     better = value is not None and (
         value > baseline if metric in HIGHER_IS_BETTER else value < baseline
     )
@@ -104,16 +105,16 @@ def _headline(summary: dict[str, Any], valid: list[Row], metric: str) -> str:
         if metric not in HIGHER_IS_BETTER and baseline > 0:
             change += f" ({1 - value / baseline:.0%})"
         verdict = f"<p class=holds>Better than the baseline {change}.</p>"
-    return _big(*tiles) + verdict + _baselines(summary, name)
+    return _big(*tiles) + verdict + _baselines(summary, metric)
 
 
 def _baselines(summary: dict[str, Any], metric: str) -> str:
-    others = summary.get("baselines")
-    return (
-        page.table(("baseline", f"test {metric}"), [(k, _figure(v)) for k, v in others.items()])
-        if others
-        else ""
-    )
+    names = [name for name in (metric, "mae") if f"test_{name}" in summary]
+    rows = [("this model", *(_figure(summary[f"test_{name}"]) for name in names))]
+    for key, errors in summary["baselines"].items():
+        rows.append((key, *(_figure(errors.get(name)) for name in names)))
+    header = [f"test {report_figures.display_name(name)}" for name in names]
+    return page.table(("forecast", *header), rows)
 
 
 def _warnings(warnings: list[Row]) -> str:

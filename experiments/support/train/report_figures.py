@@ -195,7 +195,7 @@ def _mark_breaks(axis: Any, train: list[Row]) -> None:
 
 def display_name(metric: str) -> str:
     """Return the name of a metric for display."""
-    return {"": "metric", "mse": "MSE", "rmse": "RMSE"}.get(metric, metric.replace("_", " "))
+    return {"": "metric", "mae": "MAE", "rmse": "RMSE"}.get(metric, metric.replace("_", " "))
 
 
 def _percent(share: float | None) -> float | None:

@@ -30,8 +30,9 @@ def section(path: Path, task: Mapping[str, Any]) -> str:
     if not path.exists():
         return ""
     kind = task.get("kind")
-    table, whole = _read(path, ALL if kind == "classify" else 64 * SHOWN * 4)
-    scored = [row for row in table if row["truth"] != ""]
+    several = f"_{task['horizon']}" if task.get("outputs", 1) > 1 else ""
+    table, whole = _read(path, ALL if kind == "classify" else 64 * SHOWN * 4, several)
+    scored = [row for row in table if row["truth" + several] != ""]
     if not scored:
         return ""
     if kind == "classify":
@@ -48,7 +49,7 @@ def section(path: Path, task: Mapping[str, Any]) -> str:
         return "<h2>Predictions</h2>" + _text(scored)
     rows = np.array([int(row["row"]) for row in scored])
     truth, prediction = (
-        np.array([float(row[name]) for row in scored]) for name in ("truth", "prediction")
+        np.array([float(row[name + several]) for row in scored]) for name in ("truth", "prediction")
     )
     picture = report_figures.forecasts(
         rows, truth, prediction, str(task.get("target", "")), int(task.get("horizon", 0))
@@ -88,7 +89,7 @@ def _text(rows: list[dict[str, str]]) -> str:
     return f"<p>{len(rows)} symbols of the test part. {note}</p><p class=text>{''.join(spans)}</p>"
 
 
-def _read(path: Path, most: int) -> tuple[list[dict[str, str]], bool]:
+def _read(path: Path, most: int, several: str) -> tuple[list[dict[str, str]], bool]:
     """Read the rows of a file; of one larger than `most` bytes, only that many from its middle."""
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -100,7 +101,7 @@ def _read(path: Path, most: int) -> tuple[list[dict[str, str]], bool]:
     whole = size <= most + len(header)
     text = text if whole else text[: text.rfind(b"\n") + 1]
     names = next(csv.reader([header.decode()]), [])
-    if missing := {"row", "truth", "prediction"} - set(names):
+    if missing := {"row", "truth" + several, "prediction" + several} - set(names):
         raise ValueError(
             f"{path} must have the columns row, truth, prediction; missing: "
             f"{', '.join(sorted(missing))}"

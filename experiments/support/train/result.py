@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.support.common import baselines
 from experiments.support.train.data import RunData
+from experiments.support.train.forecast_baselines import forecast_scores
 from experiments.support.train.model import Model
 from experiments.support.train.predicting import Score, predict_blocks
 from experiments.support.train.prediction_file import PredictionFile
@@ -17,11 +17,8 @@ from experiments.support.train.prediction_steps import read_steps
 from experiments.support.train.task import Characters, Classify, Forecast
 from tbptt.data import part
 
-METRICS = ("mse", "accuracy", "bits_per_character")
+METRICS = ("rmse", "accuracy", "bits_per_character")
 BLOCK = 1024  # steps per block of prediction
-# Rows; the linear baseline, which holds a column in memory, is skipped for longer data.
-AR_ROWS = 5_000_000
-ORDERS = (16, 64, 256)
 
 
 def warm_up(data: RunData, model: Model, window: int, start: int) -> int:
@@ -41,7 +38,7 @@ def score_rows(
     stop: int,
     window: int,
     path: Path | None = None,
-) -> Any:
+) -> Score:
     """Score rows [start, stop) after a warm-up on earlier rows.
 
     With `path`, also write their predictions.
@@ -52,19 +49,19 @@ def score_rows(
     if path is None:
         for _, outputs, steps in blocks:
             score.add(outputs, steps)
-        return score.result()
+        return score
     path.unlink(missing_ok=True)  # of an earlier session of the same run
-    with PredictionFile(path) as file:
+    with PredictionFile(path, getattr(rows, "time_format", "")) as file:
         for columns, outputs, steps in blocks:
             file.write({**columns, "row": columns["row"] + start - skip})
             score.add(outputs, steps)
-    return score.result()
+    return score
 
 
 def metric_name(data: RunData) -> str:
     """Return the name that `Score` gives the metric."""
     if isinstance(data.task, Forecast):
-        return "mse"
+        return "rmse"
     return "accuracy" if isinstance(data.task, Classify) else "bits_per_character"
 
 
@@ -79,24 +76,26 @@ def lower_is_better(numbers: Mapping[str, float]) -> float | None:
     )
 
 
-def baseline_scores(data: RunData) -> dict[str, float]:
-    """Score baselines without a network on the test part, by the metric of the task.
+def shown(errors: Mapping[str, float]) -> dict[str, float]:
+    """Return the errors that a validation logs: without those in standardised units."""
+    return {name: value for name, value in errors.items() if "standardised" not in name}
 
-    Forecast: the mean of the training part, the last value, and linear autoregression fitted by
-    ridge regression on the
-    training part (for one recording of at most 5 million rows). Classes: the most frequent class of
-    the training part.
+
+def baseline_scores(data: RunData) -> dict[str, dict[str, float]]:
+    """Score baselines without a network on the test part, by the errors of the task.
+
+    Forecast: see `forecast_baselines`. Classes: the most frequent class of the training part.
     Characters: their frequencies in the training part.
     """
-    if isinstance(data.task, Forecast):
-        return _forecasts(data, data.task)
     outputs = data.task.outputs
     train = _counts(data, 0, data.parts.train, outputs)
     test = _counts(data, data.parts.valid, data.parts.test, outputs)
     if isinstance(data.task, Classify):
-        return {"most frequent class": float(test[np.argmax(train)] / max(test.sum(), 1))}
+        accuracy = float(test[np.argmax(train)] / max(test.sum(), 1))
+        return {"most frequent class": {"accuracy": accuracy}}
     chances = (train + 1) / (train + 1).sum()
-    return {"character frequencies": float(-(test * np.log2(chances)).sum() / max(test.sum(), 1))}
+    bits = float(-(test * np.log2(chances)).sum() / max(test.sum(), 1))
+    return {"character frequencies": {"bits_per_character": bits}}
 
 
 def _counts(data: RunData, start: int, stop: int, outputs: int) -> np.ndarray:
@@ -108,48 +107,39 @@ def _counts(data: RunData, start: int, stop: int, outputs: int) -> np.ndarray:
     return counts
 
 
-def _forecasts(data: RunData, task: Forecast) -> dict[str, float]:
-    start, stop = data.parts.valid, data.parts.test
-    rows, place = part(data.source, start, stop), data.source.names.index(task.target)
-    sums, n = np.zeros(2), 0
-    for at in range(0, stop - start, 1 << 16):
-        steps = read_steps(task, rows, at, min(at + (1 << 16), stop - start), True)
-        now = rows.read(at, at + len(steps.truth))[:, place].astype(np.float64)
-        errors = (
-            np.stack([steps.truth - task.target_mean, steps.truth - now])[:, steps.counts]
-            / task.target_scale
-        )
-        sums, n = sums + (errors**2).sum(axis=1), n + int(steps.counts.sum())
-    found = {"mean of training": sums[0] / max(n, 1), "last value": sums[1] / max(n, 1)}
-    if len(data.source.lengths) == 1 and stop <= AR_ROWS:
-        x = data.source.read(0, stop)[:, place].astype(np.float64)
-        x = ((x - task.target_mean) / task.target_scale)[:, None]
-        for order in ORDERS:
-            if 10 * order + task.horizon <= data.parts.train and start >= order:
-                found[f"ridge AR({order})"] = baselines.ridge_ar(
-                    x, 0, order, task.horizon, data.parts.train, start, stop
-                )
-    return {name: float(value) for name, value in found.items()}
-
-
 def summary_of(
     data: RunData, model: Model, params: Any, window: int, folder: Path, more: dict[str, Any]
 ) -> dict[str, Any]:
-    """Score the test part, write predictions.csv, and return the content of summary.json."""
+    """Score the test part, write predictions.csv, and return the content of summary.json.
+
+    metric            the error that selects the checkpoint: rmse, accuracy or bits_per_character
+    test_*            errors of the model on the test part; rmse and mae in the units of the target
+    baseline          the name of the baseline with the best metric on the test part
+    baselines         the errors of every baseline on the test part
+    horizons          of a forecast, one entry a horizon: rmse and mae of the model, and the rmse of
+                      the mean, of the last value and of the best linear baseline
+    """
     begin = time.perf_counter()
-    tested = score_rows(
+    score = score_rows(
         data, model, params, data.parts.valid, data.parts.test, window, folder / "predictions.csv"
     )
-    name, base = metric_name(data), baseline_scores(data)
-    best = (max if name == "accuracy" else min)(base, key=lambda key: base[key])
-    extra = {f"test_{key}": value for key, value in tested.items() if key != name}
+    name, horizons = metric_name(data), None
+    if isinstance(data.task, Forecast):
+        others = forecast_scores(data, data.task)
+        horizons = _by_horizon(data.task, score, others)
+        base = {key: other.result() for key, other in others.items()}
+    else:
+        base = baseline_scores(data)
+    known = {key: errors[name] for key, errors in base.items() if name in errors}
+    best = (max if name == "accuracy" else min)(known, key=known.__getitem__, default=None)
+    tested = {name: None, **score.result()}
     return {
         "metric": name,
-        "test_metric": number(tested.get(name)),
-        "baseline": number(base[best]),
-        "baseline_name": best,
-        "baselines": {key: number(value) for key, value in base.items()},
-        **extra,
+        **{f"test_{key}": number(value) for key, value in tested.items()},
+        "baseline": best,
+        "baselines": base,
+        "horizons": horizons,
+        "target": getattr(data.task, "target", None),
         "rows": {"train": data.parts.train, "valid": data.parts.valid, "all": data.parts.test},
         "symbols": len(data.task.vocabulary) if isinstance(data.task, Characters) else None,
         "test_seconds": round(time.perf_counter() - begin, 2),
@@ -157,6 +147,22 @@ def summary_of(
     }
 
 
-def number(value: float | None) -> float | None:
+def _by_horizon(
+    task: Forecast, score: Score, others: Mapping[str, Score]
+) -> list[dict[str, float | int | None]]:
+    """Return rmse and mae of the model by horizon, and the rmse of baselines by their names."""
+    linear = {name: other for name, other in others.items() if name.startswith("ridge")}
+    best = min(linear, key=lambda name: linear[name].result().get("rmse", np.inf), default=None)
+    others = {name: other for name, other in others.items() if name not in linear or name == best}
+    rows = []
+    for i, (horizon, own) in enumerate(zip(task.horizons, score.by_horizon(), strict=True)):
+        names = ("rmse", "mae", "scored")
+        errors = {name: other.by_horizon()[i].get("rmse") for name, other in others.items()}
+        found = {name: own.get(name) for name in names} | errors
+        rows.append({"horizon": horizon} | {key: number(value) for key, value in found.items()})
+    return rows
+
+
+def number(value: float | int | None) -> float | int | None:
     """Return None for NaN and infinity, which JSON does not have."""
-    return float(value) if value is not None and math.isfinite(value) else None
+    return value if value is not None and math.isfinite(value) else None

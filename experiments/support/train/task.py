@@ -19,12 +19,12 @@ class Forecast:
     """Forecast of a column `horizon` rows ahead; 0 for the same row.
 
         xs[t] = (rows[t, columns] - mean) / scale
-        prediction[t] = target_mean + target_scale outputs[t, -1]     of target[t + horizon]
+        prediction[t, i] = target_mean + target_scale outputs[t, i]   of target[t + horizons[i]]
 
-    columns: the inputs, in order.
+    columns: the inputs, in order; the target is one of them only if it is listed.
     mean, scale: one number per input column; like target_mean and target_scale, they are those of
     the training part.
-    outputs: number of horizons that the readout predicts; only the last one is scored.
+    outputs: number of horizons that the readout predicts, evenly spaced up to `horizon`.
     group: the column that separates the recordings of a file (the carry is reset where it changes);
     "": one recording.
     """
@@ -39,12 +39,24 @@ class Forecast:
     outputs: int = 1
     group: str = ""
 
+    @property
+    def horizons(self) -> tuple[int, ...]:
+        """The horizons, ascending."""
+        return tuple((i + 1) * self.horizon // self.outputs for i in range(self.outputs))
+
+    def column(self, name: str, i: int) -> str:
+        """Return the name of a column of predictions: with the horizon, if there are several."""
+        return f"{name}_{self.horizons[i]}" if self.outputs > 1 else name
+
     def answers(self, outputs: np.ndarray) -> dict[str, np.ndarray]:
-        """Return `prediction` in the units of the target."""
-        return {
-            "prediction": self.target_mean
-            + self.target_scale * np.asarray(outputs[:, -1], np.float64)
-        }
+        """Return `prediction`, or one column a horizon, in the units of the target.
+
+        Predictions from float32 are rounded to 1e-6 of the scale of the target, or finer.
+        """
+        values = self.target_mean + self.target_scale * np.asarray(outputs, np.float64)
+        if outputs.dtype == np.float32:
+            values = np.round(values, 6 - int(np.floor(np.log10(self.target_scale))))
+        return {self.column("prediction", i): values[:, i] for i in range(self.outputs)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +80,7 @@ class Classify:
 
     def answers(self, outputs: np.ndarray) -> dict[str, np.ndarray]:
         """Return `prediction`, the most likely class, and probabilities `p_CLASS`."""
-        chances = scipy.special.softmax(np.asarray(outputs, np.float64), axis=1)
+        chances = _chances(outputs)
         named = {
             f"p_{shown_class(value)}": chances[:, index] for index, value in enumerate(self.classes)
         }
@@ -83,7 +95,7 @@ def scaled(task: Forecast | Classify, source: Source) -> Source:
     mean, scale = (
         np.asarray([numbers.get(name, (0.0, 1.0))[i] for name in source.names]) for i in (0, 1)
     )
-    return standardised(source, Scaling(mean, scale))
+    return standardised(source, Scaling(mean, scale), np.float32)
 
 
 def shown_class(value: int | float | str) -> str:
@@ -106,12 +118,18 @@ class Characters:
 
     def answers(self, outputs: np.ndarray) -> dict[str, np.ndarray]:
         """Return `prediction`, the most likely next symbol, and its probability."""
-        chances = scipy.special.softmax(np.asarray(outputs, np.float64), axis=1)
+        chances = _chances(outputs)
         best = np.argmax(chances, axis=1)
         return {
             "prediction": shown_symbols(self)[best],
             "p_prediction": chances[np.arange(len(best)), best],
         }
+
+
+def _chances(outputs: np.ndarray) -> np.ndarray:
+    """Return probabilities, computed in float64, in the precision of the outputs."""
+    chances = scipy.special.softmax(np.asarray(outputs, np.float64), axis=1)
+    return chances.astype(outputs.dtype)
 
 
 def shown_symbols(task: Characters) -> np.ndarray:

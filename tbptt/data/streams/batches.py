@@ -15,10 +15,12 @@ from tbptt.data.tables.text import Vocabulary
 from tbptt.types import Batch
 
 
-def forecast_batches(target: str, horizons: Sequence[int]) -> MakeBatch:
+def forecast_batches(
+    target: str, horizons: Sequence[int], *, inputs: Sequence[str] | None = None
+) -> MakeBatch:
     """Return a function that makes batches for forecasting one column at one or more horizons.
 
-        inputs[t] = row[t];  targets[t, i] = row[t + horizons[i]][target]
+        inputs[t] = row[t][inputs];  targets[t, i] = row[t + horizons[i]][target]
         weights[t] = 1 if t + max(horizons) lies within the recording, else 0 (and targets 0)
 
     Rows that a masked source excludes have mask False. A step whose target is excluded has
@@ -26,13 +28,21 @@ def forecast_batches(target: str, horizons: Sequence[int]) -> MakeBatch:
 
     Args:
         target: the name of the column.
-        horizons: numbers of steps ahead, each at least 1.
+        horizons: numbers of steps ahead, each at least 1; or 0, the same row, if the target is
+            not an input.
+        inputs: the input columns, in order; None: all columns.
 
     Raises:
-        TypeError, ValueError: a horizon is not an int >= 1, or there is none. When the first
-            batch is made: the source has no such column.
+        TypeError, ValueError: a horizon is not an int, or is too small, or there is none. When
+            the first batch is made: the source has no such column.
     """
-    ahead = [windows.check_window(f"horizons[{i}]", horizon) for i, horizon in enumerate(horizons)]
+    least = 0 if inputs is not None and target not in inputs else 1
+    ahead = [
+        horizon
+        if type(horizon) is int and least == horizon == 0
+        else windows.check_window(f"horizons[{i}]", horizon)
+        for i, horizon in enumerate(horizons)
+    ]
     if not ahead:
         raise ValueError(
             "horizons must have at least one horizon, in steps; got none. For example horizons=(1,)"
@@ -40,6 +50,8 @@ def forecast_batches(target: str, horizons: Sequence[int]) -> MakeBatch:
 
     def forecast(source: Source, span: Span) -> Batch:
         place = _column_index(source, target, "target")
+        chosen = source.names if inputs is None else inputs
+        places = [_column_index(source, name, "inputs") for name in chosen]
         n, upto = span.stop - span.start, min(span.stop + max(ahead), span.end)
         values, good = source.read(span.start, upto), good_rows(source, span.start, upto)
         targets = np.zeros((n, len(ahead)), values.dtype)
@@ -50,7 +62,8 @@ def forecast_batches(target: str, horizons: Sequence[int]) -> MakeBatch:
             if good is not None:
                 weights[: len(found)] *= good[horizon : horizon + n]
         targets *= weights[:, None] > 0
-        return _batch(values[:n], targets, weights, mask=None if good is None else good[:n])
+        rows = values[:n] if inputs is None else values[:n, places]
+        return _batch(rows, targets, weights, mask=None if good is None else good[:n])
 
     return forecast
 

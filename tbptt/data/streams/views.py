@@ -20,6 +20,8 @@ class Part:
     def __init__(self, source: Any, start: int, lengths: Sequence[int]):
         self.names, self.lengths = source.names, tuple(lengths)
         self._source, self._start, self._rows = source, start, sum(lengths)
+        self.groups: tuple[str, ...] = ()
+        self.time_format = getattr(source, "time_format", "")
         if may_mask(source):
             self.good = self._good
         if hasattr(source, "read_unchecked"):
@@ -70,7 +72,10 @@ def part(source: Source, start: int, stop: int) -> Part:
     for length in source.lengths:
         lengths.append(min(stop, begin + length) - max(start, begin))
         begin += length
-    return Part(source, start, [length for length in lengths if length > 0])
+    found = Part(source, start, [length for length in lengths if length > 0])
+    groups = getattr(source, "groups", ())
+    found.groups = tuple(g for g, length in zip(groups, lengths, strict=False) if length > 0)
+    return found
 
 
 class Without:
@@ -120,16 +125,17 @@ def without(source: Source, columns: Sequence[str]) -> Without:
 class Standardised:
     """A source with scaled values. Made by `standardised`."""
 
-    def __init__(self, source: Any, scaling: Scaling):
+    def __init__(self, source: Any, scaling: Scaling, dtype: Any = None):
         self.names, self.lengths = source.names, source.lengths
-        self._source, self._scaling = source, scaling
+        self._source, self._scaling, self._dtype = source, scaling, dtype
         if may_mask(source):
             self.good = source.good
 
     def read(self, start: int, stop: int) -> Float[np.ndarray, "n C"]:
-        """Read rows, scaled in float64, in the dtype of the source; masked rows are zeros."""
+        """Read rows, scaled in float64; masked rows are zeros."""
         values = self._source.read(start, stop)
-        scaled = ((values - self._scaling.mean) / self._scaling.scale).astype(values.dtype)
+        dtype = self._dtype or values.dtype
+        scaled = ((values - self._scaling.mean) / self._scaling.scale).astype(dtype)
         return (
             np.where(self._source.good(start, stop)[:, None], scaled, 0)
             if may_mask(self._source)
@@ -141,10 +147,13 @@ class Standardised:
         return self._source.path_of(row)
 
 
-def standardised(source: Source, scaling: Scaling) -> Standardised:
+def standardised(source: Source, scaling: Scaling, dtype: Any = None) -> Standardised:
     """Scale a source as it is read: (value - mean) / scale for each column.
 
-    See `stream_scaling`.
+    Args:
+        source: the rows, in float64 if float32 would coarsen them.
+        scaling: from `stream_scaling`.
+        dtype: dtype of the scaled values; None: that of the source.
 
     Raises:
         ValueError: the scaling is for another number of columns.
@@ -152,6 +161,5 @@ def standardised(source: Source, scaling: Scaling) -> Standardised:
     C = len(source.names)
     if np.shape(scaling.mean) != (C,) or np.shape(scaling.scale) != (C,):
         raise ValueError(f"scaling must be for the {C} columns of the source; got {scaling}")
-    return Standardised(
-        source, Scaling(np.asarray(scaling.mean, np.float64), np.asarray(scaling.scale, np.float64))
-    )
+    both = (np.asarray(numbers, np.float64) for numbers in (scaling.mean, scaling.scale))
+    return Standardised(source, Scaling(*both), dtype)

@@ -49,6 +49,7 @@ class MaskedSource:
     def __init__(self, source: Any):
         self.names, self.lengths = source.names, source.lengths
         self.time, self.groups, self.classes, self.notes = about(source)
+        self.time_format = getattr(source, "time_format", "")
         self._source = source
 
     def times(self, start: int, stop: int) -> np.ndarray | None:

@@ -12,7 +12,7 @@ from tbptt.data.tables.convert import convert, open_converted
 from tbptt.data.tables.file_changes import SourceChanged, stamp_of
 from tbptt.data.tables.table import Table
 
-FORMAT = "2"  # version of the converted files; a new number invalidates old conversions
+FORMAT = "3"  # version of the converted files; a new number invalidates old conversions
 
 
 def open_cached(path: Path, reading: Reading) -> Table:

@@ -18,13 +18,17 @@ class Reading(NamedTuple):
 
 
 class Roles(NamedTuple):
-    """The columns of a table by their use; `left_out` gives a reason for each other column."""
+    """The columns of a table by their use; `left_out` gives a reason for each other column.
+
+    time_format: how the file writes its dates, for `strftime` of polars; "" where it does not say
+    """
 
     numbers: tuple[str, ...]
     time: str | None
     group: str | None
     label: str | None
     left_out: dict[str, str]
+    time_format: str = ""
 
 
 def roles_of(scan: Scan, reading: Reading) -> Roles:
@@ -73,7 +77,12 @@ def roles_of(scan: Scan, reading: Reading) -> Roles:
             )
     for name in chosen:
         _check_numbers(scan, name)
-    return Roles(chosen, time, reading.group, reading.label, left_out)
+    return Roles(chosen, time, reading.group, reading.label, left_out, _format_of(scan, time))
+
+
+def _format_of(scan: Scan, time: str | None) -> str:
+    about = "" if time is None else scan.columns[time].about
+    return {"Date": "%Y-%m-%d"}.get(about, about.replace("%#z", "Z") if about in DATES else "")
 
 
 def _check_numbers(scan: Scan, name: str) -> None:

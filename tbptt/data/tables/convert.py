@@ -94,6 +94,7 @@ def open_converted(stamp: FileStamp, folder: Path) -> Table:
         tuple(about["classes"]),
         tuple(about["notes"]),
         tuple(about["warnings"]),
+        about["time_format"],
     )
 
 
@@ -242,6 +243,7 @@ def _finish(
         "names": names,
         "first": first,
         "time": roles.time,
+        "time_format": roles.time_format,
         "groups": written.groups.at(starts) if roles.group else [],
         "classes": list(written.classes),
         "notes": [*notes, *found, *missing],

@@ -58,6 +58,7 @@ class Files:
     names, lengths: as in `Source`
     dtype:          dtype of the result of `read`
     time:           the column of the times, or None
+    time_format:    how the files write their dates, for `strftime` of polars; "" if unknown
     groups:         the group of each recording, as text; () without groups
     classes:        the values of the label, ascending: class i is the number i in its column
     notes:          how the files were read; what was left out or filled in
@@ -74,6 +75,8 @@ class Files:
         self.lengths = tuple(length for table in tables for length in table.lengths)
         self.dtype = np.dtype(dtype)
         self.time = tables[0].time
+        formats = {table.time_format for table in tables}
+        self.time_format = formats.pop() if len(formats) == 1 else ""
         self.groups = tuple(group for table in tables for group in table.groups)
         self.notes = tuple(f"{table.file.path}: {note}" for table in tables for note in table.notes)
         self._tables = tuple(tables)

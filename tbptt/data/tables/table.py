@@ -31,6 +31,7 @@ class Table(NamedTuple):
     classes:  the values of the label, as text; class i is the number i in the last column
     notes:    how the file was read; what was left out or filled in
     warnings: what needs attention
+    time_format: how the file writes its dates, for `strftime` of polars; "" where it does not say
     """
 
     file: FileStamp
@@ -44,6 +45,7 @@ class Table(NamedTuple):
     classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    time_format: str = ""
 
 
 def choose_columns(

@@ -1,0 +1,118 @@
+"""Score forecasts without a network on the rows that a run is scored on.
+
+    mean of training   the mean of the target over the training part
+    last value         the target at the row, if the target is an input
+    ridge AR(n)        linear in the target's last n rows, if the target is an input
+    ridge, n rows      linear in the last n rows of all inputs
+
+The linear ones are fitted to the training part by ridge regression, one fit for all horizons. Rows
+before a recording, and masked rows, have the mean of the training part.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import scipy.linalg
+
+from experiments.support.train.data import RunData
+from experiments.support.train.predicting import Score
+from experiments.support.train.prediction_steps import Steps, read_steps
+from experiments.support.train.task import Forecast
+from tbptt.data import Source, part
+
+BLOCK = 4096  # rows per block; with 256 features a block has 8 MB
+ROWS = 5_000_000  # the linear baselines are skipped for longer data
+ORDERS = (16, 64, 256)
+FEATURES = 320  # most features of a linear baseline with several inputs
+RIDGE = 1e-6  # penalty per row, in units of the variances
+
+
+def forecast_scores(data: RunData, task: Forecast) -> dict[str, Score]:
+    """Return the scores of the baselines on the test part, by name."""
+    train, start, stop = data.parts.train, data.parts.valid, data.parts.test
+    linear = _linear(task, train) if stop <= ROWS else []
+    back = max((one.order for one in linear), default=1) - 1
+    for steps, past in _blocks(task, part(data.source, 0, train), back, 0) if linear else ():
+        known = np.asarray(steps.counts.all(axis=1))
+        targets = (steps.truth - task.target_mean) / task.target_scale
+        for one in linear:
+            one.add(past, known, targets[known])
+    names = ["mean of training"] + ["last value"] * (task.target in task.columns)
+    scores = {name: Score(task) for name in [*names, *(one.name for one in linear)]}
+    skip = min(start, back)
+    for steps, past in _blocks(task, part(data.source, start - skip, stop), back, skip):
+        shape = steps.truth.shape
+        scores["mean of training"].add(np.zeros(shape), steps)
+        if "last value" in scores:
+            now = past[:, -1, task.columns.index(task.target)]
+            scores["last value"].add(np.broadcast_to(now[:, None], shape), steps)
+        for one in linear:
+            scores[one.name].add(one.outputs(past), steps)
+    return scores
+
+
+class _Linear:
+    """Ridge regression on the last `order` rows of some inputs."""
+
+    def __init__(self, name: str, order: int, places: list[int], outputs: int) -> None:
+        F = order * len(places) + 1
+        self.name, self.order, self._places = name, order, places
+        self._gram, self._moment, self._rows = np.zeros((F, F)), np.zeros((F, outputs)), 0
+        self._weights: np.ndarray | None = None
+
+    def add(self, past: np.ndarray, known: np.ndarray, targets: np.ndarray) -> None:
+        features = self._features(past)[known]
+        self._gram += features.T @ features
+        self._moment += features.T @ targets
+        self._rows += len(targets)
+
+    def outputs(self, past: np.ndarray) -> np.ndarray:
+        if self._weights is None:
+            penalty = np.full(len(self._gram), RIDGE * max(self._rows, 1))
+            penalty[-1] *= 1e-6  # the constant is almost free
+            gram = self._gram + np.diag(penalty)
+            self._weights = scipy.linalg.solve(gram, self._moment, assume_a="pos")
+        return self._features(past) @ self._weights
+
+    def _features(self, past: np.ndarray) -> np.ndarray:
+        found = past[:, past.shape[1] - self.order :, self._places].reshape(len(past), -1)
+        return np.column_stack([found, np.ones(len(found))])
+
+
+def _linear(task: Forecast, rows: int) -> list[_Linear]:
+    """Return the linear baselines for which the training part has rows enough."""
+    K, own = task.outputs, task.target in task.columns
+    found = []
+    if own:
+        place = [task.columns.index(task.target)]
+        found = [_Linear(f"ridge AR({n})", n, place, K) for n in ORDERS]
+    if not own or len(task.columns) > 1:
+        every = list(range(len(task.columns)))
+        most = max(FEATURES // len(every), 1)
+        for n in sorted({min(order, most) for order in (1, *ORDERS)}):
+            found.append(_Linear(f"ridge, {n} row{'s' * (n > 1)}", n, every, K))
+    return [one for one in found if 10 * len(one._gram) + task.horizon <= rows]
+
+
+def _blocks(
+    task: Forecast, rows: Source, back: int, skip: int
+) -> Iterator[tuple[Steps, np.ndarray]]:
+    """Yield the rows of a part in blocks, and the inputs `[n, back + 1, D]` up to each row.
+
+    The first `skip` rows are only the past of later ones.
+    """
+    edges, total = np.cumsum((0, *rows.lengths)), sum(rows.lengths)
+    size = max(BLOCK // max(1, (back + 1) * len(task.columns) // 256), 256)
+    for start in range(skip, total, size):
+        stop = min(start + size, total)
+        first = max(start - back, 0)
+        steps = read_steps(task, rows, first, stop, True)
+        inputs = np.concatenate(
+            [np.zeros((back - (start - first), steps.inputs.shape[1])), steps.inputs]
+        )
+        past = np.lib.stride_tricks.sliding_window_view(inputs, back + 1, axis=0)
+        at = np.arange(start, stop)
+        age = at - edges[np.searchsorted(edges, at, side="right") - 1]
+        inside = np.arange(back, -1, -1) <= age[:, None]
+        now = [leaf[start - first :] for leaf in steps if leaf is not None]
+        yield Steps(*now), np.swapaxes(past, 1, 2) * inside[:, :, None]

@@ -1,0 +1,70 @@
+"""Say which rows predictions belong to: group, time, and the times that are predicted."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tbptt.data.tables.bad_samples import times_of
+
+SAMPLE = 1 << 16  # steps in time from which the usual one is taken
+REGULAR = 0.9  # fraction of equal steps above which the time is continued beyond the last row
+
+
+class RowLabels:
+    """Columns that join predictions onto the file.
+
+        time             time of the row
+        group            group of the row
+        target_time(h)   time of row + h; beyond the recording, its last time + missing rows * step
+
+    The step is the median one. If fewer than 9 of 10 steps are equal to it (months, working days),
+    times beyond the recording are missing values.
+
+    Args:
+        source: the rows; without `times` or `groups` there are no such columns.
+        horizons: numbers of rows ahead, ascending; () for classes and symbols.
+    """
+
+    def __init__(self, source: Any, horizons: Sequence[int]) -> None:
+        self._source, self._horizons = source, tuple(horizons)
+        self._edges = np.cumsum((0, *source.lengths))
+        self._groups = np.asarray(getattr(source, "groups", ()), str)
+        self._timed = times_of(source, 0, min(1, self._edges[-1])) is not None
+        self._step = self._usual_step() if self._timed and max(self._horizons, default=0) else None
+
+    def columns(self, start: int, stop: int) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
+        """Return the columns of rows [start, stop), and the target times by horizon."""
+        at, found, targets = np.arange(start, stop), {}, []
+        recording = np.searchsorted(self._edges, at, side="right") - 1
+        if self._timed:
+            upto = min(stop + max(self._horizons, default=0), int(self._edges[-1]))
+            times, ends = self._source.times(start, upto), self._edges[recording + 1]
+            found["time"] = times[: stop - start]
+            for horizon in self._horizons:
+                row = np.minimum(at + horizon, ends - 1)
+                targets.append(self._continued(times[row - start], at + horizon - row))
+        if len(self._groups):
+            found["group"] = self._groups[recording]
+        return found, targets
+
+    def _continued(self, times: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return the times of so many rows later, by the usual step."""
+        if self._step is None:
+            nothing = np.array("NaT" if times.dtype.kind == "M" else np.nan, times.dtype)
+            return np.where(rows > 0, nothing, times)
+        return times + rows * self._step
+
+    def _usual_step(self) -> Any:
+        """Return the median step of the last rows, None if there is none or too few equal it."""
+        total = int(self._edges[-1])
+        start = max(0, total - SAMPLE)
+        steps = np.diff(self._source.times(start, total))
+        inner = self._edges[(self._edges > start) & (self._edges < total)] - start - 1
+        steps = np.delete(steps, inner)
+        steps = steps[~np.isnan(steps)]
+        if not len(steps):
+            return None
+        usual = np.sort(steps)[len(steps) // 2]
+        near = np.abs(steps - usual) <= usual * 1e-6
+        return usual if near.mean() >= REGULAR and usual > usual * 0 else None
