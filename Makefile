@@ -8,6 +8,8 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 SOURCES := tbptt experiments benchmarks tests notebooks
+# Without bytecode every test worker, and every program that a test starts, compiles all modules again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
