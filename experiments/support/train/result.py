@@ -27,9 +27,10 @@ ORDERS = (16, 64, 256)
 def warm_up(data: RunData, window: int, start: int) -> int:
     """Return the number of rows before `start` that warm up the carry: ten windows if available.
 
-    0 for classes.
+    0 for classes, and where a recording begins, which resets the carry.
     """
-    return 0 if isinstance(data.task, Classify) else min(start, 10 * window)
+    begins = start in np.cumsum(data.source.lengths)
+    return 0 if isinstance(data.task, Classify) or begins else min(start, 10 * window)
 
 
 def score_rows(
@@ -55,7 +56,7 @@ def score_rows(
     path.unlink(missing_ok=True)  # of an earlier session of the same run
     with PredictionFile(path) as file:
         for columns, outputs, steps in blocks:
-            file.write({**columns, "row": columns["row"] + start - skip})
+            file.write({**columns, "row": data.rows_of(columns["row"] + start - skip)})
             score.add(outputs, steps)
     return score.result()
 
@@ -150,6 +151,7 @@ def summary_of(
         "baselines": {key: number(value) for key, value in base.items()},
         **extra,
         "rows": {"train": data.parts.train, "valid": data.parts.valid, "all": data.parts.test},
+        "parts": data.about,
         "symbols": len(data.task.vocabulary) if isinstance(data.task, Characters) else None,
         "test_seconds": round(time.perf_counter() - begin, 2),
         **more,
