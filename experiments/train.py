@@ -7,9 +7,10 @@
 
 The rows of the data are steps of equal length in time. The end of the data is held out: the last
 tenth is the test part, and the tenth before it is the validation part, which selects the best
-checkpoint. The folder of the run contains config.json, metrics.jsonl and checkpoints/, and at the
-end predictions.csv, summary.json and report.html. The last line of stdout is the summary.
-`python -m experiments.predict` predicts with the result.
+checkpoint. `--hold-out person=9,10` tests on people, machines or other groups instead, and
+`--test-data FILE` on files of their own. The folder of the run contains config.json, metrics.jsonl
+and checkpoints/, and at the end predictions.csv, summary.json and report.html. The last line of
+stdout is the summary. `python -m experiments.predict` predicts with the result.
 
 Ctrl-C and SIGTERM finish the current update, write a checkpoint, print the command that resumes the
 run, and exit with status 130 and 143. A resumed run ends with the same parameters, bit for bit, as
@@ -128,9 +129,15 @@ class Config:
     minutes: float | None = None
     """training time, including earlier sessions of the run"""
     valid: float = 0.1
-    """fraction of the data for validation, before the test part"""
+    """fraction of the data for validation, before the test part; with --hold-out of the other
+    groups, the last ones"""
     test: float = 0.1
     """fraction of the data for the test, at the end"""
+    hold_out: str | None = None
+    """COLUMN=VALUE,VALUE: test on all rows with these values, for example person=9,10; validation
+    on whole groups, too"""
+    test_data: tuple[Path, ...] = ()
+    """files to test on, with the columns of --data, which are then for training and validation"""
     patience: int | None = None
     """validations without a better result after which training ends early; default never"""
     valid_every: int | None = None
@@ -190,6 +197,8 @@ def main(config: Config, stop: Stop) -> dict[str, Any]:
         what = f"batch of {config.batch} sequences of {max(setup.stream.steps)} steps"
         what = f"resuming after update {position}" if position else what
         print_line(f"{folder}: {what}; {len(setup.stream)} updates per pass")
+        for name, about in data.about.items():
+            print_line(f"{name}: {about}")
         for line in chosen:
             print_line(line)
         print_unroll(config.unroll)

@@ -38,6 +38,7 @@ from tbptt.data.streams.read_ahead import read_ahead as read_ahead
 from tbptt.data.streams.recording_stream import RecordingStream as RecordingStream
 from tbptt.data.streams.scaling import stream_scaling as stream_scaling
 from tbptt.data.streams.views import part as part
+from tbptt.data.streams.views import pick as pick
 from tbptt.data.streams.views import standardised as standardised
 from tbptt.data.streams.views import without as without
 from tbptt.data.tables.bad_samples import BadRows as BadRows

@@ -4,7 +4,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tbptt.data import BadSample, RecordingStream, label_batches, open_source, whole_recordings
+from tbptt.data import (
+    BadSample,
+    RecordingStream,
+    label_batches,
+    open_source,
+    pick,
+    whole_recordings,
+)
 from tbptt.data.tables import convert
 
 N, T = 3, 50
@@ -131,3 +138,60 @@ def test_labels_of_text_are_numbered_across_files(tmp_path):
         open_source(paths[0], label="does")
     with pytest.raises(ValueError, match="label must not be one of columns.*got 'does' in both"):
         open_source(paths[0], ("x", "does"), label="does")
+
+
+@pytest.mark.parametrize("kind", ["x.csv", "x.npy"])
+def test_several_columns_are_one_group(kind, tmp_path):
+    """Trials are numbered anew for each person: a change of either starts a recording."""
+    frame = pl.DataFrame(
+        {
+            "who": [2, 2, 2, 2, 10, 10, 10, 10],
+            "trial": [0, 0, 1, 1, 1, 1, 0, 0],
+            "x": range(8),
+            "y": range(8, 16),
+        }
+    )
+    frame.write_csv(tmp_path / kind) if kind == "x.csv" else np.save(
+        tmp_path / kind, frame.to_numpy()
+    )
+    names = frame.columns if kind == "x.csv" else ["0", "1", "2", "3"]
+    source = open_source(tmp_path / kind, names[2:], group=names[:2])
+    assert source.lengths == (2, 2, 2, 2)
+    assert source.groups == (("2", "0"), ("2", "1"), ("10", "1"), ("10", "0"))
+    mixed = frame.sort("x", descending=True).with_columns(pl.col("x").alias("x"))
+    mixed = mixed[[0, 2, 4, 6, 1, 3, 5, 7]]
+    mixed.write_csv(tmp_path / kind) if kind == "x.csv" else np.save(
+        tmp_path / kind, mixed.to_numpy()
+    )
+    told = "column '(who|0)', '(trial|1)': group '10, 0' comes back after other groups.*--sort"
+    with pytest.raises(ValueError, match=told):
+        open_source(tmp_path / kind, names[2:], group=names[:2])
+    source = open_source(tmp_path / kind, names[2:], group=names[:2], time=names[2], sort=True)
+    assert source.groups == (("2", "0"), ("2", "1"), ("10", "0"), ("10", "1"))
+    assert source.times(0, 8).tolist() == [0, 1, 2, 3, 6, 7, 4, 5]
+
+
+def test_recordings_can_be_picked_in_another_order(tmp_path):
+    values = PANEL.with_columns(
+        pl.when(pl.col("x") == 70).then(None).otherwise(pl.col("x")).alias("x")
+    )
+    values.write_csv(tmp_path / "x.csv")
+    source = open_source(tmp_path / "x.csv", group="who", missing="mask")
+    picked = pick(source, [2, 0, 1])
+    assert picked.lengths == (T, T, T) and picked.groups == ("9", "10", "b")
+    order = np.concatenate([np.arange(100, 150), np.arange(100)])
+    np.testing.assert_array_equal(picked.rows_of(np.arange(150)), order)
+    for read in ("read", "read_unchecked", "good", "times"):
+        whole = getattr(source, read)(0, 150)[order]
+        for start, stop in [(0, 150), (49, 51), (7, 7), (149, 150), (20, 120)]:
+            found = getattr(picked, read)(start, stop)
+            np.testing.assert_array_equal(found, whole[start:stop])
+    assert picked.path_of(0) == source.path_of(100) and picked.path_of(149) == source.path_of(99)
+    assert pick(source, [1]).lengths == (T,) and picked.time == "day"
+    apart = np.concatenate([np.arange(50), np.arange(100, 150)])
+    np.testing.assert_array_equal(pick(source, [0, 2]).read(0, 100), source.read(0, 150)[apart])
+    with pytest.raises(IndexError, match="not among the 150 rows"):
+        picked.read(149, 151)
+    for wrong in ([], [0, 0], [3], [-1]):
+        with pytest.raises(ValueError, match="numbers from 0 to 2, at least one and none twice"):
+            pick(source, wrong)

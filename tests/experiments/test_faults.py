@@ -98,7 +98,7 @@ REFUSED = {
         "a forecast 900 rows ahead (--horizon) needs at least 901 rows in each part",
     ),
     "horizon 0": ([*WAVES, "--horizon", 0], "so it must not be an input, as it is by default"),
-    "horizon": ([*WAVES, "--horizon", -1], "--horizon must be at least 0; got -1"),
+    "negative horizon": ([*WAVES, "--horizon", -1], "--horizon must be at least 0; got -1"),
     "forecasts": (
         [*WAVES, "--horizon", 5, "--forecasts", 2],
         "--forecasts must divide --horizon; got 2 and 5",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments.support.common.console import console
+from experiments.support.train.parts import hold_out
 from experiments.support.train.reading import Reading
 from tbptt.data import TableWarning, open_source
 
@@ -23,7 +24,10 @@ def open_columns(config: Any) -> tuple[Any, tuple[str, ...]]:
         ValueError: a named column does not exist or cannot be an input, or there is no input.
           Errors of `open_source` are passed on.
     """
-    path, whole = config.data[0], config.task == "classify"
+    files, path, whole = config.data + config.test_data, config.data[0], config.task == "classify"
+    held = hold_out(config)[0]
+    group = tuple(name for name in dict.fromkeys((held, config.group)) if name)
+    reading = Reading.of(config)._replace(group=group or None)
     if config.target is None:
         names = open_table(config.data, Reading()).names
         raise ValueError(f"--target is required: the column to predict, one of {', '.join(names)}")
@@ -31,30 +35,31 @@ def open_columns(config: Any) -> tuple[Any, tuple[str, ...]]:
         raise ValueError(
             f"--group and --target must be different columns; got {config.target!r} for both"
         )
-    if set(config.columns) & ({config.group} | ({config.target} if whole else set())):
+    if set(config.columns) & {*group, *([config.target] if whole else [])}:
         raise ValueError(
-            f"--columns must not contain --group or the class, which are not inputs; got "
-            f"{', '.join(config.columns)}"
+            "--columns must not contain --group, the column of --hold-out or the class, which are "
+            f"not inputs; got {', '.join(config.columns)}"
         )
     columns = tuple(config.columns) or None
     if config.without:
-        columns = _others(config, columns, config.target if whole else None)
+        columns = _others(config, reading, columns, config.target if whole else None)
     read = columns
     if columns is not None and not whole and config.target not in columns:
         read = (*columns, config.target)
     # In float64, as float32 would coarsen a small change of a large number.
     source = open_table(
-        config.data,
-        Reading.of(config),
-        read,
-        label=config.target if whole else None,
-        dtype=np.float64,
+        files, reading, read, label=config.target if whole else None, dtype=np.float64
     )
+    if whole and len(source.classes) < 2:
+        raise ValueError(
+            f"--target {config.target} must hold at least two classes; all rows of "
+            f"{', '.join(map(str, files))} have {', '.join(map(str, source.classes)) or 'none'}"
+        )
     chosen = columns
     if columns is None:
         chosen = tuple(name for name in source.names if not whole or name != config.target)
     if not whole and config.target not in source.names:
-        open_table(config.data, Reading.of(config), (config.target,))  # says why it is left out
+        open_table(files, reading, (config.target,))  # says why it is left out
     if not chosen:
         raise ValueError(
             f"{path} has no numeric input column besides --group and --target; its columns are "
@@ -63,14 +68,15 @@ def open_columns(config: Any) -> tuple[Any, tuple[str, ...]]:
     return source, chosen
 
 
-def _others(config: Any, columns: tuple[str, ...] | None, label: str | None) -> tuple[str, ...]:
+def _others(
+    config: Any, reading: Reading, columns: tuple[str, ...] | None, label: str | None
+) -> tuple[str, ...]:
     """Return the input columns other than --without."""
     names: Sequence[str] = columns or ()
     if columns is None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TableWarning)  # shown when the table is opened again
-            reading = Reading.of(config)._asdict()
-            names = open_source(config.data, None, **reading, label=label).names
+            names = open_source(config.data, None, **reading._asdict(), label=label).names
     if unknown := [name for name in config.without if name not in names]:
         raise ValueError(
             f"--without must name input columns, {', '.join(names)}; got {unknown[0]!r}"

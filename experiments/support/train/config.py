@@ -16,6 +16,7 @@ Config = TypeVar("Config")
 # Settings that may change when a run is resumed: they have no effect on what is computed.
 FREE = (
     "data",
+    "test_data",
     "out",
     "resume",
     "epochs",
@@ -32,6 +33,7 @@ FREE = (
     "keep",
     "tensorboard",
 )
+PATHS = ("data", "test_data")
 EPOCHS = 10.0
 
 
@@ -56,7 +58,7 @@ def settings(parse: Callable[..., Config], kind: type[Config]) -> Config:
         if given.epochs is None and given.minutes is None:
             given = dataclasses.replace(given, epochs=EPOCHS)
         _check_limits(given.epochs, given.minutes)
-        return dataclasses.replace(given, data=tuple(path.absolute() for path in given.data))
+        return _absolute(given)
     folder = given.resume
     if given.out is not None:
         raise ValueError(f"--resume writes to the folder of the run; omit --out (got {given.out})")
@@ -84,7 +86,7 @@ def settings(parse: Callable[..., Config], kind: type[Config]) -> Config:
     elif now.minutes != old.minutes and now.epochs == old.epochs:
         now = dataclasses.replace(now, epochs=None)
     _check_limits(now.epochs, now.minutes)
-    return dataclasses.replace(now, data=tuple(path.absolute() for path in now.data))
+    return _absolute(now)
 
 
 def folder_of(config: Any) -> Path:
@@ -134,6 +136,12 @@ def _data_json(data: RunData) -> dict[str, Any]:
     return {"task": to_json(data.task), "lengths": list(data.source.lengths)[:1000]}
 
 
+def _absolute(config: Any) -> Any:
+    """Return the settings with absolute paths of the files."""
+    paths = {name: tuple(p.absolute() for p in getattr(config, name)) for name in PATHS}
+    return dataclasses.replace(config, **paths)
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
@@ -141,7 +149,7 @@ def _plain(value: Any) -> Any:
 
 
 def _typed(name: str, value: Any) -> Any:
-    if name == "data":
+    if name in PATHS:
         return tuple(Path(item) for item in value)
     if name == "init_from":
         return None if value is None else Path(value)

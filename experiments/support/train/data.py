@@ -1,6 +1,6 @@
-"""Open the data of a run, split it in time into three parts, and scale it by the first."""
+"""Open the data of a run in three parts, and scale it by the first."""
 
-import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from experiments.support.train.columns import open_columns, printed_table_warnings
 from experiments.support.train.linear import Linear, residual_batches
 from experiments.support.train.linear_fit import Fitted, fit_linear
+from experiments.support.train.parts import Parts, check_files, check_shares, hold_out, split
 from experiments.support.train.task import Characters, Classify, Forecast, Task, scaled
 from tbptt.data import (
     RecordingStream,
@@ -25,25 +26,21 @@ from tbptt.data import (
 )
 
 
-class Parts(NamedTuple):
-    """Rows [0, train), [train, valid) and [valid, test) of a source, test = all rows."""
-
-    train: int
-    valid: int
-    test: int
-
-
 class RunData(NamedTuple):
     """Data of a run.
 
-    task:   the task of the model
-    source: all rows with inputs and target, in their own units
-    parts:  the ends of training, validation and test part
+    task:    the task of the model
+    source:  all rows with inputs and target, in their own units: training, validation, test
+    parts:   the ends of training, validation and test part
+    about:   what each part consists of, in words
+    rows_of: rows of the source -> their numbers in --data, or for the test part in --test-data
     """
 
     task: Task
     source: Source
     parts: Parts
+    about: dict[str, str]
+    rows_of: Callable[[np.ndarray], np.ndarray]
 
 
 def open_data(config: Any) -> RunData:
@@ -54,8 +51,7 @@ def open_data(config: Any) -> RunData:
           are passed on.
     """
     if config.task == "characters":
-        if not 0 < config.valid + config.test < 1:
-            raise ValueError(_shares(config))
+        check_shares(config)
         text = open_text(config.data)
         vocabulary = count_symbols(text)
         if len(vocabulary) < 2:
@@ -63,14 +59,9 @@ def open_data(config: Any) -> RunData:
                 f"--data must contain at least two different characters; got only "
                 f"{vocabulary.symbols!r}"
             )
-        return RunData(
-            Characters(tuple(vocabulary.symbols)), text, _parts(text.lengths, config, whole=False)
-        )
-    whole, group = config.task == "classify", config.group or ""
-    if (
-        whole and not group and config.gaps == "keep"
-    ):  # a file is a recording: fails without reading
-        _parts((1,) * len(config.data), config, whole)
+        return RunData(Characters(tuple(vocabulary.symbols)), *split(text, config))
+    whole = config.task == "classify"
+    check_files(config)
     source, columns = open_columns(config)
     if not whole and config.horizon == 0 and config.target in columns:
         raise ValueError(
@@ -78,7 +69,8 @@ def open_data(config: Any) -> RunData:
             f"input, as it is by default: give --without {config.target}, or --columns without "
             "it. Or forecast it, with --horizon 1 or more"
         )
-    parts = _parts(source.lengths, config, whole)
+    source, parts, about, rows_of = split(source, config)
+    group = config.group or hold_out(config)[0]
     keep = [config.target] if whole else []
     with printed_table_warnings():
         inputs = [name for name in columns if name != config.target]
@@ -101,7 +93,7 @@ def open_data(config: Any) -> RunData:
             config.forecasts,
             group,
         )
-    return RunData(task, source, parts)
+    return RunData(task, source, parts, about, rows_of)
 
 
 def training_stream(
@@ -162,44 +154,3 @@ def longest_sequence(data: RunData, batch: int) -> int:
 
 def _recordings_before(lengths: tuple[int, ...], row: int) -> int:
     return int(np.searchsorted(np.cumsum(lengths), row, side="right"))
-
-
-def _parts(lengths: tuple[int, ...], config: Any, whole: bool) -> Parts:
-    """Split the rows in time; between recordings if these must stay whole."""
-    total = sum(lengths)
-    if not (0 < config.valid and 0 < config.test and config.valid + config.test < 1):
-        raise ValueError(_shares(config))
-    if whole:
-        n, edges = len(lengths), np.cumsum(lengths)
-        valid, test = math.ceil(n * config.valid), math.ceil(n * config.test)
-        if n - valid - test < 1:
-            raise ValueError(
-                f"--task classify needs at least one whole recording in each of the three parts; "
-                f"got {n} in total. Give "
-                "several files, or name the column that separates the recordings by --group"
-            )
-        return Parts(int(edges[n - valid - test - 1]), int(edges[n - test - 1]), total)
-    train, valid = int(total * (1 - config.valid - config.test)), int(total * (1 - config.test))
-    least = max(2, config.horizon + 1) if config.task == "forecast" else 2
-    if min(train, valid - train, total - valid) < least:
-        what = (
-            f"a forecast {config.horizon} rows ahead (--horizon)"
-            if config.task == "forecast"
-            else "a prediction"
-        )
-        raise ValueError(
-            f"{what} needs at least {least} rows in each part; the {total} rows of the data give "
-            f"{train} for training, "
-            f"{valid - train} for validation (--valid {config.valid:g}) and {total - valid} for "
-            f"the test (--test "
-            f"{config.test:g}). Give more data or larger fractions"
-        )
-    return Parts(train, valid, total)
-
-
-def _shares(config: Any) -> str:
-    return (
-        f"--valid and --test, the fractions of the data that are held out, must be above 0 and "
-        f"their sum below 1; got "
-        f"{config.valid:g} and {config.test:g}"
-    )

@@ -7,7 +7,7 @@ class Reading(NamedTuple):
     """Arguments of `open_source` that are flags of experiments.train and experiments.predict."""
 
     time: str | None = None
-    group: str | None = None
+    group: str | tuple[str, ...] | None = None
     missing: Any = "refuse"
     gaps: Any = "keep"
     sort: bool = False

@@ -21,13 +21,15 @@ METRICS = ("rmse", "accuracy", "bits_per_character")
 BLOCK = 1024  # steps per block of prediction
 
 
-def warm_up(data: RunData, model: Model, window: int, start: int) -> int:
+def warm_up(data: RunData, window: int, start: int, past: int = 0) -> int:
     """Return the number of rows before `start` that warm up the carry: ten windows if available.
 
-    At least the past of the linear forecast; 0 for classes.
+    At least `past` rows, those of a linear forecast; 0 for classes, and where a recording begins, which
+    resets the carry.
     """
-    past = 0 if model.linear is None else model.linear.reach - 1
-    return 0 if isinstance(data.task, Classify) else min(start, max(10 * window, past))
+    begins = start in np.cumsum(data.source.lengths)
+    none = begins or isinstance(data.task, Classify)
+    return 0 if none else min(start, max(10 * window, past))
 
 
 def score_rows(
@@ -43,7 +45,7 @@ def score_rows(
 
     With `path`, also write their predictions.
     """
-    skip = warm_up(data, model, window, start)
+    skip = warm_up(data, window, start, 0 if model.linear is None else model.linear.reach - 1)
     rows, score = part(data.source, start - skip, stop), Score(data.task)
     blocks = predict_blocks(data.task, model, params, rows, BLOCK, score=True, skip=skip)
     if path is None:
@@ -53,7 +55,7 @@ def score_rows(
     path.unlink(missing_ok=True)  # of an earlier session of the same run
     with PredictionFile(path, getattr(rows, "time_format", "")) as file:
         for columns, outputs, steps in blocks:
-            file.write({**columns, "row": columns["row"] + start - skip})
+            file.write({**columns, "row": data.rows_of(columns["row"] + start - skip)})
             score.add(outputs, steps)
     return score
 
@@ -141,6 +143,7 @@ def summary_of(
         "horizons": horizons,
         "target": getattr(data.task, "target", None),
         "rows": {"train": data.parts.train, "valid": data.parts.valid, "all": data.parts.test},
+        "parts": data.about,
         "symbols": len(data.task.vocabulary) if isinstance(data.task, Characters) else None,
         "test_seconds": round(time.perf_counter() - begin, 2),
         **more,

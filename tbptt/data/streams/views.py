@@ -1,13 +1,13 @@
-"""Views of a source: a range of rows, fewer columns, scaled values."""
+"""Views of a source: a range of rows, some recordings, fewer columns, scaled values."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Num
+from jaxtyping import Bool, Float, Int, Num
 
 from tbptt.data.streams.forecast import Scaling
-from tbptt.data.tables.bad_samples import may_mask, times_of
+from tbptt.data.tables.bad_samples import about, may_mask, times_of
 from tbptt.data.tables.sources import Source
 
 
@@ -76,6 +76,87 @@ def part(source: Source, start: int, stop: int) -> Part:
     groups = getattr(source, "groups", ())
     found.groups = tuple(g for g, length in zip(groups, lengths, strict=False) if length > 0)
     return found
+
+
+class Picked:
+    """Whole recordings of a source in another order. Made by `pick`."""
+
+    def __init__(self, source: Any, recordings: Sequence[int]):
+        starts = np.cumsum((0, *source.lengths))
+        self.names = source.names
+        self.lengths = tuple(source.lengths[i] for i in recordings)
+        self.time, groups, self.classes, self.notes = about(source)
+        self.groups = tuple(groups[i] for i in recordings) if groups else ()
+        self._source = source
+        self._starts = starts[list(recordings)]  # of each recording, in the source
+        self._edges = np.cumsum((0, *self.lengths))
+        if may_mask(source):
+            self.good = self._good
+        if hasattr(source, "read_unchecked"):
+            self.read_unchecked = self._read_unchecked
+
+    def read(self, start: int, stop: int) -> Num[np.ndarray, "n C"]:
+        """Read rows, counted from the first row of the first recording that was picked."""
+        return self._joined(self._source.read, start, stop)
+
+    def times(self, start: int, stop: int) -> np.ndarray | None:
+        """Return the times of rows; None without a time column."""
+        if self.time is None:
+            return None
+        return self._joined(lambda *rows: times_of(self._source, *rows), start, stop)
+
+    def rows_of(self, rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """Return the row numbers in the source."""
+        i = np.searchsorted(self._edges, rows, side="right") - 1
+        return self._starts[i] + rows - self._edges[i]
+
+    def path_of(self, row: int) -> str:
+        """Return the file of a row and its position there."""
+        return self._source.path_of(int(self.rows_of(np.array([row]))[0]))
+
+    def _read_unchecked(self, start: int, stop: int) -> Num[np.ndarray, "n C"]:
+        return self._joined(self._source.read_unchecked, start, stop)
+
+    def _good(self, start: int, stop: int) -> Bool[np.ndarray, " n"]:
+        return self._joined(self._source.good, start, stop)
+
+    def _joined(self, read: Callable[[int, int], Any], start: int, stop: int) -> Any:
+        """Read rows by one call for each stretch of rows that follow each other in the source."""
+        if not 0 <= start <= stop <= self._edges[-1]:
+            raise IndexError(
+                f"rows [{start}, {stop}) are not among the {self._edges[-1]} rows of the recordings"
+            )
+        rows = self.rows_of(np.arange(start, stop))
+        if not len(rows):
+            return read(0, 0)
+        ends = np.flatnonzero(np.append(np.diff(rows) != 1, True))
+        parts, at = [], 0
+        for end in ends.tolist():
+            parts.append(read(int(rows[at]), int(rows[end]) + 1))
+            at = end + 1
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def pick(source: Source, recordings: Sequence[int]) -> Picked:
+    """Pick whole recordings of a source, in the given order, for example those of some people.
+
+    Args:
+        recordings: numbers of recordings, from 0, none twice.
+
+    Raises:
+        ValueError: there is no such recording, one is named twice, or none is.
+    """
+    n = len(source.lengths)
+    if (
+        not recordings
+        or len(set(recordings)) < len(recordings)
+        or not all(0 <= i < n for i in recordings)
+    ):
+        raise ValueError(
+            f"recordings must be numbers from 0 to {n - 1}, at least one and none twice; got "
+            f"{list(recordings)[:20]}"
+        )
+    return Picked(source, recordings)
 
 
 class Without:

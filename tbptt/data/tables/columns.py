@@ -10,7 +10,7 @@ class Reading(NamedTuple):
 
     columns: tuple[str, ...] | None = None
     time: str | None = None
-    group: str | None = None
+    group: tuple[str, ...] = ()
     label: str | None = None
     missing: str = "refuse"
     gaps: str = "keep"
@@ -25,7 +25,7 @@ class Roles(NamedTuple):
 
     numbers: tuple[str, ...]
     time: str | None
-    group: str | None
+    group: tuple[str, ...]
     label: str | None
     left_out: dict[str, str]
     time_format: str = ""
@@ -43,7 +43,7 @@ def roles_of(scan: Scan, reading: Reading) -> Roles:
             row.
     """
     columns, path = scan.columns, scan.path
-    named = (*(reading.columns or ()), reading.time, reading.group, reading.label)
+    named = (*(reading.columns or ()), reading.time, *reading.group, reading.label)
     if missing := [name for name in named if name is not None and name not in columns]:
         raise ValueError(
             f"{path} has no column {missing[0]!r}; its columns are {', '.join(columns)}"
@@ -56,7 +56,7 @@ def roles_of(scan: Scan, reading: Reading) -> Roles:
             f"{path}, {scan.place(row)}, column {time!r} is neither a number nor a date: {cell!r}. "
             "Write dates as 2024-01-31 or 2024-01-31 12:30:00"
         )
-    used = {time, reading.group, reading.label} - {None}
+    used = {time, *reading.group, reading.label} - {None}
     if reading.columns is not None:
         chosen, left_out = reading.columns, {}
     else:

@@ -12,7 +12,7 @@ from tbptt.data.tables.columns import Reading, Roles, roles_of
 from tbptt.data.tables.file_changes import FileStamp, SourceChanged
 from tbptt.data.tables.fill import fill_missing
 from tbptt.data.tables.npy import open_npy
-from tbptt.data.tables.runs import Runs, check_groups
+from tbptt.data.tables.runs import Runs, check_groups, group_value, joined
 from tbptt.data.tables.scan import Scan, need_polars, place_of, scan_csv, scan_parquet
 from tbptt.data.tables.steps import check_steps
 from tbptt.data.tables.table import Table, kind_of
@@ -90,7 +90,7 @@ def open_converted(stamp: FileStamp, folder: Path) -> Table:
         lambda row: place_of(first, row if order is None else int(order[row])),
         None if times is None else read_times,
         about["time"],
-        tuple(about["groups"]),
+        tuple(map(group_value, about["groups"])),
         tuple(about["classes"]),
         tuple(about["notes"]),
         tuple(about["warnings"]),
@@ -104,9 +104,11 @@ def _selected(scan: Scan, roles: Roles, sort: bool) -> "pl.LazyFrame":
     picked = [columns[name].value.alias(str(i)) for i, name in enumerate(roles.numbers)]
     keys = {}
     if roles.group:
-        by = columns[roles.group]
-        picked.append(by.text.alias("group"))
-        keys["key"] = by.value if by.kind == "number" and not by.bad else by.text
+        by = [columns[name] for name in roles.group]
+        picked.append(joined([column.text for column in by]).alias("group"))
+        for i, column in enumerate(by):
+            whole = column.kind == "number" and not column.bad
+            keys[f"key{i}"] = column.value if whole else column.text
     if roles.time:
         picked.append(columns[roles.time].value.alias("time"))
         keys["time"] = columns[roles.time].value
@@ -120,8 +122,7 @@ def _selected(scan: Scan, roles: Roles, sort: bool) -> "pl.LazyFrame":
             f"{scan.path} has neither groups nor a time to sort by; name them (`group`, `time`), "
             "or leave out sort=True (--sort)"
         )
-    if roles.group:
-        picked.append(keys["key"].alias("key"))
+    picked += [key.alias(name) for name, key in keys.items() if name != "time"]
     lazy = lazy.with_row_index("row").select(*picked, "row")
     return lazy.sort(list(keys), maintain_order=True, nulls_last=True)
 
@@ -141,31 +142,34 @@ def _write_npy(path: Path, reading: Reading, folder: Path, scratch: Path) -> Non
     import polars as pl
 
     table = open_npy(path, None)
-    used = (reading.time, reading.group, reading.label)
+    used = (reading.time, *reading.group, reading.label)
     for name in (*used, *(reading.columns or ())):
         if name is not None and name not in table.names:
             raise ValueError(
                 f"{path} has no column {name!r}; its columns are {', '.join(table.names)}"
             )
     numbers = reading.columns or tuple(name for name in table.names if name not in used)
-    roles, total = Roles(numbers, *used, {}), sum(table.lengths)
+    roles = Roles(numbers, reading.time, reading.group, reading.label, {})
+    total = sum(table.lengths)
 
     def blocks() -> Iterator["pl.DataFrame"]:
         for start in range(0, total, BLOCK):
             rows = table.read(start, min(start + BLOCK, total))
             column = dict(zip(table.names, rows.T, strict=True))
             block = {str(i): column[name].astype(np.float64) for i, name in enumerate(numbers)}
-            text = {"group": reading.group, "label": reading.label}
-            block |= {
-                key: pl.Series(column[name]).cast(pl.String) for key, name in text.items() if name
-            }
+            text = {n: pl.Series(column[n]).cast(pl.String) for n in used[1:] if n}
+            if reading.group:
+                block["group"] = pl.select(
+                    joined([text[name] for name in reading.group])
+                ).to_series()
+            block |= {"label": text[reading.label]} if reading.label else {}
             block |= {"time": column[reading.time].astype(np.float64)} if reading.time else {}
-            block |= {"key": column[reading.group]} if reading.group and reading.sort else {}
+            block |= {f"key{i}": column[name] for i, name in enumerate(reading.group)}
             yield pl.DataFrame(block)
 
     found = blocks()
     if reading.sort:
-        keys = ["key"] * bool(reading.group) + ["time"] * bool(reading.time)
+        keys = [f"key{i}" for i in range(len(reading.group))] + ["time"] * bool(reading.time)
         whole = pl.concat(found).lazy().with_row_index("row")
         found = _blocks(whole.sort(keys, maintain_order=True), total, scratch)
     written = _write(found, roles, total, np.dtype(np.float64), folder)
@@ -263,12 +267,13 @@ def _recordings(
 ) -> tuple[list[int], list[str], list[str]]:
     """Return the first row of each recording, notes and warnings."""
     times, notes, warnings = None, [], []
+    name = ", ".join(map(repr, roles.group))
     starts, split = groups.starts or [0], reading.gaps == "split"
     if roles.time:
         times = np.load(folder / "times.npy", mmap_mode="r")
         times = times.view("M8[us]") if times.dtype.kind == "i" else times
     if roles.group:
-        notes += check_groups(groups, rows, times, roles.group, lambda row: f"{path}, {place(row)}")
+        notes += check_groups(groups, rows, times, name, lambda row: f"{path}, {place(row)}")
     if times is not None and roles.time:
         steps = check_steps(times, starts, path, place, roles.time, split)
         notes.append(steps.note)
@@ -282,7 +287,7 @@ def _recordings(
     if len(starts) > 1 and np.median(np.diff(starts, append=rows)) <= 1:
         raise ValueError(
             f"{path}, {place(starts[1])}: {len(starts)} recordings in {rows} rows, most of them of "
-            f"one row{f' (group {roles.group!r})' if roles.group else ''}. Sort the file by group, "
+            f"one row{f' (group {name})' if roles.group else ''}. Sort the file by group, "
             'then time, or pass sort=True (--sort); leave out groups and gaps="split" if the rows '
             "are one recording"
         )

@@ -9,6 +9,26 @@ if TYPE_CHECKING:
     import polars as pl
 
 
+SEPARATOR = "\x1f"  # between the values of several columns that are one group
+
+
+def joined(texts: Sequence["pl.Expr | pl.Series"]) -> "pl.Expr":
+    """Return the text of a group from those of its columns; null if one of them is missing."""
+    import polars as pl
+
+    return pl.concat_str(texts, separator=SEPARATOR)
+
+
+def group_value(text: str) -> str | tuple[str, ...]:
+    """Return a group as text; of several columns, as the text of each."""
+    return tuple(text.split(SEPARATOR)) if SEPARATOR in text else text
+
+
+def shown_group(text: str | None) -> str:
+    """Return a group for messages."""
+    return (text or "").replace(SEPARATOR, ", ")
+
+
 class Runs:
     """Stretches of equal text in a column: their values and first rows."""
 
@@ -54,7 +74,7 @@ def check_groups(
     values, starts = groups.values, groups.starts
     if None in values:
         raise ValueError(
-            f"{place(starts[values.index(None)])}, column {name!r} is missing, so the row belongs "
+            f"{place(starts[values.index(None)])}, column {name} is missing, so the row belongs "
             "to no group. Fill it in, or remove the row"
         )
     distinct = len(set(values))
@@ -66,8 +86,8 @@ def check_groups(
     if times is not None:
         mixed = any(times[start] <= times[start - 1] for start in starts[1:])
     said = (
-        f"{place(starts[back])}, column {name!r}: group {values[back]!r} comes back after other "
-        f"groups; {distinct} groups are in {len(values)} stretches"
+        f"{place(starts[back])}, column {name}: group {shown_group(values[back])!r} comes back "
+        f"after other groups; {distinct} groups are in {len(values)} stretches"
     )
     if mixed:
         raise ValueError(

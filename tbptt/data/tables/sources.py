@@ -59,7 +59,8 @@ class Files:
     dtype:          dtype of the result of `read`
     time:           the column of the times, or None
     time_format:    how the files write their dates, for `strftime` of polars; "" if unknown
-    groups:         the group of each recording, as text; () without groups
+    groups:         the group of each recording, as text, or as a tuple of the texts of several
+                    columns; () without groups
     classes:        the values of the label, ascending: class i is the number i in its column
     notes:          how the files were read; what was left out or filled in
     """
@@ -175,7 +176,7 @@ def open_source(
     columns: Sequence[str] | None = None,
     *,
     time: str | None = None,
-    group: str | None = None,
+    group: str | Sequence[str] | None = None,
     label: str | None = None,
     classes: Sequence[Class] | None = None,
     missing: Missing = "refuse",
@@ -207,8 +208,8 @@ def open_source(
         columns: which columns to read, in this order; None reads all numbers without another use,
             and then all files must have the same names.
         time: the column of the times, dates or numbers; None takes the only column of dates.
-        group: a column of numbers or text that separates the recordings of a file: a new one
-            starts where its value changes. Values are compared as written, at any length.
+        group: a column of numbers or text, or several, that separate the recordings of a file: a
+            new one starts where a value changes. Values are compared as written, at any length.
         label: a column of numbers or text that is the class of a recording. It becomes the last
             column, with the number of the class in `Files.classes`.
         classes: all values of the label, in order; None takes those of the files, ascending.
@@ -244,7 +245,8 @@ def open_source(
     if np.dtype(dtype) not in (np.float32, np.float64):
         raise ValueError(f"dtype must be float32 or float64; got {np.dtype(dtype)}")
     chosen = None if columns is None else tuple(columns)
-    reading = Reading(chosen, time, group, label, missing, gaps, sort)
+    groups = (group,) if isinstance(group, str) else tuple(group or ())
+    reading = Reading(chosen, time, groups, label, missing, gaps, sort)
     tables = [_open(path, reading) for path in files]
     for table in tables:
         if table.names != tables[0].names:

@@ -27,7 +27,7 @@ class Table(NamedTuple):
     place:    row -> its position for messages: "row 7 (the header is row 1)"
     times:    (start, stop) -> `[stop - start]`, datetime64[us] or float64; None without a time
     time:     the name of its column, or None
-    groups:   the group of each recording, as text; () without groups
+    groups:   the group of each recording, as text or several texts; () without groups
     classes:  the values of the label, as text; class i is the number i in the last column
     notes:    how the file was read; what was left out or filled in
     warnings: what needs attention
@@ -41,7 +41,7 @@ class Table(NamedTuple):
     place: Callable[[int], str]
     times: Callable[[int, int], np.ndarray] | None = None
     time: str | None = None
-    groups: tuple[str, ...] = ()
+    groups: tuple[str | tuple[str, ...], ...] = ()
     classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
