@@ -108,8 +108,9 @@ class Config:
     linear: bool = True
     """start a forecast from a linear one, by ridge regression on at most 256 rows: the network
     learns what it leaves"""
-    longest_lag: int | None = None
-    """LSTM: start with time scales of 1 to this number of steps"""
+    longest_lag: int | Literal["auto"] | None = "auto"
+    """lstm and gru: start with time scales of 1 to this number of steps; None: short ones; auto:
+    chosen from the data of a forecast, else None"""
     delta: float = 0.1
     """adaptive: tolerated relative bias of the gradient"""
     unroll: UnrollName = "scan"

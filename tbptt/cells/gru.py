@@ -26,11 +26,13 @@ class GRUBase:
 
     input_dim: int
     hidden_dim: int
+    longest_lag: int | None = None
     dtype: DTypeLike | None = None
     compute_dtype: DTypeLike | None = None
 
     def __post_init__(self) -> None:
         initializers.check_sizes(self)
+        initializers.check_longest_lag(self)
 
     def initial_carry(self, batch_shape: tuple[int, ...] = ()) -> GRUCarry:
         """Return h = 0 of shape `[*batch_shape, H]`."""
@@ -62,7 +64,11 @@ class GRUBase:
         D, H = self.input_dim, self.hidden_dim
         w_x = initializers.blocks(initializers.glorot_uniform, key_x, 3, (D, H), dtype)
         w_h = initializers.blocks(initializers.orthogonal, key_h, recurrent_blocks, (H, H), dtype)
-        return w_x, w_h, jnp.zeros((3 * H,), dtype)
+        b = jnp.zeros((3 * H,), dtype)
+        if self.longest_lag is not None:
+            b_z = initializers.chrono(jax.random.fold_in(key, 2), H, self.longest_lag, dtype)
+            b = b.at[H : 2 * H].set(b_z)
+        return w_x, w_h, b
 
 
 class GRUParams(NamedTuple):
@@ -89,6 +95,9 @@ class GRU(GRUBase):
     Args (all static):
       input_dim: D, the size of `x`.
       hidden_dim: H, the size of `h` and `y`.
+      longest_lag: a number of steps, at least 3, for chrono initialisation: b_z = log u with
+        u ~ U(1, longest_lag - 1), so that the time scales of the units cover 1 .. longest_lag
+        steps. None: b_z = 0, time scales of 2 steps.
       dtype: the dtype of params and carry; None for JAX's default float.
       compute_dtype: the dtype of the operands of matrix products; None for `dtype`.
 
@@ -98,16 +107,18 @@ class GRU(GRUBase):
       `cell(params, carry, x) -> (carry, y)` with `x [*batch, D]` and `y [*batch, H]`.
 
     Raises:
-      ValueError: a size is not a Python int of at least 1.
+      ValueError: a size is not a Python int of at least 1, or `longest_lag` is below 3.
 
     References: Cho et al., arXiv:1406.1078v3 (2014), in the form of Appleyard et al.,
-    arXiv:1604.01946, which needs one recurrent product a step.
+    arXiv:1604.01946, which needs one recurrent product a step; chrono: Tallec and Ollivier 2018,
+    arXiv:1804.11188.
     """
 
     def init(self, key: PRNGKey) -> GRUParams:
         """Draw parameters; the key is consumed.
 
-        Each gate's `w_h` is orthogonal and its `w_x` Glorot uniform; biases are 0.
+        Each gate's `w_h` is orthogonal and its `w_x` Glorot uniform; biases are 0, b_z unless
+        `longest_lag` is given.
         """
         w_x, w_h, b = self._draw(key, 3)
         return GRUParams(w_x, w_h, b, jnp.zeros((self.hidden_dim,), b.dtype))
@@ -250,7 +261,8 @@ class GRUResetBefore(GRUBase):
     def init(self, key: PRNGKey) -> GRUResetBeforeParams:
         """Draw parameters; the key is consumed.
 
-        Each gate's `w_h` or `w_n` is orthogonal and its `w_x` Glorot uniform; b = 0.
+        Each gate's `w_h` or `w_n` is orthogonal and its `w_x` Glorot uniform; b = 0, b_z
+        unless `longest_lag` is given.
         """
         w_x, w_h, b = self._draw(key, 3)
         return GRUResetBeforeParams(

@@ -68,3 +68,12 @@ def check_sizes(cell: Any) -> None:
             raise ValueError(
                 f"{type(cell).__name__}.{name} must be a Python int of at least 1; got {size!r}"
             )
+
+
+def check_longest_lag(cell: Any) -> None:
+    """Raise a ValueError unless `longest_lag` is None or at least 3."""
+    if cell.longest_lag is not None and cell.longest_lag < 3:
+        raise ValueError(
+            f"{type(cell).__name__}.longest_lag must be at least 3 steps, for "
+            f"log U(1, longest_lag - 1); got {cell.longest_lag}; leave it None for a constant bias"
+        )

@@ -79,11 +79,7 @@ class LSTM:
 
     def __post_init__(self) -> None:
         initializers.check_sizes(self)
-        if self.longest_lag is not None and self.longest_lag < 3:
-            raise ValueError(
-                f"LSTM.longest_lag must be at least 3 steps, for log U(1, longest_lag - 1); "
-                f"got {self.longest_lag}; leave it None for a constant forget_bias"
-            )
+        initializers.check_longest_lag(self)
 
     def init(self, key: PRNGKey) -> LSTMParams:
         """Draw parameters; the key is consumed.

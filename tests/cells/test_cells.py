@@ -137,10 +137,16 @@ def test_chrono_spreads_the_time_scales(key):
     assert 0 <= b_f.min() < math.log(1.5) and b_f.max() <= math.log(lag - 1)  # u from 1 on
     np.testing.assert_array_equal(b_i, -b_f)
     assert not np.any(b_g) and not np.any(b_o)
-    quartiles = np.quantile(np.exp(b_f), [0.25, 0.5, 0.75])  # u ~ U(1, lag - 1)
-    np.testing.assert_allclose(
-        quartiles, 1 + np.array([0.25, 0.5, 0.75]) * (lag - 2), atol=0.1 * lag
-    )
+    biases = [b_f]
+    for make in (GRU, GRUResetBefore):
+        b_r, b_z, b_n = np.split(drawn(make(D, 500, longest_lag=lag), key, "b")[0], 3)
+        assert not np.any(b_r) and not np.any(b_n)
+        biases.append(b_z)
+    for bias in biases:
+        quartiles = np.quantile(np.exp(bias), [0.25, 0.5, 0.75])  # u ~ U(1, lag - 1)
+        np.testing.assert_allclose(
+            quartiles, 1 + np.array([0.25, 0.5, 0.75]) * (lag - 2), atol=0.1 * lag
+        )
 
 
 def test_diagonal_linear_draws_decays_between_its_bounds(key):
@@ -271,6 +277,8 @@ def test_stack_sizes_must_fit():
 def test_longest_lag_is_at_least_three():
     with pytest.raises(ValueError, match=r"LSTM.longest_lag must be at least 3 steps.*got 2"):
         LSTM(D, H, longest_lag=2)
+    with pytest.raises(ValueError, match=r"GRU.longest_lag must be at least 3 steps.*got 2"):
+        GRU(D, H, longest_lag=2)
     LSTM(D, H, longest_lag=3)
 
 

@@ -106,6 +106,13 @@ def check_ranges(config: Any) -> None:
         value = getattr(config, name)
         if value not in (None, "auto") and value < 1:
             raise ValueError(f"--{name} must be at least 1; got {value}")
+    if config.longest_lag not in (None, "auto") and config.cell not in ("lstm", "gru"):
+        raise ValueError(
+            f"--longest-lag is for --cell lstm and gru; got {config.longest_lag} with --cell "
+            f"{config.cell}"
+        )
+    if config.longest_lag not in (None, "auto") and config.longest_lag < 3:
+        raise ValueError(f"--longest-lag must be at least 3 steps; got {config.longest_lag}")
     if config.patience is not None and config.patience < 1:
         raise ValueError(f"--patience must be at least 1; got {config.patience}")
     for name in ("clip", "lr"):

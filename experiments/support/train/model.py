@@ -51,7 +51,7 @@ def make_model(
         layers: number of stacked layers.
         unroll: the function that runs the cell through time.
         linear: the linear forecast, or None.
-        longest_lag: for an LSTM, as its argument of this name.
+        longest_lag: for an LSTM or a GRU, as their argument of this name.
 
     Raises:
         ValueError: `cell` is unknown, or a size is below 1.

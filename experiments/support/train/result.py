@@ -24,8 +24,8 @@ BLOCK = 1024  # steps per block of prediction
 def warm_up(data: RunData, window: int, start: int, past: int = 0) -> int:
     """Return the number of rows before `start` that warm up the carry: ten windows if available.
 
-    At least `past` rows, those of a linear forecast; 0 for classes, and where a recording begins, which
-    resets the carry.
+    At least `past` rows, those of a linear forecast; 0 for classes, and where a recording begins,
+    which resets the carry.
     """
     begins = start in np.cumsum(data.source.lengths)
     none = begins or isinstance(data.task, Classify)

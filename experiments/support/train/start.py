@@ -7,7 +7,6 @@ from typing import Any
 from experiments.support.common.json_file import read_config
 from experiments.support.train.data import RunData, linear_forecast
 from experiments.support.train.linear import LINEAR_FILE, Linear
-from experiments.support.train.linear_fit import Fitted
 from experiments.support.train.task import Forecast
 
 K1 = 50  # if no linear forecast says more
@@ -16,41 +15,44 @@ ENOUGH = 1.1  # an error within this factor of the lowest one is as good
 
 
 def start_of(config: Any, data: RunData, folder: Path) -> tuple[Any, Linear | None, list[str]]:
-    """Return the settings with a number for k1, the linear forecast, and what was chosen and why.
+    """Return the settings without "auto", the linear forecast, and what was chosen and why.
 
     A resumed run reads its linear forecast; with --init-from, it is that of the earlier run.
     """
     if not isinstance(data.task, Forecast):
-        return _with_k1(config, None)[0], None, []
+        return dataclasses.replace(_chosen(config), linear=False), None, []
     if (source := config.resume or config.init_from) is not None:
         old = read_config(source)
         linear = Linear.load(source / LINEAR_FILE) if old.get("linear") else None
-        k1 = old["k1"] if config.k1 == "auto" else config.k1
-        return dataclasses.replace(config, k1=k1, linear=linear is not None), linear, []
-    fitted = linear_forecast(data) if config.linear or config.k1 == "auto" else None
-    config, said = _with_k1(config, fitted)
-    if not config.linear:
-        return config, None, said
-    if fitted is None:
+        config = _chosen(config, old["k1"], old.get("longest_lag"))
+        return dataclasses.replace(config, linear=linear is not None), linear, []
+    auto = "auto" in (config.k1, config.longest_lag)
+    fitted = linear_forecast(data) if config.linear or auto else None
+    said = []
+    if config.linear and fitted is not None:
+        said.append(
+            f"the network starts from a linear forecast: newest {fitted.linear.reach} rows, ridge "
+            f"{fitted.ridge:g}, standardised rmse of the validation part {fitted.valid**0.5:.4g}"
+        )
+    elif config.linear:
         said.append("no linear forecast: the recordings have too few rows")
-        return dataclasses.replace(config, linear=False), None, said
-    said.insert(
-        0,
-        f"the network starts from a linear forecast: newest {fitted.linear.reach} rows, ridge "
-        f"{fitted.ridge:g}, standardised mse of the validation part {fitted.valid:.4g}",
-    )
-    return config, fitted.linear, said
-
-
-def _with_k1(config: Any, fitted: Fitted | None) -> tuple[Any, list[str]]:
-    """Replace k1 "auto" by twice the shortest past that a linear forecast needs."""
-    if config.k1 != "auto":
-        return config, []
     if fitted is None:
-        return dataclasses.replace(config, k1=K1), []
+        return dataclasses.replace(_chosen(config), linear=False), None, said
     lag = min(r for r, error in fitted.by_reach.items() if error <= ENOUGH * fitted.valid)
-    k1 = min(max(lag, SHORTEST), LONGEST)
-    return dataclasses.replace(config, k1=k1), [
-        f"--k1 {k1}: a linear forecast of the newest {lag} rows is within "
-        f"{100 * (ENOUGH - 1):.0f} % of the best one"
-    ]
+    chosen = _chosen(config, min(max(lag, SHORTEST), LONGEST), max(lag, SHORTEST))
+    if auto:
+        said.append(
+            f"--k1 {chosen.k1} --longest-lag {chosen.longest_lag}: a linear forecast of the newest "
+            f"{lag} rows is within {100 * (ENOUGH - 1):.0f} % of the best one"
+        )
+    return chosen, fitted.linear if config.linear else None, said
+
+
+def _chosen(config: Any, k1: int = K1, longest_lag: int | None = None) -> Any:
+    """Replace "auto" by values; only LSTM and GRU have a longest lag."""
+    longest_lag = longest_lag if config.cell in ("lstm", "gru") else None
+    return dataclasses.replace(
+        config,
+        k1=k1 if config.k1 == "auto" else config.k1,
+        longest_lag=longest_lag if config.longest_lag == "auto" else config.longest_lag,
+    )

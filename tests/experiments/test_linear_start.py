@@ -1,0 +1,177 @@
+"""The linear forecast that a run starts from, against plain loops and its own scores."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import scipy.linalg
+
+from experiments import train
+from experiments.support.train.linear import Along, Filter, Linear, past_rows, residual_batches
+from experiments.support.train.linear_fit import fit_linear
+from experiments.support.train.start import K1
+from tbptt.data import Span, forecast_batches
+from tests.support.train_run import go, last
+
+
+@pytest.fixture(autouse=True)
+def setting(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TBPTT_DATA", str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        "experiments.support.train.end.write_report", lambda folder: folder / "report.html"
+    )
+    jax.config.update("jax_enable_x64", False)
+    yield
+    jax.config.update("jax_enable_x64", True)
+
+
+class Rows:
+    """A source of arrays in memory."""
+
+    def __init__(self, values, lengths=None, good=None):
+        self.values, self.lengths = values, tuple(lengths or [len(values)])
+        self.names = tuple("abcdefgh"[: values.shape[1]])
+        if good is not None:
+            self.good = lambda start, stop: good[start:stop]
+
+    def read(self, start, stop):
+        return self.values[start:stop]
+
+    def path_of(self, row):
+        return f"row {row}"
+
+
+RNG = np.random.default_rng(0)
+W4, W2 = RNG.normal(size=(5, 2)), RNG.normal(size=(3, 2))  # 3 rows of a, 1 of b; 1 of each
+LINEAR = Linear((Filter(np.array([1, 1]), W2), Filter(np.array([3, 1]), W4)))
+
+
+def by_loops(values, lengths):
+    found, begin = np.zeros((len(values), 2)), 0
+    for length in lengths:
+        for t in range(begin, begin + length):
+            for k in range(2):
+                if t - begin >= 2:
+                    past = [values[t, 0], values[t - 1, 0], values[t - 2, 0], values[t, 1], 1]
+                    found[t, k] = sum(w * x for w, x in zip(W4[:, k], past, strict=True))
+                else:
+                    found[t, k] = W2[0, k] * values[t, 0] + W2[1, k] * values[t, 1] + W2[2, k]
+        begin += length
+    return found
+
+
+def test_the_longest_filter_that_the_recording_fills_is_used():
+    values = RNG.normal(size=(150, 2))
+    wanted = by_loops(values, (1, 70, 2, 77))
+    along = Along(LINEAR, Rows(values, (1, 70, 2, 77)), (0, 1))
+    for block in (1, 7, 64, 150):
+        got = [along(at, min(at + block, 150)) for at in range(0, 150, block)]
+        np.testing.assert_allclose(np.concatenate(got), wanted, rtol=0, atol=1e-12)
+
+
+def test_a_forecast_depends_on_no_later_row_and_continues_from_the_last_rows():
+    values = RNG.normal(size=(150, 2))
+    whole = Along(LINEAR, Rows(values), (0, 1))(0, 150)
+    for stop in (1, 63, 64, 100):
+        first = Along(LINEAR, Rows(values[:stop]), (0, 1))
+        np.testing.assert_array_equal(first(0, stop), whole[:stop])
+        second = Along(LINEAR, Rows(values[stop:]), (0, 1), first.last_rows())
+        np.testing.assert_allclose(second(0, 150 - stop), whole[stop:], rtol=0, atol=1e-12)
+    # and the last rows of what continues for fewer rows than the filter reads
+    third = Along(LINEAR, Rows(values[100:101]), (0, 1), first.last_rows())
+    np.testing.assert_array_equal(third.last_rows(), values[99:101])
+    np.testing.assert_array_equal(
+        Along(LINEAR, Rows(values[:1]), (0, 1)).last_rows(), [[np.nan] * 2, values[0]]
+    )
+
+
+def test_a_masked_row_holds_the_row_before_it():
+    values, good = RNG.normal(size=(6, 2)), np.array([False, True, True, False, False, True])
+    past, known = past_rows(Rows(values, good=good), (0, 1), Span(2, 6, 0, 6), 3)
+    held = np.stack([0 * values[0], values[1], values[2], values[2], values[2], values[5]])
+    np.testing.assert_array_equal(past, held)
+    np.testing.assert_array_equal(known, [3, 4, 5, 6])
+
+
+def test_the_fit_is_that_of_ridge_regression_on_the_training_part():
+    """Two horizons of the first of two columns; every recording is longer than the reach."""
+    T, lengths = 5000, (3500, 1500)
+    values = np.cumsum(RNG.normal(size=(T, 2)), axis=0) % 7 - 3
+    make = forecast_batches("a", (1, 3))
+    fitted = fit_linear(Rows(values, lengths), make, (0, 1), 0, 4000, 5000)
+    (a, b), (reach, ridge) = fitted.linear.filters[-1].lags, (fitted.linear.reach, fitted.ridge)
+    longest = max(fitted.by_reach)
+    assert longest == 256 and fitted.valid == min(fitted.by_reach.values())
+
+    def part(begin, end, start):
+        rows = range(max(begin + longest - 1, start), end - 3)
+        x = [[*values[t - a + 1 : t + 1, 0][::-1], *values[t - b + 1 : t + 1, 1][::-1], 1]
+             for t in rows]  # fmt: skip
+        return np.array(x), np.array([[values[t + 1, 0], values[t + 3, 0]] for t in rows])
+
+    x, y = map(np.concatenate, zip(part(0, 3500, 0), part(3500, 4000, 0), strict=True))
+    penalty = ridge * len(x) * np.eye(x.shape[1])
+    penalty[-1, -1] = 0
+    wanted = scipy.linalg.solve(x.T @ x + penalty, x.T @ y)
+    np.testing.assert_allclose(fitted.linear.filters[-1].weights, wanted, rtol=1e-7, atol=1e-9)
+    x, y = part(3500, 5000, 4000)
+    np.testing.assert_allclose(fitted.valid, np.mean((y - x @ wanted) ** 2), rtol=1e-9)
+    assert [one.reach for one in fitted.linear.filters] == [
+        reach for reach in (4, 8, 16, 32, 64, 128, 256) if reach <= fitted.linear.reach
+    ]
+    # rows of the validation part choose, and rows after it change nothing
+    longer = Rows(np.concatenate([values, 9 + values]), (3500, 6500))
+    again = fit_linear(longer, make, (0, 1), 0, 4000, 5000)
+    np.testing.assert_array_equal(
+        again.linear.filters[-1].weights, fitted.linear.filters[-1].weights
+    )
+    assert reach >= 4 and fit_linear(Rows(values[:9]), make, (0, 1), 0, 6, 9) is None
+
+
+def test_the_network_learns_what_the_linear_forecast_leaves():
+    values = RNG.normal(size=(40, 2))
+    make = forecast_batches("a", (1, 3))
+    source, span = Rows(values, (25, 15)), Span(25, 35, 25, 40)
+    plain, rest = make(source, span), residual_batches(make, LINEAR, (0, 1))(source, span)
+    forecast = by_loops(values, (25, 15))[25:35]
+    np.testing.assert_allclose(rest.inputs, np.hstack([plain.inputs, forecast]), atol=1e-12)
+    np.testing.assert_allclose(rest.targets + forecast, plain.targets, atol=1e-12)
+    tail = residual_batches(make, LINEAR, (0, 1))(source, Span(35, 40, 25, 40))
+    np.testing.assert_array_equal(tail.targets[tail.weights == 0], 0)
+
+
+def test_a_run_starts_at_the_error_of_the_linear_forecast_and_says_what_it_chose(capsys, tmp_path):
+    t = np.arange(800)
+    noise = np.random.default_rng(0).normal(size=(2, 800))
+    np.save("waves.npy", np.stack([np.sin(t / 5), np.cos(t / 7)], axis=1) + 0.3 * noise.T)
+    flags = ["--data", "waves.npy", "--target", 0, "--cell", "mingru", "--hidden", 3]
+    flags += ["--batch", 4, "--k2", 32, "--epochs", 2, "--checkpoint-seconds", 1000]
+    status, out, err = go(capsys, *flags, "--out", "run")
+    assert status == 0, err
+    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    valid = [row for row in rows if row["kind"] == "valid"]
+    said = float(err.split("rmse of the validation part ")[1].split()[0])
+    assert valid[0]["step"] == 0
+    scale = json.loads(Path("run/config.json").read_text())["task"]["target_scale"]
+    # The network scores rows that the fit leaves out: those with a shorter past.
+    np.testing.assert_allclose(valid[0]["rmse"] / scale, said, rtol=2e-3)
+    assert last(out)["valid_rmse"] == min(row["rmse"] for row in valid)
+    k1 = json.loads(Path("run/config.json").read_text())["k1"]
+    assert f"--k1 {k1}: a linear forecast of the newest" in err
+    status, _, err = go(capsys, *flags, "--no-linear", "--k1", 7, "--out", "plain")
+    assert status == 0 and "linear forecast" not in err and not Path("plain/linear.npz").exists()
+    first = json.loads(Path("plain/metrics.jsonl").read_text().splitlines()[0])
+    assert first["step"] > 0  # no validation before the first update
+
+
+@pytest.mark.exhaustive
+def test_other_tasks_have_the_default_window(capsys, tmp_path):
+    Path("book.txt").write_text("to be or not to be, " * 400)
+    flags = ("--data", "book.txt", "--task", "characters", "--hidden", 4, "--epochs", 1)
+    assert go(capsys, *flags, "--out", "run")[0] == 0
+    settings = json.loads(Path("run/config.json").read_text())
+    assert settings["k1"] == K1 and settings["linear"] is False
+    assert train.Config().k1 == "auto"
