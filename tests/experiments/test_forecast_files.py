@@ -11,7 +11,7 @@ import pytest
 from experiments import predict, train
 from experiments.support.common.baselines import persistence
 from experiments.support.train import task as run_task
-from experiments.support.train.data import open_data
+from experiments.support.train.data import open_data, training_stream
 from experiments.support.train.forecast_baselines import forecast_scores
 from experiments.support.train.model import init_params, make_model
 from experiments.support.train.result import score_rows, summary_of
@@ -248,3 +248,17 @@ def test_the_format_of_the_dates_and_the_groups_of_a_part_are_known(in_folder):
         assert source.time_format == wanted
         shown = pl.Series(source.times(0, 3)).dt.to_string(source.time_format)
         assert shown.to_list() == rows_of(in_folder / "x.csv")["date"][:3].to_list()
+
+
+def test_what_trains_is_scaled_in_float64_and_has_the_chosen_columns(in_folder):
+    frame = FRAME.drop("site")[:T].with_columns(wind=pl.col("wind") + 2.0**26)
+    data = opened(written(in_folder / "x.csv", frame), horizon=0, without=("warm",))
+    batch = training_stream(data, 1, 120).chunk(0).batch
+    wind, warm = frame["wind"].to_numpy()[:120], frame["warm"].to_numpy()[:120]
+    assert batch.inputs.dtype == np.float32 and batch.inputs.shape == (120, 1, 1)
+    np.testing.assert_allclose(
+        batch.inputs[:, 0, 0], (wind - wind.mean()) / wind.std(), rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        batch.targets[:, 0, 0], (warm - warm.mean()) / warm.std(), rtol=1e-5, atol=1e-6
+    )

@@ -64,7 +64,9 @@ def settings(parse: Callable[..., Config], kind: type[Config]) -> Config:
         raise ValueError(f"--resume writes to the folder of the run; omit --out (got {given.out})")
     saved = read_config(folder)
     names = {field.name: field for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
-    if unknown := sorted(set(saved) - set(names) - {"experiment", "task", "lengths", "metric"}):
+    if unknown := sorted(
+        set(saved) - set(names) - {"experiment", "task", "lengths", "metric", "notes"}
+    ):
         raise ValueError(
             f"{folder}/config.json has the unknown field {unknown[0]!r}; the run is of another "
             f"version"
@@ -107,8 +109,10 @@ def folder_of(config: Any) -> Path:
 
 
 def write_config(folder: Path, config: Any, data: RunData, metric: str) -> None:
-    """Write config.json atomically: the flags, and the task with its columns and scaling."""
-    text = json.dumps(as_json(config) | {"metric": metric} | _data_json(data), indent=2) + "\n"
+    """Write config.json atomically: the flags, the task, and how the files were read."""
+    notes = [*getattr(data.source, "warnings", ()), *getattr(data.source, "notes", ())]
+    more = {"metric": metric, "notes": notes} | _data_json(data)
+    text = json.dumps(as_json(config) | more, indent=2) + "\n"
     temporary = folder / "config.json.new"
     with temporary.open("w") as file:
         file.write(text)
