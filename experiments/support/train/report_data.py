@@ -53,7 +53,7 @@ def section(config: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
 def settings(config: Mapping[str, Any]) -> str:
     """Return the settings as HTML, the main ones first, and the fields of the task."""
     given = {name: value for name, value in config.items() if value not in (None, [], "")}
-    hidden = ("task", "notes")
+    hidden = ("task", "notes", "chosen")
     rows = [(name, _shown(given[name])) for name in MAIN if name in given]
     rest = [(name, _shown(value)) for name, value in given.items() if name not in (*MAIN, *hidden)]
     rest += [
@@ -62,7 +62,9 @@ def settings(config: Mapping[str, Any]) -> str:
         if name != "kind"
     ]
     more = f"<details><summary>All settings</summary>{page.table((), rest)}</details>"
-    return f"<h2>Settings</h2>{page.table((), rows)}{more}"
+    chosen = "".join(f"<li>{html.escape(line)}</li>" for line in config.get("chosen", ()))
+    chosen = f"<p>Chosen from the data:</p><ul>{chosen}</ul>" if chosen else ""
+    return f"<h2>Settings</h2>{chosen}{page.table((), rows)}{more}"
 
 
 def _shown(value: Any) -> str:
