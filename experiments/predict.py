@@ -7,9 +7,13 @@ The file is streamed in blocks, so its length is not limited by memory. The pred
 depend on the block length up to rounding. Columns are found by name. A prediction uses its row and
 the rows before it, and no later row.
 
-    forecast   row, prediction: the value of the target `horizon` rows after the row
+    forecast   row, prediction: the value of the target `horizon` rows after the row; for several
+               horizons prediction_1, prediction_2, ...
     classes    row, prediction, p_CLASS ...: the class of the recording, predicted after every row
     text       row, prediction, p_prediction: the most likely next symbol (escaped unless ASCII)
+
+If the file has times, each row has its time, and each prediction of a forecast its target_time,
+which continues with the usual step beyond the file. If it has groups, each row has its group.
 
 `--carry-out day1.carry`, then `--carry-in day1.carry` with the next file, gives the predictions of
 one long file. With --score the file must contain the target. The true values are then written

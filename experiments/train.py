@@ -191,7 +191,8 @@ def main(config: Config, stop: Stop) -> dict[str, Any]:
         if is_first():
             if linear is not None:
                 linear.save(folder / LINEAR_FILE)
-            run_config.write_config(folder, config, data, run_result.metric_name(data))
+            metric = run_result.metric_name(data)
+            run_config.write_config(folder, config, data, metric, chosen)
         state, position = resumed(checkpoints, setup.state)
         if config.init_from is not None and position == 0:
             state = with_params_of(state, config.init_from, setup.model, config.seeds)

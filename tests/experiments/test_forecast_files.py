@@ -11,7 +11,7 @@ import pytest
 from experiments import predict, train
 from experiments.support.common.baselines import persistence
 from experiments.support.train import task as run_task
-from experiments.support.train.data import open_data
+from experiments.support.train.data import open_data, training_stream
 from experiments.support.train.forecast_baselines import forecast_scores
 from experiments.support.train.model import init_params, make_model
 from experiments.support.train.result import score_rows, summary_of
@@ -248,3 +248,50 @@ def test_the_format_of_the_dates_and_the_groups_of_a_part_are_known(in_folder):
         assert source.time_format == wanted
         shown = pl.Series(source.times(0, 3)).dt.to_string(source.time_format)
         assert shown.to_list() == rows_of(in_folder / "x.csv")["date"][:3].to_list()
+
+
+def test_what_trains_is_scaled_in_float64_and_has_the_chosen_columns(in_folder):
+    frame = FRAME.drop("site")[:T].with_columns(wind=pl.col("wind") + 2.0**26)
+    data = opened(written(in_folder / "x.csv", frame), horizon=0, without=("warm",))
+    batch = training_stream(data, 1, 120).chunk(0).batch
+    wind, warm = frame["wind"].to_numpy()[:120], frame["warm"].to_numpy()[:120]
+    assert batch.inputs.dtype == np.float32 and batch.inputs.shape == (120, 1, 1)
+    np.testing.assert_allclose(
+        batch.inputs[:, 0, 0], (wind - wind.mean()) / wind.std(), rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        batch.targets[:, 0, 0], (warm - warm.mean()) / warm.std(), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_a_run_names_each_number_once_and_writes_short_ones(in_folder, capsys):
+    path = written(in_folder / "x.csv", FRAME.with_columns(note=pl.lit("dry")))
+    flags = {"group": "site", "horizon": 2, "forecasts": 2, "hidden": 3, "epochs": 1.0, "k1": 10}
+    jax.config.update("jax_enable_x64", False)
+    try:
+        config = train.Config(data=(path,), target="warm", out=in_folder / "run", **flags)
+        assert train.run(lambda **_: config) == 0
+    finally:
+        jax.config.update("jax_enable_x64", True)
+    out, err = capsys.readouterr()
+    summary = json.loads(out.splitlines()[-1])
+    for part in ("valid", "test"):
+        errors = [f"{name} {summary[f'{part}_{name}']:.4g}" for name in ("rmse", "mae")]
+        assert f"{part:<6} {'  '.join(errors)} (in units of warm)\n" in err
+    best = summary["baseline"]
+    shown = f"rmse {summary['baselines'][best]['rmse']:.4g}"
+    assert f"test   {shown}" in err and f"(in units of warm): baseline, {best}\n" in err
+    lines = (in_folder / "run/metrics.jsonl").read_text().splitlines()
+    logged = [json.loads(line) for line in lines]
+    valid = [row for row in logged if row["kind"] == "valid"][-1]
+    assert set(valid) == {"kind", "step", "rmse", "mae", "scored", "metric", "seconds"}
+    assert valid["metric"] == valid["rmse"]
+    got = (in_folder / "run/predictions.csv").read_text().splitlines()[1].split(",")
+    assert all(len(cell.partition(".")[2]) <= 7 for cell in got[3:] if ":" not in cell), got
+    config = json.loads((in_folder / "run/config.json").read_text())
+    assert any("column 'note' is left out: text" in note for note in config["notes"])
+    assert config["chosen"] and config["chosen"][0] in err
+    text = (in_folder / "run/report.html").read_text()
+    assert all(note.replace("'", "&#x27;") in text for note in config["notes"])
+    assert "Chosen from the data" in text and "1 row = 1 h" not in text  # drawn, not written
+    assert [part["rows"] for part in summary["parts"]] == [240, 30, 30] and summary["step"] == "1 h"

@@ -2,21 +2,25 @@
 
 import base64
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+WIDTHS = (9.0, 4.0)  # inches of a figure on a wide and on a narrow screen
 STYLE = """
 body { font: 17px/1.55 Georgia, serif; color: #222; background: #fff; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 h1, h2 { font-family: Helvetica, Arial, sans-serif; line-height: 1.2; } h2 { margin-top: 2.6rem; }
 img { max-width: 100%; height: auto; } table { border-collapse: collapse; width: 100%; font-size: 15px; }
 th, td { text-align: left; padding: .35rem .6rem; border-top: 1px solid #ccc; vertical-align: top; }
+.scroll { overflow-x: auto; } td:last-child { overflow-wrap: anywhere; }
+h1, h2, p, summary { overflow-wrap: anywhere; } picture { display: block; } summary { cursor: pointer; }
 .holds { color: #00664d; font-weight: bold; } .fails { color: #a33c00; font-weight: bold; } .note { color: #555; font-size: 15px; }
 code { background: #f2f2f2; padding: 0 .25em; } pre { background: #f2f2f2; padding: .7rem; overflow-x: auto; font-size: 14px; }
 .big { display: flex; flex-wrap: wrap; gap: 1.2rem; margin: 1.4rem 0; font-family: Helvetica, Arial, sans-serif; }
 .big div { border-left: 5px solid #0072B2; padding: .1rem 1rem; min-width: 11rem; } .big div.other { border-color: #999; }
 .big b { display: block; font-size: 2.7rem; line-height: 1.1; } .big span { color: #555; font-size: 15px; }
 .warning { border-left: 5px solid #D55E00; padding: .2rem 1rem; margin: .8rem 0; }
+@media (max-width: 640px) { body { margin: 1rem auto; } th, td { padding: .3rem; } .big b { font-size: 2.2rem; } pre { white-space: pre-wrap; overflow-wrap: anywhere; } h1 { font-size: 1.6rem; } }
 .text { font: 15px/1.7 Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
 """
 
@@ -49,7 +53,7 @@ def document(path: Path, title: str, body: Iterable[str], footer: str) -> None:
 
     An older file is replaced atomically.
     """
-    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title><style>{STYLE}</style>'
     text = f"{head}<h1>{html.escape(title)}</h1>{''.join(body)}<hr><p class=note>{html.escape(footer)}</p></html>\n"
     temporary = path.with_name(path.name + ".new")
     temporary.write_text(text, encoding="utf-8")
@@ -58,7 +62,23 @@ def document(path: Path, title: str, body: Iterable[str], footer: str) -> None:
 
 def image(png: bytes, alt: str) -> str:
     """Return a figure as HTML."""
-    return f'<p><img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}"></p>'
+    return f'<p><img alt="{html.escape(alt)}" src="{_inline(png)}"></p>'
+
+
+def picture(draw: Callable[[float], bytes], alt: str) -> str:
+    """Return a figure as HTML, drawn twice: wide, and narrow for a telephone.
+
+    Args:
+      draw: width in inches -> PNG; text of 9 points is legible at both widths.
+      alt: description.
+    """
+    wide, narrow = (_inline(draw(width)) for width in WIDTHS)
+    source = f'<source media="(max-width: 640px)" srcset="{narrow}">'
+    return f'<picture>{source}<img alt="{html.escape(alt)}" src="{wide}"></picture>'
+
+
+def _inline(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -72,7 +92,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
         "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
         for row in rows
     ]
-    return f"<table>{''.join(lines)}</table>"
+    return f"<div class=scroll><table>{''.join(lines)}</table></div>"
 
 
 def _claims(rows: list[dict[str, Any]]) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +35,7 @@ FREE = (
 )
 PATHS = ("data", "test_data")
 EPOCHS = 10.0
+WRITTEN = ("experiment", "task", "lengths", "metric", "notes", "chosen")  # beside the settings
 
 
 def settings(parse: Callable[..., Config], kind: type[Config]) -> Config:
@@ -64,7 +65,7 @@ def settings(parse: Callable[..., Config], kind: type[Config]) -> Config:
         raise ValueError(f"--resume writes to the folder of the run; omit --out (got {given.out})")
     saved = read_config(folder)
     names = {field.name: field for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
-    if unknown := sorted(set(saved) - set(names) - {"experiment", "task", "lengths", "metric"}):
+    if unknown := sorted(set(saved) - set(names) - set(WRITTEN)):
         raise ValueError(
             f"{folder}/config.json has the unknown field {unknown[0]!r}; the run is of another "
             f"version"
@@ -106,9 +107,19 @@ def folder_of(config: Any) -> Path:
     return folder
 
 
-def write_config(folder: Path, config: Any, data: RunData, metric: str) -> None:
-    """Write config.json atomically: the flags, and the task with its columns and scaling."""
-    text = json.dumps(as_json(config) | {"metric": metric} | _data_json(data), indent=2) + "\n"
+def write_config(
+    folder: Path, config: Any, data: RunData, metric: str, chosen: Sequence[str] = ()
+) -> None:
+    """Write config.json atomically.
+
+    The flags, the task, how the files were read, and which settings were chosen and why; a resumed
+    run keeps the last of these.
+    """
+    if (folder / "config.json").exists():
+        chosen = chosen or read_config(folder).get("chosen", ())
+    notes = [*getattr(data.source, "warnings", ()), *getattr(data.source, "notes", ())]
+    more = {"metric": metric, "notes": notes, "chosen": list(chosen)} | _data_json(data)
+    text = json.dumps(as_json(config) | more, indent=2) + "\n"
     temporary = folder / "config.json.new"
     with temporary.open("w") as file:
         file.write(text)

@@ -96,7 +96,8 @@ def predict_blocks(
             if leaf is not None
         ]
         carry, outputs = run(params, carry, *(leaf[:, None] for leaf in padded))
-        outputs = np.asarray(outputs)[:n, 0] + forecasts
+        outputs = np.asarray(outputs)[:n, 0]
+        outputs = (outputs + forecasts).astype(outputs.dtype)
         keep = slice(min(max(skip - start, 0), n), n)
         if keep.start < n:
             kept = Steps(*(leaf[keep] for leaf in steps if leaf is not None))

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from experiments.support.common import page
 from experiments.support.common.json_file import read_config, read_object
-from experiments.support.train import report_figures, report_segment
+from experiments.support.train import report_data, report_figures, report_segment
 from tbptt.fit.metrics_file import Row, read_rows
 from tbptt.fit.progress import duration
 
@@ -33,17 +35,15 @@ def write_report(folder: Path) -> Path:
     )
     metric = summary.get("metric") or config.get("metric") or _metric_in(valid)
     task = config.get("task", {})
-    body = [_state(train, summary), _headline(summary, valid, metric), _warnings(warnings)]
-    body += [report_segment.section(folder / "predictions.csv", task)]
+    body = [_state(train, summary), _headline(summary, valid, metric, task)]
+    predictions = folder / "predictions.csv"
+    body += [_horizons(summary, task)]
+    body += [report_segment.section(predictions, task, summary.get("time_format", ""))]
+    body += [_warnings(warnings), report_data.section(config, summary)]
     if train:
-        body += [
-            "<h2>Loss</h2>",
-            page.image(report_figures.losses(train, valid, metric), "loss against updates"),
-        ]
-        clip = config.get("clip")
-        picture = report_figures.gradients(train, clip)
-        body += ["<h2>Gradients</h2>", page.image(picture, "gradient norm, fraction clipped")]
-    body += [_commands(folder, config, summary), "<h2>Settings</h2>", _settings(config)]
+        body += ["<h2>Training</h2>", _losses(train, valid, metric, task, summary)]
+        body.append(_gradients(train, config.get("clip")))
+    body += [_commands(folder, config, summary), report_data.settings(config)]
     path = folder / "report.html"
     page.document(path, _title(task), [part for part in body if part], _footer(folder, summary))
     return path
@@ -51,8 +51,11 @@ def write_report(folder: Path) -> Path:
 
 def _title(task: dict[str, Any]) -> str:
     if task.get("kind") == "forecast":
-        ahead = f", {task['horizon']} rows ahead" if task["horizon"] else ""
-        return f"Forecast of {task['target']}{ahead}"
+        first, last = task["horizon"] // task.get("outputs", 1), task["horizon"]
+        if not last:
+            return f"Estimate of {task['target']} from other columns"
+        several = f"{first} to {last}" if first < last else str(last)
+        return f"Forecast of {task['target']}, {several} row{'s' * (last > 1)} ahead"
     return {
         "classify": f"Classification by {task.get('target')}",
         "text": "Prediction of the next character",
@@ -73,9 +76,10 @@ def _state(train: list[Row], summary: dict[str, Any]) -> str:
     return f"<p><b>Interrupted or still running</b>: {text}</p>"
 
 
-def _headline(summary: dict[str, Any], valid: list[Row], metric: str) -> str:
+def _headline(summary: dict[str, Any], valid: list[Row], metric: str, task: dict[str, Any]) -> str:
     """Show the metric and the best baseline in large figures, and compare them."""
     name = html.escape(report_figures.display_name(metric))
+    unit = html.escape(f", in units of {task.get('target')}") if metric == "rmse" else ""
     if f"test_{metric}" not in summary:
         scored = [row for row in valid if metric and row.get(metric) is not None]
         if not scored:
@@ -84,17 +88,17 @@ def _headline(summary: dict[str, Any], valid: list[Row], metric: str) -> str:
         return _big(
             (
                 _figure(best[metric]),
-                f"best validation {name} so far, at update {best['step']:,}",
+                f"best validation {name} so far, at update {best['step']:,}{unit}",
                 "",
             )
         )
     what = str(summary.get("baseline"))
     value = summary[f"test_{metric}"]
     baseline = summary.get("baselines", {}).get(what, {}).get(metric)
-    tiles = [(_figure(value), f"test {name}, this model", "")]
+    tiles = [(_figure(value), f"test {name}, this model{unit}", "")]
     if baseline is None:
         return _big(*tiles)
-    tiles.append((_figure(baseline), f"test {name}, baseline: {html.escape(what)}", "other"))
+    tiles.append((_figure(baseline), f"test {name}, baseline: {html.escape(what)}{unit}", "other"))
     better = value is not None and (
         value > baseline if metric in HIGHER_IS_BETTER else value < baseline
     )
@@ -109,12 +113,89 @@ def _headline(summary: dict[str, Any], valid: list[Row], metric: str) -> str:
 
 
 def _baselines(summary: dict[str, Any], metric: str) -> str:
-    names = [name for name in (metric, "mae") if f"test_{name}" in summary]
-    rows = [("this model", *(_figure(summary[f"test_{name}"]) for name in names))]
-    for key, errors in summary["baselines"].items():
-        rows.append((key, *(_figure(errors.get(name)) for name in names)))
+    """Return the errors of the model and of every baseline, the best first."""
+    names = [n for n in (metric, "mae", "standardised_rmse") if f"test_{n}" in summary]
+    errors = {"this model": {name: summary[f"test_{name}"] for name in names}}
+    errors |= summary["baselines"]
+    order = sorted(
+        errors,
+        key=lambda key: errors[key].get(metric) or 0,
+        reverse=metric in HIGHER_IS_BETTER,
+    )
+    rows = [
+        ("→ " * (key == "this model") + key, *(_figure(errors[key].get(name)) for name in names))
+        for key in order
+    ]
     header = [f"test {report_figures.display_name(name)}" for name in names]
-    return page.table(("forecast", *header), rows)
+    note = ""
+    if "standardised_rmse" in names:
+        note = (
+            "<p class=note>RMSE: root of the mean squared error. MAE: mean absolute error. "
+            "Standardised: divided by the standard deviation of the target in the training part, "
+            "so that its mean has about 1.</p>"
+        )
+    return page.table(("forecast", *header), rows) + note
+
+
+def _horizons(summary: dict[str, Any], task: dict[str, Any]) -> str:
+    """Draw the error of the model and of baselines by horizon; "" for one horizon."""
+    rows = summary.get("horizons") or []
+    if len(rows) < 2:
+        return ""
+    names = [
+        "rmse",
+        *(name for name in rows[0] if name not in ("horizon", "rmse", "mae", "scored")),
+    ]
+    x = np.array([row["horizon"] for row in rows])
+    lines = []
+    for i, name in enumerate(names):
+        y = np.array([np.nan if row[name] is None else row[name] for row in rows])
+        lines.append(report_figures.Line("this model" if name == "rmse" else name, x, y, i))
+    best = np.nanmin(np.stack([line.y for line in lines[1:]]), axis=0)
+    better = int(np.sum(lines[0].y < best))
+    ylabel = f"test RMSE ({task['target']})"
+    step = f" (1 row = {summary['step']})" if summary.get("step") else ""
+    picture = page.picture(
+        lambda width: report_figures.by_horizon(lines, ylabel, "rows ahead" + step, width),
+        "error against horizon",
+    )
+    text = f"<p>Better than all of these baselines at {better} of {len(rows)} horizons.</p>"
+    return f"<h2>Error by horizon</h2>{text}{picture}"
+
+
+def _losses(
+    train: list[Row],
+    valid: list[Row],
+    metric: str,
+    task: dict[str, Any],
+    summary: dict[str, Any],
+) -> str:
+    """Draw the loss, with the checkpoint that is used, or that would be, marked."""
+    chosen = int(summary["checkpoint"].rpartition("_")[2]) if "checkpoint" in summary else None
+    scored = [row for row in valid if row.get("metric") is not None]
+    if chosen is None and scored:
+        chosen = min(scored, key=lambda row: row["metric"])["step"]
+    scale = task.get("target_scale") if metric == "rmse" else None
+    picture = page.picture(
+        lambda width: report_figures.losses(train, valid, metric, scale, chosen, width),
+        "loss against updates",
+    )
+    text = "The vertical axis is logarithmic."
+    if chosen is not None:
+        text += f" The checkpoint with the best validation, after update {chosen:,}, is used."
+    if scale is not None:
+        text += (
+            " A standardised squared error of 1 is about that of the mean of the target, "
+            f"{report_figures.shown(scale)} in units of {task['target']}."
+        )
+    return f"<p>{html.escape(text)}</p>{picture}"
+
+
+def _gradients(train: list[Row], clip: float | None) -> str:
+    picture = page.picture(
+        lambda width: report_figures.gradients(train, clip, width), "gradient norm, clipped"
+    )
+    return f"<details><summary>Gradients</summary>{picture}</details>"
 
 
 def _warnings(warnings: list[Row]) -> str:
@@ -146,28 +227,6 @@ def _commands(folder: Path, config: dict[str, Any], summary: dict[str, Any]) -> 
     return f"<h2>Next steps</h2><pre>{html.escape(chr(10).join(rows))}</pre>"
 
 
-def _settings(config: dict[str, Any]) -> str:
-    """List the settings and the fields of the task."""
-    rows = [
-        (name, _shown(value))
-        for name, value in config.items()
-        if name != "task" and value is not None
-    ]
-    rows += [
-        (f"task: {name}", _shown(value))
-        for name, value in config.get("task", {}).items()
-        if name != "kind"
-    ]
-    return page.table((), rows)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        listed = ", ".join(_shown(item) for item in value[:20])
-        return listed + (f", ... ({len(value)} in total)" if len(value) > 20 else "")
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
 def _footer(folder: Path, summary: dict[str, Any]) -> str:
     where = summary.get("environment", {})
     machine = (
@@ -189,7 +248,7 @@ def _metric_in(valid: list[Row]) -> str:
 
 
 def _figure(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.3g}"
+    return "not finite" if value is None else report_figures.shown(value)
 
 
 def _big(*tiles: tuple[str, str, str]) -> str:

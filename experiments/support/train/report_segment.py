@@ -1,28 +1,31 @@
-"""Show a segment of the predictions of a run beside the truth, for its report."""
+"""Show the predictions of a run beside the truth, for its report."""
 
 import csv
 import html
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments.support.common import page
 from experiments.support.train import report_figures
+from experiments.support.train.report_figures import Line
+from tbptt.data.tables.steps import shown
 
-SHOWN = 400  # rows of a forecast or of a text
-ALL = 1 << 26  # bytes of predictions that are read to count classes
+SHOWN = 400  # symbols of a text
+STRETCH = 200  # rows of a stretch of forecasts, at most
+MOST = 1 << 25  # bytes of predictions that are read; from the middle of a larger file
 
 
-def section(path: Path, task: Mapping[str, Any]) -> str:
+def section(path: Path, task: Mapping[str, Any], time_format: str = "") -> str:
     """Return the predictions as HTML; "" if there are none.
 
     Args:
-        path: predictions.csv, with the columns row, truth, prediction; only a part of a large file
-          is read.
+        path: predictions.csv; only a part of a large file is read.
         task: the value of "task" in config.json.
+        time_format: how its dates are written.
 
     Raises:
         ValueError: a column is missing; the message names the file.
@@ -30,33 +33,188 @@ def section(path: Path, task: Mapping[str, Any]) -> str:
     if not path.exists():
         return ""
     kind = task.get("kind")
-    several = f"_{task['horizon']}" if task.get("outputs", 1) > 1 else ""
-    table, whole = _read(path, ALL if kind == "classify" else 64 * SHOWN * 4, several)
-    scored = [row for row in table if row["truth" + several] != ""]
+    if kind == "forecast":
+        return _forecasts(path, task, time_format)
+    names, rows, whole = _read(path, MOST if kind == "classify" else 64 * SHOWN * 4)
+    wanted = ("row", "truth", "prediction", *(("p_truth",) if kind == "text" else ()))
+    place = _places(path, names, wanted)
+    scored = [row for row in rows if row[place["truth"]] != ""]
     if not scored:
         return ""
-    if kind == "classify":
-        truth, prediction = (
-            np.array([_plain(row[name]) for row in scored]) for name in ("truth", "prediction")
-        )
-        note = "" if whole else " This is a part of them, from the middle of the file."
-        body = f"<p>{len(scored):,} predictions on the test part.{note}</p>"
-        return f"<h2>Predictions</h2>{body}" + page.image(
-            report_figures.confusion(truth, prediction), "confusion matrix"
-        )
-    scored = scored[:SHOWN]
     if kind == "text":
-        return "<h2>Predictions</h2>" + _text(scored)
-    rows = np.array([int(row["row"]) for row in scored])
+        chosen = [place[name] for name in ("truth", "prediction", "p_truth")]
+        return "<h2>Predictions</h2>" + _text(
+            [tuple(row[i] for i in chosen) for row in scored[:SHOWN]]
+        )
     truth, prediction = (
-        np.array([float(row[name + several]) for row in scored]) for name in ("truth", "prediction")
+        np.array([_plain(row[place[name]]) for row in scored]) for name in ("truth", "prediction")
     )
-    picture = report_figures.forecasts(
-        rows, truth, prediction, str(task.get("target", "")), int(task.get("horizon", 0))
+    note = "" if whole else " This is a part of them, from the middle of the file."
+    body = f"<p>{len(scored):,} predictions on the test part.{note}</p>"
+    return f"<h2>Predictions</h2>{body}" + page.picture(
+        lambda width: report_figures.confusion(truth, prediction, width), "confusion matrix"
     )
-    return f"<h2>Predictions</h2><p>{len(scored)} rows of the test part.</p>" + page.image(
-        picture, "prediction and truth"
+
+
+class Forecasts(NamedTuple):
+    """Forecasts whose target at the shortest horizon is known.
+
+    origin: `[n]` time of the row, or its number
+    at:     `[n, K]` time of each target, or its row
+    truth, prediction: `[n, K]`; NaN where the truth is unknown
+    groups: `[n]`, or None
+    whole:  whether these are all of the file
+    """
+
+    origin: np.ndarray
+    at: np.ndarray
+    truth: np.ndarray
+    prediction: np.ndarray
+    groups: np.ndarray | None
+    whole: bool
+
+
+def read_forecasts(path: Path, task: Mapping[str, Any], time_format: str) -> Forecasts:
+    """Read predictions.csv, or the middle of a large one."""
+    K, horizon = task.get("outputs", 1), task["horizon"]
+    horizons = [(i + 1) * horizon // K for i in range(K)]
+    ends = [f"_{h}" if K > 1 else "" for h in horizons]
+    names, rows, whole = _read(path, MOST)
+    wanted = ["row", *(what + end for end in ends for what in ("truth", "prediction"))]
+    if "time" in names:
+        wanted += ["target_time" + end for end in ends]
+    known = _places(path, names, wanted)["truth" + ends[0]]
+    columns = list(zip(*(row for row in rows if row[known] != ""), strict=True)) or [()] * len(
+        names
     )
+
+    def column(name: str) -> tuple[str, ...]:
+        return columns[names.index(name)]
+
+    def numbers(what: str) -> np.ndarray:
+        found = [np.array([float(v or "nan") for v in column(what + end)]) for end in ends]
+        return np.stack(found, axis=1)
+
+    truth, prediction = numbers("truth"), numbers("prediction")
+    origin = np.array([int(row) for row in column("row")])
+    at = origin[:, None] + horizons
+    if "time" in names:
+        origin = _times(column("time"), time_format)
+        at = np.stack([_times(column("target_time" + end), time_format) for end in ends], axis=1)
+    groups = np.array(column("group")) if "group" in names else None
+    return Forecasts(origin, at, truth, prediction, groups, whole)
+
+
+def _forecasts(path: Path, task: Mapping[str, Any], time_format: str) -> str:
+    found = read_forecasts(path, task, time_format)
+    if not len(found.truth):
+        return ""
+    part = "" if found.whole else " from the middle of the test part, which is larger"
+    text = f"<h2>Predictions</h2><p>{len(found.truth):,} rows{part}. "
+    pieces = _stretches(found)
+    if not pieces:
+        return ""
+    squares = np.nanmean((found.prediction - found.truth) ** 2, axis=1)  # the first is known
+    errors = [np.sqrt(np.nanmean(squares[piece])) for piece in pieces]
+    if len(pieces) > 1:
+        middle = int(np.argsort(errors)[len(errors) // 2])
+        chosen = {"Typical": pieces[middle], "Worst": pieces[int(np.argmax(errors))]}
+        rows = pieces[0].stop - pieces[0].start
+        text += (
+            f"Of {len(pieces)} stretches of {rows} rows, the one with the median error is typical. "
+            "Both panels have the same vertical scale."
+        )
+    else:
+        chosen = {"All": pieces[0]}
+    named = [(name, _title(name, found, piece, squares)) for name, piece in chosen.items()]
+    horizons = sorted({0, found.truth.shape[1] - 1})
+    per = task["horizon"] // task.get("outputs", 1)
+
+    def lines(piece: slice) -> list[Line]:
+        curves = [Line("truth", found.at[piece, -1], found.truth[piece, -1])]
+        for style, i in enumerate(horizons):
+            ahead = (i + 1) * per
+            label = f"prediction, {_rows(ahead)} ahead" if ahead else "estimate"
+            rows = _predicting(found, piece, i)
+            curves.append(Line(label, found.at[rows, i], found.prediction[rows, i], style))
+        return curves
+
+    panels = [(title, lines(chosen[name])) for name, title in named]
+    dated = found.at.dtype.kind == "M"
+    axis = "" if dated else ("time" if found.origin.dtype.kind == "f" else "row of the data")
+    picture = page.picture(
+        lambda width: report_figures.stretches(panels, str(task["target"]), axis, width),
+        "predictions and truth in a typical and in the worst stretch",
+    )
+    return text + "</p>" + picture + _by_group(found, squares)
+
+
+def _predicting(found: Forecasts, piece: slice, i: int) -> np.ndarray:
+    """Return the rows whose targets at horizon i are those of a piece at the longest one."""
+    first, last = found.at[piece.start, -1], found.at[piece.stop - 1, -1]
+    rows = (found.at[:, i] >= first) & (found.at[:, i] <= last)
+    if found.groups is not None:
+        rows &= found.groups == found.groups[piece.start]
+    return np.flatnonzero(rows)
+
+
+def _title(name: str, found: Forecasts, piece: slice, squares: np.ndarray) -> str:
+    group = "" if found.groups is None else f" of group {found.groups[piece.start]}"
+    error = np.sqrt(np.nanmean(squares[piece]))
+    first = found.at[piece.start, -1]
+    since = "" if first.dtype.kind == "i" else f", from {shown(first)}"
+    title = f"{name}{' stretch' if name != 'All' else ''}{group}{since}"
+    return f"{title}: RMSE {report_figures.shown(error)}"
+
+
+def _stretches(found: Forecasts) -> list[slice]:
+    """Return stretches of equal length that do not leave their group, half overlapping."""
+    n = len(found.truth)
+    groups = np.zeros(n) if found.groups is None else found.groups
+    starts = [0, *(np.flatnonzero(groups[1:] != groups[:-1]) + 1), n]
+    known, spans = ~np.isnan(found.truth[:, -1]), []
+    for begin, end in zip(starts[:-1], starts[1:], strict=True):
+        inside = np.flatnonzero(known[begin:end])
+        spans += [(int(begin), int(begin + inside[-1] + 1))] if len(inside) else []
+    longest = max((end - begin for begin, end in spans), default=0)
+    size = min(STRETCH, max(longest // 4, min(longest, 48)))
+    return [
+        slice(at, at + size)
+        for begin, end in spans
+        for at in range(begin, end - size + 1, max(size // 2, 1))
+    ]
+
+
+def _by_group(found: Forecasts, squares: np.ndarray) -> str:
+    """Return the error of each group, the largest first; "" for one group."""
+    if found.groups is None or len(set(found.groups.tolist())) < 2:
+        return ""
+    rows = [
+        (group, np.sqrt(np.nanmean(squares[found.groups == group])), (found.groups == group).sum())
+        for group in dict.fromkeys(found.groups.tolist())
+    ]
+    rows.sort(key=lambda row: -row[1])
+    table = [
+        (group, report_figures.shown(error), f"{count:,}") for group, error, count in rows[:12]
+    ]
+    more = f"<p class=note>And {len(rows) - 12} groups with less.</p>" if len(rows) > 12 else ""
+    return "<h2>By group</h2>" + page.table(("group", "test RMSE", "rows"), table) + more
+
+
+def _rows(n: int) -> str:
+    return f"{n} row{'' if n == 1 else 's'}"
+
+
+def _times(cells: tuple[str, ...], time_format: str) -> np.ndarray:
+    """Return times as dates, or as numbers where the file has numbers; missing ones as NaT, NaN."""
+    try:
+        return np.array([float(cell or "nan") for cell in cells])
+    except ValueError:
+        import polars as pl
+
+        format = time_format or "%Y-%m-%d %H:%M:%S%.f"
+        text = pl.Series(cells, dtype=pl.String)
+        return text.str.to_datetime(format, strict=False, time_unit="us").to_numpy()
 
 
 def _plain(number: str) -> str:
@@ -67,16 +225,16 @@ def _plain(number: str) -> str:
         return number
 
 
-def _text(rows: list[dict[str, str]]) -> str:
+def _text(rows: list[tuple[str, ...]]) -> str:
     """Return symbols as HTML, with a darker background the less probable they were."""
     spans = []
-    for row in rows:
-        chance = float(row["p_truth"])
+    for truth, prediction, p_truth in rows:
+        chance = float(p_truth)
         bits = -np.log2(max(chance, 1e-9))
         shade = min(bits / 8, 1.0) * 0.75
-        shown = row["truth"].encode("latin-1", "backslashreplace").decode("unicode_escape")
+        shown = truth.encode("latin-1", "backslashreplace").decode("unicode_escape")
         shown = "⏎\n" if shown == "\n" else shown
-        title = html.escape(f"{100 * chance:.1f} %; most likely: {row['prediction']}")
+        title = html.escape(f"{100 * chance:.1f} %; most likely: {prediction}")
         color = f"rgba(213, 94, 0, {shade:.2f})"
         spans.append(
             f'<span style="background: {color}" title="{title}">{html.escape(shown)}</span>'
@@ -89,7 +247,15 @@ def _text(rows: list[dict[str, str]]) -> str:
     return f"<p>{len(rows)} symbols of the test part. {note}</p><p class=text>{''.join(spans)}</p>"
 
 
-def _read(path: Path, most: int, several: str) -> tuple[list[dict[str, str]], bool]:
+def _places(path: Path, names: list[str], wanted: Iterable[str]) -> dict[str, int]:
+    if missing := [name for name in wanted if name not in names]:
+        raise ValueError(
+            f"{path} must have the columns {', '.join(wanted)}; missing: {', '.join(missing)}"
+        )
+    return {name: names.index(name) for name in wanted}
+
+
+def _read(path: Path, most: int) -> tuple[list[str], list[list[str]], bool]:
     """Read the rows of a file; of one larger than `most` bytes, only that many from its middle."""
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -101,9 +267,5 @@ def _read(path: Path, most: int, several: str) -> tuple[list[dict[str, str]], bo
     whole = size <= most + len(header)
     text = text if whole else text[: text.rfind(b"\n") + 1]
     names = next(csv.reader([header.decode()]), [])
-    if missing := {"row", "truth" + several, "prediction" + several} - set(names):
-        raise ValueError(
-            f"{path} must have the columns row, truth, prediction; missing: "
-            f"{', '.join(sorted(missing))}"
-        )
-    return list(csv.DictReader(io.StringIO(text.decode(), newline=""), fieldnames=names)), whole
+    rows: Iterator[list[str]] = csv.reader(io.StringIO(text.decode(), newline=""))
+    return names, list(rows), whole

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments.support.train.data import RunData
+from experiments.support.train.data_parts import about_data
 from experiments.support.train.forecast_baselines import forecast_scores
 from experiments.support.train.model import Model
 from experiments.support.train.predicting import Score, predict_blocks
@@ -118,6 +119,7 @@ def summary_of(
     test_*            errors of the model on the test part; rmse and mae in the units of the target
     baseline          the name of the baseline with the best metric on the test part
     baselines         the errors of every baseline on the test part
+    parts, step, time_format    see `about_data`
     horizons          of a forecast, one entry a horizon: rmse and mae of the model, and the rmse of
                       the mean, of the last value and of the best linear baseline
     """
@@ -142,6 +144,7 @@ def summary_of(
         "baselines": base,
         "horizons": horizons,
         "target": getattr(data.task, "target", None),
+        **about_data(data),
         "rows": {"train": data.parts.train, "valid": data.parts.valid, "all": data.parts.test},
         "parts": data.about,
         "symbols": len(data.task.vocabulary) if isinstance(data.task, Characters) else None,

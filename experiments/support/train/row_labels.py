@@ -24,6 +24,9 @@ class RowLabels:
     Args:
         source: the rows; without `times` or `groups` there are no such columns.
         horizons: numbers of rows ahead, ascending; () for classes and symbols.
+
+    Attributes:
+        step: the usual step in time; None if there is none.
     """
 
     def __init__(self, source: Any, horizons: Sequence[int]) -> None:
@@ -31,7 +34,7 @@ class RowLabels:
         self._edges = np.cumsum((0, *source.lengths))
         self._groups = np.asarray(getattr(source, "groups", ()), str)
         self._timed = times_of(source, 0, min(1, self._edges[-1])) is not None
-        self._step = self._usual_step() if self._timed and max(self._horizons, default=0) else None
+        self.step = self._usual_step() if self._timed and max(self._horizons, default=0) else None
 
     def columns(self, start: int, stop: int) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
         """Return the columns of rows [start, stop), and the target times by horizon."""
@@ -50,10 +53,10 @@ class RowLabels:
 
     def _continued(self, times: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return the times of so many rows later, by the usual step."""
-        if self._step is None:
+        if self.step is None:
             nothing = np.array("NaT" if times.dtype.kind == "M" else np.nan, times.dtype)
             return np.where(rows > 0, nothing, times)
-        return times + rows * self._step
+        return times + rows * self.step
 
     def _usual_step(self) -> Any:
         """Return the median step of the last rows, None if there is none or too few equal it."""

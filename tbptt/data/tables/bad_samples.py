@@ -50,6 +50,7 @@ class MaskedSource:
         self.names, self.lengths = source.names, source.lengths
         self.time, self.groups, self.classes, self.notes = about(source)
         self.time_format = getattr(source, "time_format", "")
+        self.warnings: tuple[str, ...] = getattr(source, "warnings", ())
         self._source = source
 
     def times(self, start: int, stop: int) -> np.ndarray | None:

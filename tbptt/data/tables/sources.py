@@ -63,6 +63,7 @@ class Files:
                     columns; () without groups
     classes:        the values of the label, ascending: class i is the number i in its column
     notes:          how the files were read; what was left out or filled in
+    warnings:       what was warned of when they were opened
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Files:
         self.time_format = formats.pop() if len(formats) == 1 else ""
         self.groups = tuple(group for table in tables for group in table.groups)
         self.notes = tuple(f"{table.file.path}: {note}" for table in tables for note in table.notes)
+        self.warnings = tuple(warning for table in tables for warning in table.warnings)
         self._tables = tuple(tables)
         self._edges = [0, *np.cumsum([sum(table.lengths) for table in tables]).tolist()]
         self._label = None if label is None else self.names.index(label)
