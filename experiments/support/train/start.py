@@ -9,6 +9,7 @@ from experiments.support.train.data import RunData, linear_forecast
 from experiments.support.train.linear import LINEAR_FILE, Linear
 from experiments.support.train.task import Forecast
 
+GATED = ("lstm", "gru")  # the cells with a longest lag
 K1 = 50  # if no linear forecast says more
 SHORTEST, LONGEST = 20, 100  # bounds of a chosen k1
 ENOUGH = 1.1  # an error within this factor of the lowest one is as good
@@ -26,7 +27,8 @@ def start_of(config: Any, data: RunData, folder: Path) -> tuple[Any, Linear | No
         linear = Linear.load(source / LINEAR_FILE) if old.get("linear") else None
         config = _chosen(config, old["k1"], old.get("longest_lag"))
         return dataclasses.replace(config, linear=linear is not None), linear, []
-    auto = "auto" in (config.k1, config.longest_lag)
+    names = [name for name in ("k1", "longest_lag") if getattr(config, name) == "auto"]
+    auto = [name for name in names if name == "k1" or config.cell in GATED]
     fitted = linear_forecast(data) if config.linear or auto else None
     said = []
     if config.linear and fitted is not None:
@@ -41,16 +43,17 @@ def start_of(config: Any, data: RunData, folder: Path) -> tuple[Any, Linear | No
     lag = min(r for r, error in fitted.by_reach.items() if error <= ENOUGH * fitted.valid)
     chosen = _chosen(config, min(max(lag, SHORTEST), LONGEST), max(lag, SHORTEST))
     if auto:
+        flags = " ".join(f"--{n.replace('_', '-')} {getattr(chosen, n)}" for n in auto)
         said.append(
-            f"--k1 {chosen.k1} --longest-lag {chosen.longest_lag}: a linear forecast of the newest "
-            f"{lag} rows is within {100 * (ENOUGH - 1):.0f} % of the best one"
+            f"{flags}: a linear forecast of the newest {lag} rows is within "
+            f"{100 * (ENOUGH - 1):.0f} % of the best one"
         )
     return chosen, fitted.linear if config.linear else None, said
 
 
 def _chosen(config: Any, k1: int = K1, longest_lag: int | None = None) -> Any:
     """Replace "auto" by values; only LSTM and GRU have a longest lag."""
-    longest_lag = longest_lag if config.cell in ("lstm", "gru") else None
+    longest_lag = longest_lag if config.cell in GATED else None
     return dataclasses.replace(
         config,
         k1=k1 if config.k1 == "auto" else config.k1,
