@@ -70,7 +70,6 @@ def a_run(folder, groups=None):
     ]  # fmt: skip
     rows[2:2] = [{"kind": "valid", "step": 20, "rmse": 2.0, "mae": 1, "metric": 2.0}]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    part = {"part": "test", "rows": 1234, "recordings": 1, "left_out": 7}
     (folder / "summary.json").write_text(
         json.dumps(
             {
@@ -88,7 +87,9 @@ def a_run(folder, groups=None):
                 "checkpoint": "x/step_000000020",
                 "time_format": "%d.%m.%Y %H:%M",
                 "step": "1 h",
-                "parts": [{**part, "first": "2024-03-01", "last": "2024-03-09 03:00:00"}],
+                "parts": {"test": "rows 10 to 20"},
+                "left_out": {"test": 7},
+                "times": {"test": ["2024-03-01", "2024-03-09 03:00:00"]},
             }
         )
     )
@@ -138,7 +139,7 @@ def test_the_page_shows_dates_units_horizons_and_the_worst_stretch(tmp_path, dra
         "<b>1,234</b><span>test RMSE, this model, in units of warm",
         "<td>→ this model</td><td>1,234</td><td>1.00</td><td>0.500</td>",
         "text (row 2: &#x27;&lt;dry&gt;&#x27;)",
-        "<td>7</td><td>2024‑03‑01 to 2024‑03‑09 03:00:00</td>",
+        "<td>rows 10 to 20</td><td>7</td><td>2024‑03‑01 to 2024‑03‑09 03:00:00</td>",
         "4.00 in units of warm",
     ):
         assert words in text, words
