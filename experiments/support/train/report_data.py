@@ -32,13 +32,13 @@ def section(config: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
         rows = [
             (
                 name,
-                words,
-                str(left_out.get(name, "")),
                 " to ".join(times.get(name, ())).replace("-", NO_BREAK),
+                str(left_out.get(name, "")),
+                words,
             )
             for name, words in parts.items()
         ]
-        header = ("part", "rows", "rows left out for missing values", "time")
+        header = ("part", "time", "rows left out for missing values", "rows")
         kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
         body += page.table([header[i] for i in kept], [[row[i] for i in kept] for row in rows])
     if notes:
