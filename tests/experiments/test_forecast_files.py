@@ -116,6 +116,14 @@ def a_run(folder, task):
     return folder
 
 
+def test_groups_by_two_columns_are_two_columns():
+    source = SimpleNamespace(lengths=(1, 2), groups=(("a", "1"), ("b", "1")))
+    columns, _ = RowLabels(source, ()).columns(0, 3)
+    assert {name: values.tolist() for name, values in columns.items()} == {
+        "group_1": ["a", "b", "b"], "group_2": ["1"] * 3,
+    }  # fmt: skip
+
+
 def test_times_beyond_a_recording_are_empty_where_the_step_is_not_usual():
     months = np.arange("2024-01", "2024-11", dtype="M8[M]").astype("M8[us]")
     ends = np.array([10, 20, 30, 37.0])  # the step into the second recording is no step
@@ -294,4 +302,10 @@ def test_a_run_names_each_number_once_and_writes_short_ones(in_folder, capsys):
     text = (in_folder / "run/report.html").read_text()
     assert all(note.replace("'", "&#x27;") in text for note in config["notes"])
     assert "Chosen from the data" in text and "1 row = 1 h" not in text  # drawn, not written
-    assert [part["rows"] for part in summary["parts"]] == [240, 30, 30] and summary["step"] == "1 h"
+    assert summary["step"] == "1 h" and summary["left_out"] is None
+    last = str(HOURS[-1]).replace("T", " ").removesuffix(".000000")
+    assert summary["times"] == {
+        "training": ["2024-03-01", last],
+        "validation": [str(HOURS[90])[:10] + " 18:00:00", str(HOURS[119])[:10] + " 23:00:00"],
+        "test": [str(HOURS[120])[:10], last],
+    }

@@ -70,7 +70,6 @@ def a_run(folder, groups=None):
     ]  # fmt: skip
     rows[2:2] = [{"kind": "valid", "step": 20, "rmse": 2.0, "mae": 1, "metric": 2.0}]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    part = {"part": "test", "rows": 1234, "recordings": 1, "left_out": 7}
     (folder / "summary.json").write_text(
         json.dumps(
             {
@@ -88,7 +87,9 @@ def a_run(folder, groups=None):
                 "checkpoint": "x/step_000000020",
                 "time_format": "%d.%m.%Y %H:%M",
                 "step": "1 h",
-                "parts": [{**part, "first": "2024-03-01", "last": "2024-03-09 03:00:00"}],
+                "parts": {"test": "rows 10 to 20"},
+                "left_out": {"test": 7},
+                "times": {"test": ["2024-03-01", "2024-03-09 03:00:00"]},
             }
         )
     )
@@ -138,8 +139,9 @@ def test_the_page_shows_dates_units_horizons_and_the_worst_stretch(tmp_path, dra
         "<b>1,234</b><span>test RMSE, this model, in units of warm",
         "<td>→ this model</td><td>1,234</td><td>1.00</td><td>0.500</td>",
         "text (row 2: &#x27;&lt;dry&gt;&#x27;)",
-        "<td>7</td><td>2024‑03‑01 to 2024‑03‑09 03:00:00</td>",
-        "4.00 in units of warm",
+        "<td>2024‑03‑01 to 2024‑03‑09 03:00:00</td><td>7</td><td>rows 10 to 20</td>",
+        "the error of its mean, 4.00 in units of warm",
+        "after update 20, is used",
     ):
         assert words in text, words
 
@@ -170,7 +172,7 @@ def test_loss_and_validation_share_a_logarithmic_axis_with_the_checkpoint(monkey
     valid = [{"step": i, "rmse": 8.0 / i} for i in (2, 4, 8)]
     report_figures.losses(train, valid, "rmse", 4.0, 4)
     (axis,) = seen["axes"].flat
-    assert axis.get_yscale() == "log" and axis.get_ylabel() == "standardised squared error"
+    assert axis.get_yscale() == "log" and axis.get_ylabel() == "loss"
     curve = next(line for line in axis.lines if line.get_label() == "validation")
     assert curve.get_ydata().tolist() == [1.0, 0.25, 0.0625]
     marked = [line for line in axis.lines if line.get_label() == "checkpoint used"]

@@ -18,34 +18,43 @@ RECORDINGS = 1000  # whose first and last time are read
 def about_data(data: RunData) -> dict[str, Any]:
     """Return facts about the data of a run.
 
-    parts        for each part its rows, recordings, rows left out for missing values (None if rows
-                 with missing values are not masked), and its first and last time
+    parts        what each part consists of, in words
+    left_out     by part, the number of rows that are masked for missing values; None if none can be
+    times        by part, its first and last time; None without times
     step         the usual step in time, as text, or None
     time_format  how the file writes its dates
     """
     edges = (0, *data.parts)
-    named = zip(("training", "validation", "test"), edges[:-1], edges[1:], strict=True)
-    parts = [{"part": name, **_part(part(data.source, start, stop))} for name, start, stop in named]
+    parts = {
+        name: part(data.source, start, stop)
+        for name, start, stop in zip(data.about, edges[:-1], edges[1:], strict=True)
+    }
+    left_out = {name: _left_out(rows) for name, rows in parts.items()}
+    times = {name: _first_and_last(rows) for name, rows in parts.items()}
     return {
-        "parts": parts,
+        "parts": data.about,
+        "left_out": None if None in left_out.values() else left_out,
+        "times": None if None in times.values() else times,
         "step": _shown_step(RowLabels(data.source, (1,)).step),
         "time_format": getattr(data.source, "time_format", ""),
     }
 
 
-def _part(rows: Source) -> dict[str, Any]:
-    edges = np.cumsum((0, *rows.lengths))
-    total, left_out = int(edges[-1]), None
+def _left_out(rows: Source) -> int | None:
+    total, left_out = sum(rows.lengths), None
     for at in range(0, total, BLOCK):
         good = good_rows(rows, at, min(at + BLOCK, total))
         left_out = None if good is None else (left_out or 0) + int((~good).sum())
-    found = {"rows": total, "recordings": len(rows.lengths), "left_out": left_out}
-    times = []
+    return left_out
+
+
+def _first_and_last(rows: Source) -> list[str] | None:
+    edges, times = np.cumsum((0, *rows.lengths)), []
     for begin, end in zip(edges[:-1][:RECORDINGS], edges[1:], strict=False):
         for at in (begin, end - 1):
             one = times_of(rows, int(at), int(at) + 1)
             times += [] if one is None or np.isnan(one[0]) else [one[0]]
-    return found | ({"first": shown(min(times)), "last": shown(max(times))} if times else {})
+    return [shown(min(times)), shown(max(times))] if times else None
 
 
 def _shown_step(step: Any) -> str | None:

@@ -181,12 +181,16 @@ def _losses(
         "loss against updates",
     )
     text = "The vertical axis is logarithmic."
-    if chosen is not None:
+    if chosen == 0:
+        text += (
+            " The start, a linear forecast, has the best validation: training did not improve it."
+        )
+    elif chosen is not None:
         text += f" The checkpoint with the best validation, after update {chosen:,}, is used."
     if scale is not None:
         text += (
-            " A standardised squared error of 1 is about that of the mean of the target, "
-            f"{report_figures.shown(scale)} in units of {task['target']}."
+            f" The loss is the squared error divided by the variance of {task['target']}: 1 is about "
+            f"the error of its mean, {report_figures.shown(scale)} in units of {task['target']}."
         )
     return f"<p>{html.escape(text)}</p>{picture}"
 

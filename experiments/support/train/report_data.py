@@ -18,7 +18,7 @@ NO_BREAK = "\u2011"  # a hyphen at which a line does not end
 
 def section(config: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     """Return the parts of the data and what was left out of them, as HTML; "" if unknown."""
-    parts, notes = summary.get("parts", []), config.get("notes", [])
+    parts, notes = summary.get("parts", {}), config.get("notes", [])
     if not parts and not notes:
         return ""
     body = "<h2>Data</h2>"
@@ -28,19 +28,17 @@ def section(config: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
         kind = "" if target in task["columns"] else " The target is not an input."
         body += f"<p>Inputs: {html.escape(columns)}. Target: {html.escape(target)}.{kind}</p>"
     if parts:
+        left_out, times = summary.get("left_out") or {}, summary.get("times") or {}
         rows = [
             (
-                part["part"],
-                f"{part['rows']:,}",
-                f"{part['recordings']:,}",
-                "" if part["left_out"] is None else f"{part['left_out']:,}",
-                f"{part['first']} to {part['last']}".replace("-", NO_BREAK)
-                if "first" in part
-                else "",
+                name,
+                " to ".join(times.get(name, ())).replace("-", NO_BREAK),
+                str(left_out.get(name, "")),
+                words,
             )
-            for part in parts
+            for name, words in parts.items()
         ]
-        header = ("part", "rows", "recordings", "left out: missing values", "time")
+        header = ("part", "time", "rows left out for missing values", "rows")
         kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
         body += page.table([header[i] for i in kept], [[row[i] for i in kept] for row in rows])
     if notes:

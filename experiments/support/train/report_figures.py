@@ -64,7 +64,7 @@ def losses(
     if chosen is not None and chosen in steps:
         at = (chosen, values[steps == chosen][-1])
         last.plot(*at, "o", ms=11, mfc="none", mec="black", mew=1.8)
-    axis.set_ylabel("training loss" if scale is None else "standardised squared error")
+    axis.set_ylabel("training loss" if scale is None else "loss")
     if rows == 2:
         last.set_ylabel(f"validation {display_name(metric)}")
     last.set_xlabel("updates")

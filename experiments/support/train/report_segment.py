@@ -101,7 +101,8 @@ def read_forecasts(path: Path, task: Mapping[str, Any], time_format: str) -> For
     if "time" in names:
         origin = _times(column("time"), time_format)
         at = np.stack([_times(column("target_time" + end), time_format) for end in ends], axis=1)
-    groups = np.array(column("group")) if "group" in names else None
+    parts = [column(name) for name in names if name.startswith("group")]
+    groups = np.array([", ".join(one) for one in zip(*parts, strict=True)]) if parts else None
     return Forecasts(origin, at, truth, prediction, groups, whole)
 
 

@@ -119,7 +119,7 @@ def summary_of(
     test_*            errors of the model on the test part; rmse and mae in the units of the target
     baseline          the name of the baseline with the best metric on the test part
     baselines         the errors of every baseline on the test part
-    parts, step, time_format    see `about_data`
+    parts, left_out, times, step, time_format    see `about_data`
     horizons          of a forecast, one entry a horizon: rmse and mae of the model, and the rmse of
                       the mean, of the last value and of the best linear baseline
     """
@@ -146,7 +146,6 @@ def summary_of(
         "target": getattr(data.task, "target", None),
         **about_data(data),
         "rows": {"train": data.parts.train, "valid": data.parts.valid, "all": data.parts.test},
-        "parts": data.about,
         "symbols": len(data.task.vocabulary) if isinstance(data.task, Characters) else None,
         "test_seconds": round(time.perf_counter() - begin, 2),
         **more,

@@ -15,7 +15,7 @@ class RowLabels:
     """Columns that join predictions onto the file.
 
         time             time of the row
-        group            group of the row
+        group            group of the row; group_1, group_2, ... for groups by several columns
         target_time(h)   time of row + h; beyond the recording, its last time + missing rows * step
 
     The step is the median one. If fewer than 9 of 10 steps are equal to it (months, working days),
@@ -32,7 +32,8 @@ class RowLabels:
     def __init__(self, source: Any, horizons: Sequence[int]) -> None:
         self._source, self._horizons = source, tuple(horizons)
         self._edges = np.cumsum((0, *source.lengths))
-        self._groups = np.asarray(getattr(source, "groups", ()), str)
+        groups = getattr(source, "groups", ())  # of each a text, or a tuple of texts
+        self._groups = np.asarray(groups, str).reshape(len(groups), -1 if len(groups) else 0)
         self._timed = times_of(source, 0, min(1, self._edges[-1])) is not None
         self.step = self._usual_step() if self._timed and max(self._horizons, default=0) else None
 
@@ -47,8 +48,9 @@ class RowLabels:
             for horizon in self._horizons:
                 row = np.minimum(at + horizon, ends - 1)
                 targets.append(self._continued(times[row - start], at + horizon - row))
-        if len(self._groups):
-            found["group"] = self._groups[recording]
+        several = self._groups.shape[1] > 1
+        for i, groups in enumerate(self._groups.T):
+            found[f"group_{i + 1}" if several else "group"] = groups[recording]
         return found, targets
 
     def _continued(self, times: np.ndarray, rows: np.ndarray) -> np.ndarray:

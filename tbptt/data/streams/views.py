@@ -86,6 +86,8 @@ class Picked:
         self.names = source.names
         self.lengths = tuple(source.lengths[i] for i in recordings)
         self.time, groups, self.classes, self.notes = about(source)
+        self.time_format = getattr(source, "time_format", "")
+        self.warnings: tuple[str, ...] = getattr(source, "warnings", ())
         self.groups = tuple(groups[i] for i in recordings) if groups else ()
         self._source = source
         self._starts = starts[list(recordings)]  # of each recording, in the source
