@@ -6,7 +6,8 @@
     ridge, n rows      linear in the last n rows of all inputs
 
 The linear ones are fitted to the training part by ridge regression, one fit for all horizons. Rows
-before a recording, and masked rows, have the mean of the training part.
+before a recording, and masked rows, have the mean of the training part; a fit leaves out what they
+reach, unless that is more than half of the rows.
 """
 
 from collections.abc import Iterator
@@ -32,15 +33,18 @@ def forecast_scores(data: RunData, task: Forecast) -> dict[str, Score]:
     train, start, stop = data.parts.train, data.parts.valid, data.parts.test
     linear = _linear(task, train) if stop <= ROWS else []
     back = max((one.order for one in linear), default=1) - 1
-    for steps, past in _blocks(task, part(data.source, 0, train), back, 0) if linear else ():
-        known = np.asarray(steps.counts.all(axis=1))
+    rows = part(data.source, 0, train)
+    for steps, past, age in _blocks(task, rows, back, 0) if linear else ():
+        counts = np.asarray(steps.counts.all(axis=1))
         targets = (steps.truth - task.target_mean) / task.target_scale
         for one in linear:
+            whole = 2 * np.maximum(np.subtract(rows.lengths, one.order - 1), 0).sum() >= train
+            known = counts & (age >= one.order - 1) if whole else counts
             one.add(past, known, targets[known])
     names = ["mean of training"] + ["last value"] * (task.target in task.columns)
     scores = {name: Score(task) for name in [*names, *(one.name for one in linear)]}
     skip = min(start, back)
-    for steps, past in _blocks(task, part(data.source, start - skip, stop), back, skip):
+    for steps, past, _ in _blocks(task, part(data.source, start - skip, stop), back, skip):
         shape = steps.truth.shape
         scores["mean of training"].add(np.zeros(shape), steps)
         if "last value" in scores:
@@ -96,8 +100,9 @@ def _linear(task: Forecast, rows: int) -> list[_Linear]:
 
 def _blocks(
     task: Forecast, rows: Source, back: int, skip: int
-) -> Iterator[tuple[Steps, np.ndarray]]:
-    """Yield the rows of a part in blocks, and the inputs `[n, back + 1, D]` up to each row.
+) -> Iterator[tuple[Steps, np.ndarray, np.ndarray]]:
+    """Yield the rows of a part in blocks, the inputs `[n, back + 1, D]` up to each row, and the
+    number of rows before it in its recording.
 
     The first `skip` rows are only the past of later ones.
     """
@@ -115,4 +120,4 @@ def _blocks(
         age = at - edges[np.searchsorted(edges, at, side="right") - 1]
         inside = np.arange(back, -1, -1) <= age[:, None]
         now = [leaf[start - first :] for leaf in steps if leaf is not None]
-        yield Steps(*now), np.swapaxes(past, 1, 2) * inside[:, :, None]
+        yield Steps(*now), np.swapaxes(past, 1, 2) * inside[:, :, None], age
