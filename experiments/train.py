@@ -108,9 +108,9 @@ class Config:
     linear: bool = True
     """start a forecast from a linear one, by ridge regression on at most 256 rows: the network
     learns what it leaves"""
-    longest_lag: int | Literal["auto"] | None = "auto"
-    """lstm and gru: start with time scales of 1 to this number of steps; None: short ones; auto:
-    chosen from the data of a forecast, else None"""
+    longest_lag: int | None = None
+    """lstm and gru: start with time scales of 1 to this number of steps, for dependencies over
+    that many; default short ones"""
     delta: float = 0.1
     """adaptive: tolerated relative bias of the gradient"""
     unroll: UnrollName = "scan"
@@ -140,7 +140,8 @@ class Config:
     test_data: tuple[Path, ...] = ()
     """files to test on, with the columns of --data, which are then for training and validation"""
     patience: int | None = None
-    """validations without a better result after which training ends early; default never"""
+    """validations without a better result after which training ends early; 0: never; default half
+    of the run"""
     valid_every: int | None = None
     """updates between validations; default one pass"""
     checkpoint_seconds: float = 60.0
@@ -182,7 +183,7 @@ def main(config: Config, stop: Stop) -> dict[str, Any]:
     data = open_data(config)
     if config.init_from is not None:  # a resumed run has the task in its own config.json
         data = with_scaling_of(data, config.resume or config.init_from)
-    config, linear, chosen = start_of(config, data, folder)
+    config, linear, chosen = start_of(config, data)
     config = resolve(config, data)
     with Checkpoints(
         folder / "checkpoints", run_config.must_agree(config, data), config.keep
@@ -220,7 +221,8 @@ def main(config: Config, stop: Stop) -> dict[str, Any]:
             valid_every=config.valid_every or len(setup.stream),
             updates=total,
             seconds=seconds,
-            patience=config.patience,
+            patience=config.patience or None,
+            patience_share=0.5 if config.patience is None else None,
             validate_first=linear is not None,
             validate=lambda state: run_result.shown(best_seed(config, data, setup, state)[0]),
             metric_of=run_result.lower_is_better,
@@ -255,6 +257,11 @@ def main(config: Config, stop: Stop) -> dict[str, Any]:
                 "folder": str(folder),
                 "resume": command,
             }
+        if ended.reason == "patience":
+            print_line(
+                f"Ended early after update {ended.position}: no better validation for so long. "
+                f"To train on: {command} --patience 0"
+            )
         return finish(config, data, setup, folder, checkpoints, ended.state)
 
 

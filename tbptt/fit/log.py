@@ -132,9 +132,15 @@ class RunLog:
     @property
     def validations_since_best(self) -> int:
         """Number of validations after the one with the lowest metric; 0 without a metric."""
-        metrics = [row.get("metric") for row in self.rows if row["kind"] == "valid"]
-        found = [(metric, i) for i, metric in enumerate(metrics) if metric is not None]
-        return len(metrics) - 1 - min(found)[1] if found else 0
+        rows, best = [row for row in self.rows if row["kind"] == "valid"], self.best_validation
+        return 0 if best is None else len(rows) - 1 - rows.index(best)
+
+    @property
+    def best_validation(self) -> Row | None:
+        """The first line of a validation with the lowest metric; None without a metric."""
+        rows = [row for row in self.rows if row["kind"] == "valid"]
+        scored = [row for row in rows if row.get("metric") is not None]
+        return min(scored, key=lambda row: row["metric"], default=None)
 
     def compiling(self) -> None:
         """Show that the first update compiles the train step."""

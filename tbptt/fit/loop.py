@@ -120,6 +120,7 @@ class Plan(NamedTuple):
     updates, seconds: the limits; None: no limit. Seconds are those of training without the first
       update, which compiles, earlier sessions included
     patience:        end after this many validations without a better metric; None: never
+    patience_share:  end after this fraction of the run without a better metric; None: never
     validate:        `state -> {name: number}`; None: no validation
     metric_of:       the number of a validation that is compared; None: its first
     validate_first:  also validate before the first update, and save a checkpoint
@@ -133,6 +134,7 @@ class Plan(NamedTuple):
     updates: int | None = None
     seconds: float | None = None
     patience: int | None = None
+    patience_share: float | None = None
     validate: Callable[[TrainState], Mapping[str, float]] | None = None
     metric_of: Callable[[Mapping[str, float]], float | None] | None = None
     validate_first: bool = False
@@ -176,7 +178,7 @@ def run(
     """
     if plan.updates is not None and position >= plan.updates:
         return Ended(state, position, "updates")
-    if position and (reached := _limit(plan, log)):  # a run that had ended
+    if position and (reached := _limit(plan, log, position)):  # a run that had ended
         return Ended(state, position, reached)
     saver = _Saver(checkpoints, plan.checkpoint_seconds, log)
     iterator = training_updates(
@@ -200,7 +202,7 @@ def run(
             if valid_due:
                 metric, ends = _validated(plan, state, position, log)
                 reason = "callback" if ends else ""
-            reason = reason or _limit(plan, log)
+            reason = reason or _limit(plan, log, position)
             signalled = stop is not None and stop.signal is not None
             stopped, due, ended = _agree(position, signalled, saver.due(), bool(reason))
             done = ended or position == plan.updates
@@ -225,12 +227,19 @@ def _share(plan: Plan, i: int, seconds: float) -> float:
     return min(max(shares, default=0.0), 1.0)
 
 
-def _limit(plan: Plan, log: RunLog) -> str:
+def _limit(plan: Plan, log: RunLog, position: int) -> str:
     """Return the name of the limit that is reached; "" if none is."""
     if plan.seconds is not None and log.seconds >= plan.seconds:
         return "seconds"
-    waited = plan.patience is not None and log.validations_since_best >= plan.patience
-    return "patience" if waited else ""
+    if plan.patience is not None and log.validations_since_best >= plan.patience:
+        return "patience"
+    best = log.best_validation if plan.patience_share is not None else None
+    if best is not None and best["step"] < position:
+        # The clock of the first validation includes the time before the first update.
+        seconds = best["seconds"] if best["step"] else 0.0
+        waited = _share(plan, position, log.seconds) - _share(plan, best["step"], seconds)
+        return "patience" if waited >= (plan.patience_share or 0) else ""
+    return ""
 
 
 class _Saver:

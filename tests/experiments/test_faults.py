@@ -38,6 +38,8 @@ SMALL = [
     8,
     "--checkpoint-seconds",
     1000,
+    "--patience",
+    0,
 ]
 
 

@@ -161,10 +161,27 @@ def test_a_run_starts_at_the_error_of_the_linear_forecast_and_says_what_it_chose
     assert last(out)["valid_rmse"] == min(row["rmse"] for row in valid)
     k1 = json.loads(Path("run/config.json").read_text())["k1"]
     assert f"--k1 {k1}: a linear forecast of the newest" in err
+    status, _, err = go(capsys, *flags, "--longest-lag", 9, "--out", "lag")
+    assert status == 1 and "--longest-lag is for --cell lstm and gru; got 9 with --cell" in err
     status, _, err = go(capsys, *flags, "--no-linear", "--k1", 7, "--out", "plain")
     assert status == 0 and "linear forecast" not in err and not Path("plain/linear.npz").exists()
     first = json.loads(Path("plain/metrics.jsonl").read_text().splitlines()[0])
     assert first["step"] > 0  # no validation before the first update
+
+
+def test_half_of_a_run_without_a_better_validation_ends_it(capsys):
+    """A sine is a linear function of its past, so no network is better."""
+    np.save("sine.npy", np.sin(np.arange(800) / 5)[:, None])
+    flags = ["--data", "sine.npy", "--target", 0, "--cell", "mingru", "--hidden", 3]
+    flags += ["--batch", 4, "--k1", 20, "--epochs", 4, "--checkpoint-seconds", 1000]
+    status, out, err = go(capsys, *flags, "--out", "run")
+    assert status == 0 and last(out)["updates"] == 16, err
+    assert last(out)["checkpoint"].endswith("_000000000")
+    assert "Ended early after update 16: no better validation" in err
+    status, out, err = go(capsys, "--resume", "run")  # it has ended
+    assert status == 0 and last(out)["updates"] == 16
+    status, out, err = go(capsys, "--resume", "run", "--patience", 0)
+    assert status == 0 and last(out)["updates"] == 32
 
 
 @pytest.mark.exhaustive

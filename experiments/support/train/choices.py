@@ -106,15 +106,15 @@ def check_ranges(config: Any) -> None:
         value = getattr(config, name)
         if value not in (None, "auto") and value < 1:
             raise ValueError(f"--{name} must be at least 1; got {value}")
-    if config.longest_lag not in (None, "auto") and config.cell not in ("lstm", "gru"):
+    if config.longest_lag is not None and config.cell not in ("lstm", "gru"):
         raise ValueError(
             f"--longest-lag is for --cell lstm and gru; got {config.longest_lag} with --cell "
             f"{config.cell}"
         )
-    if config.longest_lag not in (None, "auto") and config.longest_lag < 3:
+    if config.longest_lag is not None and config.longest_lag < 3:
         raise ValueError(f"--longest-lag must be at least 3 steps; got {config.longest_lag}")
-    if config.patience is not None and config.patience < 1:
-        raise ValueError(f"--patience must be at least 1; got {config.patience}")
+    if config.patience is not None and config.patience < 0:
+        raise ValueError(f"--patience must be at least 0; got {config.patience}")
     for name in ("clip", "lr"):
         if not getattr(config, name) > 0:
             raise ValueError(f"--{name} must be above 0; got {getattr(config, name):g}")
