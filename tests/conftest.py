@@ -37,7 +37,7 @@ gc.freeze()
 gc.set_threshold(200_000, 20, 100)
 
 _counted = programs.Counter()
-_CLEAR_AFTER = 300  # programs: a worker that keeps thousands of them runs out of memory mappings
+_CLEAR_AFTER = 600  # programs: of thousands, a worker would hold gigabytes and run out of mappings
 
 
 @pytest.fixture

@@ -40,16 +40,23 @@ def draw(radius, seed):
 
 
 def train(loss_fn, params, optimizer):
-    """Return the parameters and the losses of a few updates of TBPTT(5, 10) on one batch."""
+    """Return the parameters and the losses of updates of TBPTT(5, 10) on one batch."""
     inputs, carry = np.random.default_rng(0).normal(size=(T, B, 1)), np.zeros((B, H), complex)
     batch = tbptt.Batch(inputs, outputs_of(draw(0.8, 2), inputs))
     estimator = tbptt.truncated_bptt(loss_fn, 5, 10)
-    state = tbptt.init_state(estimator, optimizer, params, carry, batch)
-    step, losses = tbptt.make_train_step(estimator, optimizer), []
-    for _ in range(UPDATES):
+    step = tbptt.make_train_step(estimator, optimizer)
+
+    def update(state, _):
         state, metrics = step(tbptt.rewind(estimator, state, carry, batch), batch)
-        losses.append(float(metrics.loss))
-    return jax.device_get(state.params), losses
+        return state, metrics.loss
+
+    @jax.jit
+    def run(params):
+        state = tbptt.init_state(estimator, optimizer, params, carry, batch)
+        state, losses = jax.lax.scan(update, state, length=UPDATES)
+        return state.params, losses
+
+    return jax.device_get(run(params))
 
 
 def outputs_of(params, inputs):

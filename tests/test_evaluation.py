@@ -9,6 +9,7 @@ import pytest
 import tbptt
 from tbptt import make_evaluate
 from tbptt.diagnostics import check_additive
+from tests.support.sequences import sequence_params, zero_carry
 
 CELL, READOUT = tbptt.GRU(2, 3), nn.Dense(1, param_dtype=float)
 LOSS_FN = tbptt.sequence_loss(CELL, READOUT, tbptt.squared_error)
@@ -16,10 +17,9 @@ LOSS_FN = tbptt.sequence_loss(CELL, READOUT, tbptt.squared_error)
 
 def problem():
     draw = np.random.default_rng(0).normal
-    params = tbptt.init_params(jax.random.key(0), CELL, READOUT)
     weights = np.random.default_rng(1).uniform(size=(7, 2))
     batch = tbptt.Batch(draw(size=(7, 2, 2)), draw(size=(7, 2, 1)), weights=weights)
-    return params, CELL.initial_carry((2,)), batch
+    return sequence_params(CELL, READOUT), zero_carry(CELL, (2,)), batch
 
 
 def mean_loss(params, carry, batch):
@@ -67,7 +67,7 @@ def test_one_step_cannot_be_split():
 
 def test_an_evaluation_is_the_weighted_mean_and_checks_additivity_once():
     params, carry, batch = problem()
-    loss_sum, _ = LOSS_FN(params, carry, batch)
+    loss_sum, _ = jax.jit(LOSS_FN)(params, carry, batch)
     evaluate = make_evaluate(LOSS_FN, carry, batch)
     for _ in range(2):
         np.testing.assert_allclose(evaluate(params), loss_sum / batch.weights.sum(), rtol=1e-12)

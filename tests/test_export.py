@@ -2,7 +2,7 @@
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -16,7 +16,7 @@ ESTIMATORS = {
     "20, 40": lambda loss_fn: tbptt.truncated_bptt(loss_fn, 20, 40),
     "full": tbptt.full_bptt,
 }
-ESSENTIAL = [(tbptt.LSTM, "20, 40", "epoch"), (tbptt.GRU, "full", "step")]
+ESSENTIAL = [(tbptt.GRU, "20, 20", "step")]
 ALL = [
     (cell, e, form)
     for cell in (tbptt.LSTM, tbptt.GRU)
@@ -41,16 +41,16 @@ def test_training_is_exported_for_every_platform(make, estimator, form):
         cell, readout = make(3, 8), nn.Dense(1)
         optimizer = optax.chain(clip_by_global_norm(1.0), optax.adam(1e-3))
         made = ESTIMATORS[estimator](tbptt.sequence_loss(cell, readout, tbptt.squared_error))
-        batch = tbptt.Batch(jnp.ones((T, 4, 3)), jnp.ones((T, 4, 1)))
-        params = tbptt.init_params(jax.random.key(0), cell, readout)
-        state = tbptt.init_state(made, optimizer, params, cell.initial_carry((4,)), batch)
+        batch = tbptt.Batch(np.ones((T, 4, 3), np.float32), np.ones((T, 4, 1), np.float32))
+
+        def begin(batch):
+            params = tbptt.init_params(jax.random.key(0), cell, readout)
+            return tbptt.init_state(made, optimizer, params, cell.initial_carry((4,)), batch), batch
+
+        leaves, tree = jax.tree.flatten(jax.eval_shape(begin, batch))
         train = tbptt.make_train_step(made, optimizer)
         if form == "epoch":
             train = tbptt.make_train_epoch(made, optimizer, T if estimator == "full" else 20)
-        shapes = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), (state, batch)
-        )
-        leaves, tree = jax.tree.flatten(shapes)
 
         def run(*leaves):  # jax.export serialises no NamedTuple that it does not know
             return jax.tree.leaves(train(*jax.tree.unflatten(tree, leaves)))

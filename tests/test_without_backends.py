@@ -13,17 +13,12 @@ NO_NUMBA = "import sys; sys.modules['numba'] = None\n"
 
 
 @pytest.fixture
-def copy(tmp_path):
-    """A copy of the library and its tests without tbptt/backends and without numba."""
-    for folder in ("tbptt", "tests", "experiments", "benchmarks"):
-        shutil.copytree(
-            ROOT / folder,
-            tmp_path / folder,
-            ignore=shutil.ignore_patterns("__pycache__", "results"),
-        )
+def copy(tmp_path, request):
+    """A copy of the library, and more folders if given, without tbptt/backends and numba."""
+    for folder in ("tbptt", *getattr(request, "param", ())):
+        ignored = shutil.ignore_patterns("__pycache__", "results", "backends")
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    for folder in ("tbptt/backends", "tests/backends"):
-        shutil.rmtree(tmp_path / folder)
     return tmp_path
 
 
@@ -46,6 +41,7 @@ def test_every_module_is_imported_without_backends(copy):
 
 
 @pytest.mark.exhaustive
+@pytest.mark.parametrize("copy", [("tests",)], indirect=True)
 def test_training_passes_its_tests_without_backends(copy):
     """A cell runs, is differentiated and trained; import-linter checks that no other module can
     import a backend, inside of a function either."""

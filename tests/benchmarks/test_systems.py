@@ -99,6 +99,7 @@ def test_on_all_cores_the_losses_are_those_of_one(name):
         worker.close()
 
 
+@pytest.mark.exhaustive
 def test_wrong_work_is_refused():
     case, right = CASES[0], reference(CASES[0])
     weights, data = draw_weights(case, np.float64), draw_data(case, np.float64)

@@ -9,6 +9,7 @@ import pytest
 
 import tbptt
 from tbptt.cells import LSTM, Elman, LearnedStart
+from tests.support.sequences import cell_params
 
 T, B, D, H = 6, 3, 2, 4
 CELL = LearnedStart(LSTM(D, H))
@@ -16,7 +17,7 @@ CELL = LearnedStart(LSTM(D, H))
 
 def problem():
     draw = np.random.default_rng(0).normal
-    params = CELL.init(jax.random.key(0))
+    params = jax.tree.map(jnp.asarray, cell_params(CELL))
     params = params._replace(start=jax.tree.map(lambda a: draw(size=a.shape), params.start))
     resets = np.zeros((T, B), bool)
     resets[2, 0] = resets[4, 1] = True

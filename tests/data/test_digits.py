@@ -19,7 +19,9 @@ fetch_module = importlib.import_module(
 
 
 def packed(rows: np.ndarray) -> bytes:
-    return gzip.compress("\n".join(",".join(map(str, row)) for row in rows).encode() + b"\n")
+    return gzip.compress(
+        "\n".join(",".join(map(str, row)) for row in rows.tolist()).encode() + b"\n"
+    )
 
 
 def table(n: int) -> np.ndarray:

@@ -3,10 +3,6 @@
 import decimal
 import gzip
 import io
-import os
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import polars as pl
@@ -246,13 +242,3 @@ def test_a_refused_table_is_read_after_the_remedy_of_the_message(what, tmp_path)
         path.write_text(remedy)
         remedy = {}
     np.testing.assert_array_equal(open_source(path, **remedy).read(0, len(wanted)), wanted)
-
-
-def test_neither_the_library_nor_arrays_in_memory_import_polars(tmp_path):
-    np.save(tmp_path / "x.npy", A)
-    program = (
-        "import sys, tbptt, tbptt.data as d; d.load_series('x.npy'); d.open_source('x.npy')\n"
-        "assert not {'polars', 'pyarrow'} & set(sys.modules)"
-    )
-    env = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
-    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=env, check=True)

@@ -44,7 +44,7 @@ ESTIMATORS = {
 each_estimator = pytest.mark.parametrize(
     "make",
     [
-        pytest.param(m, id=n, marks=[pytest.mark.exhaustive] * (n != "overlapping"))
+        pytest.param(m, id=n, marks=[pytest.mark.exhaustive] * (n != "disjoint"))
         for n, m in ESTIMATORS.items()
     ],
 )

@@ -290,7 +290,7 @@ def test_many_updates_in_flight_do_not_deadlock():
     program = """
 import tbptt; tbptt.distributed.split_cpu(2)
 from benchmarks.systems import ours, work
-case = work.Case("", 100, 50, 32, 32, 128)
+case = work.Case("", 100, 50, 32, 32, 16)
 form = ours.forms_on_cores(case, work.draw_weights(case), work.draw_data(case))["per chunk"]
 for _ in range(8):
     form.block(form.epoch(form.begin()))

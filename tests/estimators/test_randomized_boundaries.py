@@ -1,5 +1,7 @@
 """The gradient for given truncations: full BPTT, disjoint windows, and the memory of one block."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -15,12 +17,16 @@ from tests.support.estimating import CELLS, EXTRAS, B, T, make, own_problem, run
 exhaustive = pytest.mark.exhaustive
 
 
-def by_factors(loss_fn, params, carry, batch, k1, factors):
-    """Return `boundary_gradient` for rows of factors, as numpy arrays."""
-    gradient = jax.jit(
+@functools.cache
+def compiled(loss_fn, k1):
+    return jax.jit(
         lambda p, c, b, factors: boundary_gradient(loss_fn, p, c, split_windows(b, k1), factors)
     )
-    return jax.device_get(gradient(params, carry, batch, factors))
+
+
+def by_factors(loss_fn, params, carry, batch, k1, factors):
+    """Return `boundary_gradient` for rows of factors, as numpy arrays."""
+    return jax.device_get(compiled(loss_fn, k1)(params, carry, batch, factors))
 
 
 @pytest.mark.parametrize(

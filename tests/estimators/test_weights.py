@@ -7,11 +7,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import tbptt
 from tbptt.windows import total_weight
+from tests.support.sequences import sequence_params
 
 T, B, D, H = 12, 3, 2, 4
 CELL, READOUT = tbptt.GRU(D, H), nn.Dense(1, param_dtype=float)
@@ -33,7 +33,7 @@ ESTIMATORS = {
 @functools.cache
 def problem():
     draw = np.random.default_rng(0).normal
-    params = tbptt.init_params(jax.random.key(0), CELL, READOUT)
+    params = jax.tree.map(jnp.asarray, sequence_params(CELL, READOUT))
     inputs, targets = draw(size=(T, B, D)), draw(size=(T, B, 1))
     return params, jax.tree.map(np.asarray, CELL.initial_carry((B,))), inputs, targets
 
@@ -43,9 +43,13 @@ WEIGHTS = np.random.default_rng(1).integers(0, 3, size=(T, B))
 
 def gradient(estimator, batch):
     params, carry, *_ = problem()
-    memory = estimator.init(params, carry, batch)
-    estimate = jax.jit(lambda m, b: estimator.estimate(params, m, b, jax.random.key(3)))
-    return estimate(memory, batch)
+
+    @jax.jit
+    def run(batch):
+        memory = estimator.init(params, carry, batch)
+        return estimator.estimate(params, memory, batch, jax.random.key(3))
+
+    return run(batch)
 
 
 ESSENTIAL = ("overlapping",)
@@ -94,14 +98,14 @@ def test_gradients_of_many_windows_are_summed_in_float32():
     def loss_fn(params, carry, batch):
         return jnp.sum(params * batch.inputs), carry
 
-    params, n = jnp.asarray(0.5, jnp.bfloat16), 2000
-    batch = tbptt.Batch(jnp.ones((n, 1, 1), jnp.bfloat16), None, weights=jnp.ones((n, 1)))
+    params, n = np.asarray(0.5, jnp.bfloat16), 2000
+    batch = tbptt.Batch(np.ones((n, 1, 1), jnp.bfloat16), None, weights=np.ones((n, 1)))
     for estimator in (
         tbptt.truncated_bptt(loss_fn, 1, 1),
         tbptt.truncated_bptt(loss_fn, 1, 2),
         tbptt.truncated_bptt(loss_fn, 1, 1, group=8),
     ):
-        out = estimator.estimate(params, estimator.init(params, (), batch), batch)
+        out = jax.jit(lambda p, b, e=estimator: e.estimate(p, e.init(p, (), b), b))(params, batch)
         assert out.grads.dtype == jnp.bfloat16
         np.testing.assert_allclose(float(out.grads), 1, rtol=0.01)
         np.testing.assert_allclose(float(out.loss), 0.5, rtol=0.01)
@@ -207,7 +211,7 @@ def mean_over_chunks(chunks):
 @pytest.mark.parametrize("k2", [30, pytest.param(120, marks=pytest.mark.exhaustive)])
 def test_windows_of_different_lengths_are_accumulated_exactly(k2):
     """Pad them to one length and pass them in one call: one division by the total weight."""
-    lengths, k1, draw = (30, 22, 15, 10), 30, np.random.default_rng(2)
+    lengths, k1, draw = (30, 22, 10), 30, np.random.default_rng(2)
     steps, n = sum(lengths), k1 * len(lengths)
     real = tbptt.Batch(
         draw.normal(size=(steps, B, D)),
@@ -232,4 +236,8 @@ def test_windows_of_different_lengths_are_accumulated_exactly(k2):
     jax.tree.map(close, tuple(got[:2]), want)
     if k2 == k1:  # as optax.MultiSteps does
         error = jax.tree.map(lambda w, *g: w - sum(g) / len(g), want[1], *each)
-        assert optax.tree.norm(error) > 0.05 * optax.tree.norm(want[1])
+        error, whole = (
+            np.linalg.norm(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]))
+            for tree in (error, want[1])
+        )
+        assert error > 0.05 * whole

@@ -57,6 +57,7 @@ def test_two_days_with_a_carry_equal_one_long_file(capsys):
     assert abs(cold[0] - whole[500]) > 1e-3
 
 
+@pytest.mark.exhaustive
 def test_a_run_starts_from_the_params_and_the_scaling_of_another(capsys):
     assert go(capsys, "--data", "all.npy", "--target", 0, *SMALL, "--out", "old")[0] == 0
     flags = ["--data", "shifted.npy", "--target", 0, *SMALL, "--lr", 1e-9, "--out", "new"]
@@ -102,6 +103,7 @@ def test_an_absent_device_is_one_sentence(capsys, monkeypatch):
     assert "train: no device for JAX_PLATFORMS=cuda. Unset JAX_PLATFORMS" in err
 
 
+@pytest.mark.exhaustive
 def test_columns_that_stop_or_are_constant_are_warned_of_and_can_be_left_out(capsys):
     rng, t = np.random.default_rng(0), np.arange(900)
     stops = np.where(t < 700, rng.normal(size=900), 2.5)

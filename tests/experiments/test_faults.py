@@ -170,6 +170,7 @@ def test_misuse_is_refused_in_one_line_that_names_the_flag(what, capsys, tmp_pat
     assert not list(tmp_path.glob("runs/**/config.json"))
 
 
+@pytest.mark.exhaustive
 def test_a_run_resumes_with_its_own_flags_only(capsys, tmp_path):
     status, out, _ = go(*WAVES, *SMALL, "--epochs", 1, "--out", "run", capsys=capsys)
     summary = last(out)

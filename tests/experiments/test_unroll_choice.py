@@ -52,6 +52,7 @@ def test_experiments_without_a_trained_network_have_no_flag():
     assert issubclass(adding.Config, program.Trained) and not hasattr(lyapunov.Config(), "unroll")
 
 
+@pytest.mark.exhaustive
 def test_a_run_uses_its_unroll_function_in_training_and_prediction(tmp_path, monkeypatch, capsys):
     used = []
 

@@ -16,13 +16,13 @@ from tbptt.data import RecordingStream, forecast_batches, open_source
 from tbptt.fit import stream_of
 from tbptt.fit.loop import Update
 from tbptt.optim import ShareState, adam_with_decay, scale_by_share, set_share
+from tests.support.sequences import sequence_params, zero_carry
 
 CELL, READOUT = tbptt.Elman(1, 3), nn.Dense(1, param_dtype=float)
 LOSS_FN = tbptt.sequence_loss(CELL, READOUT, tbptt.squared_error)
 ESTIMATOR = tbptt.truncated_bptt(LOSS_FN, 5, 10)
 OPTIMIZER = optax.adam(0.05)
-PARAMS = tbptt.init_params(jax.random.key(0), CELL, READOUT)
-CARRY = CELL.initial_carry((2,))
+PARAMS, CARRY = sequence_params(CELL, READOUT), zero_carry(CELL, (2,))
 
 
 def data(T: int, seed: int = 0) -> tbptt.Batch:

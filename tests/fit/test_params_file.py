@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 import tbptt
+from tests.support.sequences import sequence_params
 
 
 def params_of(cell):
-    return tbptt.init_params(jax.random.key(1), cell, nn.Dense(1))
+    return sequence_params(cell, nn.Dense(1), seed=1)
 
 
 def test_params_survive_to_the_bit(tmp_path):

@@ -80,6 +80,11 @@ def one(arguments, **index):
     )
 
 
+@functools.cache
+def estimator_of(row, unroll):
+    return ROWS[row](loss_fn(unroll))
+
+
 def first_call(estimator):
     """Return a function of the four arguments: loss and gradient of the first call of a stream."""
 
@@ -109,12 +114,14 @@ def stream(estimator):
     return run
 
 
+@functools.cache
 def looped_stream(estimator):
     """Return `stream` as a Python loop of compiled calls."""
     estimate = jax.jit(lambda p, m, b, s: estimator.estimate(p, m, b, jax.random.key(s)))
+    init = jax.jit(estimator.init)
 
     def run(params, carry, batches, seeds):
-        memory, losses = estimator.init(params, carry, jax.tree.map(lambda a: a[0], batches)), []
+        memory, losses = init(params, carry, jax.tree.map(lambda a: a[0], batches)), []
         for i, seed in enumerate(seeds):
             found = estimate(params, memory, jax.tree.map(lambda a, i=i: a[i], batches), seed)
             params = jax.tree.map(lambda p, g: p - 0.1 * g, params, found.grads)
@@ -144,7 +151,7 @@ def derivative(column, estimator):
 def error_of_derivative(row, step=1e-4):
     """Return the relative error of the derivative of an estimate from a central difference."""
     params, carry, *rest = one(problem(1))
-    run, along = first_call(ROWS[row](loss_fn(tbptt.unroll))), tangents((params, carry))
+    run, along = first_call(estimator_of(row, tbptt.unroll)), tangents((params, carry))
 
     @jax.jit
     @jax.value_and_grad
@@ -156,21 +163,31 @@ def error_of_derivative(row, step=1e-4):
     return abs(float(slope - (high - low) / (2 * step))) / abs(float(slope))
 
 
+@functools.cache
+def compiled_call(estimator):
+    return jax.jit(first_call(estimator))
+
+
+@functools.cache
+def compiled_derivative(column, estimator):
+    return jax.jit(derivative(column, estimator))
+
+
 def stacked(results):
     return jax.tree.map(lambda *leaves: np.stack(leaves), *results)
 
 
 def error_of(row, column, N=3):
     """Return the largest error of a row under a column, relative to the largest number."""
-    estimator, arguments = ROWS[row](loss_fn(tbptt.unroll)), problem(N)
+    estimator, arguments = estimator_of(row, tbptt.unroll), problem(N)
     if column in DERIVATIVES:
-        reference = ROWS[row](loss_fn(plain_unroll))
+        reference = estimator_of(row, plain_unroll)
         batched = column == "vmap of grad"
         given = one(arguments)
         mapped = (*given[:2], arguments[2], given[3]) if batched else given
         got = jax.jit(derivative(column, estimator))(*mapped)
         single = "grad" if batched else column
-        want = jax.jit(derivative(single, reference))(*one(arguments, batch=int(batched)))
+        want = compiled_derivative(single, reference)(*one(arguments, batch=int(batched)))
     elif column == "scan":
         given = (*one(arguments)[:2], *arguments[2:])
         got, want = jax.jit(stream(estimator))(*given), looped_stream(estimator)(*given)
@@ -181,7 +198,7 @@ def error_of(row, column, N=3):
         loop = looped_stream(estimator)
         want = stacked(loop(one(arguments, params=i)[0], *rest) for i in range(N))
     else:
-        name, call = AXES[column], jax.jit(first_call(estimator))
+        name, call = AXES[column], compiled_call(estimator)
         axes = tuple(0 if each == name else None for each in NAMES)
         mapped = [
             whole if each == name else single

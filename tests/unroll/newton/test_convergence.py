@@ -35,7 +35,7 @@ def with_the_scan(unroll_fn, cell, **static):
     ("unroll_fn", "steps"),
     [
         (newton_unroll_with_report, 1000),  # XLA's maximum of many numbers can miss a NaN
-        (quasi_newton_unroll_with_report, 20),
+        pytest.param(quasi_newton_unroll_with_report, 20, marks=exhaustive),
         pytest.param(newton_unroll_with_report, 20, marks=exhaustive),
         pytest.param(quasi_newton_unroll_with_report, 1000, marks=exhaustive),
     ],
