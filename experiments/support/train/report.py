@@ -189,8 +189,9 @@ def _losses(
         text += f" The checkpoint with the best validation, after update {chosen:,}, is used."
     if scale is not None:
         text += (
-            f" The loss is the squared error divided by the variance of {task['target']}: 1 is about "
-            f"the error of its mean, {report_figures.shown(scale)} in units of {task['target']}."
+            f" The loss is the squared error divided by the variance of {task['target']}: 1 is "
+            "about the error of its mean, "
+            f"{report_figures.shown(scale)} in units of {task['target']}."
         )
     return f"<p>{html.escape(text)}</p>{picture}"
 
