@@ -134,7 +134,7 @@ def _baselines(summary: dict[str, Any], metric: str) -> str:
             "Standardised: divided by the standard deviation of the target in the training part, "
             "so that its mean has about 1.</p>"
         )
-    return page.table(("forecast", *header), rows) + note
+    return page.table(("model", *header), rows) + note
 
 
 def _horizons(summary: dict[str, Any], task: dict[str, Any]) -> str:
@@ -180,7 +180,7 @@ def _losses(
         lambda width: report_figures.losses(train, valid, metric, scale, chosen, width),
         "loss against updates",
     )
-    text = "The vertical axis is logarithmic."
+    text = "The axis of the loss is logarithmic."
     if chosen == 0:
         text += (
             " The start, a linear forecast, has the best validation: training did not improve it."
