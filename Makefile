@@ -38,7 +38,7 @@ test: $(VENV)/.installed-test  ## the essential tests: every function and identi
 .PHONY: test-all
 test-all: $(VENV)/.installed-test  ## every test, with every annotated shape checked: all parameters, whole programs, killed runs
 	@$(BIN)/python -c 'import sys, jax; print("testing with Python", sys.version.split()[0], "and jax", jax.__version__)'
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --jaxtyping-packages=tbptt,beartype.beartype $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -rs --jaxtyping-packages=tbptt,beartype.beartype $(ARGS)
 
 .PHONY: test-oldest
 test-oldest:  ## the essential tests with exactly the oldest versions that pyproject.toml allows

@@ -10,6 +10,7 @@ import pytest
 
 from experiments import predict, train
 from experiments.support.common.baselines import persistence
+from experiments.support.train import forecast_baselines
 from experiments.support.train import task as run_task
 from experiments.support.train.data import open_data, training_stream
 from experiments.support.train.forecast_baselines import forecast_scores
@@ -180,7 +181,7 @@ def test_an_estimate_does_not_see_the_target_and_its_file_need_not_have_it(in_fo
         assert got["prediction"].to_list() == found[0]["prediction"].to_list()
     assert found[0]["truth"].to_list() == frame["warm"].to_list()  # of the same row
     assert found[0]["target_time"].to_list() == found[0]["time"].to_list()
-    with pytest.raises(ValueError, match=r"without.csv has no column 'warm'"):
+    with pytest.raises(ValueError, match=r"without.csv has no column 'warm'; .*omit --score"):
         predict.main(predict.Config(run, other, in_folder / "q.csv", score=True))
 
 
@@ -199,8 +200,12 @@ def test_baselines_of_an_estimate_are_the_mean_and_a_regression_on_the_inputs(in
     assert errors["ridge, 16 rows"] < 1e-2 < 0.9 < errors["ridge, 1 row"] < 1.1
 
 
-def test_linear_baselines_of_two_recordings_equal_dense_least_squares(in_folder):
+@pytest.mark.parametrize("fitted", [1000, 100])
+def test_linear_baselines_of_two_recordings_equal_dense_least_squares(
+    fitted, in_folder, monkeypatch
+):
     """The fit leaves out origins that reach before their recording, where rows are the mean."""
+    monkeypatch.setattr(forecast_baselines, "ROWS", fitted)
     frame = FRAME.with_columns(warm=FRAME["warm"].to_numpy().cumsum() % 7)
     data = opened(written(in_folder / "x.csv", frame), group="site", horizon=2, forecasts=2)
     task, scores = data.task, forecast_scores(data, data.task)
@@ -212,7 +217,9 @@ def test_linear_baselines_of_two_recordings_equal_dense_least_squares(in_folder)
         begin = 0 if t < T else T
         return [warm[t - lag] if t - lag >= begin else 0.0 for lag in range(16)] + [1.0]
 
-    origins = [t for t in range(240) if t % T >= 15 and t + 2 < (T if t < T else 240)]
+    first = max(0, 240 - fitted)  # fitted to the last rows of the training part
+    starts = [first if t < T else T for t in range(240)]
+    origins = [t for t in range(240) if t - starts[t] >= 15 and t + 2 < (T if t < T else 240)]
     past = np.array([features(t) for t in origins])
     truth = np.array([[warm[t + h] for h in (1, 2)] for t in origins])
     penalty = np.diag([1e-6 * len(origins)] * 16 + [0])

@@ -180,6 +180,7 @@ def test_loss_and_validation_share_a_logarithmic_axis_with_the_checkpoint(monkey
     assert [4.0, 0.25] in [[*line.get_xdata(), *line.get_ydata()] for line in axis.lines]
     report_figures.losses(train, [{"step": 2, "accuracy": 0.5}], "accuracy", None, 4)
     assert [a.get_ylabel() for a in seen["axes"].flat] == ["training loss", "validation accuracy"]
+    assert [a.get_yscale() for a in seen["axes"].flat] == ["log", "linear"]
     panels = [("a", [report_figures.Line("x", np.arange(3), np.arange(3.0) * scale, 0)]) for scale in (1, 9)]  # fmt: skip  # noqa: E501
     report_figures.stretches(panels, "y", "row")
     first, second = (axis.get_ylim() for axis in seen["axes"].flat)

@@ -58,7 +58,14 @@ def open_for(
         more |= {"label": task.target, "classes": task.classes}
     elif score:
         columns = tuple(dict.fromkeys((*columns, task.target)))
-    return open_table(paths, reading, columns, **more)
+    try:
+        return open_table(paths, reading, columns, **more)
+    except ValueError as error:
+        if score and f"has no column {task.target!r}" in str(error):
+            raise ValueError(
+                f"{error}. --score compares the predictions with it; omit --score"
+            ) from error
+        raise
 
 
 def read_steps(task: Task, source: Source, start: int, stop: int, score: bool) -> Steps:

@@ -134,7 +134,7 @@ def _baselines(summary: dict[str, Any], metric: str) -> str:
             "Standardised: divided by the standard deviation of the target in the training part, "
             "so that its mean has about 1.</p>"
         )
-    return page.table(("forecast", *header), rows) + note
+    return page.table(("model", *header), rows) + note
 
 
 def _horizons(summary: dict[str, Any], task: dict[str, Any]) -> str:
@@ -180,7 +180,7 @@ def _losses(
         lambda width: report_figures.losses(train, valid, metric, scale, chosen, width),
         "loss against updates",
     )
-    text = "The vertical axis is logarithmic."
+    text = "The axis of the loss is logarithmic."
     if chosen == 0:
         text += (
             " The start, a linear forecast, has the best validation: training did not improve it."
@@ -189,8 +189,9 @@ def _losses(
         text += f" The checkpoint with the best validation, after update {chosen:,}, is used."
     if scale is not None:
         text += (
-            f" The loss is the squared error divided by the variance of {task['target']}: 1 is about "
-            f"the error of its mean, {report_figures.shown(scale)} in units of {task['target']}."
+            f" The loss is the squared error divided by the variance of {task['target']}: 1 is "
+            "about the error of its mean, "
+            f"{report_figures.shown(scale)} in units of {task['target']}."
         )
     return f"<p>{html.escape(text)}</p>{picture}"
 

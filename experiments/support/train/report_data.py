@@ -25,7 +25,8 @@ def section(config: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     task = config.get("task", {})
     if task.get("columns"):
         columns, target = _shown(task["columns"]), task["target"]
-        kind = "" if target in task["columns"] else " The target is not an input."
+        unseen = task["kind"] == "forecast" and target not in task["columns"]
+        kind = " The target is not an input." if unseen else ""
         body += f"<p>Inputs: {html.escape(columns)}. Target: {html.escape(target)}.{kind}</p>"
     if parts:
         left_out, times = summary.get("left_out") or {}, summary.get("times") or {}

@@ -16,6 +16,7 @@ from tbptt.fit.metrics_file import Row
 # value.
 POINTS = 600
 WIDE = 9.0  # inches; every figure is also drawn for narrow screens
+WIDE_DPI, NARROW_DPI = 130, 200  # dots per inch; about 100 are shown
 
 
 class Line(NamedTuple):
@@ -58,7 +59,8 @@ def losses(
         marker = "s" if len(steps) < 60 else None
         last.plot(steps, values, marker=marker, ms=4, label="validation", **style.line(1))
     for one in axes.flat:
-        _log_scale_if_positive(one)
+        if one is axis or metric != "accuracy":
+            _log_scale_if_positive(one)
         if chosen is not None:
             one.axvline(chosen, color=style.GREY, lw=1.2, ls=":", label="checkpoint used")
     if chosen is not None and chosen in steps:
@@ -162,7 +164,7 @@ def confusion(truth: np.ndarray, prediction: np.ndarray, width: float = WIDE) ->
     )
     axis.set(xlabel="predicted class", ylabel="true class (count)")
     figure.colorbar(image, ax=axis, label="% of the true class")
-    return _png(figure, axes, grid=False)
+    return _png(figure, axes, grid=False, dpi=WIDE_DPI if width > 6 else NARROW_DPI)
 
 
 def display_name(metric: str) -> str:
@@ -292,7 +294,7 @@ def _as_number(name: str) -> tuple[bool, float, str]:
         return True, 0.0, name
 
 
-def _png(figure: Any, axes: Any, *, grid: bool = True) -> bytes:
+def _png(figure: Any, axes: Any, *, grid: bool = True, dpi: int | None = None) -> bytes:
     for axis in axes.flat if grid else ():
         axis.grid(alpha=0.3)
         if not isinstance(axis.xaxis.get_major_formatter(), dates.ConciseDateFormatter):
@@ -301,6 +303,7 @@ def _png(figure: Any, axes: Any, *, grid: bool = True) -> bytes:
                 ticker.MaxNLocator(9 if figure.get_figwidth() > 6 else 5, steps=[1, 2, 5, 10])
             )
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130 if figure.get_figwidth() > 6 else 200)
+    dpi = dpi or (WIDE_DPI if figure.get_figwidth() > 6 else NARROW_DPI)
+    figure.savefig(buffer, format="png", dpi=dpi)
     plt.close(figure)
     return buffer.getvalue()
