@@ -80,7 +80,19 @@ def test_a_forecast_depends_on_no_later_row_and_continues_from_the_last_rows():
         np.testing.assert_array_equal(first(0, stop), whole[:stop])
         second = Along(LINEAR, Rows(values[stop:]), (0, 1), first.last_rows())
         np.testing.assert_allclose(second(0, 150 - stop), whole[stop:], rtol=0, atol=1e-12)
-    # and the last rows of what continues for fewer rows than the filter reads
+    long = Linear((Filter(np.array([256, 0]), RNG.normal(size=(257, 1))),))
+    values = RNG.normal(size=(1300, 2))
+    wanted = Along(long, Rows(values), (0, 1))(0, 1300)
+    for stop in (257, 300, 1001, 1203):
+        np.testing.assert_array_equal(
+            Along(long, Rows(values[:stop]), (0, 1))(0, stop), wanted[:stop]
+        )
+
+
+def test_last_rows_of_few_rows():
+    values = RNG.normal(size=(150, 2))
+    first = Along(LINEAR, Rows(values[:100]), (0, 1))
+    # The last rows of what continues for fewer rows than the filter reads
     third = Along(LINEAR, Rows(values[100:101]), (0, 1), first.last_rows())
     np.testing.assert_array_equal(third.last_rows(), values[99:101])
     np.testing.assert_array_equal(
@@ -99,7 +111,7 @@ def test_a_masked_row_holds_the_row_before_it():
 def test_the_fit_is_that_of_ridge_regression_on_the_training_part():
     """Two horizons of the first of two columns; every recording is longer than the reach."""
     T, lengths = 5000, (3500, 1500)
-    values = np.cumsum(RNG.normal(size=(T, 2)), axis=0) % 7 - 3
+    values = np.cumsum(RNG.normal(size=(T, 2)), axis=0) % 7 + 20
     make = forecast_batches("a", (1, 3))
     fitted = fit_linear(Rows(values, lengths), make, (0, 1), 0, 4000, 5000)
     (a, b), (reach, ridge) = fitted.linear.filters[-1].lags, (fitted.linear.reach, fitted.ridge)
