@@ -17,7 +17,8 @@ which continues with the usual step beyond the file. If it has groups, each row 
 
 `--carry-out day1.carry`, then `--carry-in day1.carry` with the next file, gives the predictions of
 one long file. With --score the file must contain the target. The true values are then written
-beside the predictions, and the last line of stdout (JSON) contains the metric.
+beside the predictions, and the last line of stdout (JSON) contains the errors: of a forecast rmse
+and mae in the units of the target, over all horizons and at each.
 """
 
 import dataclasses
@@ -136,7 +137,7 @@ def predict_file(
 ) -> dict[str, Any]:
     """Stream a source through the model into a file; carry and ended as for `predict_blocks`.
 
-    Return rows, rows_per_second, and with `score` the metric.
+    Return rows, rows_per_second, and with `score` the errors, of a forecast by horizon, too.
     """
     total, scored, begin = sum(source.lengths), Score(task), time.perf_counter()
     pace, view, rows = Pace(total, None), make_view(console, every=10.0), 0
@@ -158,6 +159,7 @@ def predict_file(
         "rows": rows,
         "rows_per_second": round(rows / seconds, 1),
         **(scored.result() if score else {}),
+        **({"horizons": scored.by_horizon()} if score and isinstance(task, Forecast) else {}),
     }
 
 

@@ -103,6 +103,14 @@ def test_one_horizon_of_parquet_keeps_the_plain_names_and_the_type_of_the_time(i
     predict.main(predict.Config(run, in_folder / "x.parquet", in_folder / "p.csv"))
     assert rows_of(in_folder / "p.csv")["time"][3] == "2024-03-01 03:00:00"
     several = a_run(in_folder / "two", Forecast(**{**task.__dict__, "outputs": 2}))
+    done = predict.main(
+        predict.Config(several, in_folder / "x.parquet", in_folder / "q.csv", score=True)
+    )
+    got = rows_of(in_folder / "q.csv")
+    for i, one in enumerate(done["horizons"]):
+        errors = (got[f"prediction_{i + 1}"] - got[f"truth_{i + 1}"]).drop_nulls().to_numpy()
+        assert (one["horizon"], one["scored"]) == (i + 1, T - 1 - i)
+        assert one["rmse"] == pytest.approx(np.sqrt(np.mean(errors**2)), rel=1e-12)
     predict.main(predict.Config(several, in_folder / "x.parquet", in_folder / "p.npy"))
     assert np.load(in_folder / "p.npy").shape == (T, 2)
 

@@ -205,9 +205,10 @@ class Score:
         return {name: self._sum / self._count, "scored": self._count}
 
     def by_horizon(self) -> list[dict[str, float | int]]:
-        """Return the result of each horizon of a forecast."""
-        sums = zip(self._squares, self._sizes, self._counts, strict=True)
-        return [self._errors(*one) for one in sums]
+        """Return the result of each horizon of a forecast, after "horizon"."""
+        assert isinstance(self._task, Forecast)
+        sums = zip(self._task.horizons, self._squares, self._sizes, self._counts, strict=True)
+        return [{"horizon": horizon} | self._errors(*one) for horizon, *one in sums]
 
     def _errors(self, squares: Any, sizes: Any, count: Any) -> dict[str, float | int]:
         if not count or not isinstance(self._task, Forecast):

@@ -130,7 +130,7 @@ def summary_of(
     name, horizons = metric_name(data), None
     if isinstance(data.task, Forecast):
         others = forecast_scores(data, data.task)
-        horizons = _by_horizon(data.task, score, others)
+        horizons = _by_horizon(score, others)
         base = {key: other.result() for key, other in others.items()}
     else:
         base = baseline_scores(data)
@@ -152,19 +152,17 @@ def summary_of(
     }
 
 
-def _by_horizon(
-    task: Forecast, score: Score, others: Mapping[str, Score]
-) -> list[dict[str, float | int | None]]:
+def _by_horizon(score: Score, others: Mapping[str, Score]) -> list[dict[str, float | int | None]]:
     """Return rmse and mae of the model by horizon, and the rmse of baselines by their names."""
     linear = {name: other for name, other in others.items() if name.startswith("ridge")}
     best = min(linear, key=lambda name: linear[name].result().get("rmse", np.inf), default=None)
     others = {name: other for name, other in others.items() if name not in linear or name == best}
     rows = []
-    for i, (horizon, own) in enumerate(zip(task.horizons, score.by_horizon(), strict=True)):
-        names = ("rmse", "mae", "scored")
+    for i, own in enumerate(score.by_horizon()):
+        names = ("horizon", "rmse", "mae", "scored")
         errors = {name: other.by_horizon()[i].get("rmse") for name, other in others.items()}
         found = {name: own.get(name) for name in names} | errors
-        rows.append({"horizon": horizon} | {key: number(value) for key, value in found.items()})
+        rows.append({key: number(value) for key, value in found.items()})
     return rows
 
 
