@@ -93,7 +93,9 @@ def test_a_finished_run_shows_both_metrics_and_which_is_better(tmp_path):
         "Forecast of ppg, 32 rows ahead" in page
         and "Update 120:</b> norm &lt;9e2&gt;; consider less." in page
     )
-    assert f"python -m experiments.train --resume {tmp_path} --epochs 20" in page  # twice its 10
+    assert (
+        f"python -m experiments.train --resume {tmp_path} --epochs 20 --patience 0" in page
+    )  # twice its 10
     assert page.count("<img") == 3 and "<td>&lt;&amp;&gt;</td>" in page
     # No external resource.
     assert "src=" in page and not re.search(r'(src|href)="(?!PNG)', page) and "http" not in page

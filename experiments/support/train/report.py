@@ -223,7 +223,8 @@ def _commands(folder: Path, config: dict[str, Any], summary: dict[str, Any]) -> 
         if summary
         else None
     )
-    resume += f" --{limit} {2 * config[limit]:g}" if limit else ""
+    # Without --patience 0 a run that ended early would end again at once.
+    resume += f" --{limit} {2 * config[limit]:g} --patience 0" if limit else ""
     predict = f"python -m experiments.predict {folder} --data FILE --out predictions.csv"
     rows = [f"# predict with the best checkpoint, for a file with the same columns\n{predict}"]
     rows.insert(
