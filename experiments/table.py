@@ -57,7 +57,7 @@ GROUPS = {
         "adaptive_copy",
     ),
     "Tasks with expected numbers": NAMES,
-    "Your own data, and this file": ("train", "predict", "table"),
+    "Your own data, and this file": ("train", "predict", "untuned", "table"),
 }
 BEGIN = "<!-- experiments: begin; written by python -m experiments.table -->"
 END = "<!-- experiments: end -->"
