@@ -285,6 +285,9 @@ def test_what_the_first_rows_promise_and_later_ones_do_not_keep(tmp_path):
     with pytest.raises(ValueError, match="x.csv, row 578 .*'when' falls from 2026-12-12 to 2023-"):
         open_source(path)
     frame = frame.sort("when").with_columns(x=pl.int_range(pl.len()))
+    path.write_text(frame.write_csv().replace(str(frame["when"][1300]), "later"))
+    with pytest.warns(TableWarning, match=r"dates, but for 1 of 1461 cells \(row 1302: 'later'\)"):
+        assert open_source(path).time is None
     frame = frame.with_columns(y=pl.when(pl.col("x") != 1200).then(pl.col("x")))
     frame.write_csv(path)
     source = open_source(path, missing="hold")
