@@ -45,11 +45,11 @@ from tbptt.data.tables.bad_samples import BadRows as BadRows
 from tbptt.data.tables.bad_samples import BadSample as BadSample
 from tbptt.data.tables.bad_samples import count_bad as count_bad
 from tbptt.data.tables.bad_samples import masking_bad as masking_bad
-from tbptt.data.tables.file_changes import SourceChanged as SourceChanged
 from tbptt.data.tables.series import Recording as Recording
 from tbptt.data.tables.series import load_series as load_series
 from tbptt.data.tables.sources import Source as Source
 from tbptt.data.tables.sources import open_source as open_source
+from tbptt.data.tables.table import SourceChanged as SourceChanged
 from tbptt.data.tables.table import TableWarning as TableWarning
 from tbptt.data.tables.text import Vocabulary as Vocabulary
 from tbptt.data.tables.text import count_symbols as count_symbols

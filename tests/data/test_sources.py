@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 
 from tbptt.data import BadSample, DataUnavailable, SourceChanged, TableWarning, open_source
-from tbptt.data.tables import cache as table_cache
 from tbptt.data.tables import convert as table_convert
+from tbptt.data.tables import sources as table_cache
 
 ROWS = np.random.default_rng(0).normal(size=(1000, 3)).astype(np.float32)
 FORMATS = ["c.npy", "f.npy", "ints.npy", "x.csv", "x.parquet"]
@@ -329,20 +329,20 @@ def test_csv_is_converted_once_and_again_when_it_changes(tmp_path, cache, monkey
 
 
 def test_a_failed_conversion_leaves_no_table(tmp_path, cache, monkeypatch):
-    path, blocks = write(tmp_path / "x.csv"), table_convert._blocks
+    path, add = write(tmp_path / "x.csv"), table_convert._Arrays.add
 
     def failing(*args):
-        yield next(blocks(*args))
+        add(*args)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(table_convert, "_blocks", failing)
+    monkeypatch.setattr(table_convert._Arrays, "add", failing)
     with pytest.raises(
         DataUnavailable,
         match="x.csv could not be converted into .*No space left.*Free disk.*TBPTT_DATA",
     ):
         open_source(path)
     assert not list(cache.iterdir())
-    monkeypatch.setattr(table_convert, "_blocks", blocks)
+    monkeypatch.setattr(table_convert._Arrays, "add", add)
     np.testing.assert_array_equal(open_source(path).read(0, 1000), ROWS)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TBPTT_DATA", str(tmp_path / "file"))

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from tbptt.data import BadSample, TableWarning, load_series, open_source
-from tbptt.data.tables import convert
+from tbptt.data.tables import convert, csv_layout
 
 RNG = np.random.default_rng(0)
 T = 200
@@ -242,3 +242,60 @@ def test_a_refused_table_is_read_after_the_remedy_of_the_message(what, tmp_path)
         path.write_text(remedy)
         remedy = {}
     np.testing.assert_array_equal(open_source(path, **remedy).read(0, len(wanted)), wanted)
+
+
+def test_a_damaged_packed_file_is_named(tmp_path):
+    whole = gzip.compress(csv().encode())
+    for content in (whole[:-100], b"no gzip at all", whole[:1000] + b"xxxx" + whole[1004:]):
+        (tmp_path / "x.csv.gz").write_bytes(content)
+        with pytest.raises(ValueError, match=r"x.csv.gz is damaged: .*Copy or write it again"):
+            open_source(tmp_path / "x.csv.gz")
+    (tmp_path / "x.csv.gz").write_bytes(whole)
+    assert open_source(tmp_path / "x.csv.gz").lengths == (T,)
+
+
+@pytest.mark.parametrize("chunk", [16, 100, 1 << 20])
+@pytest.mark.parametrize("packed", [False, True])
+def test_blocks_end_at_lines_and_not_within_quotes(chunk, packed, tmp_path, monkeypatch):
+    """A text of several lines, quotes and separators stays one cell, wherever a block ends."""
+    monkeypatch.setattr(csv_layout, "CHUNK", chunk)
+    said = ['dry, "cold"', "two\nlines\n\nand, more\n", '"', "", "plain", "\n\n"]
+    notes = FRAME.with_columns(note=pl.Series([said[i % 6] for i in range(T)]), c=1 + pl.col("b"))
+    path = tmp_path / ("x.csv.gz" if packed else "x.csv")
+    data = csv(notes).encode()
+    path.write_bytes(gzip.compress(data) if packed else data)
+    wanted = pl.read_csv(io.BytesIO(data)).select("a", "b", "c").to_numpy()
+    with pytest.warns(TableWarning, match="column 'note' is left out: text"):
+        source = open_source(path, dtype=np.float64)
+    np.testing.assert_array_equal(source.read(0, T), wanted)
+    one = open_source(path, ("c", "a"), dtype=np.float64)
+    np.testing.assert_array_equal(one.read(0, T), wanted[:, [2, 0]])
+
+
+def test_what_the_first_rows_promise_and_later_ones_do_not_keep(tmp_path):
+    """Month and day are told apart in row 1,300; a cell of text and a missing one come late."""
+    days = pl.date_range(pl.date(2023, 1, 1), pl.date(2026, 12, 31), eager=True)
+    days = pl.concat([days.filter(days.dt.day() <= 12), days.filter(days.dt.day() > 12)])
+    frame = pl.DataFrame({"when": days, "x": range(len(days)), "y": range(len(days))})
+    path = tmp_path / "x.csv"
+    frame.write_csv(path, date_format="%m/%d/%Y")
+    source = open_source(path, sort=True)
+    times = source.times(0, len(days))
+    np.testing.assert_array_equal(times, np.sort(days.to_numpy().astype("M8[us]")))
+    with pytest.raises(ValueError, match="x.csv, row 578 .*'when' falls from 2026-12-12 to 2023-"):
+        open_source(path)
+    frame = frame.sort("when").with_columns(x=pl.int_range(pl.len()))
+    path.write_text(frame.write_csv().replace(str(frame["when"][1300]), "later"))
+    with pytest.warns(TableWarning, match=r"dates, but for 1 of 1461 cells \(row 1302: 'later'\)"):
+        assert open_source(path).time is None
+    frame = frame.with_columns(y=pl.when(pl.col("x") != 1200).then(pl.col("x")))
+    frame.write_csv(path)
+    source = open_source(path, missing="hold")
+    assert source.read(1199, 1202).tolist() == [[1199, 1199], [1200, 1199], [1201, 1201]]
+    assert "1 values are missing (y: 1), in 1 rows, first row 1202 (the header" in source.notes[-1]
+    path.write_text(path.read_text().replace(",1201,1201\n", ",1201,x\n"))
+    with pytest.raises(ValueError, match="row 1203, column 'y' is not a number: 'x', one of 1 suc"):
+        open_source(path)
+    path.write_text(path.read_text().replace(",1201,x\n", ",1201\n"))
+    with pytest.raises(ValueError, match="x.csv, row 1203 has 2 cells; the header has 3 columns"):
+        open_source(path)

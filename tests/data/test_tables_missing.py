@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from tbptt.data import BadSample, RecordingStream, forecast_batches, load_series, open_source
-from tbptt.data.tables import convert, fill
+from tbptt.data.tables import bad_samples, convert
 
 RNG = np.random.default_rng(1)
 T, LENGTHS = 400, (150, 1, 130, 119)
@@ -29,7 +29,7 @@ FRAME = pl.DataFrame(
 def small_blocks(tmp_path, monkeypatch):
     monkeypatch.setenv("TBPTT_DATA", str(tmp_path / "cache"))
     monkeypatch.setattr(convert, "BLOCK", 32)
-    monkeypatch.setattr(fill, "BLOCK", 32)
+    monkeypatch.setattr(bad_samples, "BLOCK", 32)
 
 
 @pytest.mark.parametrize("kind", ["x.csv", "x.parquet", "x.npy"])

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from tbptt.data import TableWarning, open_source, part
-from tbptt.data.tables import convert, steps
+from tbptt.data.tables import convert, recordings
 
 HOUR = np.timedelta64(1, "h")
 START = np.datetime64("2024-03-01T00:00", "us")
@@ -19,7 +19,7 @@ TIMES = START + np.arange(300) * HOUR
 def small_blocks(tmp_path, monkeypatch):
     monkeypatch.setenv("TBPTT_DATA", str(tmp_path / "cache"))
     monkeypatch.setattr(convert, "BLOCK", 64)
-    monkeypatch.setattr(steps, "BLOCK", 50)
+    monkeypatch.setattr(recordings, "BLOCK", 50)
 
 
 def write(path, times, format="%Y-%m-%d %H:%M", **more):

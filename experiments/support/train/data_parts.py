@@ -8,7 +8,7 @@ from experiments.support.train.data import RunData
 from experiments.support.train.row_labels import RowLabels
 from tbptt.data import Source, part
 from tbptt.data.tables.bad_samples import good_rows, times_of
-from tbptt.data.tables.steps import shown
+from tbptt.data.tables.recordings import shown
 from tbptt.fit.progress import duration
 
 BLOCK = 1 << 16  # rows read at once

@@ -8,7 +8,7 @@ import numpy as np
 
 from tbptt.data import Source, part, pick
 from tbptt.data.tables.bad_samples import last_good_row
-from tbptt.data.tables.sources import Class, class_value
+from tbptt.data.tables.recordings import Class, class_value
 
 SHOWN = 20  # groups that are named in one line
 

@@ -12,7 +12,7 @@ import numpy as np
 from experiments.support.common import page
 from experiments.support.train import report_figures
 from experiments.support.train.report_figures import Line
-from tbptt.data.tables.steps import shown
+from tbptt.data.tables.recordings import shown
 
 SHOWN = 400  # symbols of a text
 STRETCH = 200  # rows of a stretch of forecasts, at most

@@ -1,26 +1,38 @@
-"""Convert a table, once and in blocks, to arrays on disk whose rows are found by position."""
+"""Convert a table to arrays on disk, in one pass, whose rows are found by position."""
 
+import contextlib
+import functools
+import gzip
 import json
-import tempfile
-from collections.abc import Callable, Iterator
+import shutil
+import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tbptt.data.tables.columns import Reading, Roles, roles_of
-from tbptt.data.tables.file_changes import FileStamp, SourceChanged
-from tbptt.data.tables.fill import fill_missing
-from tbptt.data.tables.npy import open_npy
-from tbptt.data.tables.runs import Runs, check_groups, group_value, joined
-from tbptt.data.tables.scan import Scan, need_polars, place_of, scan_csv, scan_parquet
-from tbptt.data.tables.steps import check_steps
-from tbptt.data.tables.table import Table, kind_of
+from tbptt.data.tables.bad_samples import fill
+from tbptt.data.tables.csv_file import scan_csv
+from tbptt.data.tables.recordings import Runs, check_steps, group_value, joined
+from tbptt.data.tables.scan import (
+    Reading,
+    Roles,
+    Scan,
+    need_polars,
+    place_of,
+    roles_of,
+    scan_npy,
+    scan_parquet,
+    shortened,
+)
+from tbptt.data.tables.table import FileStamp, SourceChanged, Table, kind_of, open_npy
 
 if TYPE_CHECKING:
     import polars as pl
 
 BLOCK = 1 << 16  # rows converted at once
+DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error)  # a compressed file that was cut short
 SMALL = ("Int8", "Int16", "UInt8", "UInt16", "Float32", "Boolean")  # exact in float32
 
 
@@ -28,30 +40,34 @@ def convert(path: Path, reading: Reading, folder: Path) -> None:
     """Write a table into a new folder, for `open_converted`.
 
         values.npy   `[T, C]` the numbers, and the number of the label's class as the last column;
-                     float32 if the types of a Parquet file fit, else float64
+                     float32 if the types of the file fit, else float64
         times.npy    `[T]` int64, microseconds since 1970, or float64
         order.npy    `[T]` row of the file, if the rows were sorted
         starts.npy   first row of each recording
         about.json   names, groups, classes, and what was noticed
+
+    A CSV file is read in one pass if its first rows tell what its columns hold. If that fails, its
+    rows are counted and every column is tried before; the errors are those of this second attempt.
 
     Raises:
         ImportError: polars is not installed.
         ValueError: the file is not such a table; the message gives the row and the remedy.
     """
     need_polars(path)
-    folder.mkdir(parents=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        if kind_of(path) == ".npy":
-            _write_npy(path, reading, folder, Path(scratch))
-        else:
-            scan = scan_parquet(path) if kind_of(path) == ".parquet" else scan_csv(path)
-            roles = roles_of(scan, reading)
-            kept = [scan.columns[name].about in SMALL for name in roles.numbers]
-            dtype = np.dtype(np.float32 if scan.first == 0 and all(kept) else np.float64)
-            lazy = _selected(scan, roles, reading.sort)
-            blocks = _blocks(lazy, scan.rows, Path(scratch))
-            written = _write(blocks, roles, scan.rows, dtype, folder)
-            _finish(path, scan.first, roles, reading, written, folder, scan.notes)
+    import polars as pl
+
+    scans = {".npy": scan_npy, ".parquet": scan_parquet}
+    scan = scans.get(kind_of(path), functools.partial(scan_csv, quick=False))
+    try:
+        if kind_of(path) not in scans and not reading.sort:
+            with contextlib.suppress(ValueError, pl.exceptions.PolarsError):
+                return _write(scan_csv(path, quick=True), reading, folder)
+            shutil.rmtree(folder, ignore_errors=True)
+        _write(scan(path), reading, folder)
+    except (pl.exceptions.PolarsError, *DAMAGED) as error:
+        raise ValueError(
+            f"{path} is damaged: {shortened(error)}. Copy or write it again"
+        ) from error
 
 
 def open_converted(stamp: FileStamp, folder: Path) -> Table:
@@ -60,12 +76,7 @@ def open_converted(stamp: FileStamp, folder: Path) -> Table:
     values = open_npy(folder / "values.npy", None)
     starts = np.load(folder / "starts.npy")
     total, first = sum(values.lengths), about["first"]
-
-    def mapped(name: str) -> Any:
-        path = folder / f"{name}.npy"
-        return np.load(path, mmap_mode="r") if path.exists() else None
-
-    times, order = mapped("times"), mapped("order")
+    times, order = _mapped(folder, "times"), _mapped(folder, "order")
 
     def read(start: int, stop: int) -> np.ndarray:
         # No stamp check, unlike for the original: another process may have replaced the converted
@@ -78,17 +89,13 @@ def open_converted(stamp: FileStamp, folder: Path) -> Table:
                 "converts it again"
             ) from error
 
-    def read_times(start: int, stop: int) -> np.ndarray:
-        found = np.array(times[start:stop])
-        return found.view("M8[us]") if found.dtype.kind == "i" else found
-
     return Table(
         stamp,
         tuple(about["names"]),
         tuple(np.diff(starts, append=total).tolist()),
         read,
         lambda row: place_of(first, row if order is None else int(order[row])),
-        None if times is None else read_times,
+        None if times is None else lambda start, stop: np.array(times[start:stop]),
         about["time"],
         tuple(map(group_value, about["groups"])),
         tuple(about["classes"]),
@@ -98,182 +105,183 @@ def open_converted(stamp: FileStamp, folder: Path) -> Table:
     )
 
 
-def _selected(scan: Scan, roles: Roles, sort: bool) -> "pl.LazyFrame":
-    """Return the query for the columns "0", "1", ..., "time", "group", "label" and "row"."""
-    columns = scan.columns
-    picked = [columns[name].value.alias(str(i)) for i, name in enumerate(roles.numbers)]
-    keys = {}
-    if roles.group:
-        by = [columns[name] for name in roles.group]
-        picked.append(joined([column.text for column in by]).alias("group"))
-        for i, column in enumerate(by):
-            whole = column.kind == "number" and not column.bad
-            keys[f"key{i}"] = column.value if whole else column.text
-    if roles.time:
-        picked.append(columns[roles.time].value.alias("time"))
-        keys["time"] = columns[roles.time].value
-    if roles.label:
-        picked.append(columns[roles.label].text.alias("label"))
-    lazy = scan.lazy.head(scan.rows) if scan.first else scan.lazy
-    if not sort:
-        return lazy.select(picked)
-    if not keys:
-        raise ValueError(
-            f"{scan.path} has neither groups nor a time to sort by; name them (`group`, `time`), "
-            "or leave out sort=True (--sort)"
-        )
-    picked += [key.alias(name) for name, key in keys.items() if name != "time"]
-    lazy = lazy.with_row_index("row").select(*picked, "row")
-    return lazy.sort(list(keys), maintain_order=True, nulls_last=True)
+def _mapped(folder: Path, name: str) -> Any:
+    """Return times or row numbers that were written, mapped; None if there are none."""
+    path = folder / f"{name}.npy"
+    found = np.load(path, mmap_mode="r") if path.exists() else None
+    return (
+        found.view("M8[us]")
+        if name == "times" and found is not None and found.dtype.kind == "i"
+        else found
+    )
 
 
-def _blocks(lazy: "pl.LazyFrame", rows: int, scratch: Path) -> Iterator["pl.DataFrame"]:
-    """Yield the rows of a query in order, through a file of row groups of one block each."""
-    import polars as pl
-
-    file = scratch / "rows.parquet"
-    lazy.sink_parquet(file, row_group_size=BLOCK, compression="uncompressed", statistics=False)
-    for start in range(0, rows, BLOCK):
-        yield pl.scan_parquet(file, glob=False).slice(start, BLOCK).collect()
-
-
-def _write_npy(path: Path, reading: Reading, folder: Path, scratch: Path) -> None:
-    """Convert a .npy file, whose columns are all numbers."""
-    import polars as pl
-
-    table = open_npy(path, None)
-    used = (reading.time, *reading.group, reading.label)
-    for name in (*used, *(reading.columns or ())):
-        if name is not None and name not in table.names:
-            raise ValueError(
-                f"{path} has no column {name!r}; its columns are {', '.join(table.names)}"
-            )
-    numbers = reading.columns or tuple(name for name in table.names if name not in used)
-    roles = Roles(numbers, reading.time, reading.group, reading.label, {})
-    total = sum(table.lengths)
-
-    def blocks() -> Iterator["pl.DataFrame"]:
-        for start in range(0, total, BLOCK):
-            rows = table.read(start, min(start + BLOCK, total))
-            column = dict(zip(table.names, rows.T, strict=True))
-            block = {str(i): column[name].astype(np.float64) for i, name in enumerate(numbers)}
-            text = {n: pl.Series(column[n]).cast(pl.String) for n in used[1:] if n}
-            if reading.group:
-                block["group"] = pl.select(
-                    joined([text[name] for name in reading.group])
-                ).to_series()
-            block |= {"label": text[reading.label]} if reading.label else {}
-            block |= {"time": column[reading.time].astype(np.float64)} if reading.time else {}
-            block |= {f"key{i}": column[name] for i, name in enumerate(reading.group)}
-            yield pl.DataFrame(block)
-
-    found = blocks()
-    if reading.sort:
-        keys = [f"key{i}" for i in range(len(reading.group))] + ["time"] * bool(reading.time)
-        whole = pl.concat(found).lazy().with_row_index("row")
-        found = _blocks(whole.sort(keys, maintain_order=True), total, scratch)
-    written = _write(found, roles, total, np.dtype(np.float64), folder)
-    _finish(path, 0, roles, reading, written, folder, [])
-
-
-class Written(NamedTuple):
-    """What one pass over the rows found: stretches of groups and labels, and numbers of classes."""
-
-    groups: Runs
-    labels: Runs
-    classes: dict[str, int]
-
-
-def _write(
-    blocks: Iterator["pl.DataFrame"], roles: Roles, rows: int, dtype: np.dtype, folder: Path
-) -> Written:
-    """Write values.npy, times.npy and order.npy from the blocks of a table, in one pass."""
-    columns = [str(i) for i in range(len(roles.numbers))]
-    groups, labels, classes, at = Runs(), Runs(), {}, 0
-    files = {"values": (folder / "values.npy").open("wb")}
-    _head(files["values"], (rows, len(columns) + bool(roles.label)), dtype)
-    try:
-        for frame in blocks:
-            values = frame.select(columns).to_numpy() if columns else np.zeros((len(frame), 0))
-            if roles.label:
-                values = np.column_stack([values, labels.add(frame["label"], at, classes)])
-            np.ascontiguousarray(values, dtype).tofile(files["values"])
-            if roles.group:
-                groups.add(frame["group"], at)
-            for side in {"time", "row"} & set(frame.columns):
-                array = _side(frame[side])
-                if side not in files:
-                    name = {"time": "times", "row": "order"}[side]
-                    files[side] = (folder / f"{name}.npy").open("wb")
-                    _head(files[side], (rows,), array.dtype)
-                array.tofile(files[side])
-            at += len(frame)
-    finally:
-        for file in files.values():
-            file.close()
-    return Written(groups, labels, classes)
-
-
-def _finish(
-    path: Path,
-    first: int,
-    roles: Roles,
-    reading: Reading,
-    written: Written,
-    folder: Path,
-    notes: list[str],
-) -> None:
-    """Check the rows that were written, fill in missing values, and describe the table."""
+def _write(scan: Scan, reading: Reading, folder: Path) -> None:
+    """Write the rows of a table in one pass, check them, fill them in and describe them."""
+    folder.mkdir(parents=True)
+    roles = roles_of(scan, reading)
+    small = all(scan.columns[name].about in SMALL for name in roles.numbers)
+    arrays = _Arrays(folder, roles, np.dtype(np.float32 if small and roles.numbers else np.float64))
+    with arrays:
+        _read(scan, roles, reading.sort, arrays)
+    if arrays.unsure or not arrays.rows:
+        raise ValueError(f"{scan.path} has no rows; expected at least one row of numbers")
     values = np.load(folder / "values.npy", mmap_mode="r+")
-    order = np.load(folder / "order.npy", mmap_mode="r") if reading.sort else None
-    names = (*roles.numbers, *([roles.label] if roles.label else []))
+    order = _mapped(folder, "order")
 
     def place(row: int) -> str:
-        return place_of(first, row if order is None else int(order[row]))
+        return scan.place(row if order is None else int(order[row]))
 
-    starts, found, warnings = _recordings(
-        path, roles, reading, written.groups, len(values), folder, place
-    )
-    warnings = [
-        *(f"{path}: column {name!r} is left out: {why}" for name, why in roles.left_out.items()),
-        *warnings,
-    ]
+    starts, notes, warnings = _recordings(scan, roles, reading, arrays, place)
     if roles.label:
-        written.labels.check_constant(starts, lambda row: f"{path}, {place(row)}", roles.label)
-    numbers = range(len(roles.numbers))
-    missing = fill_missing(values, starts, reading.missing, names, numbers, place)
+        arrays.labels.check_constant(starts, lambda row: f"{scan.path}, {place(row)}", roles.label)
+    notes += arrays.fill_missing(values, starts, reading.missing, place)
     np.save(folder / "starts.npy", np.asarray(starts, np.int64))
+    left_out = [f"column {name!r} is left out: {why}" for name, why in roles.left_out.items()]
     about = {
-        "names": names,
-        "first": first,
+        "names": (*roles.numbers, *([roles.label] if roles.label else [])),
+        "first": scan.first,
         "time": roles.time,
         "time_format": roles.time_format,
-        "groups": written.groups.at(starts) if roles.group else [],
-        "classes": list(written.classes),
-        "notes": [*notes, *found, *missing],
-        "warnings": warnings,
+        "groups": arrays.groups.at(starts) if roles.group else [],
+        "classes": list(arrays.classes),
+        "notes": [*scan.notes, *notes],
+        "warnings": [*(f"{scan.path}: {said}" for said in left_out), *warnings],
     }
     (folder / "about.json").write_text(json.dumps(about))
 
 
+def _read(scan: Scan, roles: Roles, sort: bool, arrays: "_Arrays") -> None:
+    """Read the columns "0", "1", ..., "time", "group", "label", "row" and "unsure" into arrays."""
+    columns, by = scan.columns, [scan.columns[name] for name in roles.group]
+    picked = [columns[name].value.alias(str(i)) for i, name in enumerate(roles.numbers)]
+    keys = {
+        f"key{i}": column.value if column.kind == "number" and not column.bad else column.text
+        for i, column in enumerate(by)
+    }
+    if by:
+        picked.append(joined([column.text for column in by]).alias("group"))
+    if roles.time:
+        keys["time"] = columns[roles.time].value
+        picked.append(keys["time"].alias("time"))
+    if roles.label:
+        picked.append(columns[roles.label].text.alias("label"))
+    if scan.unsure is not None:
+        picked.append(scan.unsure.alias("unsure"))
+    texts = (*roles.group, *([roles.label] if roles.label else []))
+    if scan.blocks is not None and not sort:
+        used = dict.fromkeys(name for value in picked for name in value.meta.root_names())
+        for frame in scan.blocks(texts, used):
+            left = len(frame) if scan.rows is None else scan.rows - arrays.rows
+            arrays.add(frame.head(left).select(picked))
+        return
+    lazy = scan.open(texts)
+    lazy = lazy if scan.rows is None else lazy.head(scan.rows)
+    if sort and not keys:
+        raise ValueError(
+            f"{scan.path} has neither groups nor a time to sort by; name them (`group`, `time`), "
+            "or leave out sort=True (--sort)"
+        )
+    if sort:
+        picked += [key.alias(name) for name, key in keys.items() if name != "time"]
+        lazy = lazy.with_row_index("row").select(*picked, "row")
+        lazy = lazy.sort(list(keys), maintain_order=True, nulls_last=True)
+    else:
+        lazy = lazy.select(picked)
+    lazy.sink_batches(arrays.add, chunk_size=BLOCK, maintain_order=True, engine="streaming")
+
+
+class _Arrays:
+    """Arrays of a folder that blocks of rows are appended to; what is counted in the same pass.
+
+    rows:           number of rows
+    groups, labels: stretches of equal text
+    classes:        text of a label -> its number
+    unsure:         whether a row may have too few cells
+    """
+
+    def __init__(self, folder: Path, roles: Roles, dtype: np.dtype):
+        self.folder, self.rows, self.unsure = folder, 0, False
+        self.groups, self.labels, self.classes = Runs(), Runs(), {}
+        self._roles, self._dtype, self._files = roles, dtype, {}
+        self._missing, self._bad_rows, self._first = np.zeros(len(roles.numbers), int), 0, -1
+
+    def __enter__(self) -> "_Arrays":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for file, tail, dtype in self._files.values():
+            if error[0] is None:
+                _head(file, (self.rows, *tail), dtype)
+            file.close()
+
+    def add(self, frame: "pl.DataFrame") -> None:
+        """Append rows: the columns that `_selected` gives."""
+        roles, n = self._roles, len(self._roles.numbers)
+        values = frame.select(map(str, range(n))).to_numpy() if n else np.zeros((len(frame), 0))
+        bad = np.isnan(values)
+        if bad.any():
+            rows = bad.any(axis=1)
+            self._first = self.rows + int(rows.argmax()) if self._first < 0 else self._first
+            self._missing += bad.sum(axis=0)
+            self._bad_rows += int(rows.sum())
+        if roles.label:
+            codes = self.labels.add(frame["label"], self.rows, self.classes)
+            values = np.column_stack([values, codes])
+        self._append("values", np.asarray(values, self._dtype))
+        if roles.group:
+            self.groups.add(frame["group"], self.rows)
+        if roles.time:
+            times = frame["time"].to_numpy()
+            dates = frame["time"].dtype.is_temporal()
+            self._append("times", times.astype("M8[us]").view(np.int64) if dates else times)
+        if "row" in frame.columns:
+            self._append("order", frame["row"].to_numpy().astype(np.int64))
+        if "unsure" in frame.columns:
+            self.unsure |= bool(frame["unsure"].any())
+        self.rows += len(frame)
+
+    def _append(self, name: str, array: np.ndarray) -> None:
+        if name not in self._files:
+            file = (self.folder / f"{name}.npy").open("wb")
+            self._files[name] = file, array.shape[1:], array.dtype
+            _head(file, (0, *array.shape[1:]), array.dtype)
+        np.ascontiguousarray(array).tofile(self._files[name][0])
+
+    def fill_missing(
+        self, values: np.ndarray, starts: list[int], how: str, place: Callable[[int], str]
+    ) -> list[str]:
+        """Fill in the missing values that were counted, if asked, and return notes."""
+        missing, names = self._missing, self._roles.numbers
+        if not missing.any():
+            return []
+        each = ", ".join(f"{names[i]}: {missing[i]}" for i in np.flatnonzero(missing).tolist())
+        said = f"{missing.sum()} values are missing ({each}), in {self._bad_rows} rows, first "
+        said += place(self._first)
+        if how in ("hold", "interpolate"):
+            columns = np.flatnonzero(missing).tolist()
+            fill(values, [*starts, len(values)], how, columns)
+            left = [np.isnan(values[i : i + BLOCK, columns]) for i in range(0, len(values), BLOCK)]
+            rows = sum(int(bad.any(axis=1).sum()) for bad in left)
+            verb = "held from the row before" if how == "hold" else "interpolated"
+            said += f"; {missing.sum() - sum(map(np.sum, left))} of them are {verb}"
+            said += f", and {rows} rows without such values are masked" if rows else ""
+        elif how == "mask":
+            said += "; these rows are masked"
+        return [said]
+
+
 def _recordings(
-    path: Path,
-    roles: Roles,
-    reading: Reading,
-    groups: Runs,
-    rows: int,
-    folder: Path,
-    place: Callable[[int], str],
+    scan: Scan, roles: Roles, reading: Reading, arrays: _Arrays, place: Callable[[int], str]
 ) -> tuple[list[int], list[str], list[str]]:
     """Return the first row of each recording, notes and warnings."""
-    times, notes, warnings = None, [], []
-    name = ", ".join(map(repr, roles.group))
-    starts, split = groups.starts or [0], reading.gaps == "split"
+    path, rows, split = scan.path, arrays.rows, reading.gaps == "split"
+    name, times, notes, warnings = ", ".join(map(repr, roles.group)), None, [], []
+    starts = arrays.groups.starts or [0]
     if roles.time:
-        times = np.load(folder / "times.npy", mmap_mode="r")
-        times = times.view("M8[us]") if times.dtype.kind == "i" else times
+        times = _mapped(arrays.folder, "times")
     if roles.group:
-        notes += check_groups(groups, rows, times, name, lambda row: f"{path}, {place(row)}")
+        notes += arrays.groups.check_apart(rows, times, name, lambda row: f"{path}, {place(row)}")
     if times is not None and roles.time:
         steps = check_steps(times, starts, path, place, roles.time, split)
         notes.append(steps.note)
@@ -294,14 +302,9 @@ def _recordings(
     return starts, notes, warnings
 
 
-def _side(column: "pl.Series") -> np.ndarray:
-    """Return times as microseconds since 1970 (the smallest int64 if missing), or numbers."""
-    if column.dtype.is_temporal():
-        return column.to_numpy().astype("M8[us]").view(np.int64)
-    return column.to_numpy().astype(np.int64 if column.dtype.is_integer() else np.float64)
-
-
 def _head(file: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Write the header at the start, which numpy pads so that the number of rows can grow."""
+    file.seek(0)
     np.lib.format.write_array_header_1_0(
         file, {"descr": dtype.str, "fortran_order": False, "shape": shape}
     )

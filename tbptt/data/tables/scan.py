@@ -1,36 +1,29 @@
-"""Open a CSV or Parquet file with polars, and decide by all rows what each column holds."""
+"""Open a table in polars: what each column holds, which ones are read, and the query of rows."""
 
-import re
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tbptt.data.tables import csv_dialect
-from tbptt.data.tables.csv_dialect import SAMPLE, SEPARATORS, Dialect, check_widths, is_number
+import numpy as np
+
+from tbptt.data.tables.table import check_names, open_npy
 
 if TYPE_CHECKING:
     import polars as pl
 
-# Cells that denote a missing value.
-MISSING = ("", "NA", "N/A", "n/a", "NaN", "nan", "NAN", "-nan", "null", "NULL", "None", "#N/A")
-NAN = float("nan")
-# Tried in this order; the first one that reads every cell of a column is used.
-DATES = tuple(
-    date + time
-    for date in ("%Y-%m-%d", "%Y/%m/%d", "%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y")
-    for time in ("", " %H:%M", " %H:%M:%S%.f", "T%H:%M", "T%H:%M:%S%.f", "T%H:%M:%S%.f%#z",
-                 " %H:%M:%S%.f%#z", " %I:%M %p", " %I:%M:%S %p")
-)  # fmt: skip
-ROW = "\0row"
+SAMPLE = 1000  # rows in which a column is expected to have a value
+BLOCK = 1 << 16  # rows read at once
+ROW = "\x1frow"  # a name that no column has
 
 
 class Column(NamedTuple):
     """What a column holds.
 
     kind:    "number", "date" or "text"
-    value:   expression of its values: float64 with NaN for missing, dates in microseconds
+    value:   expression of its values: float64 with null or NaN for missing, or microseconds
     text:    expression of its values as text, null for missing
     bad:     number of cells that are neither missing nor of the kind
-    present: number of cells that are not missing
+    present: number of cells that are not missing; 1 if there are some
     about:   the format of dates, or the type of a column that is neither numbers nor dates
     """
 
@@ -45,21 +38,25 @@ class Column(NamedTuple):
 class Scan(NamedTuple):
     """A table in polars.
 
-    lazy:    the rows as the file holds them
-    rows:    number of rows, without empty ones at the end
+    open:    query of all rows; the columns that it is given are text as in the file
+    rows:    number of rows, without empty ones at the end; None before they are read
     columns: what each column holds, by name
     unnamed: name of an index column that pandas wrote without a name, or None
     first:   number of the first row in messages: 2 below a header, otherwise 0
     notes:   how the file was read
+    unsure:  expression that is true where a row may have too few cells, or None
+    blocks:  (columns that are text, columns) -> the rows, in order, with little memory, or None
     """
 
     path: Path
-    lazy: "pl.LazyFrame"
-    rows: int
+    open: "Callable[[Collection[str]], pl.LazyFrame]"
+    rows: int | None
     columns: dict[str, Column]
     unnamed: str | None
     first: int
     notes: list[str]
+    unsure: "pl.Expr | None" = None
+    blocks: "Callable[[Collection[str], Collection[str]], Iterator[pl.DataFrame]] | None" = None
 
     def place(self, row: int) -> str:
         """Return the position of a row for messages."""
@@ -71,8 +68,9 @@ class Scan(NamedTuple):
 
         text, value = self.columns[name].text, self.columns[name].value
         bad = text.is_not_null() & value.is_null()
-        found = self.lazy.with_row_index(ROW).filter(bad).select(pl.col(ROW), text.alias("cell"))
-        return collect(found.head(1), self.path).row(0)
+        rows = self.open(tuple(self.columns)).with_row_index(ROW).filter(bad)
+        found = rows.select(pl.col(ROW), text.alias("cell")).head(1)
+        return found.collect(engine="streaming").row(0)
 
 
 def place_of(first: int, row: int) -> str:
@@ -91,16 +89,6 @@ def need_polars(path: Path) -> None:
         ) from error
 
 
-def collect(lazy: "pl.LazyFrame", path: Path) -> "pl.DataFrame":
-    """Run a query through the streaming engine; name the file in its errors."""
-    import polars as pl
-
-    try:
-        return lazy.collect(engine="streaming")
-    except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{path} is damaged: {_short(error)}. Copy or write it again") from error
-
-
 def scan_parquet(path: Path) -> Scan:
     """Open a Parquet file.
 
@@ -111,197 +99,178 @@ def scan_parquet(path: Path) -> Scan:
 
     try:
         lazy = pl.scan_parquet(path, glob=False)
-        schema = lazy.collect_schema()
+        lazy.collect_schema()
     except pl.exceptions.PolarsError as error:
         raise ValueError(
-            f"cannot read {path} as a Parquet file: {_short(error)}. If it was cut short, copy it "
-            "again"
+            f"cannot read {path} as a Parquet file: {shortened(error)}. If it was cut short, copy "
+            "it again"
         ) from error
-    counts = collect(lazy.select(pl.len().alias(ROW), pl.all().count()), path).row(0, named=True)
+    return _typed(path, lazy)
+
+
+def scan_npy(path: Path) -> Scan:
+    """Open a .npy file, whose columns are numbers; rows are read in blocks."""
+    import polars as pl
+    from polars.io.plugins import register_io_source
+
+    table = open_npy(path, None)
+    total = sum(table.lengths)
+
+    def frame(start: int, stop: int) -> "pl.DataFrame":
+        rows = table.read(start, stop)
+        known = rows.dtype.kind != "f" or rows.dtype.itemsize in (4, 8)
+        dtype = rows.dtype.newbyteorder("=") if known else np.float64
+        return pl.DataFrame(rows.astype(dtype), schema=list(table.names), orient="row")
+
+    def blocks(columns: Any, keep: Any, rows: int | None, size: Any) -> Iterator["pl.DataFrame"]:
+        end = total if rows is None else min(rows, total)
+        for start in range(0, end, BLOCK):
+            found = frame(start, min(start + BLOCK, end))
+            found = found if keep is None else found.filter(keep)
+            yield found if columns is None else found.select(columns)
+
+    return _typed(path, register_io_source(blocks, schema=frame(0, 1).schema))
+
+
+def _typed(path: Path, lazy: "pl.LazyFrame") -> Scan:
+    """Return the columns of a file that gives their types."""
+    import polars as pl
+
+    schema = lazy.collect_schema()
+    counts = lazy.head(SAMPLE).select(pl.all().count()).collect(engine="streaming")
+    present = counts.row(0, named=True) if schema else {}
+    if empty := [name for name in schema if not present[name]]:
+        counts = lazy.select(pl.col(empty).count()).collect(engine="streaming")
+        present |= counts.row(0, named=True)
     columns = {}
     for name, dtype in schema.items():
         column, text = pl.col(name), pl.col(name).cast(pl.String, strict=False)
         kind, value = "text", pl.lit(None, pl.Float64)
         if dtype.is_numeric() or dtype == pl.Boolean:
-            kind, value = "number", column.cast(pl.Float64).fill_null(NAN)
+            kind, value = "number", column.cast(pl.Float64)
         elif dtype in (pl.Date, pl.Datetime):
             kind, value = "date", column.cast(pl.Datetime("us"))
-        bad = counts[name] if kind == "text" else 0
-        columns[name] = Column(kind, value, text, bad, counts[name], str(dtype))
-    return Scan(path, lazy, counts[ROW], columns, None, 0, [])
+        bad = present[name] if kind == "text" else 0
+        columns[name] = Column(kind, value, text, bad, present[name], str(dtype))
+    rows = lazy.select(pl.len()).collect(engine="streaming").item()
+    return Scan(path, lambda texts: lazy, rows, columns, None, 0, [])
 
 
-def scan_csv(path: Path) -> Scan:
-    """Open a CSV file, plain or compressed, whose first row names the columns.
+def shortened(error: Exception) -> str:
+    """Return the first line of an error of polars."""
+    return str(error).strip().splitlines()[0].rstrip(".")
 
-    Empty cells, empty rows and the cells of `MISSING` are missing values. Empty rows at the end
-    are left out. A column is numbers if at least half of its cells are; the others are reported
-    when the column is used.
+
+class Reading(NamedTuple):
+    """How a table is read; the arguments of `open_source`."""
+
+    columns: tuple[str, ...] | None = None
+    time: str | None = None
+    group: tuple[str, ...] = ()
+    label: str | None = None
+    missing: str = "refuse"
+    gaps: str = "keep"
+    sort: bool = False
+
+
+class Roles(NamedTuple):
+    """The columns of a table by their use; `left_out` gives a reason for each other column.
+
+    time_format: how the file writes its dates, for `strftime` of polars; "" where it does not say
+    """
+
+    numbers: tuple[str, ...]
+    time: str | None
+    group: tuple[str, ...]
+    label: str | None
+    left_out: dict[str, str]
+    time_format: str = ""
+
+
+def roles_of(scan: Scan, reading: Reading) -> Roles:
+    """Choose the columns of a table.
+
+    time:    the one named; else the only column of dates, unless it is used otherwise
+    numbers: the ones named; else all columns of numbers that have no other use
 
     Raises:
-        ValueError: the file is not such a table; the message gives the row.
+        ValueError: a named column does not exist or does not hold what it is used for; no column
+            holds numbers; a column of numbers holds a cell that is none. The message gives the
+            row.
     """
-    import polars as pl
-
-    lines = _first_lines(path)
-    dialect = csv_dialect.dialect_of(lines, path)
-    names = [*dialect.names, *([ROW + "end"] if dialect.trailing else [])]
-    options: Any = {"separator": dialect.separator, "infer_schema": False, "glob": False}
-    below = {"has_header": False, "skip_rows": 1} if dialect.trailing == "rows" else {}
-    filled = pl.any_horizontal(
-        *(pl.col(n).is_not_null() for n in names[1:]), _text(names[0]).is_not_null()
-    )
-    plain = {name: pl.col(name).cast(pl.Float64, strict=False) for name in dialect.names}
-    try:
-        lazy = pl.scan_csv(path, new_columns=names, **options, **below)
-        counts = _counts(
-            lazy.with_row_index(ROW),
-            last=pl.when(filled).then(pl.col(ROW)).max(),
-            all=pl.len(),
-            short=(pl.col(names[-1]).is_null() & filled).sum(),
-            **{f"bad {n}": (pl.col(n).is_not_null() & plain[n].is_null()).sum() for n in plain},
-            **{f"present {n}": pl.col(n).count() for n in plain},
-        )
-        if counts["last"] is None:
-            raise ValueError(
-                f"{path} has a header and no rows; expected at least one row of numbers"
-            )
-        columns = {}
-        for place, name in enumerate(dialect.names):
-            value, text = plain[name].fill_null(NAN), _text(name)
-            columns[name] = Column("number", value, text, 0, counts[f"present {name}"])
-            if counts[f"bad {name}"]:
-                columns[name] = _examined(lazy, dialect, place)
-    except pl.exceptions.PolarsError as error:
-        if "utf-8" in str(error):
-            csv_dialect.raise_not_utf8(path)
-        check_widths(path, dialect)
-        raise ValueError(f"{path} is not a CSV table: {_short(error)}") from error
-    if counts["short"] and not dialect.trailing:
-        check_widths(path, dialect)
-    notes = _notes(dialect, columns)
-    if empty := counts["all"] - counts["last"] - 1:
-        notes.append(f"{empty} empty rows at the end are left out")
-    return Scan(path, lazy, counts["last"] + 1, columns, dialect.unnamed, 2, notes)
-
-
-def _counts(lazy: "pl.LazyFrame", **what: "pl.Expr") -> dict[str, Any]:
-    """Return the values of expressions that have one value each, in one pass over the rows."""
-    return lazy.select(**what).collect(engine="streaming").row(0, named=True)
-
-
-def _examined(lazy: "pl.LazyFrame", dialect: Dialect, place: int) -> Column:
-    """Return what a column holds whose cells are not all plain numbers, in a pass of its own."""
-    import polars as pl
-
-    name = dialect.names[place]
-    text, tried = _text(name), _candidates(dialect, place)
-    counts = _counts(
-        lazy,
-        present=text.is_not_null().sum(),
-        **{how: (text.is_not_null() & value.is_null()).sum() for how, (_, value) in tried.items()},
-    )
-    how = min(tried, key=lambda how: counts[how], default="")
-    if not how:
-        return Column("text", pl.lit(None, pl.Float64), text, counts["present"], counts["present"])
-    kind, value = tried[how]
-    if counts[how] and (kind == "date" or 2 * counts[how] > counts["present"]):
-        kind = "text"
-    return Column(kind, value, text, counts[how], counts["present"], how)
-
-
-def _first_lines(path: Path) -> list[str]:
-    """Return the first lines of a CSV file, decompressed."""
-    import polars as pl
-
-    try:
-        lines = pl.read_csv(
-            path,
-            has_header=False,
-            separator="\x1f",  # a character that does not occur: a line is one cell
-            quote_char=None,
-            infer_schema=False,
-            n_rows=SAMPLE + 1,
-            glob=False,
-            truncate_ragged_lines=True,
-        )
-    except pl.exceptions.NoDataError as error:
-        if path.suffix == ".csv" and path.stat().st_size:  # blank lines; of old polars
-            return [""]
+    columns, path = scan.columns, scan.path
+    named = (*(reading.columns or ()), reading.time, *reading.group, reading.label)
+    check_names(path, columns, [name for name in named if name is not None])
+    dates = [name for name in columns if columns[name].kind == "date" and name not in named]
+    time = reading.time or (dates[0] if len(dates) == 1 else None)
+    if time is not None and columns[time].kind == "text":
+        row, cell = scan.first_bad(time)
         raise ValueError(
-            f"{path} is empty; expected a row of column names and at least one row of numbers"
-        ) from error
-    except pl.exceptions.PolarsError as error:
-        if "utf-8" in str(error):
-            csv_dialect.raise_not_utf8(path)
-        raise ValueError(f"{path} is not a CSV table: {_short(error)}") from error
-    first, *rest = (line or "" for line in lines.to_series())
-    return [first.removeprefix("\ufeff"), *rest]
+            f"{path}, {scan.place(row)}, column {time!r} is neither a number nor a date: {cell!r}. "
+            "Write dates as 2024-01-31 or 2024-01-31 12:30:00"
+        )
+    used = {time, *reading.group, reading.label} - {None}
+    if reading.columns is not None:
+        chosen, left_out = reading.columns, {}
+    else:
+        if scan.unnamed is not None and scan.unnamed not in used:
+            scan.notes.append(f"column {scan.unnamed!r}, a row index, is left out")
+            used.add(scan.unnamed)
+        left_out = {
+            name: _reason(scan, name)
+            for name, column in columns.items()
+            if name not in used and (column.kind != "number" or not column.present)
+        }
+        chosen = tuple(name for name in columns if name not in used and name not in left_out)
+        if not chosen and reading.label is None:
+            raise ValueError(
+                f"{path} has no column of numbers besides the time and the groups: "
+                f"{'; '.join(f'{name} is {why}' for name, why in left_out.items())}. Write its "
+                "numbers as 1.5, or as 1,5 in a file with ';' between the columns"
+            )
+    for name in chosen:
+        _check_numbers(scan, name)
+    return Roles(chosen, time, reading.group, reading.label, left_out, _format_of(scan, time))
 
 
-def _text(name: str) -> "pl.Expr":
-    import polars as pl
-
-    cell = pl.col(name).str.strip_chars(' \t\r\n"')
-    return pl.when(cell.is_in(list(MISSING))).then(None).otherwise(cell)
+def _format_of(scan: Scan, time: str | None) -> str:
+    about = "" if time is None else scan.columns[time].about
+    return {"Date": "%Y-%m-%d"}.get(about, about.replace("%#z", "Z") if "%" in about else "")
 
 
-def _candidates(dialect: Dialect, place: int) -> dict[str, tuple[str, "pl.Expr"]]:
-    """Return what a column may hold by its first cells: {how: (kind, expression)}, best first.
-
-    The expression is null at a cell that is not of the kind.
-    """
-    import polars as pl
-
-    name, text = dialect.names[place], _text(dialect.names[place])
-    cells = [row[place] for row in dialect.cells if place < len(row)]
-    cells = [cell for cell in cells if cell not in MISSING]
-    missing, nothing = pl.lit(NAN), text.is_null()
-    found: dict[str, tuple[str, pl.Expr]] = {}
-
-    def number(how: str, value: "pl.Expr") -> None:
-        found[how] = "number", pl.when(nothing).then(missing).otherwise(value)
-
-    if cells and {cell.lower() for cell in cells} <= {"true", "false"}:
-        lower = text.str.to_lowercase()
-        number("bool", lower.replace_strict({"true": 1.0, "false": 0.0}, default=None))
-        return found
-    commas = any(re.fullmatch(r"[+-]?\d*,\d+([eE][+-]?\d+)?", cell) for cell in cells)
-    if not cells or commas or any(is_number(cell) for cell in cells):
-        number("number", text.cast(pl.Float64, strict=False))
-        if dialect.separator != ",":
-            whole = pl.when(~text.str.contains(".", literal=True)).then(text)
-            point = whole.str.replace(",", ".", literal=True)
-            number("decimal comma", point.cast(pl.Float64, strict=False))
-        return found
-    sample = pl.Series(name, cells, pl.String)
-    for format in DATES:
-        unread = sample.str.to_datetime(format, strict=False, time_unit="us").null_count()
-        if 2 * unread <= len(cells):
-            found[format] = "date", _date(text, format)
-    return found
+def _check_numbers(scan: Scan, name: str) -> None:
+    column = scan.columns[name]
+    if column.kind == "number" and not column.bad:
+        return
+    if column.kind == "date" or scan.first != 2:
+        kind = "dates" if column.kind == "date" else column.about
+        remedy = ", or name it as the time (`time`)" if column.kind == "date" else ", or convert it"
+        raise ValueError(
+            f"{scan.path}, column {name!r} holds {kind}, not numbers. Exclude it by naming the "
+            f"others in `columns`{remedy}"
+        )
+    row, cell = scan.first_bad(name)
+    raise ValueError(
+        f"{scan.path}, row {row + scan.first}, column {name!r} is not a number: {cell!r}, one of "
+        f"{column.bad} such cells of {column.present}. Correct the file, or exclude the column by "
+        "naming the others in `columns`"
+    )
 
 
-def _date(text: "pl.Expr", format: str) -> "pl.Expr":
-    import polars as pl
-
-    read = text.str.to_datetime(format, strict=False, time_unit="us")
-    return read.cast(pl.Datetime("us"))  # a time with an offset becomes UTC
-
-
-def _notes(dialect: Dialect, columns: dict[str, Column]) -> list[str]:
-    notes = []
-    if dialect.separator != ",":
-        notes.append(f"the separator is {SEPARATORS[dialect.separator]}")
-    if commas := [name for name, column in columns.items() if column.about == "decimal comma"]:
-        notes.append(f"decimal comma in {', '.join(commas)}")
-    for name, column in columns.items():
-        if column.kind == "date" and not column.about.startswith("%Y"):
-            notes.append(f"the dates of column {name!r} are read as {column.about}")
-    if dialect.trailing:
-        notes.append("rows end in a separator; the empty column after it is left out")
-    return notes
+def _reason(scan: Scan, name: str) -> str:
+    column = scan.columns[name]
+    if not column.present:
+        return "it has no values"
+    if column.kind == "date":
+        return "dates, of which one column can be the time (`time`)"
+    if scan.first != 2:
+        return f"{column.about}, not numbers"
+    row, cell = scan.first_bad(name)
+    if "%" in column.about:  # a format of dates
+        place = scan.place(row).partition(" (")[0]
+        return f"dates, but for {column.bad} of {column.present} cells ({place}: {_shown(cell)})"
+    return f"text ({scan.place(row).partition(' (')[0]}: {_shown(cell)})"
 
 
-def _short(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".")
+def _shown(cell: str) -> str:
+    return repr(cell if len(cell) <= 30 else cell[:27] + "...")

@@ -11,11 +11,17 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
-from tbptt.data.tables.columns import Reading
 from tbptt.data.tables.convert import convert, open_converted
-from tbptt.data.tables.file_changes import stamp_of
+from tbptt.data.tables.scan import Reading
 from tbptt.data.tables.sources import Files
-from tbptt.data.tables.table import check_columns, check_file, kind_of
+from tbptt.data.tables.table import (
+    check_columns,
+    check_file,
+    check_numbers,
+    kind_of,
+    open_npy,
+    stamp_of,
+)
 
 # Exceptions of numpy for a truncated or invalid .npy header, and for pickled objects.
 _UNREADABLE = (ValueError, EOFError, OSError, SyntaxError)
@@ -103,18 +109,8 @@ def _read_table(
 def _read_npy(
     path: Path, columns: Sequence[str] | None
 ) -> tuple[Float64[np.ndarray, "T C"], tuple[str, ...]]:
-    try:
-        with path.open("rb") as file:
-            array = np.lib.format.read_array(file, allow_pickle=False)
-    except _UNREADABLE as error:
-        raise ValueError(f"cannot read {path} as a .npy file of numbers: {error}") from error
-    values = _as_columns(array, str(path))
-    names = tuple(str(i) for i in range(values.shape[1]))
-    if columns is None:
-        return values, names
-    if missing := [name for name in columns if name not in names]:
-        raise ValueError(f"{path} has no column {missing[0]!r}; its columns are {', '.join(names)}")
-    return values[:, [names.index(name) for name in columns]], tuple(columns)
+    table = open_npy(path, columns)
+    return _as_float(table.read(0, sum(table.lengths))), table.names
 
 
 def _read_npz(
@@ -153,28 +149,16 @@ def _read_npz(
             f"{path}: several arrays can be read as columns only if all are [T], of one T; got "
             f"{shapes}"
         )
-    parts = [
-        _as_columns(array, f"{path}, array {name!r}")
-        for name, array in zip(chosen, arrays, strict=True)
-    ]
+    for name, array in zip(chosen, arrays, strict=True):
+        check_numbers(array, f"{path}, array {name!r}")
+    parts = [_as_float(array) for array in arrays]
     names = tuple(chosen)
     if arrays[0].ndim == 2:
         names = tuple(f"{chosen[0]}[{i}]" for i in range(parts[0].shape[1]))
     return np.concatenate(parts, axis=1), names
 
 
-def _as_columns(array: np.ndarray, where: str) -> Float64[np.ndarray, "T C"]:
-    """Return an array of numbers `[T]` or `[T, C]` as float64 `[T, C]`."""
-    if array.dtype.kind not in "biuf":
-        raise ValueError(
-            f"{where} must hold real numbers; got dtype {array.dtype}. Convert it first (store the "
-            "real and imaginary parts of complex numbers as two columns)"
-        )
-    if array.ndim not in (1, 2) or array.size == 0:
-        raise ValueError(
-            f"{where} must be a non-empty array [T] or [T, C]; got shape {array.shape}. Reshape it "
-            "first"
-        )
+def _as_float(array: np.ndarray) -> Float64[np.ndarray, "T C"]:
     with np.errstate(over="ignore"):  # a long double beyond float64 becomes inf, which is rejected
         values = np.ascontiguousarray(array, dtype=np.float64)
     return values[:, None] if values.ndim == 1 else values

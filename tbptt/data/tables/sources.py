@@ -1,7 +1,10 @@
 """Read recordings by rows from .npy, .csv and .parquet files that may be larger than memory."""
 
 import bisect
+import contextlib
+import hashlib
 import os
+import tempfile
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,23 +13,27 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 import numpy as np
 from jaxtyping import Num
 
-from tbptt.data.tables.bad_samples import BadSample, MaskedSource, check_rows, masking_bad
-from tbptt.data.tables.cache import open_cached
-from tbptt.data.tables.columns import Reading
-from tbptt.data.tables.npy import open_npy
+from tbptt.data.datasets.fetch import DataUnavailable, cache_dir
+from tbptt.data.tables.bad_samples import MaskedSource, check_rows, masking_bad
+from tbptt.data.tables.convert import convert, open_converted
+from tbptt.data.tables.recordings import Class, number_classes
+from tbptt.data.tables.scan import Reading
 from tbptt.data.tables.table import (
     KINDS,
+    SourceChanged,
     Table,
     TableWarning,
     as_paths,
     check_columns,
     check_file,
     kind_of,
+    open_npy,
+    stamp_of,
 )
 
+FORMAT = "4"  # version of the converted files; a new number invalidates old conversions
 Missing = Literal["refuse", "mask", "hold", "interpolate"]
 Gaps = Literal["keep", "split"]
-Class = int | float | str
 
 
 @runtime_checkable
@@ -70,8 +77,7 @@ class Files:
         self,
         tables: Sequence[Table],
         dtype: Any = np.float32,
-        label: str | None = None,
-        classes: Sequence[Class] | None = None,
+        classes: tuple[Class, ...] = (),
     ):
         self.names = tables[0].names
         self.lengths = tuple(length for table in tables for length in table.lengths)
@@ -80,20 +86,11 @@ class Files:
         formats = {table.time_format for table in tables}
         self.time_format = formats.pop() if len(formats) == 1 else ""
         self.groups = tuple(group for table in tables for group in table.groups)
+        self.classes = classes
         self.notes = tuple(f"{table.file.path}: {note}" for table in tables for note in table.notes)
         self.warnings = tuple(warning for table in tables for warning in table.warnings)
         self._tables = tuple(tables)
         self._edges = [0, *np.cumsum([sum(table.lengths) for table in tables]).tolist()]
-        self._label = None if label is None else self.names.index(label)
-        values = [[class_value(text) for text in table.classes] for table in tables]
-        found = {value for table in values for value in table}
-        given = None if classes is None else [class_value(str(value)) for value in classes]
-        self.classes = _ascending(found) if given is None else tuple(given)
-        if label is not None and (
-            unknown := [value for value in found if value not in self.classes]
-        ):
-            raise BadSample(self._unknown(label, unknown[0], values))
-        self._numbers = [np.asarray([self.classes.index(v) for v in table]) for table in values]
 
     def read(self, start: int, stop: int) -> Num[np.ndarray, "n C"]:
         """Read rows [start, stop) of all columns.
@@ -116,11 +113,6 @@ class Files:
                 values = table.read(begin, end)
             finally:
                 table.file.check()  # after the read, to detect changes before and during it
-            if self._label is not None:
-                values = values.astype(np.float64)
-                codes = values[:, self._label]
-                known = ~np.isnan(codes)
-                codes[known] = self._numbers[i][codes[known].astype(int)]
             with np.errstate(over="ignore"):  # inf is rejected with its position
                 parts.append(values.astype(self.dtype, copy=False))
         return parts[-1] if len(parts) == 2 else np.concatenate(parts)
@@ -154,24 +146,6 @@ class Files:
             at = upto
         return parts
 
-    def _unknown(self, label: str, value: Class, values: list[list[Class]]) -> str:
-        """Return the message for a label that is not one of the classes."""
-        i = next(i for i, table in enumerate(values) if value in table)
-        table, wanted = self._tables[i], values[i].index(value)
-        row = next(
-            start + int(np.argmax(found))
-            for start in range(0, sum(table.lengths), 65536)
-            if (found := self._column(table, start) == wanted).any()
-        )
-        return (
-            f"{table.file.path}, {table.place(row)}, column {label!r} is {value}, which is not a "
-            f"class of the training data ({', '.join(map(str, self.classes))}). Correct it, or "
-            "predict without --score"
-        )
-
-    def _column(self, table: Table, start: int) -> np.ndarray:
-        return table.read(start, min(start + 65536, sum(table.lengths)))[:, self._label]
-
 
 def open_source(
     paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
@@ -195,7 +169,7 @@ def open_source(
         .parquet           numbers, dates and text
 
     A .npy file without further options is read by position. The others are converted once, in
-    blocks, to a folder of the cache, as large as the columns are in memory; see `open_cached`.
+    blocks, to a folder of the cache ($TBPTT_DATA), as large as the columns are in memory.
     A column of numbers has the values that polars reads, to the last bit. What is not a number is
     left out of the columns and named in `notes`: a row index without a name, dates, text.
 
@@ -258,24 +232,11 @@ def open_source(
             )
         for warning in table.warnings:
             warnings.warn(warning, TableWarning, stacklevel=2)
-    source = Files(tables, dtype, label, classes)
+    known: tuple[Class, ...] = ()
+    if label is not None:
+        tables, known = number_classes(tables, label, classes)
+    source = Files(tables, dtype, known)
     return source if missing == "refuse" else masking_bad(source)
-
-
-def class_value(text: str) -> Class:
-    """Return a label as a number if it is one: 7 for "7" and "7.0"; but "007" remains text."""
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    if str(int(number) if number.is_integer() else number) == text.removesuffix(".0"):
-        return int(number) if number.is_integer() else number
-    return int(text) if text.isdecimal() and str(int(text)) == text else text
-
-
-def _ascending(classes: set[Class]) -> tuple[Class, ...]:
-    """Sort classes: numbers, then text."""
-    return tuple(sorted(classes, key=lambda value: (isinstance(value, str), value)))
 
 
 def _open(path: Path, reading: Reading) -> Table:
@@ -287,4 +248,44 @@ def _open(path: Path, reading: Reading) -> Table:
     check_file(path, "open_source takes the files")
     if kind_of(path) == ".npy" and reading == Reading(reading.columns):
         return open_npy(path, reading.columns)
-    return open_cached(path, reading)
+    return _open_cached(path, reading)
+
+
+def _open_cached(path: Path, reading: Reading) -> Table:
+    """Open the converted form of a file, converting it first if the cache does not hold it.
+
+    It is a folder in tables/ of the cache ($TBPTT_DATA, else $XDG_CACHE_HOME/tbptt, else
+    ~/.cache/tbptt). Its name is a digest of the file's path, size and time of change and of
+    `reading`, so later runs find it. It is moved into place atomically when complete. The cache
+    may be deleted whenever no run reads from it.
+
+    Raises:
+        DataUnavailable: the cache folder is not writable, or full. Otherwise as `convert`.
+    """
+    stamp = stamp_of(path)
+    which = _digest(FORMAT, str(path.absolute()), tuple(reading))
+    target = cache_dir() / "tables" / f"{which}-{_digest(stamp.size, stamp.modified)}"
+    if not target.exists():
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=".convert-") as folder:
+                fresh = Path(folder) / "table"
+                convert(path, reading, fresh)
+                stamp.check()
+                for old in target.parent.glob(f"{which}-*"):  # of earlier versions of the file
+                    with contextlib.suppress(FileNotFoundError):  # another process did
+                        old.rename(Path(folder) / old.name)
+                if not target.exists():  # another process may have been faster
+                    os.replace(fresh, target)
+        except OSError as error:
+            if isinstance(error, SourceChanged) or error.filename == str(path):
+                raise
+            raise DataUnavailable(
+                f"{path} could not be converted into {target.parent}: {error}. Free disk space, "
+                "or set TBPTT_DATA to a writable folder"
+            ) from error
+    return open_converted(stamp, target)
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

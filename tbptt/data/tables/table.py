@@ -1,4 +1,4 @@
-"""One table on disk: rows of named columns, read on demand."""
+"""A file as a table: rows that are read by position, and an error if the file changes meanwhile."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -7,13 +7,54 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tbptt.data.tables.file_changes import FileStamp
-
 KINDS = (".npy", ".csv", ".tsv", ".parquet")
 
 
 class TableWarning(UserWarning):
     """A table was read, and something about it needs attention; the message gives the place."""
+
+
+class SourceChanged(OSError):
+    """A data file is gone or is not the one that was opened, so its rows may have moved."""
+
+
+class FileStamp(NamedTuple):
+    """State of a file when it was opened.
+
+    path:               the file
+    size, modified, id: its size in bytes, time of change in ns, and inode number
+    """
+
+    path: Path
+    size: int
+    modified: int
+    id: int
+
+    def check(self) -> None:
+        """Raise SourceChanged unless the file exists unchanged; one `stat` call, about 1 us."""
+        try:
+            now = stamp_of(self.path)
+        except OSError as error:
+            raise SourceChanged(
+                f"{self.path} disappeared while it was read: {error.strerror}. Restore it, "
+                "unchanged, and resume the run from its newest checkpoint"
+            ) from error
+        if now == self:
+            return
+        what = "was replaced by another file or written to"
+        if now.size != self.size:
+            verb = "shrank" if now.size < self.size else "grew"
+            what = f"{verb} from {self.size} to {now.size} bytes"
+        raise SourceChanged(
+            f"{self.path} {what} while it was read. The data of a run must not change: restore the "
+            "file, or start a new run on a finished copy"
+        )
+
+
+def stamp_of(path: Path) -> FileStamp:
+    """Return the current state of a file; raise an OSError if it does not exist."""
+    found = os.stat(path)
+    return FileStamp(path, found.st_size, found.st_mtime_ns, found.st_ino)
 
 
 class Table(NamedTuple):
@@ -48,14 +89,82 @@ class Table(NamedTuple):
     time_format: str = ""
 
 
-def choose_columns(
-    path: Path, names: tuple[str, ...], columns: Sequence[str] | None
-) -> tuple[tuple[str, ...], list[int]]:
-    """Return the names and indices of the chosen columns; raise a ValueError if one is missing."""
+def open_npy(path: Path, columns: Sequence[str] | None) -> Table:
+    """Open an array `[T]` or `[T, C]` of real numbers; the columns are named "0", "1", ...
+
+    The file is read by position, not through a memory map. If another program shortens the
+    file, a map ends the process with a bus error, while a short read raises an exception. The
+    pages of a map also count as memory of the process.
+
+    Raises:
+        ValueError: the file is not such an array, or ends before its last row; or it has no
+            such column.
+    """
+    try:
+        # A short-lived map: numpy compares the header with the file size, and gives the offset.
+        array = np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, EOFError, SyntaxError) as error:
+        raise ValueError(
+            f"cannot read {path} as a .npy file of numbers: {error}. If it was cut short, write or "
+            "copy it again"
+        ) from error
+    check_numbers(array, str(path))
+    T, C = (*array.shape, 1)[:2]
+    names = tuple(map(str, range(C)))
     chosen = names if columns is None else tuple(columns)
-    if missing := [name for name in chosen if name not in names]:
+    check_names(path, names, chosen)
+    places = [names.index(name) for name in chosen]
+    by_columns = array.ndim == 2 and array.flags.f_contiguous and not array.flags.c_contiguous
+    dtype, offset, stamp = array.dtype, int(array.offset), stamp_of(path)
+    del array
+
+    def read(start: int, stop: int) -> np.ndarray:
+        n = stop - start
+        with path.open("rb", buffering=0) as file:
+            if by_columns:
+                at = [offset + (place * T + start) * dtype.itemsize for place in places]
+                return np.stack([_read(file, a, n, dtype, path) for a in at], axis=1)
+            flat = _read(file, offset + start * C * dtype.itemsize, n * C, dtype, path)
+        rows = flat.reshape(n, C)
+        return rows if places == list(range(C)) else rows[:, places]
+
+    return Table(stamp, chosen, (T,), read, lambda row: f"row {row} (from 0)")
+
+
+def _read(file, offset: int, count: int, dtype: np.dtype, path: Path) -> np.ndarray:
+    """Read `count` numbers from an offset in a raw file; raise an error if there are fewer."""
+    numbers = np.empty(count, dtype)
+    rest = memoryview(numbers.data).cast("B")
+    file.seek(offset)
+    while rest:
+        got = file.readinto(rest)
+        if not got:
+            raise SourceChanged(
+                f"{path} ended {len(rest)} bytes early, at byte {file.tell()}: it was shortened. "
+                "Restore it and resume the run"
+            )
+        rest = rest[got:]
+    return numbers
+
+
+def check_numbers(array: np.ndarray, where: str) -> None:
+    """Raise a ValueError unless an array holds real numbers `[T]` or `[T, C]`."""
+    if array.dtype.kind not in "biuf":
+        raise ValueError(
+            f"{where} must hold real numbers; got dtype {array.dtype}. Convert it first (store the "
+            "real and imaginary parts of complex numbers as two columns)"
+        )
+    if array.ndim not in (1, 2) or array.size == 0:
+        raise ValueError(
+            f"{where} must be a non-empty array [T] or [T, C]; got shape {array.shape}. Reshape it "
+            "first"
+        )
+
+
+def check_names(path: Path, names: Iterable[str], wanted: Iterable[str]) -> None:
+    """Raise a ValueError if a column that is wanted does not exist."""
+    if missing := [name for name in wanted if name not in names]:
         raise ValueError(f"{path} has no column {missing[0]!r}; its columns are {', '.join(names)}")
-    return chosen, [names.index(name) for name in chosen]
 
 
 def check_columns(columns: Sequence[str] | None) -> None:
@@ -89,13 +198,10 @@ def as_paths(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -
 
 
 def check_file(path: Path, wanted: str) -> None:
-    """Raise an error unless `path` is an existing file.
+    """Raise an IsADirectoryError or FileNotFoundError unless `path` is an existing file.
 
     Args:
         wanted: caller and its expectation, for the message: "load_series takes one file".
-
-    Raises:
-        IsADirectoryError, FileNotFoundError: the message gives the path.
     """
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; {wanted} in it")

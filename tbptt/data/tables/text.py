@@ -9,9 +9,8 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from tbptt.data.tables.bad_samples import BadSample
-from tbptt.data.tables.file_changes import SourceChanged, stamp_of
 from tbptt.data.tables.sources import Files, Source
-from tbptt.data.tables.table import Table, as_paths, check_file
+from tbptt.data.tables.table import SourceChanged, Table, as_paths, check_file, stamp_of
 
 
 @dataclasses.dataclass(frozen=True)
