@@ -53,7 +53,8 @@ def open_columns(config: Any) -> tuple[Any, tuple[str, ...]]:
     if whole and len(source.classes) < 2:
         raise ValueError(
             f"--target {config.target} must hold at least two classes; all rows of "
-            f"{', '.join(map(str, files))} have {', '.join(map(str, source.classes)) or 'none'}"
+            f"{', '.join(map(str, files))} have {', '.join(map(str, source.classes)) or 'none'}. "
+            "Give files with other classes, or name another column by --target"
         )
     chosen = columns
     if columns is None:
@@ -63,7 +64,7 @@ def open_columns(config: Any) -> tuple[Any, tuple[str, ...]]:
     if not chosen:
         raise ValueError(
             f"{path} has no numeric input column besides --group and --target; its columns are "
-            f"{', '.join(source.names)}"
+            f"{', '.join(source.names)}. Use a table with other columns of numbers"
         )
     return source, chosen
 

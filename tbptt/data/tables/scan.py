@@ -247,13 +247,13 @@ def _check_numbers(scan: Scan, name: str) -> None:
         remedy = ", or name it as the time (`time`)" if column.kind == "date" else ", or convert it"
         raise ValueError(
             f"{scan.path}, column {name!r} holds {kind}, not numbers. Exclude it by naming the "
-            f"others in `columns`{remedy}"
+            f"others in `columns` (--columns){remedy}"
         )
     row, cell = scan.first_bad(name)
     raise ValueError(
         f"{scan.path}, row {row + scan.first}, column {name!r} is not a number: {cell!r}, one of "
         f"{column.bad} such cells of {column.present}. Correct the file, or exclude the column by "
-        "naming the others in `columns`"
+        "naming the others in `columns` (--columns)"
     )
 
 

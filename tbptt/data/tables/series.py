@@ -147,7 +147,7 @@ def _read_npz(
         )
         raise ValueError(
             f"{path}: several arrays can be read as columns only if all are [T], of one T; got "
-            f"{shapes}"
+            f"{shapes}. Name one of them, or some of one length, in `columns`"
         )
     for name, array in zip(chosen, arrays, strict=True):
         check_numbers(array, f"{path}, array {name!r}")

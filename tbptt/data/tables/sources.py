@@ -217,7 +217,10 @@ def open_source(
             f"{', '.join(get_args(Gaps))}; got missing={missing!r}, gaps={gaps!r}"
         )
     if label is not None and label in (columns or ()):
-        raise ValueError(f"label must not be one of columns, the inputs; got {label!r} in both")
+        raise ValueError(
+            f"label must not be one of columns, the inputs; got {label!r} in both. Leave it out of "
+            "columns"
+        )
     if np.dtype(dtype) not in (np.float32, np.float64):
         raise ValueError(f"dtype must be float32 or float64; got {np.dtype(dtype)}")
     chosen = None if columns is None else tuple(columns)
@@ -228,7 +231,8 @@ def open_source(
         if table.names != tables[0].names:
             raise ValueError(
                 f"{table.file.path} has the columns {', '.join(table.names)}; {files[0]} has "
-                f"{', '.join(tables[0].names)}. Name the ones to read, in order, in `columns`"
+                f"{', '.join(tables[0].names)}. Name the ones to read, in order, in `columns` "
+                "(--columns)"
             )
         for warning in table.warnings:
             warnings.warn(warning, TableWarning, stacklevel=2)

@@ -164,7 +164,10 @@ def check_numbers(array: np.ndarray, where: str) -> None:
 def check_names(path: Path, names: Iterable[str], wanted: Iterable[str]) -> None:
     """Raise a ValueError if a column that is wanted does not exist."""
     if missing := [name for name in wanted if name not in names]:
-        raise ValueError(f"{path} has no column {missing[0]!r}; its columns are {', '.join(names)}")
+        raise ValueError(
+            f"{path} has no column {missing[0]!r}; its columns are {', '.join(names)}. Name one of "
+            "them"
+        )
 
 
 def check_columns(columns: Sequence[str] | None) -> None:

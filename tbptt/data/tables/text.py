@@ -87,7 +87,7 @@ def _open(path: Path) -> Table:
     check_file(path, "open_text takes the files")
     stamp = stamp_of(path)
     if stamp.size == 0:
-        raise ValueError(f"{path} is empty; expected text")
+        raise ValueError(f"{path} is empty; expected text. Write it again")
 
     def read(start: int, stop: int) -> np.ndarray:
         with path.open("rb") as file:
