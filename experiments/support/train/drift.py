@@ -1,4 +1,4 @@
-"""Warn of input columns that stop, or move far away, in the held-out parts."""
+"""Warn of input columns whose values are constant or shifted in the held-out parts."""
 
 import numpy as np
 
@@ -12,10 +12,10 @@ BLOCK = 65536  # rows read at once
 
 
 def column_warnings(data: RunData) -> list[tuple[str, str]]:
-    """Return (message, advice) for input columns whose held-out values are unlike the training.
+    """Return (message, advice) for input columns with other values in a held-out part.
 
-    A column is named if it is constant in the validation or test part but not in training, or if
-    its mean there is more than 5 standard deviations of the training part away.
+    These are columns that are constant in the validation or test part but not in training, or whose
+    mean there differs from that of training by more than 5 of its standard deviations.
     """
     task, parts = data.task, data.parts
     if isinstance(task, Characters):
