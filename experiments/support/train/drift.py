@@ -29,17 +29,19 @@ def column_warnings(data: RunData) -> list[tuple[str, str]]:
         for column, center, scale in zip(task.columns, task.mean, task.scale, strict=True):
             i = data.source.names.index(column)
             if low[i] == high[i] and (low[i] != center or scale != 1.0):
-                found.setdefault(column, f"is constant ({low[i]:g}) in the {name} part")
+                found.setdefault(
+                    column, f"is constant ({low[i]:g}) in the {name} part, unlike in training"
+                )
             elif abs(mean[i] - center) > FAR * scale:
                 found.setdefault(
                     column,
-                    f"has the mean {mean[i]:.4g} in the {name} part, {center:.4g} +- {scale:.4g} "
-                    "in training",
+                    f"has the mean {mean[i]:.4g} in the {name} part, but {center:.4g} with the "
+                    f"standard deviation {scale:.4g} in training",
                 )
     target = getattr(task, "target", "")
     return [
         (
-            f"column {column} {what}, unlike in training",
+            f"column {column} {what}",
             f"consider --without {column}" if column != target else "consider another split",
         )
         for column, what in found.items()
