@@ -3,22 +3,24 @@
     python -m experiments.predict runs/train/2026-11-25_10-00-00 --data new.csv
     python -m experiments.predict RUN --data new.parquet --out forecast.parquet --block 1
 
-The file is streamed in blocks, so its length is not limited by memory. The predictions do not
-depend on the block length up to rounding. Columns are found by name. A prediction uses its row and
-the rows before it, and no later row.
+The file is streamed in blocks, so its length is not limited by memory. Apart from rounding, the
+predictions do not depend on the length of a block. Columns are found by name. A prediction uses its
+row and earlier rows only. The columns of the output depend on the task of the run:
 
-    forecast   row, prediction: the value of the target `horizon` rows after the row; for several
-               horizons prediction_1, prediction_2, ...
-    classes    row, prediction, p_CLASS ...: the class of the recording, predicted after every row
-    text       row, prediction, p_prediction: the most likely next symbol (escaped unless ASCII)
+    forecast     row, prediction: the value of the target `horizon` rows after the row; for several
+                 horizons prediction_1, prediction_2, ...
+    classify     row, prediction, p_CLASS ...: the class of the recording, predicted after every row
+    characters   row, prediction, p_prediction: the most likely next character (escaped unless
+                 ASCII)
 
-If the file has times, each row has its time, and each prediction of a forecast its target_time,
-which continues with the usual step beyond the file. If it has groups, each row has its group.
+If the file has times, there are also the column time, and for a forecast target_time, which
+continues with the median step beyond the last row. If it has groups, there is also the column
+group.
 
-`--carry-out day1.carry`, then `--carry-in day1.carry` with the next file, gives the predictions of
-one long file. With --score the file must contain the target. The true values are then written
-beside the predictions, and the last line of stdout (JSON) contains the errors: of a forecast rmse
-and mae in the units of the target, over all horizons and at each.
+`--carry-out day1.carry`, then `--carry-in day1.carry` with the next file, gives the same
+predictions as one long file. With --score the file must contain the target. The true values are
+then written beside the predictions, and the last line of stdout (JSON) contains the errors, for a
+forecast rmse and mae in the units of the target, over all horizons and for each.
 """
 
 import dataclasses
@@ -55,7 +57,7 @@ class Config:
     """folder of a run of experiments.train"""
     data: Path
     """.csv (also .csv.gz), .parquet or .npy file with the columns of the training data, in any
-    order; for a text run, a text file"""
+    order; for a run with --task characters, a text file"""
     out: Path | None = None
     """.csv or .parquet, or .npy for the predictions alone; default RUN/predictions-NAME.csv"""
     block: int = 1024
@@ -63,16 +65,17 @@ class Config:
     score: bool = False
     """compare with the true values, which the file must contain"""
     missing: Literal["refuse", "mask", "hold", "interpolate"] | None = None
-    """missing values: stop, exclude the row, repeat the newest value, or draw a line to the next
-    one (uses later rows); default that of the run"""
+    """missing values: stop, exclude the row, repeat the last known value, or interpolate linearly
+    (which uses later rows); default that of the run"""
     sort: bool = False
     """sort the rows by group and time"""
     carry_in: Path | None = None
-    """carry file of an earlier call: the first row of --data continues its last recording"""
+    """carry file of an earlier call, whose last recording the first row of --data continues"""
     carry_out: Path | None = None
     """write the carry after the last row, for --carry-in of the next call"""
     seed: int | None = None
-    """for a run with several --seeds: index of the seed, from 0; default the one in its summary"""
+    """for a run with several --seeds: index of the seed, from 0; default the best one of a
+    run that has ended"""
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -135,9 +138,9 @@ def predict_file(
     carry: Any = None,
     ended: Callable[[Any], None] | None = None,
 ) -> dict[str, Any]:
-    """Stream a source through the model into a file; carry and ended as for `predict_blocks`.
+    """Write the predictions for a source into a file; carry and ended as for `predict_blocks`.
 
-    Return rows, rows_per_second, and with `score` the errors, of a forecast by horizon, too.
+    Return rows, rows_per_second, and with `score` the errors, for a forecast also by horizon.
     """
     total, scored, begin = sum(source.lengths), Score(task), time.perf_counter()
     pace, view, rows = Pace(total, None), make_view(console, every=10.0), 0

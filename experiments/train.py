@@ -8,13 +8,13 @@
 The rows of the data are steps of equal length in time. The end of the data is held out: the last
 tenth is the test part, and the tenth before it is the validation part, which selects the best
 checkpoint. `--hold-out person=9,10` tests on people, machines or other groups instead, and
-`--test-data FILE` on files of their own. The folder of the run contains config.json, metrics.jsonl
+`--test-data FILE` on separate files. The folder of the run contains config.json, metrics.jsonl
 and checkpoints/, and at the end predictions.csv, summary.json and report.html. The last line of
 stdout is the summary. `python -m experiments.predict` predicts with the result.
 
 Ctrl-C and SIGTERM finish the current update, write a checkpoint, print the command that resumes the
-run, and exit with status 130 and 143. A resumed run ends with the same parameters, bit for bit, as
-an uninterrupted one.
+run, and exit with status 130 and 143. If --epochs limits a run, a resumed one ends with the same
+parameters, bit for bit, as an uninterrupted one.
 """
 
 import contextlib
@@ -59,36 +59,37 @@ class Config:
     """Train a recurrent network on your own data."""
 
     data: tuple[Path, ...] = ()
-    """.csv, .parquet or .npy files, one recording each, concatenated in this order; text files for
-    --task characters"""
+    """.csv, .parquet or .npy files, in order of time; each starts a new recording, an unbroken
+    sequence of rows; text files for --task characters"""
     target: str | None = None
-    """column to forecast, or column with the class; the columns of .npy files are 0, 1, ..."""
+    """column to forecast, or column of the class; the columns of .npy files are 0, 1, ..."""
     horizon: int = 1
-    """number of rows ahead to forecast; 0: estimate the target from the other columns of its own
-    row and those before"""
+    """number of rows ahead to forecast; 0: estimate the target from the other columns of the same
+    row and of earlier rows"""
     task: Literal["forecast", "classify", "characters"] = "forecast"
     """forecast a column, classify each recording at its end, or predict the next character of a
     text"""
     columns: tuple[str, ...] = ()
     """input columns; default all numeric columns except --group and the class. The target of a
-    forecast is an input only if it is one of them"""
+    forecast is an input by default, or if it is named here"""
     without: tuple[str, ...] = ()
-    """columns to leave out of the inputs, for example one that stops in the test part, or the
+    """columns that are not inputs, for example one that is constant in the test part, or the
     target"""
     group: str | None = None
     """column that separates the recordings within a file: a new recording starts where its value
     changes"""
     time: str | None = None
-    """column of the times, dates or numbers; default the only column of dates"""
+    """column of times, which are dates or numbers; default the only column of dates"""
     missing: Literal["refuse", "mask", "hold", "interpolate"] = "refuse"
-    """missing values: stop, exclude the row, repeat the newest value of the recording, or draw a
-    line to the next one (uses later rows)"""
+    """missing values: stop, exclude the row, repeat the last known value of the recording, or
+    interpolate linearly (which uses later rows)"""
     gaps: Literal["keep", "split"] = "keep"
-    """split: start a new recording after a step in time of more than 1.5 times the usual one"""
+    """split: start a new recording where the time step is more than 1.5 times the median step"""
     sort: bool = False
     """sort the rows of each file by group and time; needs memory for the whole file"""
     forecasts: int = 1
-    """number of evenly spaced horizons to predict and to score, up to --horizon"""
+    """number of evenly spaced horizons to predict and to score, up to --horizon, which it must
+    divide"""
     cell: Literal["lstm", "gru", "elman", "minlstm", "mingru"] = "lstm"
     """recurrent cell"""
     hidden: int = 64
@@ -100,48 +101,49 @@ class Config:
     )
     """gradient estimator; full: through each whole training sequence, with one update per pass"""
     k1: int | Literal["auto"] = "auto"
-    """steps between updates; randomized: steps between possible truncation points; auto: chosen
-    from the data of a forecast, else 50"""
+    """steps between updates; randomized: steps between possible truncation points; auto: for a
+    forecast chosen from the data, else 50"""
     k2: int | None = None
     """steps through which the gradient is propagated; default 2 k1 (adaptive: at most 8 k1;
     randomized: blocks of 8 k1)"""
     linear: bool = True
-    """start a forecast from a linear one, by ridge regression on at most 256 rows: the network
-    learns what it leaves"""
+    """add the network to a linear forecast by ridge regression on at most 256 past rows, and train
+    it on the residual"""
     longest_lag: int | None = None
-    """lstm and gru: start with time scales of 1 to this number of steps, for dependencies over
-    that many; default short ones"""
+    """lstm and gru: initialise the gates for time scales of 1 to this number of steps (chrono
+    initialisation); default short time scales"""
     delta: float = 0.1
     """adaptive: tolerated relative bias of the gradient"""
     unroll: UnrollName = "scan"
     """function that runs the cell through time; numba: compiled CPU loops; parallel: minlstm and
     mingru only"""
     batch: int | None = None
-    """number of sequences trained side by side, contiguous segments of the training data; default
+    """batch size: number of contiguous segments of the training data that form a batch; default
     32, or fewer for short data"""
     clip: float = 1.0
     """global norm at which gradients are clipped"""
     lr: float = 3e-3
-    """initial learning rate of Adam; it falls to 1/100 along half a cosine of the run"""
+    """initial learning rate of Adam; it falls to 1/100 of it along half a cosine over the run"""
     memory: int | None = None
-    """MiB for the intermediates of one gradient; the backward pass recomputes the rest"""
+    """memory budget of one gradient, in MiB; the backward pass recomputes what does not fit"""
     epochs: float | None = None
     """passes over the training data; default 10 if --minutes is not given"""
     minutes: float | None = None
-    """training time, including earlier sessions of the run"""
+    """training time without compilation; time before a --resume counts, too"""
     valid: float = 0.1
-    """fraction of the data for validation, before the test part; with --hold-out of the other
-    groups, the last ones"""
+    """fraction of the data for validation, before the test part; with --hold-out, fraction of the
+    other groups, of which the last ones are used"""
     test: float = 0.1
     """fraction of the data for the test, at the end"""
     hold_out: str | None = None
     """COLUMN=VALUE,VALUE: test on all rows with these values, for example person=9,10; validation
-    on whole groups, too"""
+    is then on whole groups, too"""
     test_data: tuple[Path, ...] = ()
-    """files to test on, with the columns of --data, which are then for training and validation"""
+    """files to test on, with the same columns as --data; all of --data is then for training and
+    validation"""
     patience: int | None = None
-    """validations without a better result after which training ends early; 0: never; default half
-    of the run"""
+    """number of validations without improvement after which training ends early; 0: never; default
+    half of the run"""
     valid_every: int | None = None
     """updates between validations; default one pass"""
     checkpoint_seconds: float = 60.0
@@ -149,7 +151,7 @@ class Config:
     keep: int = 3
     """number of newest checkpoints to keep, in addition to the best"""
     devices: int = 1
-    """number of devices over which the batch is sharded"""
+    """number of devices over which the batch is sharded; must divide --batch"""
     coordinator: str | None = None
     """for several processes: host:port of the first one; requires --processes, --process and a
     shared --out"""
@@ -160,16 +162,16 @@ class Config:
     cluster: bool = False
     """take coordinator, processes and process from Slurm or Open MPI"""
     seeds: int = 1
-    """number of seeds trained together; the best by validation is used"""
+    """number of random seeds trained in one program; the best by validation is tested"""
     seed: int = 0
-    """seed of parameters and sampling"""
+    """random seed of the parameters and of random estimators"""
     tensorboard: bool = False
     """also write TensorBoard event files (needs tensorboardX)"""
     resume: Path | None = None
-    """folder of a run to resume with its own flags; only duration, frequencies and devices may be
-    changed"""
+    """folder of a run to resume with its own flags; only its length, the intervals of validation
+    and checkpoints, paths, memory and devices may change"""
     init_from: Path | None = None
-    """folder of a run whose best parameters and scaling this run starts from, on new or longer
+    """folder of an earlier run: start from its best parameters and its scaling, on new or longer
     data"""
     out: Path | None = None
     """folder of the run; default runs/train/TIMESTAMP"""
@@ -259,8 +261,8 @@ def main(config: Config, stop: Stop) -> dict[str, Any]:
             }
         if ended.reason == "patience":
             print_line(
-                f"Ended early after update {ended.position}: no better validation for so long. "
-                f"To train on: {command} --patience 0"
+                f"Ended early after update {ended.position}: no better validation within "
+                f"--patience. To train longer: {command} --patience 0"
             )
         return finish(config, data, setup, folder, checkpoints, ended.state)
 
@@ -276,9 +278,9 @@ def resumed(checkpoints: Checkpoints, state: tbptt.TrainState) -> tuple[tbptt.Tr
 
 
 def warnings_before(setup: run_setup.Setup, data: RunData, config: Config) -> list[tuple[str, str]]:
-    """Return (message, advice) of settings and data that the run can hardly learn from.
+    """Return (message, advice) for each setting or column that will probably prevent learning.
 
-    None if it is resumed.
+    A resumed run has warned before, so its list is empty.
     """
     if config.resume is not None:
         return []
@@ -303,8 +305,8 @@ def run(parse: Any) -> int:
     with Stop() as stop:
         try:
             config = run_config.settings(parse, Config)
-            if config.devices > 1:  # splits the CPU; has no effect on other platforms
-                with contextlib.suppress(RuntimeError):  # the caller has initialised jax before
+            if config.devices > 1:  # one device per core; no effect on other platforms
+                with contextlib.suppress(RuntimeError):  # jax is initialised already
                     split_cpu(-(-config.devices // (config.processes or 1)))
             join(config)
             check_platform()

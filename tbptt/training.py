@@ -1,4 +1,4 @@
-"""Training steps: one jitted update per chunk, or one compiled program for an epoch of chunks."""
+"""Train steps: one jitted update per chunk, or one compiled program for an epoch of chunks."""
 
 import functools
 from collections.abc import Callable
@@ -112,14 +112,15 @@ def rewind(estimator: Estimator, state: TrainState, carry: Carry, batch: Batch) 
 
 
 def make_train_step(estimator: Estimator, optimizer: Optimizer) -> TrainStep:
-    """Return the jitted update by the gradient of one chunk.
+    """Return a jitted train step, which updates the parameters by the gradient of one chunk.
 
         gradient = estimator.estimate(params, memory, batch, key)
         updates, opt_state = optimizer.update(gradient.grads, opt_state, params)
         params, memory, step = params + updates, gradient.memory, step + 1
 
-    A chunk in which no step counts (weight 0 or mask False everywhere) changes the memory and step
-    alone: the momentum of an optimizer would move params without any gradient.
+    A chunk is the batch of one update. If none of its steps counts (weight 0 or mask False
+    everywhere), params and opt_state do not change: the momentum of an optimizer would change
+    params although there is no gradient.
 
     Args (static):
       estimator: any `Estimator`.
@@ -152,7 +153,7 @@ def make_train_step(estimator: Estimator, optimizer: Optimizer) -> TrainStep:
 
 
 def make_train_epoch(estimator: Estimator, optimizer: Optimizer, chunk: int) -> TrainStep:
-    """Return the jitted pass over the chunks of a batch, with an update after each chunk.
+    """Return a jitted pass over a batch, which makes one update per chunk.
 
         for i, window in enumerate(split_windows(batch, chunk)):       # compiled to one scan
             state, metrics[i] = step(state, window)
@@ -209,7 +210,7 @@ def _check_arrays(params: Params) -> None:
 
 
 def _counted(batch: Batch) -> Bool[Array, ""] | None:
-    """Return whether any step of a batch counts; None if all do."""
+    """Return whether any step of a batch counts: None, without a computation, if all steps do."""
     if batch.weights is None and batch.mask is None:
         return None
     weights = True if batch.weights is None else jnp.asarray(batch.weights) != 0
@@ -221,10 +222,10 @@ def _copied(leaf: Any) -> Any:
 
 
 def _any_clipped(before: Any, after: Any) -> Bool[Array, ""] | None:
-    """Return whether any clipping of the optimizer clipped now; None if none reports it.
+    """Return whether a clipping of the optimizer clipped this update; None if none reports it.
 
-    `optax.MultiSteps` leaves the state of a clipping as it is between its updates, so that the
-    state's own `clipped` may be that of an earlier update.
+    The field `clipped` of the state may be that of an earlier update: between its updates
+    `optax.MultiSteps` does not change the state. The counts before and after are compared instead.
     """
     counts = [
         [value for _, value in optax.tree_utils.tree_get_all_with_path(state, "clip_count")]
@@ -237,7 +238,8 @@ def _any_clipped(before: Any, after: Any) -> Bool[Array, ""] | None:
 def _make_update(estimator: Estimator, optimizer: Optimizer) -> TrainStep:
     if isinstance(optimizer, optax.MultiSteps):
         optimizer = optimizer.gradient_transformation()
-    optimizer = optax.with_extra_args_support(optimizer)  # some need the loss or the loss function
+    # Some optimizers need the loss or the loss function, others do not accept them.
+    optimizer = optax.with_extra_args_support(optimizer)
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         estimate_key, next_key = (None, None) if state.key is None else jax.random.split(state.key)

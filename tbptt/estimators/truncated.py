@@ -18,6 +18,8 @@ from tbptt.windows import check_window, length, split, split_windows, without_ma
 def truncated_bptt(loss_fn: LossFn, k1: int, k2: int, *, group: int = 1) -> Estimator:
     """Estimate the gradient by truncated back-propagation through time, TBPTT(k1, k2).
 
+    L_t is the loss of step t and w_t its weight; carries[t] enters step t:
+
         g = (1 / W) sum_j d/dparams sum_{j k1 <= t < (j+1) k1} w_t L_t,
             with the carry that enters step (j+1) k1 - k2 held constant,    W = sum_t w_t
 
@@ -38,8 +40,8 @@ def truncated_bptt(loss_fn: LossFn, k1: int, k2: int, *, group: int = 1) -> Esti
 
     A call on T = n k1 steps returns the mean over its n windows at fixed parameters. A call on k1
     steps is one step of online training. The memory of the backward pass depends on k2 and `group`,
-    not on T. The estimator is exact for any additive `LossFn`, and for a stream that is fed in
-    segments of any multiple of k1 steps.
+    not on T. The equation holds for any additive `LossFn`. It also holds for a stream in several
+    calls of any multiple of k1 steps: windows reach back into the steps of earlier calls.
 
     Args (all static):
       loss_fn: any `LossFn`.
@@ -95,7 +97,11 @@ def truncated_bptt(loss_fn: LossFn, k1: int, k2: int, *, group: int = 1) -> Esti
 def _disjoint(loss_fn: LossFn, k1: int, k2: int) -> tuple[Callable, Callable, Callable]:
     """Return (init, window, window_batch) for k2 <= k1.
 
-    Each window starts where the previous one ends.
+        init(params, carry, batch) -> memory
+        window(params, memory, k1 steps) -> (loss_sum, grads, memory)
+        window_batch(params, memory, windows, group) -> (memory, Sums)
+
+    Each window starts where the previous one ends, so the memory is the carry.
     """
 
     def init(params: Params, carry: Carry, batch: Batch) -> Carry:
@@ -103,7 +109,7 @@ def _disjoint(loss_fn: LossFn, k1: int, k2: int) -> tuple[Callable, Callable, Ca
         return carry
 
     def window(params: Params, carry: Carry, batch: Batch):
-        # The carry is not a differentiated argument, so there are no residuals of earlier windows.
+        # The carry is not differentiated, so earlier windows need no residuals.
         forward_sum = 0.0
         if k2 < k1:
             forward_only, batch = split(batch, k1 - k2)
@@ -122,9 +128,9 @@ def _disjoint(loss_fn: LossFn, k1: int, k2: int) -> tuple[Callable, Callable, Ca
 class Past(NamedTuple):
     """Memory of overlapping windows: the steps to replay.
 
-    carry: the carry that enters the oldest stored step
-    batch: `[k2 - k1, *batch, ...]`, the last steps, oldest first; only the newest `age` are valid
-    age:   scalar, the number of valid steps: that of the stream so far, at most k2 - k1
+    carry: the carry that enters the oldest valid step
+    batch: `[k2 - k1, *batch, ...]`, the last steps, oldest first; only the last `age` are valid
+    age:   scalar, the number of valid steps: min(steps of the stream so far, k2 - k1)
     """
 
     carry: Carry
@@ -139,6 +145,9 @@ def init_past(carry: Carry, batch: Batch, steps: int) -> Past:
       carry: the carry that enters the first step of the stream.
       batch: an example, or its `jax.eval_shape`; only its shapes are used.
       steps: the number of steps to store.
+
+    Returns:
+      A `Past` without valid steps.
     """
     length(batch)  # raises an error if the leaves differ in T
     empty = jax.tree.map(
@@ -167,9 +176,9 @@ def _check_same_batch(stored: Batch, new: Batch) -> None:
 
 
 def _overlapping(loss_fn: LossFn, k1: int, k2: int) -> tuple[Callable, Callable, Callable]:
-    """Return (init, window, window_batch) for k2 > k1.
+    """Return (init, window, window_batch) for k2 > k1, functions as in `_disjoint`.
 
-    The last k2 - k1 steps are stored, and replayed before the k1 new ones.
+    The memory is a `Past`: the last k2 - k1 steps, which are replayed before the k1 new ones.
 
         array position   0 ........ k1 ........ k2-k1 ......... k2
                          | dropped  |           |   new steps   |
@@ -191,7 +200,7 @@ def _overlapping(loss_fn: LossFn, k1: int, k2: int) -> tuple[Callable, Callable,
         new = without_masked_values(new)
         _check_same_batch(past.batch, new)
         steps = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), past.batch, new)
-        # The cond is outside of the gradient: inside, it would save the residuals of both branches.
+        # Inside of the gradient, the cond would save the residuals of both branches.
         loss_sum, grads, carry = jax.lax.cond(
             past.age == old, whole, young, params, past.carry, steps, past.age
         )
@@ -199,7 +208,8 @@ def _overlapping(loss_fn: LossFn, k1: int, k2: int) -> tuple[Callable, Callable,
         return loss_sum, grads, Past(carry, jax.tree.map(lambda a: a[k1:], steps), age)
 
     def window_batch(params: Params, past: Past, windows: Batch, group: int) -> tuple[Past, Sums]:
-        first = -(-old // k1)  # in so many windows the stream may be younger than k2: one by one
+        # The first windows of a stream may have fewer than k2 steps; they are computed one by one.
+        first = -(-old // k1)
         if length(windows) <= first + 1:
             return accumulate(window, params, past, windows)
         young_windows, rest = split(windows, first)
@@ -259,10 +269,10 @@ def _young_window(
     steps: Batch,
     age: Int[Array, ""],
 ):
-    """Differentiate a window of a stream that is younger than k2 steps.
+    """Differentiate a window near the start of a stream, where fewer than k2 steps are valid.
 
-    The age is a multiple of k1, so the stored steps are split into segments of k1 steps, each
-    valid or invalid as a whole. Invalid segments leave the carry unchanged.
+    The age is a multiple of k1, so the stored steps are split into segments of k1 steps, each of
+    which is valid or invalid as a whole. Invalid segments leave the carry unchanged.
     """
     n, first = old // k1, old % k1
     segments = jax.tree.map(lambda a: a[first:old].reshape(n, k1, *a.shape[1:]), steps)
@@ -285,5 +295,5 @@ def _young_window(
         return loss_fn(params, carry, split(steps, first, k1)[1])[1]
 
     loss_sum, grads = jax.value_and_grad(loss)(params)
-    # The first window that drops steps drops those between positions `first` and k1.
+    # If valid steps are dropped, they start at position `first`, because age is a multiple of k1.
     return loss_sum, grads, jax.lax.cond(age + k1 > old, advance, lambda: carry)

@@ -26,7 +26,7 @@ from tbptt.training import Optimizer, TrainState, init_state, make_train_step, r
 from tbptt.types import Carry, Estimator, Params, PRNGKey
 from tbptt.windows import check_window, length, step_shape
 
-FEW = 10  # updates; fewer are hardly training
+FEW = 10  # updates; a run with fewer gives a warning
 DEFAULT_PASSES = 10
 
 
@@ -61,7 +61,8 @@ def fit(
                 returned True
 
     The train step is that of `make_train_step`; for a loop of your own see `training_updates`.
-    Ctrl-C finishes the update and returns what was reached; twice ends at once.
+    Ctrl-C finishes the update and returns the result so far. A second Ctrl-C ends the process at
+    once.
 
     Args:
       estimator: any `Estimator`, for example `tbptt.truncated_bptt(loss_fn, k1, k2)`.

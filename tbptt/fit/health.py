@@ -1,4 +1,8 @@
-"""Detect exploding, vanishing and non-finite gradients, and suggest remedies."""
+"""Detect exploding, vanishing and non-finite gradients, and suggest remedies.
+
+An episode is a series of bad updates of one kind, which 20 consecutive good updates end. Each
+episode is reported once.
+"""
 
 import math
 import statistics
@@ -7,14 +11,14 @@ from typing import Any, NamedTuple
 
 WINDOW = 200  # updates of the running medians
 LEARNING = 20  # updates before the running median is used
-PERSISTENT = 5  # consecutive small gradients; fewer can be chance (a chunk of silence)
+PERSISTENT = 5  # consecutive small gradients; fewer can be chance, as in a constant chunk
 GOOD = 20  # consecutive good updates that end an episode
 EXPLODED, DRIFTED = 100.0, 1e4  # multiples of the running median; of the median at the start
 # Fractions of the running median; of the median at the start (float32 rounding).
 VANISHED, ROUNDING = 1e-3, 2.0**-23
 # Median loss of the last GOOD updates over that of the last WINDOW; below it the loss is falling.
 FALLING = 0.7
-LEARNT = 0.03  # a loss below this fraction of its earlier value explains a small gradient
+LEARNT = 0.03  # if the loss is below this fraction of its median, a small gradient is expected
 OVERFLOWING = 1.8e19  # the square of a larger float32 is inf
 DEAD = 1.2e-38  # the smallest normal float32
 
@@ -38,7 +42,11 @@ class History(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """Start of an episode: kind is "exploded", "vanished" or "non_finite"; message describes it."""
+    """Start of an episode.
+
+    kind:    "exploded", "vanished" or "non_finite"
+    message: a description with the numbers
+    """
 
     kind: str
     message: str
@@ -50,11 +58,11 @@ def check(
     """Check the gradient of one update.
 
         exploded    norm > 100 x the median of the last 200 updates, unless the loss is falling
-                    (below 70 % of its median);
+                    (its median over 20 updates is below 70 % of that over 200);
                     or > 10^4 x the median of the first 20; or its square overflows
-        vanished    for 5 updates: norm < 0.001 x the running median, or < 2^-23 x the first, or
-                    0 in float32; and the loss
-                    did not fall below 3 % of its own median, which would explain it
+        vanished    for 5 updates: norm < 0.001 x the running median, or < 2^-23 x the median of
+                    the first 20, unless the loss is below 3 % of its own median;
+                    or norm is 0 in float32
         non_finite  loss or norm is NaN or inf
 
     Updates of an episode do not enter the medians; 20 good updates end it. An update whose loss and

@@ -4,10 +4,10 @@ metrics.jsonl has one JSON object per line, each with "kind" and "step" (updates
 stands for a value that is not finite or not known:
 
     train        every `every` updates: updates (their number), loss and grad_norm (means over the
-                 finite ones, before clipping), grad_norm_max, clipped (fraction), non_finite
+                 finite values, before clipping), grad_norm_max, clipped (fraction), non_finite
                  (count), steps_per_second, seconds (training time of all sessions so far)
     valid        the numbers given to `valid`; metric (the one that is compared), seconds
-    warning      what ("exploded", "vanished", "non_finite", or another word), message, advice
+    warning      what ("exploded", "vanished", "non_finite", or another kind), message, advice
     resumed      removed (number of later lines that were removed, to be written again)
 """
 
@@ -28,7 +28,7 @@ from tbptt.fit.metrics_file import MetricsFile, Row, remove_after
 from tbptt.fit.progress import Console, Pace, Status, make_view
 from tbptt.training import Metrics
 
-FETCH_SECONDS = 1.0  # between two fetches of metrics from the device, which wait for it
+FETCH_SECONDS = 1.0  # between two fetches of metrics from the device, each of which waits for it
 
 
 class RunLog:
@@ -160,7 +160,7 @@ class RunLog:
             self._fetch()
 
     def valid(self, metric: float | None = None, **numbers: int | float) -> None:
-        """Add the scores on held-out data after the updates so far, and the one to compare."""
+        """Add the scores of a validation after the updates so far, and the one to compare."""
         self.flush()
         self._valid = "valid " + "  ".join(
             f"{name} {value:.4g}" for name, value in numbers.items() if isinstance(value, float)
@@ -177,7 +177,7 @@ class RunLog:
         self._write("warning", {"what": what, "message": message, "advice": advice})
 
     def warn_again(self, what: str, message: str, advice: str = "") -> None:
-        """Warn about a fault that persists: at once, then at twice the time since the last one."""
+        """Warn of a persistent fault: at once, then again after 30, 60, 120, ... seconds."""
         now = time.monotonic()
         due, wait = self._again.get(what, (now, 15.0))
         if now >= due:

@@ -1,4 +1,7 @@
-"""The training loop: updates, validation, early stopping, checkpoints; resumable anywhere."""
+"""The training loop: updates, validation, early stopping, checkpoints, resuming.
+
+A run consists of one or more sessions, the processes that start it and resume it.
+"""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,13 +19,14 @@ from tbptt.optim.schedule import set_share
 from tbptt.training import Metrics, TrainState, TrainStep
 
 RETRY = 10.0  # seconds, at most, before a failed checkpoint is tried again
-EVERY = 20  # updates between two messages of the processes of a run
-SHARES = 500  # values of the fraction of the run that a schedule sees: each is a copy to the device
+EVERY = 20  # updates between two exchanges of flags among the processes of a run
+# Number of values of the fraction of the run that a schedule gets; each is a copy to the device.
+SHARES = 500
 ENDLESS = 1 << 62
 
 
 class Update(NamedTuple):
-    """The state after an update.
+    """State after an update.
 
     position: number of updates so far, including those of earlier sessions
     state:    the train state; the next update donates it
@@ -53,7 +57,7 @@ def training_updates(
             state, metrics = step(state, stream.chunk(i).batch)
             yield Update(i + 1, state, metrics)
 
-    Chunks are read ahead in a background thread. Close the iterator, or exhaust it, to end it.
+    A background thread reads the next chunks. It ends when the iterator is closed or exhausted.
 
     Args:
       step: from `make_train_step`, or any `(state, batch) -> (state, metrics)`.
@@ -64,8 +68,8 @@ def training_updates(
       put: places a batch on the devices.
       start_pass, start_every: `start_pass(state) -> state` is called before every `start_every`-th
         update, to begin at the initial carry (`rewind`); None: never.
-      share: `i -> fraction of the run before update i`, from 0 to 1, for an optimizer with a
-        schedule of it (`tbptt.optim.scale_by_share`).
+      share: `i -> fraction of the run before update i`, from 0 to 1, for an optimizer whose rate
+        depends on it (`tbptt.optim.scale_by_share`).
     """
     chunks = read_ahead(stream, position, ENDLESS if end is None else end, put=put)
     shown = None
@@ -83,14 +87,14 @@ def training_updates(
 
 
 class Progress(NamedTuple):
-    """What a callback receives after every validation.
+    """Argument of a callback, which is called after every validation.
 
     position: number of updates so far
     state:    the train state; copy what you keep, because the next update donates it
     loss:     mean loss of the updates since the last validation, each before its update; None if
       no step counted
     numbers:  the result of `validate`; {} without a validation
-    metric:   the number of them that is compared, lower is better; None if there is none
+    metric:   the one of these numbers that is compared, lower is better; None if there is none
     """
 
     position: int
@@ -101,11 +105,12 @@ class Progress(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """End of a session.
+    """Result of `run`.
 
-    state, position: the last state, and its number of updates
-    reason: the limit that was reached: "updates", "seconds", "patience" or "callback"; or
-      "stopped", by a signal: the run is not complete
+    state:    the last train state
+    position: its number of updates
+    reason:   the limit that ended the run: "updates", "seconds", "patience" or "callback"; or
+      "stopped" if a signal ended the session, and the run is not complete
     """
 
     state: TrainState
@@ -114,15 +119,15 @@ class Ended(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What `run` does beside the updates.
+    """Limits, validation, callbacks and checkpoints of a run.
 
     valid_every:     updates between validations
-    updates, seconds: the limits; None: no limit. Seconds are those of training without the first
-      update, which compiles, earlier sessions included
+    updates, seconds: the limits; None: no limit. Seconds are the training time of all sessions,
+      without the first update of each, which compiles
     patience:        end after this many validations without a better metric; None: never
     patience_share:  end after this fraction of the run without a better metric; None: never
     validate:        `state -> {name: number}`; None: no validation
-    metric_of:       the number of a validation that is compared; None: its first
+    metric_of:       `numbers of a validation -> the one to compare`; None: its first
     validate_first:  also validate before the first update, and save a checkpoint
     callbacks:       called with a `Progress` after every validation; True ends the run
     checkpoint_seconds: seconds between checkpoints, in addition to one per validation
@@ -157,14 +162,15 @@ def run(
     checkpoints: Any = None,
     stop: Stop | None = None,
 ) -> Ended:
-    """Train from chunk `position` on until a limit is reached or a signal stops it.
+    """Train from chunk `position` on, until a limit is reached or a signal is received.
 
         for position, state, metrics in training_updates(...):
             if position % valid_every == 0, or at the end: validate(state), then the callbacks
             if a checkpoint is due, or at the end, or on a stop: checkpoints.save(...)
 
     The times of the checkpoints have no effect on the result. If a checkpoint cannot be written,
-    the loop warns and tries again after some seconds; for the last one of the run it raises.
+    the loop warns and tries again after some seconds. For the last one of the session it raises an
+    error.
 
     Args:
       step, state, stream, position: as for `training_updates`.
@@ -174,11 +180,11 @@ def run(
       stop: a `Stop`, inside its `with` block; None: signals are not caught.
 
     Raises:
-      CheckpointNotWritten: the last checkpoint could not be written.
+      CheckpointNotWritten: the last checkpoint of the session could not be written.
     """
     if plan.updates is not None and position >= plan.updates:
         return Ended(state, position, "updates")
-    if position and (reached := _limit(plan, log, position)):  # a run that had ended
+    if position and (reached := _limit(plan, log, position)):  # the resumed run has ended
         return Ended(state, position, reached)
     saver = _Saver(checkpoints, plan.checkpoint_seconds, log)
     iterator = training_updates(
@@ -221,14 +227,14 @@ def run(
 
 
 def _share(plan: Plan, i: int, seconds: float) -> float:
-    """Return the fraction of the run before update i, 0 without a limit."""
+    """Return the fraction of the run before update i; 0 without a limit."""
     shares = [i / plan.updates] if plan.updates else []
     shares += [seconds / plan.seconds] if plan.seconds else []
     return min(max(shares, default=0.0), 1.0)
 
 
 def _limit(plan: Plan, log: RunLog, position: int) -> str:
-    """Return the name of the limit that is reached; "" if none is."""
+    """Return the name of the limit that has been reached; "" if there is none."""
     if plan.seconds is not None and log.seconds >= plan.seconds:
         return "seconds"
     if plan.patience is not None and log.validations_since_best >= plan.patience:
@@ -243,7 +249,7 @@ def _limit(plan: Plan, log: RunLog, position: int) -> str:
 
 
 class _Saver:
-    """Save checkpoints; try again if one could not be written, unless it is the last."""
+    """Save checkpoints; if one cannot be written, try again later, unless it is the last."""
 
     def __init__(self, checkpoints: Any, every: float, log: RunLog) -> None:
         self._checkpoints, self._every, self._log = checkpoints, every, log
@@ -281,9 +287,10 @@ class _Saver:
         self.restart()
 
     def save_after(self, error: Exception, position: int, state: TrainState) -> None:
-        """Save the state before an update that failed, by an error of the data or the device.
+        """Save the state before an update that raised an error of the data or the device.
 
-        Not if the update has donated the buffers of the state, or the error is that of a save.
+        This is not possible if the update has donated the buffers of the state, and not useful if
+        the error is that of a checkpoint.
         """
         donated = any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
         if self._checkpoints is None or donated or type(error).__name__ == "CheckpointNotWritten":
@@ -301,7 +308,7 @@ def _validated(
     plan: Plan, state: TrainState, position: int, log: RunLog
 ) -> tuple[float | None, bool]:
     """Validate, log and call the callbacks; return the metric, and whether a callback ends."""
-    log.flush()  # before the validation, whose time is not that of the updates
+    log.flush()  # first, so that the speed of the updates excludes the validation
     numbers = {} if plan.validate is None else plan.validate(state)
     first = next(iter(numbers.values()), None)
     metric = first if plan.metric_of is None else plan.metric_of(numbers)
@@ -317,7 +324,7 @@ def _agree(position: int, stopped: bool, due: bool, over: bool) -> tuple[bool, b
 
     stopped = any process received a signal;  due, over = by the clock of the first process
 
-    Only after every 20th update if there are several processes; else all three are False.
+    Several processes agree after every 20th update; after other updates all three are False.
     """
     if jax.process_count() == 1:
         return stopped, due, over

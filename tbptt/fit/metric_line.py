@@ -68,9 +68,9 @@ class MetricLine:
             self._extra[name].append(value)
 
     def numbers(self) -> dict[str, Any]:
-        """Return means over the finite values, None if there are none.
+        """Return the values of the line by name: means over the finite values, None without any.
 
-        Non_finite counts non-finite updates.
+        `non_finite` is the number of non-finite updates.
         """
         norms = [norm for norm in self._norms if math.isfinite(norm)]
         return {

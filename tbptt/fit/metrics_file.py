@@ -1,4 +1,4 @@
-"""Read and write metrics.jsonl, which has one JSON object per line and no step twice."""
+"""Read and write metrics.jsonl, which has one JSON object per line, each update once."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Save and load parameters: one file, without the state of the optimizer."""
+"""Save and load parameters in one file, without the state of the optimizer."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from tbptt.types import Params
 
 
 def save(params: Params, path: str | os.PathLike[str]) -> None:
-    """Write parameters into one file, atomically: a killed process leaves the old file.
+    """Write parameters into one file, atomically: a killed process leaves the old file intact.
 
     Args:
       params: any pytree of arrays, dicts, lists, tuples and NamedTuples.

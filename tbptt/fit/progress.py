@@ -15,12 +15,12 @@ class Status(NamedTuple):
 
     step, total: number of updates so far, and in total
     share:       completed fraction of the run, 0 .. 1
-    loss, grad_norm, clipped: those of the last updates; clipped is the fraction whose gradient was
-    clipped
+    loss, grad_norm: means over the last updates
+    clipped:     fraction of the last updates whose gradient was clipped
     rate, unit:  steps (or updates) per second
     left:        remaining seconds
     valid:       the last validation result, as text
-    what:        the thing that step and total count
+    what:        what step and total count: "update", "row"
     """
 
     step: int
@@ -84,7 +84,7 @@ class View(Protocol):
 
 
 def make_view(console: Console | None, every: float) -> View:
-    """Make a live bar for a terminal that can move its cursor, else a display of plain lines.
+    """Make a live bar for a terminal that can move its cursor, otherwise plain lines.
 
     Without a console nothing is displayed.
     """

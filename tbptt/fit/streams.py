@@ -1,4 +1,4 @@
-"""Training data as a stream of chunks by number, whatever form they come in."""
+"""Make a stream of numbered chunks from any form of training data."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from tbptt.windows import check_window, count, length
 
 
 def stream_of(batches: Any, chunk: int | None = None, independent: bool | None = None) -> Stream:
-    """Return training data as a stream: chunks by number, `len(stream)` of them per pass.
+    """Return training data as a stream of numbered chunks, `len(stream)` of them per pass.
 
         for p in range(passes):
             for batch in batches:
@@ -28,8 +28,8 @@ def stream_of(batches: Any, chunk: int | None = None, independent: bool | None =
         continues the batch before. Must be given for an iterable of several batches.
 
     Returns:
-      A stream with the attribute `per_sequence`: the number of chunks after which the initial carry
-      enters again; None for a stream that sets its resets itself.
+      A stream with the attribute `per_sequence`, the number of chunks after which the next chunk
+      starts from the initial carry. If `batches` is a stream, it is returned unchanged.
 
     Raises:
       TypeError, ValueError: batches is none of these, `independent` or `chunk` is missing or does
@@ -67,7 +67,7 @@ def stream_of(batches: Any, chunk: int | None = None, independent: bool | None =
 
 
 class BatchStream:
-    """Batches cut into chunks of equal length; a stream.
+    """Stream of batches, split into chunks of equal length.
 
     Args:
       batches: an iterable with a length.
@@ -119,7 +119,7 @@ class BatchStream:
             return self._batches[number % total]
         if self._iterator is None or number != self._next or number % total == 0:
             self._iterator = iter(self._batches)
-            for _ in range(number % total):  # a resumed run, in the middle of a pass
+            for _ in range(number % total):  # a run that is resumed within a pass
                 next(self._iterator)
         self._next = number + 1
         try:

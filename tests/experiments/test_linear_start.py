@@ -172,7 +172,7 @@ def test_a_run_starts_at_the_error_of_the_linear_forecast_and_says_what_it_chose
     np.testing.assert_allclose(valid[0]["rmse"] / scale, said, rtol=2e-3)
     assert last(out)["valid_rmse"] == min(row["rmse"] for row in valid)
     k1 = json.loads(Path("run/config.json").read_text())["k1"]
-    assert f"--k1 {k1}: a linear forecast of the newest" in err
+    assert f"--k1 {k1}: the squared error of a linear forecast by the last" in err
     status, _, err = go(capsys, *flags, "--longest-lag", 9, "--out", "lag")
     assert status == 1 and "--longest-lag is for --cell lstm and gru; got 9 with --cell" in err
     status, _, err = go(capsys, *flags, "--no-linear", "--k1", 7, "--out", "plain")

@@ -1,11 +1,11 @@
-"""Warn before a run that can hardly learn, and suggest flags after a warning about gradients."""
+"""Warn of settings that prevent learning, and suggest flags after a warning about gradients."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def advice(kind: str, settings: Mapping[str, Any]) -> str:
-    """Return suggestions with the numbers of this run; settings may contain lr, clip, k2, cell."""
+    """Return suggestions with the values of this run; settings may contain lr, clip, k2, cell."""
     lr, clip, k2, cell = (settings.get(name) for name in ("lr", "clip", "k2", "cell"))
     lower_lr = f"--lr {lr / 3:.2g} (now {lr:g})" if lr else "a lower --lr"
     clip_more = f"--clip {clip / 4:.2g} (now {clip:g})" if clip else "--clip 1"
@@ -35,13 +35,13 @@ FEW = 10  # updates; fewer are hardly training
 
 
 def before_training(k1: int, batch: int, steps: int, updates: int | None) -> list[tuple[str, str]]:
-    """Return (message, advice) of everything that makes the run of little use.
+    """Return (message, advice) for each setting with which a run makes too few updates.
 
     Args:
       k1: steps per update.
       batch: number of sequences.
       steps: steps of the longest training sequence.
-      updates: total number of updates; None without such a limit.
+      updates: total number of updates; None if training time is the limit.
     """
     found, fewer = [], max(1, batch * steps // (20 * k1))
     if steps < k1:

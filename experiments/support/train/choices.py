@@ -1,4 +1,4 @@
-"""Choose the estimator of a run by its name, and check the flags that belong together."""
+"""Choose the estimator of a run by its name, and check the flags against each other."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,7 +9,11 @@ from experiments.support.train.data import RunData, default_batch, largest_batch
 
 
 class Choice(NamedTuple):
-    """make: `(loss_fn, config) -> estimator`; chunk: `config -> number of steps per update`."""
+    """An estimator that --estimator can name.
+
+    make:  `(loss_fn, config) -> estimator`
+    chunk: `config -> number of steps per update`
+    """
 
     make: Callable[[tbptt.LossFn, Any], tbptt.Estimator]
     chunk: Callable[[Any], int]
@@ -133,7 +137,7 @@ def check_ranges(config: Any) -> None:
 
 
 def resolve(config: Any, data: RunData) -> Any:
-    """Replace the defaults of batch size and windows by numbers; k1 is a number.
+    """Replace the defaults of --batch, --k1 and --k2 by numbers; k1 is not "auto" any more.
 
     Raises:
         ValueError: a flag does not fit the data or another flag; the message names it.

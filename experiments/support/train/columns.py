@@ -17,12 +17,12 @@ from tbptt.data import TableWarning, open_source
 def open_columns(config: Any) -> tuple[Any, tuple[str, ...]]:
     """Open the files of a run; return the source and the input columns.
 
-    These are --columns, or all columns of numbers without another use, less --without. The source
-    has these columns, and after them the target if it is not one of them.
+    The input columns are --columns, or all numeric columns without another use, except --without.
+    The source has these columns, and after them the target if it is not an input.
 
     Raises:
         ValueError: a named column does not exist or cannot be an input, or there is no input.
-          Errors of `open_source` are passed on.
+          Errors of `open_source` are not caught.
     """
     files, path, whole = config.data + config.test_data, config.data[0], config.task == "classify"
     held = hold_out(config)[0]
@@ -46,7 +46,7 @@ def open_columns(config: Any) -> tuple[Any, tuple[str, ...]]:
     read = columns
     if columns is not None and not whole and config.target not in columns:
         read = (*columns, config.target)
-    # In float64, as float32 would coarsen a small change of a large number.
+    # In float64: float32 would round away a small change of a large number.
     source = open_table(
         files, reading, read, label=config.target if whole else None, dtype=np.float64
     )
@@ -60,7 +60,7 @@ def open_columns(config: Any) -> tuple[Any, tuple[str, ...]]:
     if columns is None:
         chosen = tuple(name for name in source.names if not whole or name != config.target)
     if not whole and config.target not in source.names:
-        open_table(files, reading, (config.target,))  # says why it is left out
+        open_table(files, reading, (config.target,))  # raises, with the reason that it is left out
     if not chosen:
         raise ValueError(
             f"{path} has no numeric input column besides --group and --target; its columns are "
@@ -72,7 +72,7 @@ def open_columns(config: Any) -> tuple[Any, tuple[str, ...]]:
 def _others(
     config: Any, reading: Reading, columns: tuple[str, ...] | None, label: str | None
 ) -> tuple[str, ...]:
-    """Return the input columns other than --without."""
+    """Return the input columns without those of --without."""
     names: Sequence[str] = columns or ()
     if columns is None:
         with warnings.catch_warnings():
@@ -88,7 +88,7 @@ def _others(
 def open_table(
     paths: Sequence[Path], reading: Reading, columns: Sequence[str] | None = None, **more: Any
 ) -> Any:
-    """Open tables by `open_source`, and print what it notes and warns of."""
+    """Open tables by `open_source`, and print its notes and warnings."""
     with printed_table_warnings():
         source = open_source(paths, columns, **reading._asdict(), **more)
     for note in source.notes:
@@ -98,7 +98,7 @@ def open_table(
 
 @contextlib.contextmanager
 def printed_table_warnings() -> Iterator[None]:
-    """Print the table warnings of a block on stderr; pass on all others."""
+    """Print the table warnings of a `with` block on stderr; warn of all others as usual."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", TableWarning)
         yield

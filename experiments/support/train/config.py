@@ -13,7 +13,8 @@ from experiments.support.train.data import RunData
 from experiments.support.train.task import to_json
 
 Config = TypeVar("Config")
-# Settings that may change when a run is resumed: they have no effect on what is computed.
+# Settings that may change when a run is resumed, because its checkpoints fit any value of them.
+# epochs, minutes and patience do affect the learning rate and the end of the run.
 FREE = (
     "data",
     "test_data",
@@ -35,7 +36,7 @@ FREE = (
 )
 PATHS = ("data", "test_data")
 EPOCHS = 10.0
-WRITTEN = ("experiment", "task", "lengths", "metric", "notes", "chosen")  # beside the settings
+WRITTEN = ("experiment", "task", "lengths", "metric", "notes", "chosen")  # fields without a flag
 
 
 def settings(parse: Callable[..., Config], kind: type[Config]) -> Config:
@@ -112,8 +113,8 @@ def write_config(
 ) -> None:
     """Write config.json atomically.
 
-    The flags, the task, how the files were read, and which settings were chosen and why; a resumed
-    run keeps the last of these.
+    It has the flags, the task, how the files were read, and `chosen`, the settings that were chosen
+    from the data, with the reasons. A resumed run keeps `chosen`.
     """
     if (folder / "config.json").exists():
         chosen = chosen or read_config(folder).get("chosen", ())

@@ -1,4 +1,4 @@
-"""Open the data of a run in three parts, and scale it by the first."""
+"""Open the data of a run in three parts, and scale it by the training part."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -31,9 +31,9 @@ class RunData(NamedTuple):
 
     task:    the task of the model
     source:  all rows with inputs and target, in their own units: training, validation, test
-    parts:   the ends of training, validation and test part
-    about:   what each part consists of, in words
-    rows_of: rows of the source -> their numbers in --data, or for the test part in --test-data
+    parts:   the ends of the training, validation and test part
+    about:   by part, a description of its rows
+    rows_of: maps rows of the source to their numbers in --data, or of the test part in --test-data
     """
 
     task: Task
@@ -48,7 +48,7 @@ def open_data(config: Any) -> RunData:
 
     Raises:
         ValueError: a flag does not fit the data; the message names both. Errors of `open_source`
-          are passed on.
+          are not caught.
     """
     if config.task == "characters":
         check_shares(config)
@@ -101,7 +101,7 @@ def training_stream(
 ) -> RecordingStream:
     """Stream the scaled training part as `batch` sequences, in chunks of `chunk` steps.
 
-    With a linear forecast, the targets are what it leaves, and its values are further inputs.
+    With a linear forecast, the targets are its residuals, and its values are further inputs.
     """
     task, source = data.task, part(data.source, 0, data.parts.train)
     if isinstance(task, Characters):
@@ -120,7 +120,7 @@ def training_stream(
 
 
 def linear_forecast(data: RunData) -> Fitted | None:
-    """Fit the linear forecast of the task; None if it is no forecast or there are too few rows."""
+    """Fit the linear forecast; None if the task is no forecast or there are too few rows."""
     task, source = data.task, data.source
     if not isinstance(task, Forecast):
         return None

@@ -12,17 +12,18 @@ from tbptt.data.tables.recordings import shown
 from tbptt.fit.progress import duration
 
 BLOCK = 1 << 16  # rows read at once
-RECORDINGS = 1000  # whose first and last time are read
+RECORDINGS = 1000  # recordings whose first and last time are read
 
 
 def about_data(data: RunData) -> dict[str, Any]:
     """Return facts about the data of a run.
 
-    parts        what each part consists of, in words
-    left_out     by part, the number of rows that are masked for missing values; None if none can be
+    parts        by part, a description of its rows
+    left_out     by part, the number of rows that are masked because of missing values; None if the
+                 source has no mask
     times        by part, its first and last time; None without times
-    step         the usual step in time, as text, or None
-    time_format  how the file writes its dates
+    step         the median step in time, as text; None if steps are irregular
+    time_format  the format of the dates in the file
     """
     edges = (0, *data.parts)
     parts = {

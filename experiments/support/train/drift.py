@@ -1,4 +1,4 @@
-"""Warn of input columns that stop, or move far away, in the held-out parts."""
+"""Warn of input columns whose values are constant or shifted in the held-out parts."""
 
 import numpy as np
 
@@ -12,10 +12,10 @@ BLOCK = 65536  # rows read at once
 
 
 def column_warnings(data: RunData) -> list[tuple[str, str]]:
-    """Return (message, advice) for input columns whose held-out values are unlike the training.
+    """Return (message, advice) for input columns with other values in a held-out part.
 
-    A column is named if it is constant in the validation or test part but not in training, or if
-    its mean there is more than 5 standard deviations of the training part away.
+    These are columns that are constant in the validation or test part but not in training, or whose
+    mean there differs from that of training by more than 5 of its standard deviations.
     """
     task, parts = data.task, data.parts
     if isinstance(task, Characters):
@@ -29,17 +29,19 @@ def column_warnings(data: RunData) -> list[tuple[str, str]]:
         for column, center, scale in zip(task.columns, task.mean, task.scale, strict=True):
             i = data.source.names.index(column)
             if low[i] == high[i] and (low[i] != center or scale != 1.0):
-                found.setdefault(column, f"is constant ({low[i]:g}) in the {name} part")
+                found.setdefault(
+                    column, f"is constant ({low[i]:g}) in the {name} part, unlike in training"
+                )
             elif abs(mean[i] - center) > FAR * scale:
                 found.setdefault(
                     column,
-                    f"has the mean {mean[i]:.4g} in the {name} part, {center:.4g} +- {scale:.4g} "
-                    "in training",
+                    f"has the mean {mean[i]:.4g} in the {name} part, but {center:.4g} with the "
+                    f"standard deviation {scale:.4g} in training",
                 )
     target = getattr(task, "target", "")
     return [
         (
-            f"column {column} {what}, unlike in training",
+            f"column {column} {what}",
             f"consider --without {column}" if column != target else "consider another split",
         )
         for column, what in found.items()

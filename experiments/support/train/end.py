@@ -32,7 +32,8 @@ def best_seed(
 ) -> tuple[dict[str, float], int, Any]:
     """Score every seed on the validation part.
 
-    Return the errors of the best seed, its index and its parameters.
+    Returns:
+      `(errors, index, parameters)` of the best seed; in other processes than the first, none.
     """
     if not is_first():
         return {}, 0, None
@@ -48,7 +49,7 @@ def best_seed(
 
 
 def steps_per_second(rows: list[Row]) -> float | None:
-    """Return the median over log lines without the first of a session (compilation)."""
+    """Return the median over the log lines, except the first of a process, which compiles."""
     first, rates = True, {True: [], False: []}
     for row in rows:
         if row["kind"] == "train":
@@ -66,7 +67,10 @@ def finish(
     checkpoints: Checkpoints,
     state: tbptt.TrainState,
 ) -> dict[str, Any]:
-    """Test the best checkpoint, or else the last state; write predictions, summary, report."""
+    """Test the best checkpoint and write predictions, summary and report.
+
+    Without a checkpoint that has a metric, test the last state.
+    """
     best = checkpoints.best(state)
     used = state if best is None else best.state
     if not is_first():

@@ -1,4 +1,4 @@
-"""Score forecasts without a network on the rows that a run is scored on.
+"""Score forecasts without a network on the scored rows of the test part.
 
     mean of training   the mean of the target over the training part
     last value         the target at the row, if the target is an input
@@ -6,8 +6,9 @@
     ridge, n rows      linear in the last n rows of all inputs
 
 The linear ones are fitted to the last 200,000 rows of the training part by ridge regression, one
-fit for all horizons. Rows before a recording, and masked rows, have the mean of the training part;
-a fit leaves out what they reach, unless that is more than half of the rows.
+fit for all horizons. Where a lag lies before the recording, or its row is masked, the mean of the
+training part is used. A fit excludes rows with lags before the recording, unless those are more
+than half of the rows.
 """
 
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from experiments.support.train.task import Forecast
 from tbptt.data import Source, part
 
 BLOCK = 4096  # rows per block; with 256 features a block has 8 MB
-ROWS = 200_000  # to which the linear baselines are fitted: hundreds for each of their numbers
+ROWS = 200_000  # most rows of a fit: hundreds for each weight
 ORDERS = (16, 64, 256)
 FEATURES = 320  # most features of a linear baseline with several inputs
 RIDGE = 1e-6  # penalty per row, in units of the variances
@@ -75,7 +76,7 @@ class _Linear:
     def outputs(self, past: np.ndarray) -> np.ndarray:
         if self._weights is None:
             penalty = np.full(len(self._gram), RIDGE * max(self._rows, 1))
-            penalty[-1] *= 1e-6  # the constant is almost free
+            penalty[-1] *= 1e-6  # almost no penalty on the constant
             gram = self._gram + np.diag(penalty)
             self._weights = scipy.linalg.solve(gram, self._moment, assume_a="pos")
         return self._features(past) @ self._weights
@@ -86,7 +87,7 @@ class _Linear:
 
 
 def _linear(task: Forecast, rows: int) -> list[_Linear]:
-    """Return the linear baselines for which the training part has rows enough."""
+    """Return the linear baselines for which the training part has enough rows."""
     K, own = task.outputs, task.target in task.columns
     found = []
     if own:
@@ -103,8 +104,10 @@ def _linear(task: Forecast, rows: int) -> list[_Linear]:
 def _blocks(
     task: Forecast, rows: Source, back: int, skip: int
 ) -> Iterator[tuple[Steps, np.ndarray, np.ndarray]]:
-    """Yield the rows of a part in blocks, the inputs `[n, back + 1, D]` up to each row, and the
-    number of rows before it in its recording.
+    """Yield blocks of n rows of a part, as `(steps, past, age)`.
+
+    past: `[n, back + 1, D]`, the inputs up to each row
+    age:  `[n]`, the number of rows before each row in its recording
 
     The first `skip` rows are only the past of later ones.
     """

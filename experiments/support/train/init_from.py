@@ -16,7 +16,7 @@ from experiments.support.train.task import Characters, from_json
 
 
 def with_scaling_of(data: RunData, run: Path) -> RunData:
-    """Return the data with the task of an earlier run, whose mean and scale its parameters know.
+    """Return the data with the scaling of an earlier run, with which its parameters were trained.
 
     Raises:
       ValueError: the tasks differ in more than mean and scale; the message names the field.
@@ -30,13 +30,13 @@ def with_scaling_of(data: RunData, run: Path) -> RunData:
         hint = ": the new text has other characters" if isinstance(data.task, Characters) else ""
         raise ValueError(
             f"--init-from {run} must have the same task; its {what} is {old.get(what)!r}, here "
-            f"{new.get(what)!r}{hint}. Give the flags of that run, or train anew"
+            f"{new.get(what)!r}{hint}. Give the flags of that run, or omit --init-from"
         )
     return data._replace(task=task)
 
 
 def with_params_of(state: tbptt.TrainState, run: Path, model: Model, seeds: int) -> Any:
-    """Return the state with the best parameters of an earlier run, placed as its own were."""
+    """Return the state with the best parameters of an earlier run, on the devices of its own."""
     settings = read_config(run)
     params, _ = load_params(run, model, settings.get("seeds", 1))
     if seeds > 1:

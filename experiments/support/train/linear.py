@@ -1,4 +1,4 @@
-"""Forecast linearly from past rows; the network learns what the linear forecast leaves."""
+"""Linear forecasts from past rows; a network is trained on their residuals."""
 
 import dataclasses
 import itertools
@@ -13,7 +13,7 @@ from tbptt.data import Source, Span
 from tbptt.data.tables.bad_samples import good_rows
 
 LINEAR_FILE = "linear.npz"  # in the folder of a run
-TILE = 64  # rows of one product: of equal shape, so that later rows do not change its rounding
+TILE = 64  # rows per matrix product; a fixed shape, so that later rows do not change the rounding
 
 
 class Filter(NamedTuple):
@@ -30,22 +30,23 @@ class Filter(NamedTuple):
 
     @property
     def reach(self) -> int:
-        """Number of rows that it reads, the newest included."""
+        """Number of rows that it uses, the newest included."""
         return max(1, int(self.lags.max()))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Linear:
-    """Filters of ascending reach; a row is forecast by the longest one that its past fills.
+    """Linear forecast by filters of ascending reach.
 
-    Before the past fills the shortest one, the forecast is 0, the mean of the training part.
+    Each row is forecast by the longest filter that does not reach back beyond its recording. If
+    none is short enough, the forecast is 0, the mean of the training part.
     """
 
     filters: tuple[Filter, ...]
 
     @property
     def reach(self) -> int:
-        """Number of rows that the longest filter reads, the newest included."""
+        """Number of rows that the longest filter uses, the newest included."""
         return self.filters[-1].reach
 
     @property
@@ -95,12 +96,12 @@ def past_rows(
     reach: int,
     before: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return past and known of a `Linear` for rows of a recording.
+    """Return the arguments `(past, known)` of a `Linear` for the rows of a span.
 
-    A masked row holds the values of the row before it.
+    A masked row has the values of the last row before it that is not masked.
 
     Args:
-        before: rows `[m, C]` of the recording before its first one in the source.
+        before: rows `[m, C]` of the recording that precede its first row in the source.
     """
     before = np.zeros((0, len(inputs))) if before is None else before
     first = max(span.begin, span.start - reach + 1)
@@ -118,14 +119,14 @@ def past_rows(
 
 
 class Along:
-    """A linear forecast along a source, across its recordings.
+    """Compute the linear forecasts of any rows of a source with several recordings.
 
     Args:
         linear: the forecast.
         source: the scaled rows.
         inputs: indices of the input columns in the source.
-        before: rows `[m, C]` before the first one, which continues a recording; rows with NaN do
-            not exist. None: the first row begins a recording.
+        before: rows `[m, C]` before the first row, which then continues their recording; rows with
+            NaN are ignored. None: the first row begins a recording.
     """
 
     def __init__(
@@ -149,9 +150,9 @@ class Along:
         return np.concatenate(found)
 
     def last_rows(self) -> np.ndarray:
-        """Return `before` of what follows: the newest `[reach - 1, C]` rows of the last recording.
+        """Return the last `[reach - 1, C]` rows, the argument `before` for the next file.
 
-        Rows before it begins are NaN.
+        Rows before the last recording are NaN.
         """
         begin, total = self._edges[-2:].tolist()
         past, known = self._past(Span(total - 1, total, begin, total))
@@ -165,9 +166,9 @@ class Along:
 
 
 def residual_batches(make: Any, linear: Linear, inputs: Sequence[int]) -> Any:
-    """Return a function that makes the batches of `make` for a network behind a linear forecast.
+    """Return a function that makes the batches of `make` for training on the residuals.
 
-    inputs[t] = row[t], forecast[t];  targets[t] = targets[t] - forecast[t]
+    inputs[t] = (row[t], forecast[t]);  targets[t] = targets[t] - forecast[t]
     """
 
     def residual(source: Source, span: Span) -> Batch:

@@ -11,7 +11,8 @@ from tbptt.data import Source, Span
 
 REACHES = (4, 8, 16, 32, 64, 128, 256)  # rows of the target's own past that are tried
 OTHERS = (0, 4, 16)  # rows of every other input that are tried
-PENALTIES = (1e-8, 1e-6, 1e-4, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)  # per origin, of scaled inputs
+PENALTIES = (1e-8, 1e-6, 1e-4, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)  # ridge; inputs are scaled
+# An origin is a row from which a forecast is made.
 MOST_FEATURES = 512  # 2 MB of normal equations
 MOST_ORIGINS = 100_000  # of a part; of longer parts, evenly spaced blocks are used
 BLOCK = 4096  # origins per block: with 512 features, 16 MB
@@ -20,10 +21,10 @@ BLOCK = 4096  # origins per block: with 512 features, 16 MB
 class Fitted(NamedTuple):
     """A fitted linear forecast.
 
-    linear:   the one with the lowest error on the validation part, and shorter filters
-    ridge:    its penalty
-    valid:    its mean squared error there
-    by_reach: the lowest error there of every number of rows of the target's own past
+    linear:   the filter with the lowest error on the validation part, and shorter filters
+    ridge:    the penalty of that filter
+    valid:    its mean squared error on the validation part
+    by_reach: number of rows of the target -> lowest mean squared error on the validation part
     """
 
     linear: Linear
@@ -39,9 +40,8 @@ def fit_linear(
 
         minimise  sum_t |targets[t] - forecast[t]|^2 + ridge * N * |w|^2         over N origins
 
-    Tried are several numbers of rows of the target's own past, of the other inputs' past, and
-    several penalties; the normal equations are summed once. An origin counts if its recording has
-    as many rows before it as the longest filter.
+    All combinations of REACHES, OTHERS and PENALTIES are compared; the normal equations are summed
+    once. An origin counts if its recording has enough rows before it for the longest filter.
 
     Args:
         source: the scaled rows.

@@ -19,9 +19,14 @@ CELLS = {
 
 
 class Model(NamedTuple):
-    """A cell (a Stack if there are several layers), its linear readout, an embedding if the inputs
-    are symbols, the function that runs the cell through time, and the linear forecast to which the
-    outputs are added (None: there is none)."""
+    """The model of a run.
+
+    cell:      the cell; a Stack if there are several layers
+    readout:   the dense layer on the output of the cell
+    embedding: the embedding of symbols; None for numbers
+    unroll:    the function that runs the cell through time
+    linear:    the linear forecast to which the outputs are added; None without it
+    """
 
     cell: Any
     readout: nn.Module
@@ -41,8 +46,8 @@ def make_model(
 ) -> Model:
     """Build the model.
 
-    With a linear forecast, its values are further inputs of the network, and the readout is 0
-    before training.
+    With a linear forecast, its values are further inputs of the network. The kernel of the readout
+    is then 0 before training, so that the first prediction is the linear forecast.
 
     Args:
         task: the task; determines the sizes of input and output.

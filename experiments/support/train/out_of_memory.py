@@ -1,4 +1,4 @@
-"""Explain an out-of-memory error of a device, and name flags that would fit."""
+"""Explain an out-of-memory error of a device, and name flags with which the run fits."""
 
 import contextlib
 from typing import Any
@@ -13,7 +13,7 @@ from experiments.support.train.model import Model, init_params
 class OutOfMemory(MemoryError):
     """The device ran out of memory.
 
-    The message names the --k2, --batch or --memory that would fit.
+    The message names values of --k2, --batch or --memory with which the run fits.
     """
 
 
@@ -30,7 +30,9 @@ def advice(
     batch: int,
     available: int | None = None,
 ) -> str:
-    """Describe the bytes of one gradient, by `tbptt.memory_plan`, and flags that need fewer.
+    """Return the predicted bytes of one gradient as text, and flags that need fewer.
+
+    The prediction is that of `tbptt.memory_plan`.
 
     Args:
       params: parameters of one seed.
@@ -79,9 +81,9 @@ def device_memory() -> int | None:
 
 
 def explained(error: BaseException, config: Any, setup: Any) -> BaseException:
-    """Return an `OutOfMemory` that names settings that fit if the error is an out-of-memory error.
+    """Return an `OutOfMemory` that names settings with which the run fits.
 
-    Else the error.
+    An error of another kind is returned unchanged.
     """
     if not is_out_of_memory(error):
         return error

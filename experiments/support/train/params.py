@@ -1,4 +1,4 @@
-"""Load the parameters of a run from its best valid checkpoint."""
+"""Load the parameters of a run from its best intact checkpoint."""
 
 import warnings
 from pathlib import Path
@@ -21,8 +21,8 @@ def load_params(
 ) -> tuple[Any, Restored]:
     """Restore the parameters alone, without locking the run, which may still be training.
 
-    Checkpoints are tried in the order of their validation metric, and then those without one from
-    the newest on. A damaged checkpoint is skipped with a warning that names it.
+    Checkpoints are tried in the order of their validation metric. Those without a metric follow,
+    the newest first. A damaged checkpoint is skipped, with a warning that names it.
 
     Args:
         run: the folder of the run.
@@ -36,7 +36,7 @@ def load_params(
     Raises:
         ValueError: `seed` is out of range, or is None and the run has not ended.
         FileNotFoundError: there is no checkpoint.
-        CheckpointDamaged: no checkpoint is valid.
+        CheckpointDamaged: no checkpoint is intact.
         CheckpointMismatch: the checkpoint is of another model or version; the message names the
           difference.
     """
@@ -106,9 +106,9 @@ def _seed(run: Path, seeds: int, seed: int | None) -> int:
 
 
 def _order(path: Path) -> tuple[int, float, int]:
-    """Rank by metric, then by age.
+    """Return the sort key of a checkpoint: its metric, then its age.
 
-    Unreadable ones first, so that `restore` raises the error that describes them.
+    Unreadable checkpoints are first, so that `restore` raises the error that describes them.
     """
     step = int(path.name.rpartition("_")[2])
     try:

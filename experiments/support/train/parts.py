@@ -1,4 +1,4 @@
-"""Split the data of a run into training, validation and test part: in time, by groups or files."""
+"""Split the data of a run into a training, a validation and a test part."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from tbptt.data import Source, part, pick
 from tbptt.data.tables.bad_samples import last_good_row
 from tbptt.data.tables.recordings import Class, class_value
 
-SHOWN = 20  # groups that are named in one line
+SHOWN = 20  # most groups that a message names
 
 
 class Parts(NamedTuple):
@@ -22,7 +22,7 @@ class Parts(NamedTuple):
 
 
 class Split(NamedTuple):
-    """A source whose rows are in the order of its parts; the other fields are as in `RunData`."""
+    """A source whose rows are in the order of its parts; for the other fields see `RunData`."""
 
     source: Any  # a Source
     parts: Parts
@@ -31,18 +31,18 @@ class Split(NamedTuple):
 
 
 def split(source: Source, config: Any) -> Split:
-    """Split a source as the flags of experiments.train say.
+    """Split a source according to the flags of experiments.train.
 
-        --hold-out COL=A,B   test: the groups A and B; validation: the last of the other groups
+        --hold-out COL=A,B   test: the groups A and B; validation: the last ones of the other groups
         --test-data FILES    test: these files, the last rows of the source; validation: the end of
-                             the others
+                             --data
         otherwise            validation and test: the end of the data
 
-    Recordings of a classification stay whole.
+    For --task classify no recording is divided.
 
     Raises:
-        ValueError: a part would be empty or too short; a value of --hold-out does not occur; the
-            test part of the first two has a class that no other recording has.
+        ValueError: a part would be empty or too short; a value of --hold-out does not occur; with
+            --hold-out or --test-data, the test part has a class that no other recording has.
     """
     check_shares(config)
     own, whole = config.hold_out is not None or bool(config.test_data), config.task == "classify"
@@ -89,7 +89,7 @@ def check_files(config: Any) -> None:
         )
     if config.task == "classify" and not (column or config.group) and config.gaps == "keep":
         shares = 0.0 if config.test_data else config.test
-        _in_time((1,) * len(config.data), config, shares)  # a file is a recording: without reading
+        _in_time((1,) * len(config.data), config, shares)  # each file is one recording
 
 
 def check_shares(config: Any) -> None:
@@ -115,7 +115,7 @@ def check_shares(config: Any) -> None:
 
 
 def _by_groups(source: Any, config: Any) -> Split:
-    """Hold out the groups of --hold-out, and of the others the last ones for validation."""
+    """Test on the groups of --hold-out, and validate on the last ones of the other groups."""
     column, values = hold_out(config)
     groups = [class_value(g if isinstance(g, str) else g[0]) for g in source.groups]
     known = list(dict.fromkeys(groups))
@@ -160,7 +160,7 @@ def _by_files(source: Source, config: Any) -> Split:
 
 
 def _in_time(lengths: Sequence[int], config: Any, test: float) -> Parts:
-    """Hold out the end of the rows; between recordings if these must stay whole."""
+    """Hold out the end of the rows; for --task classify, whole recordings at the end."""
     total = sum(lengths)
     if config.task == "classify":
         n, edges = len(lengths), np.cumsum((0, *lengths)).tolist()

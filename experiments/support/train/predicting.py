@@ -1,4 +1,4 @@
-"""Predict along recordings of any length, block by block, and score the predictions."""
+"""Predict recordings of any length block by block, and score the predictions."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -42,9 +42,9 @@ def predict_blocks(
         for start in range(0, rows, block):
             carry, outputs = predict(params, carry, rows[start : start + block])
 
-    Only one block is in memory. All blocks run the same compiled program; the last one is padded
-    with zeros. A prediction therefore does not depend, in any bit, on later rows. Another `block`
-    may round differently.
+    Only one block is in memory. All blocks run the same compiled program, and the last one is
+    padded with zeros. A prediction is therefore bit for bit independent of later rows. Another
+    `block` may round differently.
 
     Args:
         task: the task of the model.
@@ -52,15 +52,15 @@ def predict_blocks(
         block: steps per block, at least 1.
         score: whether the source contains the target; adds the columns `truth`, and `p_truth` for
           classes and symbols.
-        skip: number of first rows that only advance the carry; they are not yielded.
+        skip: number of rows at the start that only advance the carry; they are not yielded.
         carry: the carry that enters the first row, which then continues a recording; None: the
           initial carry.
         ended: called with the carry after the last row.
 
     Yields:
-        (columns, outputs, steps): the predictions of some rows, after "row", counted from the first
-        of the source, and the columns of `RowLabels`; the outputs of the readout `[n, K]`; and the
-        inputs.
+        (columns, outputs, steps) for the n rows of a block. columns: "row", counted from the first
+        of the source, the columns of `RowLabels`, and the predictions. outputs: those of the
+        readout plus the linear forecast, `[n, K]`. steps: the inputs and true values.
     """
     if block < 1:
         raise ValueError(f"--block must be at least 1 step; got {block}")
@@ -165,9 +165,9 @@ class Score:
 
     rmse, mae           of a forecast, over all horizons, in the units of the target
     standardised_rmse, standardised_mae    the same, divided by the standard deviation of the target
-                        over the training part: 1 is about the error of its mean
-    accuracy            of classes, at the end of each recording
-    bits_per_character  of a text
+                        over the training part; predicting its mean has an error of about 1
+    accuracy            of classes: fraction of recordings with the right class at their end
+    bits_per_character  of characters: mean negative log2 of the probability
     """
 
     def __init__(self, task: Task) -> None:

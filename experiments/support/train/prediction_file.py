@@ -22,11 +22,11 @@ class Sink(Protocol):
 
 
 class PredictionFile:
-    """Context manager with `write(columns)`; a file that is not complete has another name.
+    """Context manager with `write(columns)`; the file gets its name when it is complete.
 
     Args:
         path: the file; its suffix determines the format.
-        time_format: how dates are written in a .csv file; "": 2024-01-31 12:30:00.
+        time_format: format of dates in a .csv file, as of polars; "": 2024-01-31 12:30:00.
 
     Raises:
         FileExistsError: the file exists.
@@ -69,7 +69,7 @@ class PredictionFile:
 
 
 class _Csv:
-    """CSV file with the shortest digits that identify each number; NaN is an empty cell."""
+    """CSV file; numbers have the fewest digits that identify them, and NaN is an empty cell."""
 
     def __init__(self, path: Path, time_format: str) -> None:
         self._time_format = time_format

@@ -18,11 +18,11 @@ class Steps(NamedTuple):
 
     inputs: `[n, D]` scaled, or `[n]` symbol numbers
     resets: `[n]` True where a recording begins
-    truth:  of a forecast `[n, K]`, one value a horizon, as in the file; else `[n]`, the number of
-    a class or symbol; arbitrary where counts is False
-    counts: like truth, whether the prediction is scored: for a forecast if the row that it predicts
-    is in the recording, for a class at the end; not if either row is masked
-    mask:   `[n]` False where the row is masked and the carry held; None if the source has no mask
+    truth:  for a forecast `[n, K]`, one value per horizon, in the units of the file; otherwise
+      `[n]`, the number of a class or symbol. Arbitrary where counts is False
+    counts: like truth, whether the prediction is scored: of a forecast if the predicted row is in
+      the recording, of a class at the end of the recording; False if either row is masked
+    mask:   `[n]` False where the row is masked and the carry unchanged; None without a mask
     """
 
     inputs: np.ndarray
@@ -43,8 +43,8 @@ def open_for(
 
     Args:
         score: read the target, too.
-        dtype: float64 keeps the numbers of the file.
-        reading: how the table is read; its group is that of the task.
+        dtype: the dtype of the values; float64 represents those of the file.
+        reading: how the table is read; its group is replaced by that of the task.
 
     Raises:
         ValueError: a column is missing; the message names it and those of the file. See
@@ -106,7 +106,10 @@ def read_steps(task: Task, source: Source, start: int, stop: int, score: bool) -
 
 
 def _resets(source: Source, edges: np.ndarray, start: int, stop: int) -> np.ndarray:
-    """Return the first row of each recording that is not masked; a masked row loses its reset."""
+    """Return True at the first row of each recording that is not masked.
+
+    A reset at a masked row would have no effect.
+    """
     resets = np.zeros(stop - start, bool)
     first, last = np.searchsorted(edges, [start, stop - 1], side="right") - 1
     for begin, end in zip(edges[first : last + 1], edges[first + 1 : last + 2], strict=True):

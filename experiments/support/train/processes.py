@@ -1,4 +1,4 @@
-"""Coordinate a run of several processes: which of them writes."""
+"""Coordinate the processes of a run, of which the first one writes its files."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The flags that say how tables are read."""
+"""The flags that determine how tables are read."""
 
 from typing import Any, NamedTuple
 
@@ -14,6 +14,6 @@ class Reading(NamedTuple):
 
     @classmethod
     def of(cls, config: Any) -> "Reading":
-        """Return the flags of a run; those that an older config.json lacks have their defaults."""
+        """Return the flags of a run; flags that an older config.json lacks have their defaults."""
         get = config.get if isinstance(config, dict) else lambda *args: getattr(config, *args)
         return cls(**{name: get(name, default) for name, default in cls()._asdict().items()})

@@ -21,7 +21,7 @@ SHOWN_WARNINGS = 12
 
 
 def write_report(folder: Path) -> Path:
-    """Write report.html into the folder of a run, whose files `log` describes, and return its path.
+    """Write report.html into the folder of a run, from its other files, and return its path.
 
     Raises:
         FileNotFoundError: the folder has no config.json.
@@ -77,7 +77,7 @@ def _state(train: list[Row], summary: dict[str, Any]) -> str:
 
 
 def _headline(summary: dict[str, Any], valid: list[Row], metric: str, task: dict[str, Any]) -> str:
-    """Show the metric and the best baseline in large figures, and compare them."""
+    """Show the metric and the best baseline in large digits, and compare them."""
     name = html.escape(report_figures.display_name(metric))
     unit = html.escape(f", in units of {task.get('target')}") if metric == "rmse" else ""
     if f"test_{metric}" not in summary:
@@ -131,8 +131,8 @@ def _baselines(summary: dict[str, Any], metric: str) -> str:
     if "standardised_rmse" in names:
         note = (
             "<p class=note>RMSE: root of the mean squared error. MAE: mean absolute error. "
-            "Standardised: divided by the standard deviation of the target in the training part, "
-            "so that its mean has about 1.</p>"
+            "Standardised: divided by the standard deviation of the target in the training part; "
+            "predicting its mean has an error of about 1.</p>"
         )
     return page.table(("model", *header), rows) + note
 
@@ -170,7 +170,7 @@ def _losses(
     task: dict[str, Any],
     summary: dict[str, Any],
 ) -> str:
-    """Draw the loss, with the checkpoint that is used, or that would be, marked."""
+    """Draw the loss, and mark the best checkpoint, the one that is or would be tested."""
     chosen = int(summary["checkpoint"].rpartition("_")[2]) if "checkpoint" in summary else None
     scored = [row for row in valid if row.get("metric") is not None]
     if chosen is None and scored:
@@ -183,15 +183,16 @@ def _losses(
     text = "The axis of the loss is logarithmic."
     if chosen == 0:
         text += (
-            " The start, a linear forecast, has the best validation: training did not improve it."
+            " The linear forecast before the first update has the best validation: training did "
+            "not improve it."
         )
     elif chosen is not None:
-        text += f" The checkpoint with the best validation, after update {chosen:,}, is used."
+        text += f" The checkpoint with the best validation, after update {chosen:,}, is tested."
     if scale is not None:
         text += (
-            f" The loss is the squared error divided by the variance of {task['target']}: 1 is "
-            "about the error of its mean, "
-            f"{report_figures.shown(scale)} in units of {task['target']}."
+            f" The loss is the squared error divided by the variance of {task['target']}. "
+            "Predicting the mean has a loss of about 1, "
+            f"an RMSE of {report_figures.shown(scale)} in units of {task['target']}."
         )
     return f"<p>{html.escape(text)}</p>{picture}"
 

@@ -1,4 +1,4 @@
-"""Show the predictions of a run beside the truth, for its report."""
+"""Show the predictions of a run beside the true values, for its report."""
 
 import csv
 import html
@@ -15,8 +15,8 @@ from experiments.support.train.report_figures import Line
 from tbptt.data.tables.recordings import shown
 
 SHOWN = 400  # symbols of a text
-STRETCH = 200  # rows of a stretch of forecasts, at most
-MOST = 1 << 25  # bytes of predictions that are read; from the middle of a larger file
+STRETCH = 200  # most rows of a stretch of forecasts
+MOST = 1 << 25  # most bytes of predictions that are read, from the middle of the file
 
 
 def section(path: Path, task: Mapping[str, Any], time_format: str = "") -> str:
@@ -63,7 +63,7 @@ class Forecasts(NamedTuple):
     at:     `[n, K]` time of each target, or its row
     truth, prediction: `[n, K]`; NaN where the truth is unknown
     groups: `[n]`, or None
-    whole:  whether these are all of the file
+    whole:  whether these are all rows of the file
     """
 
     origin: np.ndarray
@@ -151,7 +151,7 @@ def _forecasts(path: Path, task: Mapping[str, Any], time_format: str) -> str:
 
 
 def _predicting(found: Forecasts, piece: slice, i: int) -> np.ndarray:
-    """Return the rows whose targets at horizon i are those of a piece at the longest one."""
+    """Return the rows whose times at horizon i are those of a piece at the longest horizon."""
     first, last = found.at[piece.start, -1], found.at[piece.stop - 1, -1]
     rows = (found.at[:, i] >= first) & (found.at[:, i] <= last)
     if found.groups is not None:
@@ -227,7 +227,7 @@ def _plain(number: str) -> str:
 
 
 def _text(rows: list[tuple[str, ...]]) -> str:
-    """Return symbols as HTML, with a darker background the less probable they were."""
+    """Return symbols as HTML; less probable ones have a darker background."""
     spans = []
     for truth, prediction, p_truth in rows:
         chance = float(p_truth)
@@ -257,7 +257,7 @@ def _places(path: Path, names: list[str], wanted: Iterable[str]) -> dict[str, in
 
 
 def _read(path: Path, most: int) -> tuple[list[str], list[list[str]], bool]:
-    """Read the rows of a file; of one larger than `most` bytes, only that many from its middle."""
+    """Read the rows of a file; of a file larger than `most` bytes, `most` bytes of its middle."""
     size = path.stat().st_size
     with path.open("rb") as file:
         header = file.readline()

@@ -25,8 +25,8 @@ BLOCK = 1024  # steps per block of prediction
 def warm_up(data: RunData, window: int, start: int, past: int = 0) -> int:
     """Return the number of rows before `start` that warm up the carry: ten windows if available.
 
-    At least `past` rows, those of a linear forecast; 0 for classes, and where a recording begins,
-    which resets the carry.
+    It is at least `past`, the rows of a linear forecast. It is 0 for classes, and if a recording
+    begins at `start`, because the carry is reset there.
     """
     begins = start in np.cumsum(data.source.lengths)
     none = begins or isinstance(data.task, Classify)
@@ -80,15 +80,15 @@ def lower_is_better(numbers: Mapping[str, float]) -> float | None:
 
 
 def shown(errors: Mapping[str, float]) -> dict[str, float]:
-    """Return the errors that a validation logs: without those in standardised units."""
+    """Return the errors that a validation logs, all except the standardised ones."""
     return {name: value for name, value in errors.items() if "standardised" not in name}
 
 
 def baseline_scores(data: RunData) -> dict[str, dict[str, float]]:
     """Score baselines without a network on the test part, by the errors of the task.
 
-    Forecast: see `forecast_baselines`. Classes: the most frequent class of the training part.
-    Characters: their frequencies in the training part.
+    Forecasts: see `forecast_baselines`. Classes: the most frequent class of the training part.
+    Characters: the frequencies of characters in the training part.
     """
     outputs = data.task.outputs
     train = _counts(data, 0, data.parts.train, outputs)
@@ -120,8 +120,8 @@ def summary_of(
     baseline          the name of the baseline with the best metric on the test part
     baselines         the errors of every baseline on the test part
     parts, left_out, times, step, time_format    see `about_data`
-    horizons          of a forecast, one entry a horizon: rmse and mae of the model, and the rmse of
-                      the mean, of the last value and of the best linear baseline
+    horizons          of a forecast, one entry per horizon: rmse and mae of the model, and the rmse
+                      of the mean, of the last value and of the best linear baseline
     """
     begin = time.perf_counter()
     score = score_rows(

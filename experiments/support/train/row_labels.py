@@ -1,4 +1,4 @@
-"""Say which rows predictions belong to: group, time, and the times that are predicted."""
+"""Columns that identify predictions: group, time, and the times that are predicted."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,26 +7,26 @@ import numpy as np
 
 from tbptt.data.tables.bad_samples import times_of
 
-SAMPLE = 1 << 16  # steps in time from which the usual one is taken
-REGULAR = 0.9  # fraction of equal steps above which the time is continued beyond the last row
+SAMPLE = 1 << 16  # number of last rows whose steps in time give the median step
+REGULAR = 0.9  # fraction of steps that must equal the median for times beyond the last row
 
 
 class RowLabels:
-    """Columns that join predictions onto the file.
+    """Columns by which predictions are joined to the file.
 
         time             time of the row
         group            group of the row; group_1, group_2, ... for groups by several columns
         target_time(h)   time of row + h; beyond the recording, its last time + missing rows * step
 
-    The step is the median one. If fewer than 9 of 10 steps are equal to it (months, working days),
-    times beyond the recording are missing values.
+    step is the median step. If fewer than 9 of 10 steps equal it (months, working days), times
+    beyond the recording are missing values.
 
     Args:
         source: the rows; without `times` or `groups` there are no such columns.
         horizons: numbers of rows ahead, ascending; () for classes and symbols.
 
     Attributes:
-        step: the usual step in time; None if there is none.
+        step: the median step in time; None without times, or if the steps are irregular.
     """
 
     def __init__(self, source: Any, horizons: Sequence[int]) -> None:
@@ -54,14 +54,14 @@ class RowLabels:
         return found, targets
 
     def _continued(self, times: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Return the times of so many rows later, by the usual step."""
+        """Return the times `rows` rows later, by the median step."""
         if self.step is None:
             nothing = np.array("NaT" if times.dtype.kind == "M" else np.nan, times.dtype)
             return np.where(rows > 0, nothing, times)
         return times + rows * self.step
 
     def _usual_step(self) -> Any:
-        """Return the median step of the last rows, None if there is none or too few equal it."""
+        """Return the median step of the last rows; None without steps, or if too few equal it."""
         total = int(self._edges[-1])
         start = max(0, total - SAMPLE)
         steps = np.diff(self._source.times(start, total))

@@ -1,4 +1,4 @@
-"""Choose what a run starts from: its linear forecast, and windows that suit the data."""
+"""Fit the linear forecast of a run, and choose k1 by it."""
 
 import dataclasses
 from typing import Any
@@ -8,15 +8,15 @@ from experiments.support.train.data import RunData, linear_forecast
 from experiments.support.train.linear import LINEAR_FILE, Linear
 from experiments.support.train.task import Forecast
 
-K1 = 50  # if no linear forecast says more
-SHORTEST, LONGEST = 20, 100  # bounds of a chosen k1
-ENOUGH = 1.1  # an error within this factor of the lowest one is as good
+K1 = 50  # steps, if there is no linear forecast to choose by
+SHORTEST, LONGEST = 20, 100  # steps, bounds of a chosen k1
+ENOUGH = 1.1  # a squared error up to this multiple of the lowest one suffices
 
 
 def start_of(config: Any, data: RunData) -> tuple[Any, Linear | None, list[str]]:
-    """Return the settings with a number for k1, the linear forecast, and what was chosen and why.
+    """Return the settings with a number for k1, the linear forecast, and the reasons as text.
 
-    A resumed run reads its linear forecast; with --init-from, it is that of the earlier run.
+    A resumed run reads its linear forecast from its folder, --init-from from the earlier run.
     """
     auto = config.k1 == "auto"
     if not isinstance(data.task, Forecast):
@@ -35,14 +35,14 @@ def start_of(config: Any, data: RunData) -> tuple[Any, Linear | None, list[str]]
     said = []
     if config.linear:
         said.append(
-            f"the network starts from a linear forecast: newest {fitted.linear.reach} rows, ridge "
+            f"the network is added to a linear forecast: last {fitted.linear.reach} rows, ridge "
             f"{fitted.ridge:g}, standardised rmse of the validation part {fitted.valid**0.5:.4g}"
         )
     if auto:
         lag = min(r for r, error in fitted.by_reach.items() if error <= ENOUGH * fitted.valid)
         config = dataclasses.replace(config, k1=min(max(lag, SHORTEST), LONGEST))
         said.append(
-            f"--k1 {config.k1}: a linear forecast of the newest {lag} rows is within "
-            f"{100 * (ENOUGH - 1):.0f} % of the best one"
+            f"--k1 {config.k1}: the squared error of a linear forecast by the last {lag} rows is "
+            f"within {100 * (ENOUGH - 1):.0f} % of the best one"
         )
     return config, fitted.linear if config.linear else None, said

@@ -1,4 +1,4 @@
-"""Describe the task of a run as a dataclass that config.json stores."""
+"""The task of a run, a dataclass that is stored in config.json."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -21,12 +21,12 @@ class Forecast:
         xs[t] = (rows[t, columns] - mean) / scale
         prediction[t, i] = target_mean + target_scale outputs[t, i]   of target[t + horizons[i]]
 
-    columns: the inputs, in order; the target is one of them only if it is listed.
+    columns: the inputs, in order; the target is an input only if it is listed.
     mean, scale: one number per input column; like target_mean and target_scale, they are those of
-    the training part.
+      the training part.
     outputs: number of horizons that the readout predicts, evenly spaced up to `horizon`.
     group: the column that separates the recordings of a file (the carry is reset where it changes);
-    "": one recording.
+      "": each file is one recording.
     """
 
     columns: tuple[str, ...]
@@ -45,11 +45,11 @@ class Forecast:
         return tuple((i + 1) * self.horizon // self.outputs for i in range(self.outputs))
 
     def column(self, name: str, i: int) -> str:
-        """Return the name of a column of predictions: with the horizon, if there are several."""
+        """Return the name of a column of predictions; of several, it ends in the horizon."""
         return f"{name}_{self.horizons[i]}" if self.outputs > 1 else name
 
     def answers(self, outputs: np.ndarray) -> dict[str, np.ndarray]:
-        """Return `prediction`, or one column a horizon, in the units of the target.
+        """Return `prediction`, or one column per horizon, in the units of the target.
 
         Predictions from float32 are rounded to 1e-6 of the scale of the target, or finer.
         """
@@ -61,7 +61,7 @@ class Forecast:
 
 @dataclasses.dataclass(frozen=True)
 class Classify:
-    """The class of a recording, a value of the target column, predicted after every row.
+    """Class of a recording, a value of the target column, predicted after every row.
 
     classes: the values, numbers or text; class i is output i.
     columns, mean, scale, group: as in Forecast.
@@ -105,9 +105,9 @@ def shown_class(value: int | float | str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Characters:
-    """The next symbol of a text.
+    """Next character of a text.
 
-    The index of a byte in `vocabulary`, which ascends, is its symbol number.
+    vocabulary: the bytes that occur, ascending; the index of a byte is its symbol number.
     """
 
     vocabulary: tuple[int, ...]
