@@ -16,7 +16,7 @@ from tbptt.backends.pallas_gpu.lstm import LSTMKernels
 from tbptt.cells.base import CellVJP
 from tbptt.cells.gru import GRU, GRUVJP
 from tbptt.cells.lstm import LSTM, LSTMVJP
-from tbptt.cells.stack import Stack
+from tbptt.cells.wrappers import Stack
 from tbptt.types import Carry, Cell, Params
 from tbptt.unroll.backend import Backend, Residuals, ScanBackend, differentiated_by
 from tbptt.unroll.blocked_vjp import blocked_unroll
