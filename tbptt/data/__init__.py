@@ -9,6 +9,7 @@ from tbptt.data.datasets.fetch import DataUnavailable as DataUnavailable
 from tbptt.data.datasets.fetch import fetch as fetch
 from tbptt.data.datasets.fetch import read_member as read_member
 from tbptt.data.datasets.fetch import read_members as read_members
+from tbptt.data.datasets.mackey_glass import mackey_glass as mackey_glass
 from tbptt.data.datasets.plays import Plays as Plays
 from tbptt.data.datasets.plays import shakespeare as shakespeare
 from tbptt.data.datasets.recordings import ecg as ecg
@@ -63,4 +64,3 @@ from tbptt.data.tasks import copy_memory as copy_memory
 from tbptt.data.tasks import copy_stream as copy_stream
 from tbptt.data.tasks import reber_recalls as reber_recalls
 from tbptt.data.tasks import temporal_order as temporal_order
-from tbptt.data.tasks.mackey_glass import mackey_glass as mackey_glass
