@@ -7,7 +7,7 @@ from tbptt.diagnostics.bias import estimator_bias as estimator_bias
 from tbptt.diagnostics.compare import EstimatorRow as EstimatorRow
 from tbptt.diagnostics.compare import compare_estimators as compare_estimators
 from tbptt.diagnostics.compare import frontier as frontier
-from tbptt.diagnostics.influence import carry_influence as carry_influence
+from tbptt.diagnostics.jacobian import carry_influence as carry_influence
 from tbptt.diagnostics.jacobian import jacobian_product_svd as jacobian_product_svd
 from tbptt.diagnostics.jacobian import log_bound as log_bound
 from tbptt.diagnostics.jacobian import log_sigma_max as log_sigma_max
