@@ -1,12 +1,12 @@
 """Gradient estimators, each a pair of pure functions (init, estimate)."""
 
 from tbptt.estimators._accumulate import WindowInfo as WindowInfo
-from tbptt.estimators.adaptive.choice import WindowChoice as WindowChoice
-from tbptt.estimators.adaptive.choice import explain_choice as explain_choice
+from tbptt.estimators.adaptive.estimator import AdaptiveInfo as AdaptiveInfo
+from tbptt.estimators.adaptive.estimator import AdaptiveMemory as AdaptiveMemory
 from tbptt.estimators.adaptive.estimator import adaptive_bptt as adaptive_bptt
-from tbptt.estimators.adaptive.types import AdaptiveInfo as AdaptiveInfo
-from tbptt.estimators.adaptive.types import AdaptiveMemory as AdaptiveMemory
+from tbptt.estimators.adaptive.window_choice import WindowChoice as WindowChoice
 from tbptt.estimators.adaptive.window_choice import choose_window as choose_window
+from tbptt.estimators.adaptive.window_choice import explain_choice as explain_choice
 from tbptt.estimators.full import full_bptt as full_bptt
 from tbptt.estimators.normalised import normalised as normalised
 from tbptt.estimators.online.rtrl import rtrl as rtrl
