@@ -13,9 +13,9 @@ from tbptt.estimators.online.rtrl import rtrl as rtrl
 from tbptt.estimators.online.snap import snap as snap
 from tbptt.estimators.online.snap import sparse_rtrl as sparse_rtrl
 from tbptt.estimators.online.uoro import uoro as uoro
-from tbptt.estimators.randomized.boundaries import BoundaryInfo as BoundaryInfo
+from tbptt.estimators.randomized.estimator import BoundaryInfo as BoundaryInfo
+from tbptt.estimators.randomized.estimator import random_window_bptt as random_window_bptt
 from tbptt.estimators.randomized.estimator import randomized_bptt as randomized_bptt
-from tbptt.estimators.randomized.random_windows import random_window_bptt as random_window_bptt
 from tbptt.estimators.randomized.schedules import AwdLengths as AwdLengths
 from tbptt.estimators.randomized.schedules import ConstantRate as ConstantRate
 from tbptt.estimators.randomized.schedules import HeavyTail as HeavyTail
