@@ -19,9 +19,9 @@ from tbptt.cells.elman import ElmanVJP
 from tbptt.cells.gru import GRUVJP
 from tbptt.cells.lstm import LSTMVJP
 from tbptt.types import Carry, Cell, Params
-from tbptt.unroll.backend import Backend
 from tbptt.unroll.blocked_vjp import blocked_unroll
 from tbptt.unroll.remat import MemoryBudget, Remat
+from tbptt.unroll.scan import Backend
 
 
 def unroll(

@@ -28,8 +28,7 @@ from tbptt.backends.numba_cpu.xla_ffi import (
 )
 from tbptt.cells.gru import GRUVJP, GRUCarry, GRUFactors
 from tbptt.cells.matmul import project_inputs
-from tbptt.unroll.backend import Residuals
-from tbptt.unroll.scan import Steps
+from tbptt.unroll.scan import Residuals, Steps
 
 
 @compiled

@@ -20,8 +20,7 @@ from tbptt.backends.numba_cpu.threads import thread_count
 from tbptt.backends.numba_cpu.xla_ffi import registered
 from tbptt.cells.base import CellVJP
 from tbptt.types import Carry, Params
-from tbptt.unroll.backend import Residuals, ScanBackend, differentiated_by
-from tbptt.unroll.scan import Steps
+from tbptt.unroll.scan import Residuals, ScanBackend, Steps, differentiated_by
 
 
 class Weights(NamedTuple):

@@ -18,10 +18,9 @@ from tbptt.cells.gru import GRU, GRUVJP
 from tbptt.cells.lstm import LSTM, LSTMVJP
 from tbptt.cells.wrappers import Stack
 from tbptt.types import Carry, Cell, Params
-from tbptt.unroll.backend import Backend, Residuals, ScanBackend, differentiated_by
 from tbptt.unroll.blocked_vjp import blocked_unroll
 from tbptt.unroll.remat import MemoryBudget, Remat
-from tbptt.unroll.scan import Steps
+from tbptt.unroll.scan import Backend, Residuals, ScanBackend, Steps, differentiated_by
 from tbptt.unroll.validate import validated_steps
 
 Layer = GRU | LSTM
