@@ -9,10 +9,10 @@ from tbptt.data.datasets.fetch import DataUnavailable as DataUnavailable
 from tbptt.data.datasets.fetch import fetch as fetch
 from tbptt.data.datasets.fetch import read_member as read_member
 from tbptt.data.datasets.fetch import read_members as read_members
-from tbptt.data.datasets.mackey_glass import mackey_glass as mackey_glass
 from tbptt.data.datasets.plays import Plays as Plays
 from tbptt.data.datasets.plays import shakespeare as shakespeare
 from tbptt.data.datasets.recordings import ecg as ecg
+from tbptt.data.datasets.recordings import mackey_glass as mackey_glass
 from tbptt.data.datasets.recordings import ppg as ppg
 from tbptt.data.streams.alphabet import Alphabet as Alphabet
 from tbptt.data.streams.alphabet import alphabet_of as alphabet_of
