@@ -16,6 +16,7 @@ from tbptt.cells.gru import GRUCarry as GRUCarry
 from tbptt.cells.gru import GRUParams as GRUParams
 from tbptt.cells.gru import GRUResetBefore as GRUResetBefore
 from tbptt.cells.gru import GRUResetBeforeParams as GRUResetBeforeParams
+from tbptt.cells.gru import LocalGRU as LocalGRU
 from tbptt.cells.linear import DiagonalLinear as DiagonalLinear
 from tbptt.cells.linear import DiagonalLinearCarry as DiagonalLinearCarry
 from tbptt.cells.linear import DiagonalLinearParams as DiagonalLinearParams
@@ -25,9 +26,8 @@ from tbptt.cells.linear import MinGRUParams as MinGRUParams
 from tbptt.cells.linear import MinLSTM as MinLSTM
 from tbptt.cells.linear import MinLSTMCarry as MinLSTMCarry
 from tbptt.cells.linear import MinLSTMParams as MinLSTMParams
-from tbptt.cells.local import LocalGRU as LocalGRU
-from tbptt.cells.local import LocalLSTM as LocalLSTM
 from tbptt.cells.lstm import LSTM as LSTM
+from tbptt.cells.lstm import LocalLSTM as LocalLSTM
 from tbptt.cells.lstm import LSTMCarry as LSTMCarry
 from tbptt.cells.lstm import LSTMParams as LSTMParams
 from tbptt.cells.wrappers import ClippedCell as ClippedCell
