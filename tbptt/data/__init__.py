@@ -25,13 +25,13 @@ from tbptt.data.streams.chunks import Chunk as Chunk
 from tbptt.data.streams.chunks import DiscontinuousFeed as DiscontinuousFeed
 from tbptt.data.streams.chunks import chunks as chunks
 from tbptt.data.streams.chunks import continuous as continuous
+from tbptt.data.streams.chunks import pack as pack
 from tbptt.data.streams.chunks import read_ahead as read_ahead
 from tbptt.data.streams.chunks import split_into_streams as split_into_streams
 from tbptt.data.streams.forecast import Scaling as Scaling
 from tbptt.data.streams.forecast import forecast_pairs as forecast_pairs
 from tbptt.data.streams.forecast import standardise as standardise
 from tbptt.data.streams.forecast import stream_scaling as stream_scaling
-from tbptt.data.streams.packing import pack as pack
 from tbptt.data.streams.padding import last_outputs as last_outputs
 from tbptt.data.streams.padding import pad as pad
 from tbptt.data.streams.recording_stream import RecordingStream as RecordingStream
