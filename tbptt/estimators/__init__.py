@@ -1,6 +1,6 @@
 """Gradient estimators, each a pair of pure functions (init, estimate)."""
 
-from tbptt.estimators._accumulate import WindowInfo as WindowInfo
+from tbptt.estimators._common import WindowInfo as WindowInfo
 from tbptt.estimators.adaptive.estimator import AdaptiveInfo as AdaptiveInfo
 from tbptt.estimators.adaptive.estimator import AdaptiveMemory as AdaptiveMemory
 from tbptt.estimators.adaptive.estimator import adaptive_bptt as adaptive_bptt

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from tbptt.estimators._segment_vjp import Floating, grad_of_losses, vjp_of_carries
+from tbptt.estimators._common import Floating, grad_of_losses, vjp_of_carries
 from tbptt.estimators.adaptive.window_choice import WindowChoice, choose_window
 from tbptt.estimators.truncated import Past
 from tbptt.numerics import floating_leaves, global_norm, measure, norm_dtype, select

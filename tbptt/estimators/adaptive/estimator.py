@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from tbptt.estimators._accumulate import checked_loss
+from tbptt.estimators._common import checked_loss
 from tbptt.estimators.adaptive.decay import Decay, choose, init_decay, largest_window, update_decay
 from tbptt.estimators.adaptive.window_choice import WindowChoice, check_choice, check_windows
 from tbptt.estimators.truncated import Past, init_past, truncated_bptt

@@ -9,7 +9,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from tbptt.estimators._accumulate import accumulate, checked_loss, name_of, weighted_mean
+from tbptt.estimators._common import accumulate, checked_loss, name_of, weighted_mean
 from tbptt.estimators.online.coloring import Coloring, Group, make_coloring
 from tbptt.estimators.online.common import Step, check_forward, check_memory, step_at
 from tbptt.estimators.online.jacobian_sparsity import (

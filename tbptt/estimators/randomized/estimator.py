@@ -15,8 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from tbptt.estimators._accumulate import checked_loss, require_key
-from tbptt.estimators._segment_vjp import Floating, segment_vjp
+from tbptt.estimators._common import Floating, checked_loss, require_key, segment_vjp
 from tbptt.estimators.randomized.schedules import LengthSchedule, TruncationSchedule
 from tbptt.numerics import cast_like, expand, floating_leaves, measure, sum_dtype, zeros_for_sums
 from tbptt.types import Batch, Carry, Estimator, Gradient, LossFn, Memory, Params, PRNGKey
