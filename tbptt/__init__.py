@@ -36,16 +36,16 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
-from tbptt.cells.clipped import ClippedCell as ClippedCell
 from tbptt.cells.elman import Elman as Elman
 from tbptt.cells.flax_interop import LinenCell as LinenCell
 from tbptt.cells.flax_interop import NnxCell as NnxCell
 from tbptt.cells.gru import GRU as GRU
 from tbptt.cells.linear import DiagonalLinear as DiagonalLinear
+from tbptt.cells.linear import MinGRU as MinGRU
+from tbptt.cells.linear import MinLSTM as MinLSTM
 from tbptt.cells.lstm import LSTM as LSTM
-from tbptt.cells.minimal import MinGRU as MinGRU
-from tbptt.cells.minimal import MinLSTM as MinLSTM
-from tbptt.cells.stack import Stack as Stack
+from tbptt.cells.wrappers import ClippedCell as ClippedCell
+from tbptt.cells.wrappers import Stack as Stack
 from tbptt.estimators import adaptive_bptt as adaptive_bptt
 from tbptt.estimators import choose_window as choose_window
 from tbptt.estimators import full_bptt as full_bptt

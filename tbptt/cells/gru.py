@@ -1,4 +1,7 @@
-"""The gated recurrent unit, with the reset gate after or before the recurrent matrix product."""
+"""The gated recurrent unit, with the reset gate after or before the recurrent matrix product.
+
+`LocalGRU` has no derivatives between units: its exact gradient is the e-prop rule.
+"""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -278,5 +281,30 @@ class GRUResetBefore(GRUBase):
             sigmoid(x_rz + product(carry.h, params.w_h, self.compute_dtype)), 2, axis=-1
         )
         n = jnp.tanh(x_n + product(reset * carry.h, params.w_n, self.compute_dtype))
+        h = (1 - keep) * n + keep * carry.h
+        return GRUCarry(h), h
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalGRU(GRU):
+    """A GRU whose gates treat the last output as a constant; its values are those of `GRU`.
+
+        r, z, n from stop_gradient(h),    h' = (1 - z) * n + z * h,    so that dh'/dh = diag(z)
+
+    See `LocalLSTM`. The arguments are those of `GRU`.
+    """
+
+    backprop = None  # type: ignore[assignment]  # that of GRU differentiates another step
+
+    def recur(
+        self, params: GRUParams, carry: GRUCarry, z: Float[Array, "*batch G"]
+    ) -> tuple[GRUCarry, Float[Array, "*batch H"]]:
+        """Take the recurrent step from `z = x w_x + b`."""
+        x_r, x_z, x_n = jnp.split(z, 3, axis=-1)
+        h_r, h_z, h_n = jnp.split(
+            product(jax.lax.stop_gradient(carry.h), params.w_h, self.compute_dtype), 3, axis=-1
+        )
+        keep = sigmoid(x_z + h_z)
+        n = jnp.tanh(x_n + sigmoid(x_r + h_r) * (h_n + params.b_n))
         h = (1 - keep) * n + keep * carry.h
         return GRUCarry(h), h

@@ -1,4 +1,7 @@
-"""Long short-term memory with a forget gate."""
+"""Long short-term memory with a forget gate.
+
+`LocalLSTM` has no derivatives between units: its exact gradient is the e-prop rule.
+"""
 
 import dataclasses
 from typing import NamedTuple
@@ -222,3 +225,30 @@ class LSTMVJP:
         w, b = outer_and_sum(jnp.concatenate([xs, entering.h], axis=-1), emitted, self.compute)
         w_x, w_h = w[: xs.shape[-1]], w[xs.shape[-1] :]
         return LSTMParams(w_x, w_h, b), product(emitted, params.w_x.T, self.compute)
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalLSTM(LSTM):
+    """An LSTM whose gates treat the last output as a constant; its values are those of `LSTM`.
+
+        a_t = stop_gradient(h_{t-1}) w_h + x_t w_x + b,    so that dc_t/dc_{t-1} = diag(f_t)
+
+    The gradient flows through each unit's own memory only. An exact estimator of this cell
+    (`sparse_rtrl`, at the cost of a diagonal recurrence, or `full_bptt`) computes e-prop with
+    symmetric feedback, which is a biased gradient of the LSTM.
+
+    Args (all static): those of `LSTM`. Params and carries are those of `LSTM` too, so parameters
+    trained with one cell can be used with the other.
+
+    References: Bellec et al., *A solution to the learning dilemma for recurrent networks of spiking
+    neurons*, Nature Communications 11, 2020. RFLO (Murray, eLife 2019) is the same rule with a
+    leaky memory.
+    """
+
+    backprop = None  # type: ignore[assignment]  # that of LSTM differentiates another step
+
+    def recur(
+        self, params: LSTMParams, carry: LSTMCarry, z: Float[Array, "*batch G"]
+    ) -> tuple[LSTMCarry, Float[Array, "*batch H"]]:
+        """Take the recurrent step from `z = x w_x + b`."""
+        return super().recur(params, carry._replace(h=jax.lax.stop_gradient(carry.h)), z)

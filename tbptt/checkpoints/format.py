@@ -13,13 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tbptt.checkpoints.errors import CheckpointDamaged, CheckpointMismatch
-
 METADATA, DIGESTS = "metadata.json", "digests.json"
 FORMAT = 1  # version of the folder's layout
 ABSENT = "absent"
 BLOCK = 1 << 20  # bytes hashed at once
-
 # name of a leaf, such as ".params.cell.w_h" -> "float32[4, 8]"; a random key: "key<fry>[]"
 Shapes = dict[str, str]
 
@@ -40,6 +37,22 @@ class Metadata(NamedTuple):
     metric: float | None
     config: dict[str, Any]
     leaves: Shapes
+
+
+class CheckpointDamaged(ValueError):
+    """A file of a checkpoint is missing, truncated or changed; the message gives the file."""
+
+
+class CheckpointMismatch(ValueError):
+    """A valid checkpoint is of another model, config or version; the message gives which."""
+
+
+class CheckpointNotWritten(OSError):
+    """A checkpoint could not be written; earlier checkpoints are unchanged."""
+
+
+class FolderInUse(OSError):
+    """Another living process uses the folder; the message gives the process."""
 
 
 # Leaves

@@ -1,11 +1,15 @@
 """Save the checkpoints of one run in the background; keep the newest few and the best."""
 
 import contextlib
+import fcntl
 import json
 import math
+import os
 import shutil
+import socket
 import threading
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,16 +19,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from tbptt.checkpoints import format as checkpoint_format
-from tbptt.checkpoints.errors import CheckpointDamaged, CheckpointNotWritten
-from tbptt.checkpoints.lock import FolderLock
-from tbptt.checkpoints.restore import (
-    PREFIX,
-    STATE,
-    Restored,
-    finished,
-    first_good,
-    newest_good,
-)
+from tbptt.checkpoints.format import CheckpointDamaged, CheckpointNotWritten, FolderInUse
+from tbptt.checkpoints.restore import PREFIX, STATE, Restored, finished, first_good, newest_good
 
 UNFINISHED, REPLACED = "unfinished_", "replaced_"
 
@@ -217,3 +213,44 @@ def _metric(path: Path) -> float | None:
         return checkpoint_format.read_metadata(path).metric
     except CheckpointDamaged:
         return None
+
+
+class FolderLock:
+    """Hold a lock on `folder/lock` until `close`, or until the process ends.
+
+    The kernel holds the lock (`flock`); the file only describes the owner. A killed process
+    leaves the file, but not the lock.
+
+    Raises:
+        FolderInUse: a living process holds it; the message gives process, machine and time.
+        CheckpointNotWritten: the folder cannot be created or written.
+    """
+
+    def __init__(self, folder: Path):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise CheckpointNotWritten(
+                f"cannot write in the folder {folder}: {error.strerror}. Choose another folder, or "
+                "make it writable"
+            ) from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            owner = os.read(self._file, 500).decode(errors="replace").strip()
+            owner = owner or "an unknown process"
+            os.close(self._file)
+            raise FolderInUse(
+                f"{folder} is in use by another run: {owner}. Wait for it, stop it, or choose "
+                "another folder"
+            ) from error
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        with contextlib.suppress(OSError):  # on a full disk the lock has no description
+            os.ftruncate(self._file, 0)
+            owner = f"process {os.getpid()} on {socket.gethostname()}, since {now}\n"
+            os.write(self._file, owner.encode())
+
+    def close(self) -> None:
+        """Release the lock."""
+        os.close(self._file)

@@ -9,8 +9,13 @@ import jax
 import orbax.checkpoint as ocp
 
 from tbptt.checkpoints import format as checkpoint_format
-from tbptt.checkpoints.errors import CheckpointDamaged
-from tbptt.checkpoints.format import Metadata, check_metadata, named_leaves, read_metadata
+from tbptt.checkpoints.format import (
+    CheckpointDamaged,
+    Metadata,
+    check_metadata,
+    named_leaves,
+    read_metadata,
+)
 
 PREFIX, STATE = "step_", "state"
 

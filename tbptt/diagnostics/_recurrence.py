@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from tbptt.cells import Stack
-from tbptt.cells.clipped import ClippedCell
+from tbptt.cells.wrappers import ClippedCell
 from tbptt.numerics import is_floating, measure
 from tbptt.types import Carry, Cell, Params
 from tbptt.unroll.validate import check_floating

@@ -9,8 +9,7 @@ from jax.nn import sigmoid
 from jaxtyping import Array, Bool, Float
 
 from tbptt.cells import GRU, LSTM, DiagonalLinear, Elman, GRUResetBefore, Stack
-from tbptt.cells.clipped import ClippedCell
-from tbptt.cells.recorded import Recorded
+from tbptt.cells.wrappers import ClippedCell, Recorded
 from tbptt.types import Carry, Cell, Params, UnrollFn
 from tbptt.unroll import unroll as default_unroll
 

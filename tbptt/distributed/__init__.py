@@ -22,10 +22,10 @@ from tbptt.distributed.batch_sharding import init_sharded_state as init_sharded_
 from tbptt.distributed.batch_sharding import local_rows as local_rows
 from tbptt.distributed.batch_sharding import make_sharded_step as make_sharded_step
 from tbptt.distributed.batch_sharding import put_batch as put_batch
+from tbptt.distributed.batch_sharding import sharded_loss as sharded_loss
 from tbptt.distributed.batch_sharding import state_shardings as state_shardings
-from tbptt.distributed.loss import sharded_loss as sharded_loss
 from tbptt.distributed.mesh import batch_mesh as batch_mesh
 from tbptt.distributed.mesh import split_cpu as split_cpu
-from tbptt.distributed.processes import start_processes as start_processes
+from tbptt.distributed.mesh import start_processes as start_processes
 from tbptt.distributed.seeds import init_seeds as init_seeds
 from tbptt.distributed.seeds import over_seeds as over_seeds

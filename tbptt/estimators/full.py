@@ -2,7 +2,7 @@
 
 import jax
 
-from tbptt.estimators._accumulate import WindowInfo, checked_loss
+from tbptt.estimators._common import WindowInfo, checked_loss
 from tbptt.numerics import sum_dtype
 from tbptt.types import Batch, Carry, Estimator, Gradient, LossFn, Memory, Params, PRNGKey
 from tbptt.windows import length, means, total_weight

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from tbptt.estimators._accumulate import Sums, accumulate, checked_loss, weighted_mean
+from tbptt.estimators._common import Sums, accumulate, checked_loss, weighted_mean
 from tbptt.estimators.window_batch import disjoint_batch, overlapping_batch
 from tbptt.types import Batch, Carry, Estimator, Gradient, LossFn, Memory, Params, PRNGKey
 from tbptt.windows import check_window, length, split, split_windows, without_masked_values

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tbptt.estimators._accumulate import Sums
+from tbptt.estimators._common import Sums
 from tbptt.numerics import sum_dtype, zeros_for_sums
 from tbptt.types import Batch, Carry, LossFn, Params
 from tbptt.windows import length, scan_segments, split, total_weight

@@ -16,10 +16,10 @@ from tbptt.fit.log import RunLog
 from tbptt.fit.loop import Plan, run
 from tbptt.fit.loop import Progress as Progress
 from tbptt.fit.loop import training_updates as training_updates
-from tbptt.fit.params_file import load as load
-from tbptt.fit.params_file import save as save
 from tbptt.fit.result import Fit as Fit
 from tbptt.fit.result import history_of
+from tbptt.fit.result import load as load
+from tbptt.fit.result import save as save
 from tbptt.fit.stopping import Stop
 from tbptt.fit.streams import stream_of as stream_of
 from tbptt.training import Optimizer, TrainState, init_state, make_train_step, rewind

@@ -22,9 +22,14 @@ import jax
 import numpy as np
 
 from tbptt.fit import health
-from tbptt.fit.event_files import EventFiles
-from tbptt.fit.metric_line import MetricLine, updates_of
-from tbptt.fit.metrics_file import MetricsFile, Row, remove_after
+from tbptt.fit.metrics_file import (
+    EventFiles,
+    MetricLine,
+    MetricsFile,
+    Row,
+    remove_after,
+    updates_of,
+)
 from tbptt.fit.progress import Console, Pace, Status, make_view
 from tbptt.training import Metrics
 

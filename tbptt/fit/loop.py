@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from tbptt.data.streams.read_ahead import Stream, read_ahead
+from tbptt.data.streams.chunks import Stream, read_ahead
 from tbptt.fit.log import RunLog
 from tbptt.fit.stopping import Stop
 from tbptt.optim.schedule import set_share

@@ -6,8 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tbptt.data.streams.chunks import Chunk
-from tbptt.data.streams.read_ahead import Stream
+from tbptt.data.streams.chunks import Chunk, Stream
 from tbptt.types import Batch
 from tbptt.windows import check_window, count, length
 

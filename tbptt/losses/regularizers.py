@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from tbptt.cells.recorded import Recorded
+from tbptt.cells.wrappers import Recorded
 from tbptt.losses.sequence import SequenceParams, StepLoss, sequence_loss
 from tbptt.numerics import expand, measure, select, zero_where_masked
 from tbptt.types import Batch, Carry, Cell, LossFn, Params, UnrollFn

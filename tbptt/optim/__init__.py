@@ -30,10 +30,15 @@ them clipped.
 
 from tbptt.numerics import global_norm as global_norm
 from tbptt.optim.clip import ClipState as ClipState
+from tbptt.optim.clip import ClipStatsState as ClipStatsState
 from tbptt.optim.clip import clip_by_global_norm as clip_by_global_norm
+from tbptt.optim.clip import with_clip_stats as with_clip_stats
+from tbptt.optim.non_finite import ShrinkState as ShrinkState
 from tbptt.optim.non_finite import SkipState as SkipState
 from tbptt.optim.non_finite import StopState as StopState
+from tbptt.optim.non_finite import leaves_named as leaves_named
 from tbptt.optim.non_finite import raise_if_non_finite as raise_if_non_finite
+from tbptt.optim.non_finite import shrink_non_finite as shrink_non_finite
 from tbptt.optim.non_finite import skip_non_finite as skip_non_finite
 from tbptt.optim.non_finite import stop_at_non_finite as stop_at_non_finite
 from tbptt.optim.reset_stream import ResetInfo as ResetInfo
@@ -43,8 +48,3 @@ from tbptt.optim.schedule import ShareState as ShareState
 from tbptt.optim.schedule import adam_with_decay as adam_with_decay
 from tbptt.optim.schedule import scale_by_share as scale_by_share
 from tbptt.optim.schedule import set_share as set_share
-from tbptt.optim.shrink import ShrinkState as ShrinkState
-from tbptt.optim.shrink import leaves_named as leaves_named
-from tbptt.optim.shrink import shrink_non_finite as shrink_non_finite
-from tbptt.optim.with_clip_stats import ClipStatsState as ClipStatsState
-from tbptt.optim.with_clip_stats import with_clip_stats as with_clip_stats

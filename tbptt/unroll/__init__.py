@@ -8,7 +8,6 @@ from jaxtyping import ArrayLike, Bool, Float
 
 from tbptt.cells.base import CellVJP
 from tbptt.types import Carry, Cell, Params
-from tbptt.unroll.backend import ScanBackend
 from tbptt.unroll.blocked_vjp import blocked_unroll
 from tbptt.unroll.remat import CarriesOnly as CarriesOnly
 from tbptt.unroll.remat import MemoryBudget as MemoryBudget
@@ -18,7 +17,7 @@ from tbptt.unroll.remat import Segments as Segments
 from tbptt.unroll.remat import in_segments, refuse_budget
 from tbptt.unroll.remat import plan_memory as plan_memory
 from tbptt.unroll.remat import step_bytes as step_bytes
-from tbptt.unroll.scan import plain_scan, reverse_time
+from tbptt.unroll.scan import ScanBackend, plain_scan, reverse_time
 from tbptt.unroll.validate import validated_steps
 
 

@@ -11,7 +11,6 @@ from tbptt.cells.base import CellVJP, LayeredCell
 from tbptt.numerics import cast_like, select, zeros_for_sums
 from tbptt.types import Carry, Cell, Params
 from tbptt.unroll.autodiff_vjp import AutodiffVJP, cell_vjp_of
-from tbptt.unroll.backend import Backend, Residuals, leaf_index
 from tbptt.unroll.block_size import BLOCK_BYTES, block_length, max_saved_steps
 from tbptt.unroll.remat import (
     CarriesOnly,
@@ -22,7 +21,15 @@ from tbptt.unroll.remat import (
     in_segments,
     resolve_budget,
 )
-from tbptt.unroll.scan import Steps, entering_carry, plain_scan, reverse_time
+from tbptt.unroll.scan import (
+    Backend,
+    Residuals,
+    Steps,
+    entering_carry,
+    leaf_index,
+    plain_scan,
+    reverse_time,
+)
 from tbptt.unroll.validate import validated_steps
 from tbptt.windows import split
 

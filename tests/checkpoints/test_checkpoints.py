@@ -328,7 +328,7 @@ def test_the_remains_of_a_killed_process_are_cleared(tmp_path):
         "for name in ('tbptt', 'tbptt.checkpoints'):\n"
         "    sys.modules[name] = types.ModuleType(name)\n"
         f"    sys.modules[name].__path__ = [str(Path({str(ROOT)!r}, *name.split('.')))]\n"
-        "from tbptt.checkpoints.lock import FolderLock\n"
+        "from tbptt.checkpoints.manager import FolderLock\n"
         f"lock = FolderLock(Path({str(tmp_path)!r})); print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as other:

@@ -9,7 +9,7 @@ from scipy.integrate import solve_ivp
 
 from tbptt.data import mackey_glass
 
-integrate = importlib.import_module("tbptt.data.tasks.mackey_glass").integrate
+integrate = importlib.import_module("tbptt.data.datasets.recordings").integrate
 
 
 def method_of_steps(history: float, units: int, tau: float) -> np.ndarray:

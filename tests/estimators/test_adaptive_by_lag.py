@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tbptt
-from tbptt.estimators.adaptive.by_lag import measure_by_lag
+from tbptt.estimators.adaptive.decay import measure_by_lag
 from tests.support import oracle
 from tests.support.estimating import CELLS, B, make
 

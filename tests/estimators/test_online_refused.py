@@ -8,7 +8,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import tbptt
-from tbptt.estimators.online import memory_check
+from tbptt.estimators.online import common
 from tests.estimators.test_online import (
     ALL,
     CELLS,
@@ -100,13 +100,13 @@ def test_influences_that_do_not_fit_into_memory_are_refused_from_shapes(monkeypa
     for factory in (tbptt.estimators.sparse_rtrl, ALL["snap"]):
         estimator = factory(loss_fn)
         kept = sum(a.size for a in estimator.init(params, carry, batch).influences)
-        monkeypatch.setattr(memory_check, "device_bytes", lambda kept=kept: 3 * 8 * kept - 1)
+        monkeypatch.setattr(common, "device_bytes", lambda kept=kept: 3 * 8 * kept - 1)
         with pytest.raises(
             ValueError,
             match=rf"{kept // B:,} numbers in each of 3 batch rows.* need {3 * 8 * kept:,} bytes",
         ):
             estimator.init(params, carry, batch)
-        monkeypatch.setattr(memory_check, "device_bytes", lambda: 99)
+        monkeypatch.setattr(common, "device_bytes", lambda: 99)
         with pytest.raises(
             ValueError, match=r"the pattern of .*loss_fn, \d+ parameters by 6 carry entries"
         ):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tbptt
-from tbptt.estimators.randomized.boundaries import boundary_gradient
+from tbptt.estimators.randomized.estimator import boundary_gradient
 from tbptt.estimators.randomized.schedules import AwdLengths, HeavyTail
 from tbptt.windows import split_windows
 from tests.support.estimating import CELLS, EXTRAS, B, T, make, own_problem, run

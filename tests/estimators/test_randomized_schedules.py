@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 import tbptt
-from tbptt.estimators.randomized.estimator import draw_factors
-from tbptt.estimators.randomized.random_windows import draw_window_factors
+from tbptt.estimators.randomized.estimator import draw_factors, draw_window_factors
 from tbptt.estimators.randomized.schedules import (
     AwdLengths,
     ConstantRate,

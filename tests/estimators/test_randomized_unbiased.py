@@ -11,9 +11,11 @@ import pytest
 
 import tbptt
 from tbptt.estimators.randomized import estimator as randomized
-from tbptt.estimators.randomized.boundaries import boundary_gradient
-from tbptt.estimators.randomized.estimator import draw_factors
-from tbptt.estimators.randomized.random_windows import draw_window_factors
+from tbptt.estimators.randomized.estimator import (
+    boundary_gradient,
+    draw_factors,
+    draw_window_factors,
+)
 from tbptt.estimators.randomized.schedules import (
     AwdLengths,
     ConstantRate,

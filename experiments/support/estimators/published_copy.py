@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tbptt import Batch
-from tbptt.data.tasks.copying import COPY_ALPHABET, COPY_SYMBOLS
+from tbptt.data.tasks import COPY_ALPHABET, COPY_SYMBOLS
 from tbptt.types import PRNGKey
 
 # Each column should start at a random step. The published program draws an offset for each new

@@ -19,9 +19,9 @@ from tbptt.cells.elman import ElmanVJP
 from tbptt.cells.gru import GRUVJP
 from tbptt.cells.lstm import LSTMVJP
 from tbptt.types import Carry, Cell, Params
-from tbptt.unroll.backend import Backend
 from tbptt.unroll.blocked_vjp import blocked_unroll
 from tbptt.unroll.remat import MemoryBudget, Remat
+from tbptt.unroll.scan import Backend
 
 
 def unroll(
@@ -84,7 +84,7 @@ def numba_backend(cell: Cell, cell_vjp: CellVJP, carry: Carry) -> Backend:
         )
     from tbptt.backends.numba_cpu import elman, gru, lstm  # these import numba
     from tbptt.backends.numba_cpu.operations import NumbaBackend
-    from tbptt.backends.numba_cpu.thread_count import PACKED_ROWS
+    from tbptt.backends.numba_cpu.threads import PACKED_ROWS
 
     module = {ElmanVJP: elman, GRUVJP: gru, LSTMVJP: lstm}[type(cell_vjp)]
     packed = math.prod(h.shape[:-1]) >= PACKED_ROWS

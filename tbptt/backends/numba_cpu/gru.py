@@ -14,15 +14,21 @@ from tbptt.backends.numba_cpu.arithmetic import (
     tanh,
     zero_reset,
 )
-from tbptt.backends.numba_cpu.batch_threads import shard_rows, sharded, unsharded
 from tbptt.backends.numba_cpu.operations import Weights, call_loop, flags_or_empty, is_packed
 from tbptt.backends.numba_cpu.products import multiply, multiply_back
-from tbptt.backends.numba_cpu.vector_width import use_wide_vectors
-from tbptt.backends.numba_cpu.xla_ffi import buffers, compiled, cube, flags, inlined, matrix
+from tbptt.backends.numba_cpu.threads import shard_rows, sharded, unsharded
+from tbptt.backends.numba_cpu.xla_ffi import (
+    buffers,
+    compiled,
+    cube,
+    flags,
+    inlined,
+    matrix,
+    use_wide_vectors,
+)
 from tbptt.cells.gru import GRUVJP, GRUCarry, GRUFactors
 from tbptt.cells.matmul import project_inputs
-from tbptt.unroll.backend import Residuals
-from tbptt.unroll.scan import Steps
+from tbptt.unroll.scan import Residuals, Steps
 
 
 @compiled

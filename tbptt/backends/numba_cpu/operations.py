@@ -15,13 +15,12 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float
 
-from tbptt.backends.numba_cpu.gemm import PACKED_NDIM, pack
-from tbptt.backends.numba_cpu.thread_count import thread_count
+from tbptt.backends.numba_cpu.products import PACKED_NDIM, pack
+from tbptt.backends.numba_cpu.threads import thread_count
 from tbptt.backends.numba_cpu.xla_ffi import registered
 from tbptt.cells.base import CellVJP
 from tbptt.types import Carry, Params
-from tbptt.unroll.backend import Residuals, ScanBackend, differentiated_by
-from tbptt.unroll.scan import Steps
+from tbptt.unroll.scan import Residuals, ScanBackend, Steps, differentiated_by
 
 
 class Weights(NamedTuple):

@@ -4,7 +4,7 @@ XLA calls an operation with a pointer to an `XLA_FFI_CallFrame` (`xla/ffi/api/c_
 `jax.ffi.include_dir()`). The compiled code reads words of 64 bits at offsets that the interface
 keeps stable:
 
-    frame:     [1] an extension or 0, [2] and [3] see `thread_helpers`
+    frame:     [1] an extension or 0, [2] and [3] see `threads`
                [7] the number of arguments, [9] their buffers
                [12] the number of results, [14] their buffers
                [20] the attributes in the order of their names
@@ -25,12 +25,11 @@ import jax
 import numba
 import numpy as np
 from jax.typing import DTypeLike
+from llvmlite import binding
 from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, overload
 from numba.np.arrayobj import populate_array
-
-from tbptt.backends.numba_cpu.vector_width import WIDE
 
 # The version of the interface. XLA queries it at registration and refuses unsupported versions.
 MAJOR, MINOR = 0, 1
@@ -46,6 +45,8 @@ OPTIONS = {
     "no_cfunc_wrapper": True,
 }
 WORD = numba.types.intp
+# Whether the processor has 32 registers of 512 bits; otherwise 16 of 256 bits are assumed.
+WIDE = bool(dict(binding.get_host_cpu_features()).get("avx512f"))
 
 
 def compiled(function: Callable[..., Any]) -> Any:
@@ -244,3 +245,21 @@ def flags(buffer_address):  # type: ignore[no-untyped-def]
     for axis in range(1, rank):
         N *= sizes[axis]
     return _array(buffer[3], (sizes[0], N), np.bool_)
+
+
+def _use_wide_vectors(typing_context: Any) -> Any:
+    """Allow LLVM to use registers of 512 bits in the calling function.
+
+    By default LLVM uses 256 bits, because early AVX-512 processors lowered their clock for more.
+    """
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if WIDE:
+            # `set.add`, because llvmlite's own method refuses attributes with a value.
+            set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+        return context.get_dummy_value()
+
+    return numba.types.void(), build
+
+
+use_wide_vectors: Any = intrinsic(_use_wide_vectors)

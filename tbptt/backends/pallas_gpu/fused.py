@@ -16,12 +16,11 @@ from tbptt.backends.pallas_gpu.lstm import LSTMKernels
 from tbptt.cells.base import CellVJP
 from tbptt.cells.gru import GRU, GRUVJP
 from tbptt.cells.lstm import LSTM, LSTMVJP
-from tbptt.cells.stack import Stack
+from tbptt.cells.wrappers import Stack
 from tbptt.types import Carry, Cell, Params
-from tbptt.unroll.backend import Backend, Residuals, ScanBackend, differentiated_by
 from tbptt.unroll.blocked_vjp import blocked_unroll
 from tbptt.unroll.remat import MemoryBudget, Remat
-from tbptt.unroll.scan import Steps
+from tbptt.unroll.scan import Backend, Residuals, ScanBackend, Steps, differentiated_by
 from tbptt.unroll.validate import validated_steps
 
 Layer = GRU | LSTM

@@ -20,8 +20,7 @@ from tbptt.backends.pallas_gpu.grid import (
     zero_where,
 )
 from tbptt.cells.lstm import LSTMVJP, LSTMCarry, LSTMFactors, LSTMParams, LSTMWeights
-from tbptt.unroll.backend import Residuals
-from tbptt.unroll.scan import Steps
+from tbptt.unroll.scan import Residuals, Steps
 
 
 @dataclasses.dataclass(frozen=True)

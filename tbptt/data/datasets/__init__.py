@@ -1,1 +1,1 @@
-"""Data sets that are downloaded once and verified by their digest."""
+"""Data sets by name: downloaded once and verified by their digest, or computed."""

@@ -1,27 +1,114 @@
-"""Adaptive TBPTT, which chooses its window so that the bias of the gradient stays below a bound."""
+"""Adaptive TBPTT, which chooses its window so that the bias of the gradient stays below a bound.
+
+`Replay` has the stored steps of a stream, shared by several windows, with one entering carry per
+window:
+
+    steps      0 ................... R - old ........... R - 1 | new steps
+    carries                          ^ the carry for `old` enters here
+
+The content for `old = k2 - k1` is exactly the memory of TBPTT(k1, k2), fed from the start of the
+stream with the same parameters. So any call can use another window. old = 0 is the carry that
+enters the new steps.
+"""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
-from tbptt.estimators._accumulate import checked_loss
-from tbptt.estimators.adaptive.choice import WindowChoice
-from tbptt.estimators.adaptive.decay import (
-    Decay,
-    choose,
-    init_decay,
-    largest_window,
-    update_decay,
-)
-from tbptt.estimators.adaptive.replay import Replay, advance, init_replay, memory_of, past_of
-from tbptt.estimators.adaptive.types import AdaptiveInfo, AdaptiveMemory, Settings
-from tbptt.estimators.adaptive.window_choice import check_choice, check_windows
-from tbptt.estimators.truncated import truncated_bptt
+from tbptt.estimators._common import checked_loss
+from tbptt.estimators.adaptive.decay import Decay, choose, init_decay, largest_window, update_decay
+from tbptt.estimators.adaptive.window_choice import WindowChoice, check_choice, check_windows
+from tbptt.estimators.truncated import Past, init_past, truncated_bptt
 from tbptt.types import Batch, Carry, Estimator, Gradient, LossFn, Memory, Params, PRNGKey
-from tbptt.windows import check_window, split_windows
+from tbptt.windows import check_window, length, split, split_windows, without_masked_values
+
+
+class Replay(NamedTuple):
+    """The stored steps of a stream.
+
+    carries: one for each of `olds`, the carry that enters the step that many steps back
+    steps:   `[max(olds), *batch, ...]`, the last steps, oldest first; the newest `age` are valid
+    age:     scalar, the number of valid steps
+    """
+
+    carries: tuple[Carry, ...]
+    steps: Batch
+    age: Int[Array, ""]
+
+
+class AdaptiveMemory(NamedTuple):
+    """Memory of `adaptive_bptt`.
+
+    replay: the steps and carries that every window and the next estimate need
+    decay:  the running estimate of gradient norms by lag
+    choice: the window of the next call, and the reason
+    calls_since_estimate: scalar, the number of calls since the last estimate
+    """
+
+    replay: Replay
+    decay: Decay
+    choice: WindowChoice
+    calls_since_estimate: Int[Array, ""]
+
+
+class AdaptiveInfo(NamedTuple):
+    """Info of one call of n windows.
+
+    losses, weights: `[n]`, as in `WindowInfo`
+    k2:       scalar, the window of THIS call
+    next_k2:  scalar, the window of the next call
+    choice:   the `WindowChoice` that gave next_k2; before the first estimate it is the largest
+      window, with `decays` and `enough` False
+    phi:      `[lags]`, the running estimate that the choice is based on, lag 1 first
+    contributions: `[lags - 1]`, norms of the contributions to the gradient by lag, lag 1 first
+    largest:  scalar, the largest norm of a gradient over K <= lags steps
+    estimates: scalar, the number of estimates in these means; 0 = none yet
+    measured: scalar, whether this call made an estimate
+    non_finite: scalar, whether the newest estimate was not finite; it is then ignored, and the
+      next window is the largest
+    """
+
+    losses: Float[Array, " n"]
+    weights: Float[Array, " n"]
+    k2: Int[Array, ""]
+    next_k2: Int[Array, ""]
+    choice: WindowChoice
+    phi: Float[Array, " lags"]
+    contributions: Float[Array, " contributions"]
+    largest: Float[Array, ""]
+    estimates: Int[Array, ""]
+    measured: Bool[Array, ""]
+    non_finite: Bool[Array, ""]
+
+
+class Settings(NamedTuple):
+    """The static arguments of `adaptive_bptt`."""
+
+    k1: int
+    windows: tuple[int, ...]
+    delta: float
+    lags: int
+    tau: int
+    losses: int
+    every: int
+    smoothing: float
+    level: float
+    group: int
+
+    @property
+    def olds(self) -> tuple[int, ...]:
+        """Return how many steps back a carry is stored: for every window, and for the estimate."""
+        windows = {max(k2 - self.k1, 0) for k2 in self.windows}
+        return tuple(sorted(windows | {self.estimate_steps}))
+
+    @property
+    def estimate_steps(self) -> int:
+        """Return the number of steps of one estimate."""
+        return self.lags + self.losses - 1
 
 
 def adaptive_bptt(
@@ -172,3 +259,66 @@ def _branch(
         return gradient.loss, gradient.grads, gradient.info
 
     return branch
+
+
+def init_replay(carry: Carry, batch: Batch, olds: tuple[int, ...]) -> Replay:
+    """Return the empty replay memory of a stream that starts from `carry`."""
+    past = init_past(carry, batch, max(olds))
+    # Copies: a train step donates its state, and no buffer can be donated twice.
+    carries = tuple(jax.tree.map(jnp.copy, carry) for _ in olds)
+    return Replay(carries, past.batch, past.age)
+
+
+def past_of(replay: Replay, olds: tuple[int, ...], old: int) -> Past:
+    """Return the last `old` steps with the carry that enters them."""
+    newest = jax.tree.map(lambda a: a[max(olds) - old :], replay.steps)
+    return Past(replay.carries[olds.index(old)], newest, jnp.minimum(replay.age, old))
+
+
+def memory_of(replay: Replay, olds: tuple[int, ...], k1: int, k2: int) -> Memory:
+    """Return the memory of `truncated_bptt(loss_fn, k1, k2)`."""
+    past = past_of(replay, olds, max(k2 - k1, 0))
+    return past if k2 > k1 else past.carry
+
+
+def advance(
+    loss_fn: LossFn, k1: int, olds: tuple[int, ...], params: Params, replay: Replay, new: Batch
+) -> Replay:
+    """Store T = n k1 new steps.
+
+    Every carry advances over the T steps that leave its past, in windows of k1 steps.
+    """
+    new = without_masked_values(new)
+    carries = tuple(
+        _advance_carry(loss_fn, k1, old, params, past_of(replay, olds, old), new) for old in olds
+    )
+    steps = jax.tree.map(lambda a, b: jnp.concatenate([a, b])[b.shape[0] :], replay.steps, new)
+    return Replay(carries, steps, jnp.minimum(replay.age + length(new), max(olds)))
+
+
+def _advance_carry(
+    loss_fn: LossFn, k1: int, old: int, params: Params, past: Past, new: Batch
+) -> Carry:
+    """Advance one carry over the steps that leave its past.
+
+    The age of the stream is a multiple of k1 until it is `old`. So the first windows that leave the
+    past hold no valid step, one may be valid from step `old % k1` on, and all others are whole.
+    """
+
+    def body(state: tuple[Carry, Array], segment: Batch) -> tuple[tuple[Carry, Array], None]:
+        carry, age = state
+        if old == 0:
+            return (run(carry, segment), age), None
+        branch = (age + k1 > old).astype(jnp.int32) + (age == old)
+        carry = jax.lax.switch(branch, (lambda c, _: c, run_part, run), carry, segment)
+        return (carry, jnp.minimum(age + k1, old)), None
+
+    def run(carry: Carry, segment: Batch) -> Carry:
+        return loss_fn(params, carry, segment)[1]
+
+    def run_part(carry: Carry, segment: Batch) -> Carry:
+        return run(carry, split(segment, old % k1)[1])
+
+    T = length(new)
+    leaving = jax.tree.map(lambda a, b: jnp.concatenate([a, b])[:T], past.batch, new)
+    return jax.lax.scan(body, (past.carry, past.age), split_windows(leaving, k1))[0][0]

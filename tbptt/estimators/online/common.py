@@ -1,5 +1,6 @@
-"""Derivatives of a loss function over a single step, and the check that they exist."""
+"""Derivatives of a loss function over a single step; checks that they exist and fit in memory."""
 
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -121,3 +122,33 @@ def _has_custom_vjp(jaxpr: Any) -> bool:
     return any(eqn.primitive.name == "custom_lin" for eqn in jaxpr.eqns) or any(
         _has_custom_vjp(part) for part in inner if hasattr(part, "eqns")
     )
+
+
+def device_bytes() -> int | None:
+    """Return the memory of the default device in bytes; None if it is unknown.
+
+    For a CPU it is the memory of the machine.
+    """
+    device = jax.devices()[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    if limit is None and device.platform == "cpu" and hasattr(os, "sysconf"):
+        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return limit
+
+
+def check_memory(what: str, size: int, remedy: str, max_bytes: int | None = None) -> None:
+    """Raise a ValueError if `size` bytes exceed the limit.
+
+    Args:
+      what: the subject of the error message.
+      size: bytes that are needed.
+      remedy: the end of the error message.
+      max_bytes: the limit; None = the memory of the device.
+    """
+    limit, whose = (
+        (device_bytes(), "this device has")
+        if max_bytes is None
+        else (max_bytes, "max_bytes allows")
+    )
+    if limit is not None and size > limit:
+        raise ValueError(f"{what} need {size:,} bytes; {whose} {limit:,}. {remedy}")

@@ -9,8 +9,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
-from tbptt.estimators.online.common import one_step, step_at
-from tbptt.estimators.online.memory_check import check_memory
+from tbptt.estimators.online.common import check_memory, one_step, step_at
 from tbptt.numerics import floating_leaves
 from tbptt.types import Batch, Carry, LossFn, Params
 from tbptt.windows import step_shape

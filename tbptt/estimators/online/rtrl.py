@@ -8,9 +8,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from tbptt.estimators._accumulate import accumulate, checked_loss, name_of, weighted_mean
-from tbptt.estimators.online.common import Step, check_forward, floating_tree, step_at
-from tbptt.estimators.online.memory_check import check_memory
+from tbptt.estimators._common import accumulate, checked_loss, name_of, weighted_mean
+from tbptt.estimators.online.common import Step, check_forward, check_memory, floating_tree, step_at
 from tbptt.numerics import floating_leaves
 from tbptt.types import Batch, Carry, Estimator, Gradient, LossFn, Params, PRNGKey
 from tbptt.windows import split_windows

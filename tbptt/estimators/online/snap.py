@@ -9,15 +9,14 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from tbptt.estimators._accumulate import accumulate, checked_loss, name_of, weighted_mean
+from tbptt.estimators._common import accumulate, checked_loss, name_of, weighted_mean
 from tbptt.estimators.online.coloring import Coloring, Group, make_coloring
-from tbptt.estimators.online.common import Step, check_forward, step_at
+from tbptt.estimators.online.common import Step, check_forward, check_memory, step_at
 from tbptt.estimators.online.jacobian_sparsity import (
     find_jacobian_sparsity,
     flatten_rows,
     unflatten_rows,
 )
-from tbptt.estimators.online.memory_check import check_memory
 from tbptt.numerics import floating_leaves
 from tbptt.types import Batch, Carry, Estimator, Gradient, LossFn, Params, PRNGKey
 from tbptt.windows import check_window, split_windows, step_shape

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tbptt.estimators._accumulate import (
+from tbptt.estimators._common import (
     accumulate,
     checked_loss,
     name_of,

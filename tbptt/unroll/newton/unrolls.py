@@ -9,8 +9,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from tbptt.types import Carry, Cell, Params
 from tbptt.unroll.newton import flat
-from tbptt.unroll.newton.methods import DiagonalJacobian, FullJacobian, Method
-from tbptt.unroll.newton.solve import NewtonReport, solve
+from tbptt.unroll.newton.solve import DiagonalJacobian, FullJacobian, Method, NewtonReport, solve
 from tbptt.unroll.remat import Remat
 from tbptt.unroll.scan import reverse_time
 from tbptt.unroll.validate import validated_steps

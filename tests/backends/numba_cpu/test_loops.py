@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tbptt.backends.numba_cpu import numba_backend, thread_count, unroll
+from tbptt.backends.numba_cpu import numba_backend, threads, unroll
 from tbptt.backends.numba_cpu.xla_ffi import registered
 from tbptt.cells import GRU, LSTM, Elman, Stack
 from tbptt.unroll import CarriesOnly, Segments, blocked_vjp, plain_unroll
@@ -58,7 +58,7 @@ def each_cell(first):
 @pytest.fixture
 def compiled_loops(monkeypatch, request):
     """Use one of the two products for any number of batch rows."""
-    monkeypatch.setattr(thread_count, "PACKED_ROWS", {"packed": 0, "plain": 1 << 30}[request.param])
+    monkeypatch.setattr(threads, "PACKED_ROWS", {"packed": 0, "plain": 1 << 30}[request.param])
 
 
 def both(cell, batch_shape=(B,), steps=T, use="resets mask", **options):

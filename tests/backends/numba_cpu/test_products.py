@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from tbptt.backends.numba_cpu.arithmetic import tanh
-from tbptt.backends.numba_cpu.gemm import COLUMNS, gemm, pack
-from tbptt.backends.numba_cpu.gemv import gemv, gemv_transposed
+from tbptt.backends.numba_cpu.products import COLUMNS, gemm, gemv, gemv_transposed, pack
 from tests.support.compiled import python_callable
 
 py_gemv, py_gemv_transposed, py_gemm = map(python_callable, (gemv, gemv_transposed, gemm))

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tbptt.backends.numba_cpu import elman, gru, lstm, vector_width
-from tbptt.backends.numba_cpu.gemv import gemv, gemv_transposed
+from tbptt.backends.numba_cpu import elman, gru, lstm, xla_ffi
+from tbptt.backends.numba_cpu.products import gemv, gemv_transposed
 from tests.support.compiled import python_callable
 
 PREFERENCE = '"prefer-vector-width"="512"'
@@ -12,10 +12,10 @@ PREFERENCE = '"prefer-vector-width"="512"'
 
 @pytest.mark.parametrize("available", [True, False])
 def test_prefers_512_bits_if_available(available, monkeypatch):
-    monkeypatch.setattr(vector_width, "WIDE", available)
+    monkeypatch.setattr(xla_ffi, "WIDE", available)
 
     def double(a):
-        vector_width.use_wide_vectors()
+        xla_ffi.use_wide_vectors()
         for i in range(a.size):
             a[i] *= 2
 
@@ -39,7 +39,7 @@ def test_gemv_uses_the_widest_registers(product):
     loop = python_callable(product)
     loop(*((many, one, w) if product is gemv else (one, many, w)))
     machine_code = "".join(loop.inspect_asm().values())
-    if vector_width.WIDE:
+    if xla_ffi.WIDE:
         assert "zmm" in machine_code  # registers of 512 bits
     else:
         assert "zmm" not in machine_code

@@ -11,9 +11,9 @@ from tbptt.cells import GRU, DiagonalLinear, Elman
 from tbptt.unroll import unroll
 from tbptt.unroll.newton import (
     flat,
-    methods,
     newton_unroll_with_report,
     quasi_newton_unroll_with_report,
+    solve,
 )
 from tests.support.newton_runs import B, D, H, T, exhaustive, newton_first, solver
 from tests.support.problems import (
@@ -113,7 +113,7 @@ def test_fallback_gradient_uses_no_product_of_jacobians(monkeypatch):
     cell = Elman(D, H)
     params, carry, xs, _ = problem(cell, steps=T)
     monkeypatch.setattr(
-        methods, "dense_recurrence", lambda jacobians, sources, start: sources * jnp.nan
+        solve, "dense_recurrence", lambda jacobians, sources, start: sources * jnp.nan
     )
     got, report = solver.__wrapped__(newton_unroll_with_report, cell)(params, carry, xs)
     assert bool(report.fell_back)

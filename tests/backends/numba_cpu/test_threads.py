@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tbptt.backends.numba_cpu import batch_threads, thread_count, thread_helpers, unroll
-from tbptt.backends.numba_cpu.system import add, yield_thread
+from tbptt.backends.numba_cpu import threads, unroll
+from tbptt.backends.numba_cpu.threads import add, yield_thread
 from tbptt.backends.numba_cpu.xla_ffi import buffers, compiled, registered, words
 from tbptt.cells import GRU, LSTM, Elman
 from tests.support.problems import assert_same, plain_reference, problem, with_gradients
@@ -26,9 +26,9 @@ each_cell = pytest.mark.parametrize("make", CELLS, ids=["LSTM", "Elman", "GRU"])
 @pytest.fixture
 def three_shards(monkeypatch):
     """Use three shards for any three batch rows."""
-    monkeypatch.setattr(thread_count, "cores_per_device", lambda: 3)
-    monkeypatch.setattr(thread_count, "ROWS_PER_THREAD", 1)
-    monkeypatch.setattr(thread_count, "PRODUCTS_PER_THREAD", 1)
+    monkeypatch.setattr(threads, "cores_per_device", lambda: 3)
+    monkeypatch.setattr(threads, "ROWS_PER_THREAD", 1)
+    monkeypatch.setattr(threads, "PRODUCTS_PER_THREAD", 1)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_concurrent_calls_agree_exactly(make, three_shards, monkeypatch):
         got = list(
             pool.map(lambda scale: jax.block_until_ready(in_three_shards(params, scale)), scales)
         )
-    monkeypatch.setattr(thread_count, "cores_per_device", lambda: 1)
+    monkeypatch.setattr(threads, "cores_per_device", lambda: 1)
     in_one_shard = jax.jit(lambda params, scale: gradient(params, scale))
     assert "shards = 1 : i64" in in_one_shard.lower(params, scales[0]).as_text()
     for each, scale in zip(got, scales, strict=True):
@@ -79,9 +79,9 @@ def test_concurrent_calls_agree_exactly(make, three_shards, monkeypatch):
 
 
 def test_thread_count(monkeypatch):
-    monkeypatch.setattr(thread_count, "cores_per_device", lambda: 4)
-    enough = thread_count.PRODUCTS_PER_THREAD
-    assert [thread_count.thread_count(rows, enough) for rows in (1, 7, 8, 12, 16, 64)] == [
+    monkeypatch.setattr(threads, "cores_per_device", lambda: 4)
+    enough = threads.PRODUCTS_PER_THREAD
+    assert [threads.thread_count(rows, enough) for rows in (1, 7, 8, 12, 16, 64)] == [
         1,
         1,
         2,
@@ -89,9 +89,13 @@ def test_thread_count(monkeypatch):
         4,
         4,
     ]
-    assert [
-        thread_count.thread_count(16, products * enough // 16) for products in (0, 1, 2, 3, 9)
-    ] == [1, 1, 2, 3, 4]
+    assert [threads.thread_count(16, products * enough // 16) for products in (0, 1, 2, 3, 9)] == [
+        1,
+        1,
+        2,
+        3,
+        4,
+    ]
 
 
 def test_cores_per_device(monkeypatch):
@@ -100,7 +104,7 @@ def test_cores_per_device(monkeypatch):
             os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)), raising=False
         )
         monkeypatch.setattr(jax, "local_device_count", lambda devices=devices: devices)
-        assert thread_count.cores_per_device() == of_each
+        assert threads.cores_per_device() == of_each
 
 
 @compiled
@@ -116,7 +120,7 @@ def _meet(w, ins, outs, dtype, shard):
     out[index] = add(begun, 0) if waited < 2_000_000 else -1
 
 
-_all_meet = batch_threads.sharded(_meet, 0)
+_all_meet = threads.sharded(_meet, 0)
 
 
 def _meeting(dtype, packed, checksum):
@@ -129,7 +133,7 @@ def _meeting(dtype, packed, checksum):
     return meeting
 
 
-@pytest.mark.skipif(thread_count.cores_per_device() < 2, reason="one core has no second thread")
+@pytest.mark.skipif(threads.cores_per_device() < 2, reason="one core has no second thread")
 def test_shards_run_concurrently():
     name = registered(_meeting, np.float64, True)
     weights, begun = np.zeros((1, 1, 1)), np.zeros((1,), int)
@@ -142,8 +146,8 @@ def test_offsets_match_the_header_of_xla():
     table = re.search(r"struct XLA_FFI_Api \{(.*?)\n\};", header, re.DOTALL).group(1)
     fields = re.findall(r"_XLA_FFI_API_STRUCT_FIELD\((\w+)\)", table)
     before = 6  # size, extension, version (three words), internal
-    assert fields.index("XLA_FFI_ThreadPool_Schedule") + before == thread_helpers.SCHEDULE
-    assert fields.index("XLA_FFI_Error_Destroy") + before == thread_helpers.ERROR_DESTROY
+    assert fields.index("XLA_FFI_ThreadPool_Schedule") + before == threads.SCHEDULE
+    assert fields.index("XLA_FFI_Error_Destroy") + before == threads.ERROR_DESTROY
     frame = re.search(r"struct XLA_FFI_CallFrame \{(.*?)\n\};", header, re.DOTALL).group(1)
     assert re.findall(r"^  [\w* ]+?\b(\w+);", frame, re.MULTILINE)[:4] == [
         "struct_size",
