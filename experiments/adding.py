@@ -26,7 +26,7 @@ import numpy as np
 import optax
 
 import tbptt
-from experiments.support.common import program, style, targets, vmap_seeds
+from experiments.support.common import many_seeds, program, style, targets
 from experiments.support.common.console import console
 from experiments.support.common.unroll_choice import choose_unroll
 from tbptt import data as tasks
@@ -59,26 +59,26 @@ def train(
 
     Return their mean squared errors on new sequences, and the loss curves.
     """
-    model = vmap_seeds.Model(
+    model = many_seeds.Model(
         cell, nn.Dense(1), tbptt.squared_error, BATCH, choose_unroll(config.unroll)
     )
     estimator = tbptt.truncated_bptt(model.loss_fn, T, k2)
     rate = optax.exponential_decay(config.lr, max(updates // 5, 1), 0.5, staircase=True)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
-    keys, test_keys = vmap_seeds.keys_of(config.seed, seeds)
+    keys, test_keys = many_seeds.keys_of(config.seed, seeds)
     draw = functools.partial(tasks.adding, T=T)
-    params, losses = vmap_seeds.train(
+    params, losses = many_seeds.train(
         model, estimator, optimizer, functools.partial(draw, batch_size=BATCH), keys, updates
     )
 
     def score(outputs: jax.Array, batch: tbptt.Batch) -> jax.Array:
         return jnp.mean(tbptt.squared_error(outputs[-1], batch.targets[-1]))
 
-    errors = vmap_seeds.test(
+    errors = many_seeds.test(
         model, score, functools.partial(draw, batch_size=TEST), params, test_keys
     )
     console.print(f"{type(cell).__name__:6} T = {T}, k2 = {k2}: test MSE {np.median(errors):.4f}")
-    return errors, vmap_seeds.thinned(losses)
+    return errors, many_seeds.thinned(losses)
 
 
 def fails_below(windows: tuple[int, ...], solved: list[bool]) -> int | None:

@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 import tbptt
-from experiments.support.common import program, style, targets, vmap_seeds
+from experiments.support.common import many_seeds, program, style, targets
 from experiments.support.common.console import console
 from experiments.support.common.unroll_choice import choose_unroll
 from tbptt.data import REBER_SYMBOLS, continual_reber, reber_recalls
@@ -56,7 +56,7 @@ def cell(name: str) -> tbptt.LSTM:
     return tbptt.LSTM(len(REBER_SYMBOLS), HIDDEN, forget_bias=1.0 if name == WITH else OPEN)
 
 
-def score(model: vmap_seeds.Model, params: Any, keys: jax.Array, steps: int) -> np.ndarray:
+def score(model: many_seeds.Model, params: Any, keys: jax.Array, steps: int) -> np.ndarray:
     """Test every seed on its own stream.
 
     Return (fraction of second c predicted, mean loss, norm of c at the end).
@@ -84,11 +84,11 @@ def score(model: vmap_seeds.Model, params: Any, keys: jax.Array, steps: int) -> 
 def one_row(config: Config, name: str, k: int, updates: int) -> dict[str, Any]:
     """Train and test all seeds of one cell and one window."""
     readout, loss = nn.Dense(len(REBER_SYMBOLS)), optax.softmax_cross_entropy_with_integer_labels
-    model = vmap_seeds.Model(cell(name), readout, loss, config.batch, choose_unroll(config.unroll))
+    model = many_seeds.Model(cell(name), readout, loss, config.batch, choose_unroll(config.unroll))
     optimizer = optax.chain(optax.clip_by_global_norm(5.0), optax.adam(config.lr))
     draw = functools.partial(continual_reber, T=CHUNK * updates, batch_size=config.batch)
-    keys, test_keys = vmap_seeds.keys_of(config.seed, config.seeds)
-    params, losses = vmap_seeds.train_stream(
+    keys, test_keys = many_seeds.keys_of(config.seed, config.seeds)
+    params, losses = many_seeds.train_stream(
         model, tbptt.truncated_bptt(model.loss_fn, k, k), optimizer, draw, keys, CHUNK
     )
     recalled, loss, norm = score(model, params, test_keys, 40 * CHUNK).T
@@ -103,7 +103,7 @@ def one_row(config: Config, name: str, k: int, updates: int) -> dict[str, Any]:
         "loss": loss.tolist(),
         "norm_of_c": norm.tolist(),
     }
-    return row | {"curve": vmap_seeds.thinned(losses)}
+    return row | {"curve": many_seeds.thinned(losses)}
 
 
 def measure(config: Config) -> dict[str, Any]:

@@ -26,7 +26,7 @@ import numpy as np
 import optax
 
 import tbptt
-from experiments.support.common import program, style, targets, vmap_seeds
+from experiments.support.common import many_seeds, program, style, targets
 from experiments.support.common.console import console
 from experiments.support.common.unroll_choice import choose_unroll
 from tbptt import data as tasks
@@ -68,12 +68,12 @@ def train(
     longest = delay * 3 // 2 if name == CHRONO else None
     cell = tbptt.LSTM(A + 2, config.hidden, longest_lag=longest)
     loss, unroll = optax.softmax_cross_entropy_with_integer_labels, choose_unroll(config.unroll)
-    model = vmap_seeds.Model(cell, nn.Dense(A + 2), loss, BATCH, unroll)
+    model = many_seeds.Model(cell, nn.Dense(A + 2), loss, BATCH, unroll)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(config.lr))
-    keys, test_keys = vmap_seeds.keys_of(config.seed, config.seeds)
+    keys, test_keys = many_seeds.keys_of(config.seed, config.seeds)
     draw = functools.partial(tasks.copy_memory, delay=delay, symbols=S, alphabet=A)
     estimator = tbptt.truncated_bptt(model.loss_fn, k1, k2)
-    params, losses = vmap_seeds.train(
+    params, losses = many_seeds.train(
         model, estimator, optimizer, functools.partial(draw, batch_size=BATCH), keys, config.updates
     )
     baseline = tasks.copy_baseline(delay, symbols=S, alphabet=A)
@@ -84,7 +84,7 @@ def train(
             [jnp.mean(model.loss(logits, batch.targets)) / baseline, jnp.mean(right[-S:])]
         )
 
-    shares, recalled = vmap_seeds.test(
+    shares, recalled = many_seeds.test(
         model, score, functools.partial(draw, batch_size=TEST), params, test_keys
     ).T
     console.print(
@@ -99,7 +99,7 @@ def train(
         "share": shares.tolist(),
         "recalled": recalled.tolist(),
     }
-    return row, vmap_seeds.thinned(losses / baseline)
+    return row, many_seeds.thinned(losses / baseline)
 
 
 def windows_of(delay: int, quick: bool) -> list[tuple[int, int]]:

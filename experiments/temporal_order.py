@@ -22,7 +22,7 @@ import numpy as np
 import optax
 
 import tbptt
-from experiments.support.common import program, style, targets, vmap_seeds
+from experiments.support.common import many_seeds, program, style, targets
 from experiments.support.common.console import console
 from experiments.support.common.unroll_choice import choose_unroll
 from tbptt import data as tasks
@@ -43,26 +43,26 @@ class Config(program.Seeded):
 def train(name: str, cell: Any, config: Config) -> tuple[np.ndarray, dict[str, Any]]:
     """Train all seeds; return their accuracies on new sequences, and the loss curves."""
     loss, unroll = optax.softmax_cross_entropy_with_integer_labels, choose_unroll(config.unroll)
-    model = vmap_seeds.Model(cell, nn.Dense(CLASSES), loss, BATCH, unroll)
+    model = many_seeds.Model(cell, nn.Dense(CLASSES), loss, BATCH, unroll)
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.adam(optax.cosine_decay_schedule(config.lr, config.updates)),
     )
-    keys, test_keys = vmap_seeds.keys_of(config.seed, config.seeds)
+    keys, test_keys = many_seeds.keys_of(config.seed, config.seeds)
     draw = functools.partial(tasks.temporal_order, T=T)
     estimator = tbptt.full_bptt(model.loss_fn)
-    params, losses = vmap_seeds.train(
+    params, losses = many_seeds.train(
         model, estimator, optimizer, functools.partial(draw, batch_size=BATCH), keys, config.updates
     )
 
     def score(outputs: jax.Array, batch: tbptt.Batch) -> jax.Array:
         return jnp.mean(jnp.argmax(outputs[-1], -1) == batch.targets[-1])
 
-    accuracy = vmap_seeds.test(
+    accuracy = many_seeds.test(
         model, score, functools.partial(draw, batch_size=TEST), params, test_keys
     )
     console.print(f"{name}: accuracy {', '.join(f'{value:.4f}' for value in accuracy)}")
-    return accuracy, vmap_seeds.thinned(losses)
+    return accuracy, many_seeds.thinned(losses)
 
 
 def measure(config: Config) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import re
 from pathlib import Path
 
@@ -78,7 +79,10 @@ def test_full_equals_truncated_on_the_page_about_windows():
 
 @pytest.mark.exhaustive
 def test_estimators_are_compared_on_the_page_about_windows():
-    lines = run(*snippets(ROOT / "docs/windows.md"))[-3:]
+    *lines, logistic, henon = run(*snippets(ROOT / "docs/windows.md"))
+    assert numbers(logistic) == pytest.approx([math.log(2)], abs=2e-3)
+    assert numbers(henon) == pytest.approx([0.419, 1.623, -math.log(0.3)], abs=1e-2)
+    lines = lines[-3:]
     rows = {line.rsplit(maxsplit=4)[0]: line.split()[-4:] for line in lines}
     assert set(rows) == {"TBPTT(10, 30)", "ARTBP", "SnAp-1"}
     bias, variance = ({name: float(row[i]) for name, row in rows.items()} for i in (0, 1))

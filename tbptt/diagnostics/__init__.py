@@ -19,6 +19,7 @@ from tbptt.diagnostics.lag import gradient_by_lag as gradient_by_lag
 from tbptt.diagnostics.lag import lag_profile as lag_profile
 from tbptt.diagnostics.lyapunov import Lyapunov as Lyapunov
 from tbptt.diagnostics.lyapunov import lyapunov_spectrum as lyapunov_spectrum
+from tbptt.diagnostics.lyapunov import map_lyapunov_spectrum as map_lyapunov_spectrum
 from tbptt.diagnostics.lyapunov import measured_horizon as measured_horizon
 from tbptt.diagnostics.lyapunov import memory_horizon as memory_horizon
 from tbptt.diagnostics.monitor import FirstNonFinite as FirstNonFinite

@@ -119,6 +119,47 @@ def flat_recurrence(
     return start, step, xs
 
 
+def flat_map(
+    function: Callable[[Carry], Carry], carry: Carry
+) -> tuple[Float[Array, " N"], Callable[[Any, Any], Array]]:
+    """Return a map `carry -> carry` as a function of a flat carry, and the flat start.
+
+    Args:
+      function: static.
+      carry: floating leaves, N numbers in all; half precision is converted to float32.
+
+    Returns:
+      (start, step): the carry as one vector `[N]`; `step(vector [N], anything) -> vector [N]`.
+
+    Raises:
+      TypeError: a leaf of the carry is not floating, or the function has a custom backward pass.
+      ValueError: the function returns a carry of another structure or shape.
+    """
+    check_floating(carry)
+    carry = jax.tree.map(at_least_float32, carry)
+    start, unravel = ravel_pytree(carry)
+
+    def step(vector: Array, _: Any) -> Array:
+        return ravel_pytree(function(unravel(vector)))[0].astype(start.dtype)
+
+    left = jax.eval_shape(function, carry)
+    got, want = (
+        [(jax.tree_util.keystr(path), jnp.shape(leaf)) for path, leaf in leaves]
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (left, carry))
+    )
+    if jax.tree.structure(left) != jax.tree.structure(carry) or got != want:
+        raise ValueError(
+            "function must return a carry of the structure and shapes of its argument, "
+            f"{want[:5]}; got {got[:5]}"
+        )
+    if _has_custom_vjp(jax.make_jaxpr(step)(start, None).jaxpr):
+        raise TypeError(
+            "function has a custom backward pass (jax.custom_vjp), and therefore no Jacobian; pass "
+            "it without"
+        )
+    return start, step
+
+
 def _has_custom_vjp(jaxpr: Any) -> bool:
     """Return whether a program contains a jax.custom_vjp; JAX raises for its jvp only when run."""
     if any(eqn.primitive.name.startswith("custom_vjp") for eqn in jaxpr.eqns):

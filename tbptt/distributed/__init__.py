@@ -28,4 +28,5 @@ from tbptt.distributed.mesh import batch_mesh as batch_mesh
 from tbptt.distributed.mesh import split_cpu as split_cpu
 from tbptt.distributed.mesh import start_processes as start_processes
 from tbptt.distributed.seeds import init_seeds as init_seeds
+from tbptt.distributed.seeds import map_seeds as map_seeds
 from tbptt.distributed.seeds import over_seeds as over_seeds

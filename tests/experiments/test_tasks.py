@@ -13,12 +13,12 @@ import pytest
 
 import tbptt
 from experiments import adding, continual_reber, copy_memory, temporal_order
-from experiments.support.common import program, vmap_seeds
+from experiments.support.common import many_seeds, program
 from tbptt import data as tasks
 
 
 def small_model():
-    return vmap_seeds.Model(tbptt.GRU(2, 3), nn.Dense(1), tbptt.squared_error, 2)
+    return many_seeds.Model(tbptt.GRU(2, 3), nn.Dense(1), tbptt.squared_error, 2)
 
 
 def alone(model, estimator, key, batches):
@@ -60,14 +60,14 @@ def test_vmapped_seeds_equal_single_runs(key, stream):
         whole = jax.tree.map(np.asarray, compiled(key))
         return [(jax.tree.map(lambda a, i=i: a[i : i + 4], whole), False) for i in (0, 4, 8)]
 
-    keys, test_keys = vmap_seeds.keys_of(5, 2)
+    keys, test_keys = many_seeds.keys_of(5, 2)
     if stream:  # without its weights, which are 0 except in the last chunk
-        params, losses = vmap_seeds.train_stream(
+        params, losses = many_seeds.train_stream(
             model, estimator, optax.sgd(0.1), loss_everywhere(draw), keys, 4
         )
         draw = loss_everywhere(draw)
     else:
-        params, losses = vmap_seeds.train(model, estimator, optax.sgd(0.1), draw, keys, 3)
+        params, losses = many_seeds.train(model, estimator, optax.sgd(0.1), draw, keys, 3)
     for seed in range(2):
         wanted, curve = alone(model, estimator, keys[seed], unbroken if stream else independent)
         np.testing.assert_allclose(losses[seed], curve, rtol=1e-12)
@@ -85,7 +85,7 @@ def loss_everywhere(draw):
 
 def test_curves_are_averaged_over_intervals():
     losses = np.asarray([[1.0, 3.0, 5.0, 7.0, 9.0], [2.0, np.nan, 2.0, 4.0, 0.0]])
-    thin = vmap_seeds.thinned(losses, points=2)
+    thin = many_seeds.thinned(losses, points=2)
     assert thin == {"updates": [2, 4], "losses": [[2.0, 6.0], [None, 3.0]]}
 
 

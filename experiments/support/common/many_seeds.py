@@ -1,4 +1,4 @@
-"""Train several seeds at once by `jax.vmap`, with all updates in one compiled program."""
+"""Train several seeds in one compiled program, with all their updates."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -67,7 +67,7 @@ def train(
         state, losses = jax.lax.scan(update, state, jax.random.split(key_data, updates))
         return state.params, losses
 
-    params, losses = jax.jit(jax.vmap(one))(keys)
+    params, losses = _over_seeds(one)(keys)
     return params, np.asarray(losses)
 
 
@@ -99,7 +99,7 @@ def train_stream(
         )
         return state.params, metrics.loss
 
-    params, losses = jax.jit(jax.vmap(one))(keys)
+    params, losses = _over_seeds(one)(keys)
     return params, np.asarray(losses)
 
 
@@ -112,7 +112,8 @@ def test(
 ) -> np.ndarray:
     """Return `score(outputs, batch)` of every seed on its own batch, outputs `[T, B, ...]`."""
 
-    def one(params: Any, key: jax.Array) -> Any:
+    def one(seed: tuple[Any, jax.Array]) -> Any:
+        params, key = seed
         batch = draw(key)
         carry = model.cell.initial_carry(batch.inputs.shape[1:-1])
         _, outputs = tbptt.predict(
@@ -120,7 +121,11 @@ def test(
         )
         return score(outputs, batch)
 
-    return np.asarray(jax.jit(jax.vmap(one))(params, keys))
+    return np.asarray(_over_seeds(one)((params, keys)))
+
+
+def _over_seeds(one: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return jax.jit(lambda seeds: tbptt.distributed.map_seeds(one, seeds))
 
 
 def keys_of(seed: int, seeds: int) -> tuple[jax.Array, jax.Array]:
