@@ -119,6 +119,7 @@ class StepBytes(NamedTuple):
     carries_only_from: the number of steps from which the default plan stores carries only, see
       `block_size.max_saved_steps`
     supports_carries_only: whether params and carry are floating
+    copied_whole: whether segments copy all inputs: XLA gives a batch of one row another layout
     """
 
     carry: int
@@ -131,6 +132,7 @@ class StepBytes(NamedTuple):
     steps: int
     carries_only_from: float
     supports_carries_only: bool
+    copied_whole: bool
 
 
 class MemoryPlan(NamedTuple):
@@ -173,6 +175,7 @@ def step_bytes(
             steps=max(one.steps for one in layers),
             carries_only_from=min(one.carries_only_from for one in layers),
             supports_carries_only=all(one.supports_carries_only for one in layers),
+            copied_whole=layers[0].copied_whole,
         )
     back = cell_vjp_of(cell)
 
@@ -205,6 +208,7 @@ def step_bytes(
         steps=steps_per_block(bytes_of(z)),
         carries_only_from=carries_only_from,
         supports_carries_only=all_floating((params, carry)),
+        copied_whole=math.prod(batch_shape) == 1,
     )
 
 
@@ -214,12 +218,14 @@ def predicted_bytes(remat: Remat | None, sizes: StepBytes, T: int) -> int:
     None:                T (saved + outer) + block; from `carries_only_from` steps as CarriesOnly
     CarriesOnly:         T (carry + outer) + block
     Segments(l1 .. ld):  (T / l1 + l1 / l2 + ..) carry + ld (saved + outer) + block
-                         + (l1 + l2 + .. + ld, and T if l1 does not divide T) inputs
+                         + (l1 + l2 + .. + ld) inputs
+                         + T inputs if l1 does not divide T, or if the batch has one row
     """
     length, carries, copies = T, 0, 0
     if isinstance(remat, Segments):
         for inner in remat.lengths(T):
-            copies += inner + (T if length == T and T % inner else 0)
+            whole = length == T and (T % inner or sizes.copied_whole)
+            copies += inner + (T if whole else 0)
             carries, length = carries + math.ceil(length / inner), min(inner, length)
     each, block = sizes.saved, sizes.block
     if isinstance(remat, CarriesOnly) or length >= sizes.carries_only_from:
