@@ -33,6 +33,20 @@ class MonitoredInfo(NamedTuple):
     probes: dict[str, Any]
 
 
+class FirstNonFinite(NamedTuple):
+    """Position of the first non-finite value; scalars. `where_non_finite` describes it as text.
+
+    found: whether there is one
+    step:  the first step with one, -1 = before step 0 (in params or in the carry that enters)
+    leaf:  the first leaf with one at that step, in the order params, entering carry, x, carry, y;
+           -1 = none
+    """
+
+    found: Bool[Array, ""]
+    step: Int[Array, ""]
+    leaf: Int[Array, ""]
+
+
 def monitored(estimator: Estimator, probes: Mapping[str, Probe]) -> Estimator:
     """Wrap an estimator so that its info also holds the results of probes.
 
@@ -172,30 +186,6 @@ def saturation_probe(
     return probe
 
 
-def _scalars(name: str, seen: Any) -> Any:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(seen):
-        if np.shape(leaf) != ():
-            raise ValueError(
-                f"probe {name!r} must return scalars; got shape {np.shape(leaf)} at "
-                f"{jax.tree_util.keystr(path) or 'root'}"
-            )
-    return seen
-
-
-class FirstNonFinite(NamedTuple):
-    """Position of the first non-finite value; scalars. `where_non_finite` describes it as text.
-
-    found: whether there is one
-    step:  the first step with one, -1 = before step 0 (in params or in the carry that enters)
-    leaf:  the first leaf with one at that step, in the order params, entering carry, x, carry, y;
-           -1 = none
-    """
-
-    found: Bool[Array, ""]
-    step: Int[Array, ""]
-    leaf: Int[Array, ""]
-
-
 def first_non_finite(
     cell: Cell, params: Params, carry: Carry, xs: Float[Array, "T *batch D"]
 ) -> FirstNonFinite:
@@ -259,6 +249,16 @@ def leaf_name(tree: Any, index: int | Int[Array, ""]) -> str | None:
     None for -1. Runs on the host.
     """
     return None if int(index) < 0 else _names(tree, "")[int(index)]
+
+
+def _scalars(name: str, seen: Any) -> Any:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(seen):
+        if np.shape(leaf) != ():
+            raise ValueError(
+                f"probe {name!r} must return scalars; got shape {np.shape(leaf)} at "
+                f"{jax.tree_util.keystr(path) or 'root'}"
+            )
+    return seen
 
 
 def _flags(tree: Any) -> Bool[Array, " n"]:

@@ -82,10 +82,6 @@ def history_of(rows: list[dict[str, Any]], per_pass: int) -> list[dict[str, Any]
     return [history[number] for number in sorted(history)]
 
 
-def _scores(history: list[dict[str, Any]]) -> list[str]:
-    return [name for name in (history[0] if history else {}) if name.startswith("valid_")]
-
-
 def save(params: Params, path: str | os.PathLike[str]) -> None:
     """Write parameters into one file, atomically: a killed process leaves the old file intact.
 
@@ -133,3 +129,7 @@ def load(path: str | os.PathLike[str], like: Params) -> Params:
                 "settings it had when it was saved"
             )
     return params
+
+
+def _scores(history: list[dict[str, Any]]) -> list[str]:
+    return [name for name in (history[0] if history else {}) if name.startswith("valid_")]

@@ -30,6 +30,19 @@ class ClipState(NamedTuple):
     non_finite_count: Int[Array, ""]
 
 
+class ClipStatsState(NamedTuple):
+    """State of `with_clip_stats`.
+
+    inner:      the state of the wrapped transformation
+    clipped:    scalar, whether the last update was changed
+    clip_count: scalar, the number of changed updates
+    """
+
+    inner: Any
+    clipped: Bool[Array, ""]
+    clip_count: Int[Array, ""]
+
+
 def clip_by_global_norm(max_norm: ArrayLike) -> optax.GradientTransformation:
     """Clip updates by their global norm, for gradients of any size.
 
@@ -79,29 +92,6 @@ def clip_by_global_norm(max_norm: ArrayLike) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def count(counter: Int[Array, ""], event: Bool[Array, ""]) -> Int[Array, ""]:
-    """Add one to a counter if the event happened; saturate at the largest integer."""
-    return jnp.where(event, optax.safe_increment(counter), counter)
-
-
-def zeros(n: int) -> list[Int[Array, ""]]:
-    """Return n counters as separate arrays, because no buffer can be donated twice."""
-    return [jnp.zeros((), jnp.int32) for _ in range(n)]
-
-
-class ClipStatsState(NamedTuple):
-    """State of `with_clip_stats`.
-
-    inner:      the state of the wrapped transformation
-    clipped:    scalar, whether the last update was changed
-    clip_count: scalar, the number of changed updates
-    """
-
-    inner: Any
-    clipped: Bool[Array, ""]
-    clip_count: Int[Array, ""]
-
-
 def with_clip_stats(
     transformation: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
@@ -142,3 +132,13 @@ def with_clip_stats(
         return new, ClipStatsState(inner_state, clipped, state.clip_count + clipped)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def count(counter: Int[Array, ""], event: Bool[Array, ""]) -> Int[Array, ""]:
+    """Add one to a counter if the event happened; saturate at the largest integer."""
+    return jnp.where(event, optax.safe_increment(counter), counter)
+
+
+def zeros(n: int) -> list[Int[Array, ""]]:
+    """Return n counters as separate arrays, because no buffer can be donated twice."""
+    return [jnp.zeros((), jnp.int32) for _ in range(n)]

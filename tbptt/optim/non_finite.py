@@ -56,6 +56,17 @@ class StopState(NamedTuple):
     bad_stage: Int[Array, ""]
 
 
+class ShrinkState(NamedTuple):
+    """State of `shrink_non_finite`.
+
+    shrunk:       scalar, whether the last gradient was replaced
+    shrink_count: scalar, the number of replaced gradients
+    """
+
+    shrunk: Bool[Array, ""]
+    shrink_count: Int[Array, ""]
+
+
 def skip_non_finite(
     optimizer: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
@@ -178,41 +189,6 @@ def raise_if_non_finite(opt_state: Any, params: Params) -> None:
             )
 
 
-def _bad(updates: Any, new: Any, state: Any, new_state: Any) -> Bool[Array, " flags"]:
-    """Return flags for the gradient of each leaf, the update of each leaf, and the state.
-
-    The state is bad if an entry that was finite is not finite now.
-    """
-    pairs = zip(jax.tree.leaves(state), jax.tree.leaves(new_state), strict=True)
-    lost = [
-        jnp.any(jnp.isfinite(old) & ~jnp.isfinite(now)) for old, now in pairs if is_floating(now)
-    ]
-    leaves = [
-        jnp.any(~jnp.isfinite(leaf)) for tree in (updates, new) for leaf in jax.tree.leaves(tree)
-    ]
-    return jnp.stack([*leaves, jnp.any(jnp.array(lost, bool))])
-
-
-def _unless(bad: Bool[Array, ""], new: Any, new_state: Any, old_state: Any) -> tuple[Any, Any]:
-    """Return (new, new_state), or if bad (zeros, old_state).
-
-    It selects; a product with 0 would pass NaN.
-    """
-    new = jax.tree.map(lambda leaf: jnp.where(bad, jnp.zeros_like(leaf), leaf), new)
-    return new, jax.tree.map(lambda old, now: jnp.where(bad, old, now), old_state, new_state)
-
-
-class ShrinkState(NamedTuple):
-    """State of `shrink_non_finite`.
-
-    shrunk:       scalar, whether the last gradient was replaced
-    shrink_count: scalar, the number of replaced gradients
-    """
-
-    shrunk: Bool[Array, ""]
-    shrink_count: Int[Array, ""]
-
-
 def leaves_named(*names: str) -> Callable[[Params], Any]:
     """Return a mask function that selects leaves by the last name of their path.
 
@@ -306,3 +282,27 @@ def shrink_non_finite(
         return new, ShrinkState(is_bad, count(state.shrink_count, is_bad))
 
     return optax.GradientTransformation(init, update)
+
+
+def _bad(updates: Any, new: Any, state: Any, new_state: Any) -> Bool[Array, " flags"]:
+    """Return flags for the gradient of each leaf, the update of each leaf, and the state.
+
+    The state is bad if an entry that was finite is not finite now.
+    """
+    pairs = zip(jax.tree.leaves(state), jax.tree.leaves(new_state), strict=True)
+    lost = [
+        jnp.any(jnp.isfinite(old) & ~jnp.isfinite(now)) for old, now in pairs if is_floating(now)
+    ]
+    leaves = [
+        jnp.any(~jnp.isfinite(leaf)) for tree in (updates, new) for leaf in jax.tree.leaves(tree)
+    ]
+    return jnp.stack([*leaves, jnp.any(jnp.array(lost, bool))])
+
+
+def _unless(bad: Bool[Array, ""], new: Any, new_state: Any, old_state: Any) -> tuple[Any, Any]:
+    """Return (new, new_state), or if bad (zeros, old_state).
+
+    It selects; a product with 0 would pass NaN.
+    """
+    new = jax.tree.map(lambda leaf: jnp.where(bad, jnp.zeros_like(leaf), leaf), new)
+    return new, jax.tree.map(lambda old, now: jnp.where(bad, old, now), old_state, new_state)

@@ -203,16 +203,6 @@ def continuous(chunks: Iterable[Chunk], start: int = 0) -> Iterator[Batch]:
         expected, batch_shape = item.start + windows.length(item.batch), shape
 
 
-def _resets_all(batch: Batch) -> bool:
-    """Return whether every stream resets at its first existing step, so that no carry enters."""
-    if batch.resets is None:
-        return False
-    resets = np.asarray(batch.resets)
-    exists = np.ones(resets.shape, bool) if batch.mask is None else np.asarray(batch.mask)
-    first = np.argmax(exists, axis=0, keepdims=True)
-    return bool(np.all(np.take_along_axis(resets & exists, first, axis=0)))
-
-
 @runtime_checkable
 class Stream(Protocol):
     """A stream that can be read ahead: chunks by number."""
@@ -261,6 +251,16 @@ def read_ahead(
             f"start={start}, stop={stop}"
         )
     return _consume(stream, range(start, stop), depth, put)
+
+
+def _resets_all(batch: Batch) -> bool:
+    """Return whether every stream resets at its first existing step, so that no carry enters."""
+    if batch.resets is None:
+        return False
+    resets = np.asarray(batch.resets)
+    exists = np.ones(resets.shape, bool) if batch.mask is None else np.asarray(batch.mask)
+    first = np.argmax(exists, axis=0, keepdims=True)
+    return bool(np.all(np.take_along_axis(resets & exists, first, axis=0)))
 
 
 class _Failure:
