@@ -44,7 +44,8 @@ from experiments.support.train.predicting import Score, predict_blocks
 from experiments.support.train.prediction_file import PredictionFile
 from experiments.support.train.prediction_steps import open_for
 from experiments.support.train.reading import Reading
-from experiments.support.train.task import Forecast, Task, from_json
+from experiments.support.train.task import Classify, Forecast, Task, from_json
+from experiments.support.train.votes import no_votes
 from tbptt.data import DataUnavailable, Source, SourceChanged
 from tbptt.fit.progress import Pace, Status, make_view
 
@@ -124,6 +125,8 @@ def _carry(config: Config, model: Model, task: Task) -> Any:
     like = model.cell.initial_carry((1,))
     if model.linear is not None and isinstance(task, Forecast):
         like = like, np.zeros((model.linear.reach - 1, len(task.columns)), np.float32)
+    if isinstance(task, Classify) and task.answer == "every":
+        like = like, no_votes(task.outputs)
     return tbptt.load(config.carry_in, like)
 
 

@@ -89,7 +89,7 @@ def test_groups_by_id_and_labels_by_name(in_folder):
     )
     path = in_folder / "x.csv"
     rows.sort("day").write_csv(path)
-    flags = {"target": "kind", "task": "classify", "group": "id", "time": "day"}
+    flags = {"target": "kind", "task": "classify", "group": "id", "time": "day", "answer": "last"}
     with pytest.raises(ValueError, match=r"The rows of the groups are mixed: .*\(--sort\)"):
         open_data(config(path, **flags))
     data = open_data(config(path, **flags, sort=True))

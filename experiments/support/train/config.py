@@ -65,6 +65,7 @@ def settings(parse: Callable[..., Config], kind: type[Config]) -> Config:
     if given.out is not None:
         raise ValueError(f"--resume writes to the folder of the run; omit --out (got {given.out})")
     saved = read_config(folder)
+    saved.setdefault("answer", "last")  # of runs before the flag
     names = {field.name: field for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
     if unknown := sorted(set(saved) - set(names) - set(WRITTEN)):
         raise ValueError(

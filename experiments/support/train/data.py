@@ -81,7 +81,9 @@ def open_data(config: Any) -> RunData:
     }
     mean, scale = (tuple(numbers[name][i] for name in columns) for i in (0, 1))
     if whole:
-        task: Task = Classify(columns, config.target, source.classes, mean, scale, group)
+        task: Task = Classify(
+            columns, config.target, source.classes, mean, scale, group, config.answer
+        )
     else:
         task = Forecast(
             columns,
@@ -110,7 +112,8 @@ def training_stream(
         )
     rescaled = scaled(task, source)
     if isinstance(task, Classify):
-        batches = label_batches(task.target, range(len(task.classes)))
+        every = task.answer == "every"
+        batches = label_batches(task.target, range(len(task.classes)), every=every)
         return RecordingStream(rescaled, batch, chunk, batches, layout=whole_recordings, rows=rows)
     batches = forecast_batches(task.target, task.horizons, inputs=task.columns)
     if linear is not None:

@@ -15,12 +15,14 @@ from experiments.support.train.prediction_steps import Steps, read_steps
 from experiments.support.train.row_labels import RowLabels
 from experiments.support.train.task import (
     Characters,
+    Classify,
     Forecast,
     Task,
     scaled,
     shown_class,
     shown_symbols,
 )
+from experiments.support.train.votes import Votes, no_votes
 from tbptt.data import Source
 
 
@@ -65,11 +67,14 @@ def predict_blocks(
     if block < 1:
         raise ValueError(f"--block must be at least 1 step; got {block}")
     run, total = _program(model), sum(source.lengths)
-    continued, along = carry is not None, None
+    continued, along, votes, last = carry is not None, None, None, None
     if model.linear is not None and isinstance(task, Forecast):
         carry, before = carry if continued else (None, None)
         places = [source.names.index(name) for name in task.columns]
         along = Along(model.linear, scaled(task, source), places, before)
+    if isinstance(task, Classify) and task.answer == "every":
+        carry, before = carry if continued else (None, no_votes(task.outputs))
+        votes = Votes(before)
     carry = model.cell.initial_carry((1,)) if carry is None else carry
     labels = RowLabels(source, task.horizons if isinstance(task, Forecast) else ())
     for start in range(0, total, block):
@@ -89,7 +94,6 @@ def predict_blocks(
                 if leaf is not None
             ]
             last = run(params, carry, *exact)[0]
-            ended(last if along is None else (last, along.last_rows()))
         padded = [
             np.concatenate([leaf, np.zeros((block - n, *leaf.shape[1:]), leaf.dtype)])
             for leaf in (steps.inputs, steps.resets, steps.mask)
@@ -98,6 +102,11 @@ def predict_blocks(
         carry, outputs = run(params, carry, *(leaf[:, None] for leaf in padded))
         outputs = np.asarray(outputs)[:n, 0]
         outputs = (outputs + forecasts).astype(outputs.dtype)
+        if votes is not None:
+            outputs = votes(outputs, steps.resets, steps.mask)
+        if ended is not None and start + block >= total:
+            past = votes.state if votes else along.last_rows() if along else None
+            ended(last if past is None else (last, past))
         keep = slice(min(max(skip - start, 0), n), n)
         if keep.start < n:
             kept = Steps(*(leaf[keep] for leaf in steps if leaf is not None))

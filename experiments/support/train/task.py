@@ -65,6 +65,9 @@ class Classify:
 
     classes: the values, numbers or text; class i is output i.
     columns, mean, scale, group: as in Forecast.
+    answer: "last": trained at the last row of each recording, and the prediction is the output of
+    the row; "every": trained at every row, and the prediction is the mean of the log-probabilities
+    of the rows of the recording up to this one.
     """
 
     columns: tuple[str, ...]
@@ -73,6 +76,7 @@ class Classify:
     mean: tuple[float, ...]
     scale: tuple[float, ...]
     group: str = ""
+    answer: str = "last"
 
     @property
     def outputs(self) -> int:

@@ -95,18 +95,21 @@ def symbol_batches(vocabulary: Vocabulary) -> MakeBatch:
     return next_symbol
 
 
-def label_batches(label: str, classes: Sequence[float | int]) -> MakeBatch:
-    """Return a function that makes batches for classifying recordings, scored at the last step.
+def label_batches(label: str, classes: Sequence[float | int], *, every: bool = False) -> MakeBatch:
+    """Return a function that makes batches for classifying recordings.
 
         inputs[t] = row[t] without the label;  targets[t] = number of the recording's class
-        weights[t] = 1 if t is the last step of the recording, else 0
+        weights[t] = 1 if every, or if t is the last step of the recording, else 0
 
-    With a masked source, the last step is the last one that the mask keeps. Use the layout
+    With a masked source, the last step is the last one that the mask keeps, and steps that it does
+    not keep have weight 0. Use the layout
     `whole_recordings`: a stream that begins inside a recording lacks the start of it.
 
     Args:
         label: the name of the label column; constant within a recording, and not an input.
         classes: the values of the label, from `count_classes`; class i has the number i.
+        every: whether the label counts at every step. In long recordings a gradient from the last
+            step alone does not reach most of the rows.
 
     Raises:
         ValueError: fewer than two classes, or a duplicate. When a batch is made: the source has
@@ -120,7 +123,10 @@ def label_batches(label: str, classes: Sequence[float | int]) -> MakeBatch:
         values, good = source.read(span.start, span.stop), good_rows(source, span.start, span.stop)
         number = class_of(source, span, values[:, place], place, labels, good)
         last = last_good_row(source, span.begin, span.end)
-        weights = (np.arange(span.start, span.stop) == last).astype(values.dtype)
+        counts = np.arange(span.start, span.stop) == last
+        if every:
+            counts = np.ones(len(values), bool) if good is None else np.asarray(good)
+        weights = counts.astype(values.dtype)
         return _batch(
             np.delete(values, place, axis=1),
             np.full(len(values), number, np.int32),
