@@ -34,6 +34,7 @@ from tbptt.data.streams.forecast import standardise as standardise
 from tbptt.data.streams.forecast import stream_scaling as stream_scaling
 from tbptt.data.streams.padding import last_outputs as last_outputs
 from tbptt.data.streams.padding import pad as pad
+from tbptt.data.streams.padding import padded_length as padded_length
 from tbptt.data.streams.recording_stream import RecordingStream as RecordingStream
 from tbptt.data.streams.recording_stream import Span as Span
 from tbptt.data.streams.recording_stream import even_streams as even_streams

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import tbptt
-from tbptt.data import last_outputs, pad
+from tbptt.data import last_outputs, pad, padded_length
 from tests.support.sequences import sequence_params, zero_carry
 
 CELL, READOUT = tbptt.GRU(2, 4), nn.Dense(3, param_dtype=float)
@@ -80,3 +80,40 @@ def test_wrong_arguments_are_named(arguments, more, words):
         pad(*arguments, **more)
     with pytest.raises(ValueError, match=r"mask must be \[T, \*batch\]"):
         last_outputs(np.ones((4, 2)), np.ones((3, 2), bool))
+
+
+def test_few_programs_give_the_loss_and_gradient_of_every_length():
+    """Lengths 1 .. 12 compile five programs; the padding changes no number."""
+    estimator, carry = tbptt.full_bptt(LOSS_FN), zero_carry(CELL, (2,))
+    draw = np.random.default_rng(3)
+
+    def estimate(params, batch):
+        return estimator.estimate(params, carry, batch)[:2]
+
+    padded, unpadded = jax.jit(estimate), jax.jit(lambda *given: estimate(*given))
+
+    for longest in range(1, 13):
+        lengths = (longest, max(longest - 1, 1))
+        inputs = [draw.normal(size=(n, 2)) for n in lengths]
+        targets = [draw.integers(3, size=n) for n in lengths]
+        got = padded(PARAMS, pad(inputs, targets, T=padded_length(longest)))
+        if longest in (1, 3, 5, 11):  # each a program of its own
+            want = unpadded(PARAMS, pad(inputs, targets))
+            assert float(want[0]) > 0.1
+            for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15)
+    sizes = [function._cache_size() for function in (padded, unpadded)]  # pyright: ignore[reportAttributeAccessIssue]
+    assert sizes == [5, 4]
+
+
+def test_the_length_is_the_smallest_that_suffices():
+    assert [padded_length(n) for n in (1, 2, 3, 4, 5, 8, 9, 1000)] == [1, 2, 4, 4, 8, 8, 16, 1024]
+    given = [padded_length(n, (30, 10, 100)) for n in (1, 10, 11, 30, 31, 100)]
+    assert given == [10, 10, 30, 30, 100, 100]
+    assert [padded_length(n, multiple_of=50) for n in (3, 51, 129)] == [50, 100, 300]
+    with pytest.raises(ValueError, match=r"at least steps=101; got \[10, 30, 100\]\. Add one"):
+        padded_length(101, (30, 10, 100))
+    with pytest.raises(ValueError, match="lengths must be at least 1 step; got lengths=0"):
+        padded_length(3, (0, 4))
+    with pytest.raises(ValueError, match="multiple_of must be at least 1"):
+        padded_length(3, multiple_of=0)

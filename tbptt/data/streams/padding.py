@@ -26,8 +26,7 @@ def pad(
             targets[:T_i, i] = labels[i]                    # labels: one per sequence,
             weights[T_i - 1, i] = 1, all other weights 0    #   which count at the last step
 
-    Few lengths T, rounded up to a multiple of k1, keep the number of compiled programs small: sort
-    the sequences by length and pad each batch to one of three or four lengths.
+    Every length T compiles a program of its own; `padded_length` chooses one of a few.
 
     Args:
       inputs: one array `[T_i, ...]` per sequence.
@@ -78,6 +77,46 @@ def pad(
     steps = jnp.asarray(np.broadcast_to(labels, (T, *labels.shape)))
     weights = jnp.asarray(ends, jnp.float32)
     return Batch(_padded(inputs, T), steps, weights, mask=jnp.asarray(mask))
+
+
+def padded_length(steps: int, lengths: Sequence[int] | None = None, *, multiple_of: int = 1) -> int:
+    """Choose the length to which a sequence or batch is padded, among a few.
+
+        for batch_of_sequences in ...:
+            T = padded_length(max(len(x) for x in inputs))
+            gradient = estimate(params, carry, pad(inputs, targets, T=T))
+
+    Padding has mask False: it changes neither loss nor gradient. A jitted function compiles one
+    program per length (about a second and some MiB each), so 300 different lengths up to 2,000
+    compile 300 programs, and with powers of two at most 12. With powers of two the padding is
+    shorter than the longest sequence of the batch; sort the sequences by length to pad the others
+    little.
+
+    Args:
+      steps: number of steps of the longest sequence, at least 1.
+      lengths: the lengths to choose from; None: powers of two.
+      multiple_of: the result is rounded up to a multiple of this, for example k1.
+
+    Returns:
+      the smallest of the lengths that is at least `steps`.
+
+    Raises:
+      TypeError: steps, a length or multiple_of is not an int.
+      ValueError: one of them is below 1, or steps is larger than all lengths.
+    """
+    steps = check_window("steps", steps)
+    multiple_of = check_window("multiple_of", multiple_of)
+    if lengths is None:
+        chosen = 1 << (steps - 1).bit_length()
+    else:
+        known = sorted(check_window("lengths", length) for length in lengths)
+        chosen = next((length for length in known if length >= steps), None)
+        if chosen is None:
+            raise ValueError(
+                f"lengths must have one of at least steps={steps}; got {known}. Add one, or cut "
+                "the sequence"
+            )
+    return -(-chosen // multiple_of) * multiple_of
 
 
 def last_outputs(outputs: Any, mask: Any) -> Array:
