@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 
 from tbptt.checkpoints import format as checkpoint_format
 from tbptt.checkpoints.format import CheckpointDamaged, CheckpointNotWritten, FolderInUse
+from tbptt.checkpoints.quiet import quiet_orbax
 from tbptt.checkpoints.restore import PREFIX, STATE, Restored, finished, first_good, newest_good
 
 UNFINISHED, REPLACED = "unfinished_", "replaced_"
@@ -66,6 +67,7 @@ class Checkpoints:
         self._writer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
+        self._quiet: contextlib.AbstractContextManager[None] | None = None
         if self._lock is not None:
             self._clear_up()
 
@@ -101,6 +103,9 @@ class Checkpoints:
         metric = None if metric is None or not math.isfinite(metric) else float(metric)
         metadata = checkpoint_format.make_metadata(int(step), position, metric, self.config, shapes)
         temporary = self.folder / f"{UNFINISHED}{PREFIX}{int(step):09d}"
+        if self._quiet is None:  # until `close`, because writes end after the one that failed
+            self._quiet = quiet_orbax()
+            self._quiet.__enter__()
         try:
             if jax.process_index() == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -151,6 +156,9 @@ class Checkpoints:
             self.wait()
         finally:
             self._writer.close()
+            if self._quiet is not None:
+                self._quiet.__exit__(None, None, None)
+                self._quiet = None
             if self._lock is not None:
                 self._lock.close()
 
