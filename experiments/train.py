@@ -67,7 +67,8 @@ class Config:
     """number of rows ahead to forecast; 0: estimate the target from the other columns of the same
     row and of earlier rows"""
     task: Literal["forecast", "classify", "characters"] = "forecast"
-    """forecast a column, classify each recording, or predict the next character of a text"""
+    """forecast a column, classify each recording, or predict the next character of a text (its
+    bytes)"""
     answer: Literal["every", "last"] = "every"
     """classify: train at every row, and predict by the mean of the log-probabilities of the rows of
     a recording; or both at its last row alone, whose gradient does not reach most rows of a long

@@ -187,7 +187,7 @@ def test_a_text_is_scored_in_bits(tmp_path):
     logs = scipy.special.log_softmax(outputs, axis=1) / np.log(2)
     scored = [i for i in range(9) if i != 6]  # the last symbol of a file has no next symbol
     assert score["scored"] == 8
-    assert score["bits_per_character"] == pytest.approx(
+    assert score["bits_per_byte"] == pytest.approx(
         -np.mean([logs[i, numbers[i + 1]] for i in scored]), rel=1e-12
     )
     assert got["truth"].tolist() == ["b", "b", "a", "\\n", "a", "b", "", "b", "\\n", ""]

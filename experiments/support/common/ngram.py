@@ -10,7 +10,7 @@ omitted.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -51,15 +51,20 @@ def witten_bell(
     References: Witten and Bell, *The zero-frequency problem*, IEEE Transactions on Information
     Theory 37, 1991 (method C).
     """
+    return [_bits(p) for p in witten_bell_chances(train, text, V, order)]
+
+
+def witten_bell_chances(
+    train: Int[np.ndarray, " N"], text: Int[np.ndarray, " M"], V: int, order: int
+) -> Iterator[Float64[np.ndarray, " M"]]:
+    """Yield the probability of every symbol of a text, for every order of `witten_bell`."""
     _check(train, text, V, order)
     p = np.full(len(text), 1.0 / V)
-    bits = []
     for n in range(order + 1):
         times, total, kinds = _look_up(count(train, V, n), text, V, n)
         seen = total > 0
         p[n:] = np.where(seen, (times + kinds * p[n:]) / np.where(seen, total + kinds, 1), p[n:])
-        bits.append(_bits(p))
-    return bits
+        yield p.copy()
 
 
 def kneser_ney(
@@ -79,17 +84,34 @@ def kneser_ney(
     discount: Chen and Goodman, *An empirical study of smoothing techniques for language modeling*,
     1998.
     """
+    *_, last = kneser_ney_chances(train, text, V, order)
+    return _bits(last)
+
+
+def kneser_ney_chances(
+    train: Int[np.ndarray, " N"], text: Int[np.ndarray, " M"], V: int, order: int
+) -> Iterator[Float64[np.ndarray, " M"]]:
+    """Yield the probability of every symbol of a text under `kneser_ney` of orders 0 .. `order`."""
     _check(train, text, V, order)
-    p = np.full(len(text), 1.0 / V)
+    lower, counts = np.full(len(text), 1.0 / V), count(train, V, 0)
     for n in range(order + 1):
-        counts = count(train, V, n) if n == order else _continuations(count(train, V, n + 1), V, n)
-        once, twice = np.sum(counts.times == 1), np.sum(counts.times == 2)
-        discount = once / (once + 2 * twice) if once else 0.0
-        times, total, kinds = _look_up(counts, text, V, n)
-        seen = total > 0
-        mixed = np.maximum(times - discount, 0) + discount * kinds * p[n:]
-        p[n:] = np.where(seen, mixed / np.where(seen, total, 1), p[n:])
-    return _bits(p)
+        yield _discounted(counts, lower, text, V, n)
+        if n < order:
+            counts = count(train, V, n + 1)
+            lower = _discounted(_continuations(counts, V, n), lower, text, V, n)
+
+
+def _discounted(
+    counts: Counts, lower: np.ndarray, text: np.ndarray, V: int, n: int
+) -> Float64[np.ndarray, " M"]:
+    """Mix the discounted counts of order n with the probabilities of the order below."""
+    once, twice = np.sum(counts.times == 1), np.sum(counts.times == 2)
+    discount = once / (once + 2 * twice) if once else 0.0
+    times, total, kinds = _look_up(counts, text, V, n)
+    seen, p = total > 0, lower.copy()
+    mixed = np.maximum(times - discount, 0) + discount * kinds * p[n:]
+    p[n:] = np.where(seen, mixed / np.where(seen, total, 1), p[n:])
+    return p
 
 
 def count(text: Int[np.ndarray, " N"], V: int, n: int) -> Counts:

@@ -176,7 +176,7 @@ class Score:
     standardised_rmse, standardised_mae    the same, divided by the standard deviation of the target
                         over the training part; predicting its mean has an error of about 1
     accuracy            of classes: fraction of recordings with the right class at their end
-    bits_per_character  of characters: mean negative log2 of the probability
+    bits_per_byte       of characters: mean negative log2 of the probability
     """
 
     def __init__(self, task: Task) -> None:
@@ -210,7 +210,7 @@ class Score:
             return self._errors(self._squares.sum(), self._sizes.sum(), self._counts.sum())
         if not self._count:
             return {"scored": 0}
-        name = "bits_per_character" if isinstance(self._task, Characters) else "accuracy"
+        name = "bits_per_byte" if isinstance(self._task, Characters) else "accuracy"
         return {name: self._sum / self._count, "scored": self._count}
 
     def by_horizon(self) -> list[dict[str, float | int]]:

@@ -47,7 +47,8 @@ def losses(
         width: in inches.
     """
     points = [(row["step"], row[metric]) for row in valid if metric and row.get(metric) is not None]
-    rows = 2 if points and scale is None else 1
+    one_unit = scale is not None or metric == "bits_per_byte"  # of the loss and the metric
+    rows = 1 if one_unit or not points else 2
     figure, axes = _panels(rows, width, 3.0)
     axis = axes[0, 0]
     _curve(axis, train, "loss", 0, "training, before each update")
@@ -66,7 +67,9 @@ def losses(
     if chosen is not None and chosen in steps:
         at = (chosen, values[steps == chosen][-1])
         last.plot(*at, "o", ms=11, mfc="none", mec="black", mew=1.8)
-    axis.set_ylabel("training loss" if scale is None else "loss")
+    axis.set_ylabel(
+        "loss" if scale is not None else "bits per byte" if one_unit else "training loss"
+    )
     if rows == 2:
         last.set_ylabel(f"validation {display_name(metric)}")
     last.set_xlabel("updates")

@@ -16,9 +16,10 @@ from experiments.support.train.predicting import Score, predict_blocks
 from experiments.support.train.prediction_file import PredictionFile
 from experiments.support.train.prediction_steps import read_steps
 from experiments.support.train.task import Characters, Classify, Forecast
+from experiments.support.train.text_baselines import text_scores
 from tbptt.data import part
 
-METRICS = ("rmse", "accuracy", "bits_per_character")
+METRICS = ("rmse", "accuracy", "bits_per_byte")
 BLOCK = 1024  # steps per block of prediction
 
 
@@ -65,7 +66,7 @@ def metric_name(data: RunData) -> str:
     """Return the name that `Score` gives the metric."""
     if isinstance(data.task, Forecast):
         return "rmse"
-    return "accuracy" if isinstance(data.task, Classify) else "bits_per_character"
+    return "accuracy" if isinstance(data.task, Classify) else "bits_per_byte"
 
 
 def lower_is_better(numbers: Mapping[str, float]) -> float | None:
@@ -88,7 +89,7 @@ def baseline_scores(data: RunData) -> dict[str, dict[str, float]]:
     """Score baselines without a network on the test part, by the errors of the task.
 
     Forecasts: see `forecast_baselines`. Classes: the most frequent class of the training part.
-    Characters: the frequencies of characters in the training part.
+    Characters: n-grams, see `text_scores`, and the frequencies of bytes in the training part.
     """
     outputs = data.task.outputs
     train = _counts(data, 0, data.parts.train, outputs)
@@ -98,7 +99,8 @@ def baseline_scores(data: RunData) -> dict[str, dict[str, float]]:
         return {"most frequent class": {"accuracy": accuracy}}
     chances = (train + 1) / (train + 1).sum()
     bits = float(-(test * np.log2(chances)).sum() / max(test.sum(), 1))
-    return {"character frequencies": {"bits_per_character": bits}}
+    grams = text_scores(data, data.task) if isinstance(data.task, Characters) else {}
+    return {"byte frequencies": {"bits_per_byte": bits}, **grams}
 
 
 def _counts(data: RunData, start: int, stop: int, outputs: int) -> np.ndarray:
@@ -115,7 +117,7 @@ def summary_of(
 ) -> dict[str, Any]:
     """Score the test part, write predictions.csv, and return the content of summary.json.
 
-    metric            the error that selects the checkpoint: rmse, accuracy or bits_per_character
+    metric            the error that selects the checkpoint: rmse, accuracy or bits_per_byte
     test_*            errors of the model on the test part; rmse and mae in the units of the target
     baseline          the name of the baseline with the best metric on the test part
     baselines         the errors of every baseline on the test part

@@ -13,7 +13,7 @@ from experiments.support.train.choices import ESTIMATORS
 from experiments.support.train.data import RunData, training_stream
 from experiments.support.train.linear import Linear
 from experiments.support.train.model import Model, init_params, make_model
-from experiments.support.train.task import Forecast
+from experiments.support.train.task import Characters, Forecast
 from tbptt.data import RecordingStream
 
 
@@ -27,7 +27,8 @@ class Setup(NamedTuple):
     state:   state before the first update, on its devices; leaves `[S, ...]` for several seeds
     step:    `(state, batch) -> (state, metrics)`
     put:     place a batch on the devices of the step
-    merge:   reduce the metrics of several seeds to those of one (means)
+    merge:   reduce the metrics of several seeds to those of one (means), with the loss of a text in
+             bits, the unit of its error
     """
 
     model: Model
@@ -105,6 +106,8 @@ def build(
     step: Any = tbptt.make_train_step(estimator, optimizer)
     step = step if config.seeds == 1 else tbptt.distributed.over_seeds(step)
     merge = (lambda metrics: metrics) if config.seeds == 1 else _mean_over_seeds
+    if isinstance(data.task, Characters):
+        merge = _in_bits(merge)
     if mesh is None:
         return Setup(model, stream, chunk, updates, make(config.batch), step, jax.device_put, merge)
     state = tbptt.distributed.init_sharded_state(make, config.batch, mesh)
@@ -139,6 +142,16 @@ def _loss(config: Any, data: RunData, model: Model) -> tbptt.LossFn:
     return tbptt.sequence_loss(
         model.cell, model.readout, loss, embedding=model.embedding, remat=remat, unroll=model.unroll
     )
+
+
+def _in_bits(
+    merge: Callable[[tbptt.Metrics], tbptt.Metrics],
+) -> Callable[[tbptt.Metrics], tbptt.Metrics]:
+    def in_bits(metrics: tbptt.Metrics) -> tbptt.Metrics:
+        metrics = merge(metrics)
+        return metrics._replace(loss=metrics.loss / math.log(2))
+
+    return jax.jit(in_bits)
 
 
 @jax.jit
