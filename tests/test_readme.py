@@ -97,6 +97,7 @@ def test_the_snippets_of_a_page_run(name):
     if name == "precision":
         assert 0 < float(lines[0]) < 0.02
     if name == "training":
+        assert 0 < float(lines[-4]) < 1 and lines[-3] == "(17, 1)"  # of the skip connection
         assert 0 < float(lines[-2]) < 100  # targets that are missing give no NaN
         assert lines[-1] == "(1, 2)"  # of the exported step
 

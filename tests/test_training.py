@@ -83,11 +83,19 @@ def adam_step(params, opt_state, grads):
     return optax.apply_updates(params, updates), opt_state
 
 
-def reference(make, params, carry):
-    """Train by a plain loop over chunks and windows, without estimators and training."""
+def reference(make, params, carry, passes=1):
+    """Train by a plain loop over chunks and windows, without estimators and training.
+
+    Each chunk has `passes` updates, all from the carries before it.
+    """
     k1, k2 = make.keywords.values() if make is not full_bptt else (CHUNK, CHUNK)
     opt_state, carries, losses, norms = plain(jax.jit(ADAM.init)(params)), {0: carry}, [], []
-    for first, last in zip(range(0, T, CHUNK), range(CHUNK, T + 1, CHUNK), strict=True):
+    before = carries
+    for update in range(T // CHUNK * passes):
+        first = update // passes * CHUNK
+        last = first + CHUNK
+        before = carries if update % passes == 0 else before
+        carries = before
         loss_sum, sums = 0.0, jax.tree.map(np.zeros_like, params)
         for end in range(first + k1, last + 1, k1):
             begin = max(0, end - k2)
@@ -121,6 +129,20 @@ def test_an_epoch_equals_its_steps_and_the_plain_loop(name, params):
     assert_same((whole.params, whole.opt_state, metrics.loss, metrics.grad_norm), want)
     moved = jax.tree.map(lambda a, b: float(np.max(np.abs(a - b))), params, whole.params)
     assert min(jax.tree.leaves(moved)) > 1e-3
+
+
+def test_several_passes_over_one_chunk_equal_the_plain_loop(params):
+    """Run the recipe of docs/training.md: a copy of the memory enters every pass."""
+    estimator, step, _ = compiled("overlapping")
+    state, losses = start(estimator, ADAM, params, CARRY, BATCH), []
+    for chunk in CHUNKS:
+        before = jax.tree.map(jnp.copy, state.memory)
+        for _ in range(3):
+            state = state._replace(memory=jax.tree.map(jnp.copy, before))
+            state, metrics = step(state, chunk)
+            losses.append(float(metrics.loss))
+    want = reference(ESTIMATORS["overlapping"], params, CARRY, passes=3)
+    assert_same((plain(state.params), np.stack(losses)), (want[0], want[2]))
 
 
 def test_the_carry_continues_and_rewind_resets_it(params):
