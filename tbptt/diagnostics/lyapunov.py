@@ -132,8 +132,8 @@ def _spectrum(
     start: Float[Array, " N"],
     step: Callable[[Any, Any], Array],
     xs: Array,
-    count: int | None,
-    warmup: int,
+    count: Any,
+    warmup: Any,
 ) -> Lyapunov:
     count = start.size if count is None else check_window("count", count)
     if count > start.size:

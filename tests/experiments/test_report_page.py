@@ -140,8 +140,8 @@ def test_the_page_shows_dates_units_horizons_and_the_worst_stretch(tmp_path, dra
         "<td>→ this model</td><td>1,234</td><td>1.00</td><td>0.500</td>",
         "text (row 2: &#x27;&lt;dry&gt;&#x27;)",
         "<td>2024‑03‑01 to 2024‑03‑09 03:00:00</td><td>7</td><td>rows 10 to 20</td>",
-        "the error of its mean, 4.00 in units of warm",
-        "after update 20, is used",
+        "an RMSE of 4.00 in units of warm",
+        "after update 20, is tested",
     ):
         assert words in text, words
 

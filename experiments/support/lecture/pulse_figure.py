@@ -78,10 +78,11 @@ def _errors(axis: Any, results: dict[str, Any]) -> None:
         ["full" if row["full"] else f"{row['k1']},\n{row['k2']}" for row in rows],
         fontsize=9,
     )
-    axis.set(xlabel="k1, k2 (steps)", ylabel="test MSE (standardised)")
-    axis.set_ylim(0, 1.2 * max(*linear.values(), *(max(row["test_mse"]) for row in rows)))
+    shown = [*linear.values(), *(mse for row in rows for mse in row["test_mse"])]
+    axis.set(xlabel="k1, k2 (steps)", ylabel="test MSE (standardised, logarithmic)", yscale="log")
+    axis.set_ylim(0.7 * min(shown), 5 * max(shown))
     axis.set_title("Error at equal seconds (bar: median over seeds)")
-    axis.legend(fontsize=8, loc="lower left")
+    axis.legend(fontsize=8, loc="upper right")
 
 
 def _curves(axis: Any, curves: dict[str, Any]) -> None:
