@@ -197,6 +197,7 @@ def test_segments_copy_a_batch_of_one_row():
 def test_a_budget_leaves_out_a_plan_that_would_be_refused():
     cell, x, T = Counting(), jax.ShapeDtypeStruct((B, D), jnp.float32), 1_000_000
     sizes = remat_module.step_bytes(cell, jax.ShapeDtypeStruct((), jnp.float32), (B,), x)
+    sizes = sizes._replace(saved=1000)  # newer versions of JAX save less of this cell
     carries_only = remat_module.predicted_bytes(CarriesOnly(), sizes, T)
     assert carries_only < remat_module.predicted_bytes(None, sizes, T)
     plan = remat_module.plan_memory(tbptt.MemoryBudget(carries_only), sizes, T).remat
