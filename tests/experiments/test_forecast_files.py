@@ -162,6 +162,9 @@ def test_columns_means_what_it_says(in_folder, capsys):
         for horizon in (0, 3):
             data = opened(path, horizon=horizon, **flags)
             assert data.task.columns == ("wind",) and data.source.names == ("wind", "warm")
+    with pytest.raises(ValueError, match="needs at least 2 rows in each part"):
+        short = written(in_folder / "short.csv", FRAME.head(12))
+        opened(short, horizon=0, without=("warm",), valid=0.1, test=0.1)
     with pytest.raises(ValueError, match=r"--horizon 0 estimates 'warm' from its own row.*--with"):
         opened(path, horizon=0)
     with pytest.raises(ValueError, match=r"no numeric input column besides"):

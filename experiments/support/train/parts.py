@@ -174,7 +174,7 @@ def _in_time(lengths: Sequence[int], config: Any, test: float) -> Parts:
             )
         return Parts(edges[n - validated - tested], edges[n - tested], total)
     train, valid = int(total * (1 - config.valid - test)), int(total * (1 - test))
-    least = config.horizon + 1 if config.task == "forecast" else 2
+    least = max(2, config.horizon + 1) if config.task == "forecast" else 2
     sizes = [train, valid - train, *([total - valid] if test else [])]
     if min(sizes) < least:
         what = (
