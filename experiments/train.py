@@ -23,6 +23,7 @@ import functools
 import json
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -204,39 +205,8 @@ def main(config: Config, stop: Stop) -> dict[str, Any]:
         state, position = resumed(checkpoints, setup.state)
         if config.init_from is not None and position == 0:
             state = with_params_of(state, config.init_from, setup.model, config.seeds)
-        what = f"batch of {config.batch} sequences of {max(setup.stream.steps)} steps"
-        what = f"resuming after update {position}" if position else what
-        print_line(f"{folder}: {what}; {len(setup.stream)} updates per pass")
-        for name, about in data.about.items():
-            print_line(f"{name}: {about}")
-        for line in chosen:
-            print_line(line)
-        print_unroll(config.unroll)
-        total, seconds = setup.updates, None if config.minutes is None else 60 * config.minutes
-        log_folder, log_console = log_place(folder)
-        log = RunLog(
-            log_folder,
-            total,
-            console=log_console,
-            seconds=seconds,
-            steps_per_update=setup.chunk * setup.stream.streams * config.seeds,
-            advice=functools.partial(advice, settings=dataclasses.asdict(config)),
-            start=position,
-            tensorboard=config.tensorboard,
-        )
-        plan = Plan(
-            valid_every=config.valid_every or len(setup.stream),
-            updates=total,
-            seconds=seconds,
-            patience=config.patience or None,
-            patience_share=0.5 if config.patience is None else None,
-            validate_first=linear is not None,
-            validate=lambda state: run_result.shown(best_seed(config, data, setup, state)[0]),
-            metric_of=run_result.lower_is_better,
-            checkpoint_seconds=config.checkpoint_seconds,
-            put=setup.put,
-            merge=setup.merge,
-        )
+        announce(config, data, setup, folder, position, chosen)
+        log, plan = make_log(config, setup, folder, position), make_plan(config, data, setup)
         try:
             with log:
                 for message, remedy in warnings_before(setup, data, config):
@@ -253,23 +223,73 @@ def main(config: Config, stop: Stop) -> dict[str, Any]:
                 )
         except jax.errors.JaxRuntimeError as error:
             raise out_of_memory.explained(error, config, setup) from error
-        command = f"python -m experiments.train --resume {folder}"
+        command, updates = f"python -m experiments.train --resume {folder}", ended.position
         if ended.reason == "stopped":
-            print_line(
-                f"Stopped by {stop.name} after update {ended.position}. To resume: {command}"
-            )
-            return {
-                "stopped": stop.name,
-                "updates": ended.position,
-                "folder": str(folder),
-                "resume": command,
-            }
+            print_line(f"Stopped by {stop.name} after update {updates}. To resume: {command}")
+            about = {"stopped": stop.name, "updates": updates}
+            return {**about, "folder": str(folder), "resume": command}
         if ended.reason == "patience":
             print_line(
-                f"Ended early after update {ended.position}: no better validation within "
+                f"Ended early after update {updates}: no better validation within "
                 f"--patience. To train longer: {command} --patience 0"
             )
         return finish(config, data, setup, folder, checkpoints, ended.state)
+
+
+def announce(
+    config: Config,
+    data: RunData,
+    setup: run_setup.Setup,
+    folder: Path,
+    position: int,
+    chosen: Sequence[str],
+) -> None:
+    """Print what is trained, on which parts of the data, and which settings were chosen and why."""
+    what = f"batch of {config.batch} sequences of {max(setup.stream.steps)} steps"
+    what = f"resuming after update {position}" if position else what
+    print_line(f"{folder}: {what}; {len(setup.stream)} updates per pass")
+    for name, about in data.about.items():
+        print_line(f"{name}: {about}")
+    for line in chosen:
+        print_line(line)
+    print_unroll(config.unroll)
+
+
+def make_log(config: Config, setup: run_setup.Setup, folder: Path, position: int) -> RunLog:
+    """Make the log, which shows the progress and writes metrics.jsonl."""
+    log_folder, console = log_place(folder)
+    return RunLog(
+        log_folder,
+        setup.updates,
+        console=console,
+        seconds=seconds_of(config),
+        steps_per_update=setup.chunk * setup.stream.streams * config.seeds,
+        advice=functools.partial(advice, settings=dataclasses.asdict(config)),
+        start=position,
+        tensorboard=config.tensorboard,
+    )
+
+
+def make_plan(config: Config, data: RunData, setup: run_setup.Setup) -> Plan:
+    """Make the plan of the loop: limits, validation, early stopping and checkpoints."""
+    return Plan(
+        valid_every=config.valid_every or len(setup.stream),
+        updates=setup.updates,
+        seconds=seconds_of(config),
+        patience=config.patience or None,
+        patience_share=0.5 if config.patience is None else None,
+        validate_first=setup.model.linear is not None,
+        validate=lambda state: run_result.shown(best_seed(config, data, setup, state)[0]),
+        metric_of=run_result.lower_is_better,
+        checkpoint_seconds=config.checkpoint_seconds,
+        put=setup.put,
+        merge=setup.merge,
+    )
+
+
+def seconds_of(config: Config) -> float | None:
+    """Return --minutes in seconds; None without the flag."""
+    return None if config.minutes is None else 60 * config.minutes
 
 
 def resumed(checkpoints: Checkpoints, state: tbptt.TrainState) -> tuple[tbptt.TrainState, int]:

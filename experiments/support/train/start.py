@@ -19,9 +19,9 @@ def start_of(config: Any, data: RunData) -> tuple[Any, Linear | None, list[str]]
     A resumed run reads its linear forecast from its folder, --init-from from the earlier run.
     """
     auto = config.k1 == "auto"
+    without = dataclasses.replace(config, k1=K1 if auto else config.k1, linear=False)
     if not isinstance(data.task, Forecast):
-        k1 = K1 if auto else config.k1
-        return dataclasses.replace(config, k1=k1, linear=False), None, []
+        return without, None, []
     if (source := config.resume or config.init_from) is not None:
         old = read_config(source)
         linear = Linear.load(source / LINEAR_FILE) if old.get("linear") else None
@@ -29,9 +29,8 @@ def start_of(config: Any, data: RunData) -> tuple[Any, Linear | None, list[str]]
         return dataclasses.replace(config, k1=k1, linear=linear is not None), linear, []
     fitted = linear_forecast(data) if config.linear or auto else None
     if fitted is None:
-        said = ["no linear forecast: the recordings have too few rows"] if config.linear else []
-        k1 = K1 if auto else config.k1
-        return dataclasses.replace(config, k1=k1, linear=False), None, said
+        few = ["no linear forecast: the recordings have too few rows"]
+        return without, None, few if config.linear else []
     said = []
     if config.linear:
         said.append(
