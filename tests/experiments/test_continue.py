@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import tyro
 
-from experiments import predict, train
+from experiments import predict
 from experiments.support.train.advice import before_training
+from tests.support.train_run import go
 
 SMALL = ["--hidden", 4, "--k1", 20, "--k2", 20, "--batch", 2, "--epochs", 1]
 
@@ -32,13 +33,6 @@ def setting(tmp_path, monkeypatch):
     jax.config.update("jax_enable_x64", False)
     yield
     jax.config.update("jax_enable_x64", True)
-
-
-def go(capsys, *flags):
-    status = train.run(
-        lambda **more: tyro.cli(train.Config, args=[str(flag) for flag in flags], **more)
-    )
-    return status, *capsys.readouterr()
 
 
 def predictions(*flags):

@@ -16,6 +16,7 @@ from experiments.support.train.data import open_data, training_stream
 from experiments.support.train.params import load_params, model_of
 from experiments.support.train.result import warm_up
 from experiments.support.train.task import from_json
+from tests.support.train_run import go, last
 
 PEOPLE, STEPS = ("7", "8", "9", "10", "11"), 60
 RNG = np.random.default_rng(0)
@@ -54,16 +55,6 @@ def setting(tmp_path, monkeypatch):
 
 def parsed(*flags):
     return tyro.cli(train.Config, args=[str(flag) for flag in flags])
-
-
-def go(capsys, *flags):
-    words = [str(flag) for flag in flags]
-    status = train.run(lambda **more: tyro.cli(train.Config, args=words, **more))
-    return status, *capsys.readouterr()
-
-
-def last(out):
-    return json.loads(out.splitlines()[-1])
 
 
 def columns_of(path):

@@ -9,7 +9,13 @@ import pytest
 import scipy.linalg
 
 from experiments import train
-from experiments.support.train.linear import Along, Filter, Linear, past_rows, residual_batches
+from experiments.support.train.linear import (
+    Filter,
+    Linear,
+    SourceForecasts,
+    past_rows,
+    residual_batches,
+)
 from experiments.support.train.linear_fit import fit_linear
 from experiments.support.train.start import K1
 from tbptt.data import Span, forecast_batches
@@ -44,8 +50,11 @@ class Rows:
         return f"row {row}"
 
 
-RNG = np.random.default_rng(0)
-W4, W2 = RNG.normal(size=(5, 2)), RNG.normal(size=(3, 2))  # 3 rows of a, 1 of b; 1 of each
+def drawn(shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+W4, W2 = drawn((5, 2), 1), drawn((3, 2), 2)  # 3 rows of a, 1 of b; 1 of each
 LINEAR = Linear((Filter(np.array([1, 1]), W2), Filter(np.array([3, 1]), W4)))
 
 
@@ -64,44 +73,44 @@ def by_loops(values, lengths):
 
 
 def test_the_longest_filter_that_the_recording_fills_is_used():
-    values = RNG.normal(size=(150, 2))
+    values = drawn((150, 2))
     wanted = by_loops(values, (1, 70, 2, 77))
-    along = Along(LINEAR, Rows(values, (1, 70, 2, 77)), (0, 1))
+    forecasts = SourceForecasts(LINEAR, Rows(values, (1, 70, 2, 77)), (0, 1))
     for block in (1, 7, 64, 150):
-        got = [along(at, min(at + block, 150)) for at in range(0, 150, block)]
+        got = [forecasts(at, min(at + block, 150)) for at in range(0, 150, block)]
         np.testing.assert_allclose(np.concatenate(got), wanted, rtol=0, atol=1e-12)
 
 
 def test_a_forecast_depends_on_no_later_row_and_continues_from_the_last_rows():
-    values = RNG.normal(size=(150, 2))
-    whole = Along(LINEAR, Rows(values), (0, 1))(0, 150)
+    values = drawn((150, 2))
+    whole = SourceForecasts(LINEAR, Rows(values), (0, 1))(0, 150)
     for stop in (1, 63, 64, 100):
-        first = Along(LINEAR, Rows(values[:stop]), (0, 1))
+        first = SourceForecasts(LINEAR, Rows(values[:stop]), (0, 1))
         np.testing.assert_array_equal(first(0, stop), whole[:stop])
-        second = Along(LINEAR, Rows(values[stop:]), (0, 1), first.last_rows())
+        second = SourceForecasts(LINEAR, Rows(values[stop:]), (0, 1), first.last_rows())
         np.testing.assert_allclose(second(0, 150 - stop), whole[stop:], rtol=0, atol=1e-12)
-    long = Linear((Filter(np.array([256, 0]), RNG.normal(size=(257, 1))),))
-    values = RNG.normal(size=(1300, 2))
-    wanted = Along(long, Rows(values), (0, 1))(0, 1300)
+    long = Linear((Filter(np.array([256, 0]), drawn((257, 1))),))
+    values = drawn((1300, 2))
+    wanted = SourceForecasts(long, Rows(values), (0, 1))(0, 1300)
     for stop in (257, 300, 1001, 1203):
         np.testing.assert_array_equal(
-            Along(long, Rows(values[:stop]), (0, 1))(0, stop), wanted[:stop]
+            SourceForecasts(long, Rows(values[:stop]), (0, 1))(0, stop), wanted[:stop]
         )
 
 
 def test_last_rows_of_few_rows():
-    values = RNG.normal(size=(150, 2))
-    first = Along(LINEAR, Rows(values[:100]), (0, 1))
+    values = drawn((150, 2))
+    first = SourceForecasts(LINEAR, Rows(values[:100]), (0, 1))
     # The last rows of what continues for fewer rows than the filter reads
-    third = Along(LINEAR, Rows(values[100:101]), (0, 1), first.last_rows())
+    third = SourceForecasts(LINEAR, Rows(values[100:101]), (0, 1), first.last_rows())
     np.testing.assert_array_equal(third.last_rows(), values[99:101])
     np.testing.assert_array_equal(
-        Along(LINEAR, Rows(values[:1]), (0, 1)).last_rows(), [[np.nan] * 2, values[0]]
+        SourceForecasts(LINEAR, Rows(values[:1]), (0, 1)).last_rows(), [[np.nan] * 2, values[0]]
     )
 
 
 def test_a_masked_row_holds_the_row_before_it():
-    values, good = RNG.normal(size=(6, 2)), np.array([False, True, True, False, False, True])
+    values, good = drawn((6, 2)), np.array([False, True, True, False, False, True])
     past, known = past_rows(Rows(values, good=good), (0, 1), Span(2, 6, 0, 6), 3)
     held = np.stack([0 * values[0], values[1], values[2], values[2], values[2], values[5]])
     np.testing.assert_array_equal(past, held)
@@ -111,7 +120,7 @@ def test_a_masked_row_holds_the_row_before_it():
 def test_the_fit_is_that_of_ridge_regression_on_the_training_part():
     """Two horizons of the first of two columns; every recording is longer than the reach."""
     T, lengths = 5000, (3500, 1500)
-    values = np.cumsum(RNG.normal(size=(T, 2)), axis=0) % 7 + 20
+    values = np.cumsum(drawn((T, 2)), axis=0) % 7 + 20
     make = forecast_batches("a", (1, 3))
     fitted = fit_linear(Rows(values, lengths), make, (0, 1), 0, 4000, 5000)
     (a, b), (reach, ridge) = fitted.linear.filters[-1].lags, (fitted.linear.reach, fitted.ridge)
@@ -144,7 +153,7 @@ def test_the_fit_is_that_of_ridge_regression_on_the_training_part():
 
 
 def test_the_network_learns_what_the_linear_forecast_leaves():
-    values = RNG.normal(size=(40, 2))
+    values = drawn((40, 2))
     make = forecast_batches("a", (1, 3))
     source, span = Rows(values, (25, 15)), Span(25, 35, 25, 40)
     plain, rest = make(source, span), residual_batches(make, LINEAR, (0, 1))(source, span)

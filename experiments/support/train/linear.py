@@ -118,7 +118,7 @@ def past_rows(
     return past, np.arange(span.start, span.stop) - span.begin + 1 + len(before)
 
 
-class Along:
+class SourceForecasts:
     """Compute the linear forecasts of any rows of a source with several recordings.
 
     Args:

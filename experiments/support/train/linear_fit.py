@@ -65,7 +65,7 @@ def fit_linear(
     sums = [_sums(source, make, inputs, lags, *part) for part in ((0, train), (train, valid))]
     if min(one.n for one in sums) == 0:
         return None
-    best, chosen = None, {}
+    chosen: dict[int, Fitted] = {}
     for reach in [reach for reach in REACHES if reach <= longest]:
         for other in alike:
             few = np.full(C, min(other, reach))

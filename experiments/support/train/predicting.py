@@ -9,7 +9,7 @@ import numpy as np
 import scipy.special
 
 import tbptt
-from experiments.support.train.linear import Along
+from experiments.support.train.linear import SourceForecasts
 from experiments.support.train.model import Model
 from experiments.support.train.prediction_steps import Steps, read_steps
 from experiments.support.train.row_labels import RowLabels
@@ -67,11 +67,11 @@ def predict_blocks(
     if block < 1:
         raise ValueError(f"--block must be at least 1 step; got {block}")
     run, total = _program(model), sum(source.lengths)
-    continued, along, votes, last = carry is not None, None, None, None
+    continued, linear, votes, last = carry is not None, None, None, None
     if model.linear is not None and isinstance(task, Forecast):
         carry, before = carry if continued else (None, None)
         places = [source.names.index(name) for name in task.columns]
-        along = Along(model.linear, scaled(task, source), places, before)
+        linear = SourceForecasts(model.linear, scaled(task, source), places, before)
     if isinstance(task, Classify) and task.answer == "every":
         carry, before = carry if continued else (None, no_votes(task.outputs))
         votes = Votes(before)
@@ -81,8 +81,8 @@ def predict_blocks(
         steps = read_steps(task, source, start, min(start + block, total), score)
         n = len(steps.resets)
         forecasts = 0.0
-        if along is not None:
-            forecasts = along(start, start + n)
+        if linear is not None:
+            forecasts = linear(start, start + n)
             more = forecasts.astype(steps.inputs.dtype)
             steps = steps._replace(inputs=np.concatenate([steps.inputs, more], axis=1))
         if continued and start == 0:
@@ -105,7 +105,7 @@ def predict_blocks(
         if votes is not None:
             outputs = votes(outputs, steps.resets, steps.mask)
         if ended is not None and start + block >= total:
-            past = votes.state if votes else along.last_rows() if along else None
+            past = votes.state if votes else linear.last_rows() if linear else None
             ended(last if past is None else (last, past))
         keep = slice(min(max(skip - start, 0), n), n)
         if keep.start < n:
