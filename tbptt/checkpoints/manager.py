@@ -21,9 +21,17 @@ from jax.experimental import multihost_utils
 from tbptt.checkpoints import format as checkpoint_format
 from tbptt.checkpoints.format import CheckpointDamaged, CheckpointNotWritten, FolderInUse
 from tbptt.checkpoints.quiet import quiet_orbax
-from tbptt.checkpoints.restore import PREFIX, STATE, Restored, finished, first_good, newest_good
+from tbptt.checkpoints.restore import (
+    PREFIX,
+    STATE,
+    UNFINISHED,
+    Restored,
+    finished,
+    first_good,
+    newest_good,
+)
 
-UNFINISHED, REPLACED = "unfinished_", "replaced_"
+REPLACED = "replaced_"
 
 
 class Checkpoints:

@@ -8,24 +8,31 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tbptt.checkpoints.restore import PREFIX, UNFINISHED
+
 _lock = threading.Lock()
 _users = 0
+_before: Callable[[Any], Any] | None = None  # the hook that ours replaced; None until then
 
 
 @contextlib.contextmanager
 def quiet_orbax() -> Iterator[None]:
     """Drop what orbax logs and prints about a save that fails.
 
-    On a full disk it logs a traceback for every array, and the callbacks of the other arrays print
-    one each. The error itself is raised as CheckpointNotWritten. Other messages of the absl logger
-    and other exceptions are not affected. Calls may be nested and may overlap.
+    On a full disk it logs a traceback for every array, and the writes of the other arrays, which
+    end after its event loop is closed, print one each. The error itself is raised as
+    CheckpointNotWritten. Other messages of the loggers and other exceptions are not affected. Calls
+    may be nested and may overlap. The writes may end at any later time, so what drops their
+    messages stays until the process ends.
     """
-    global _users  # noqa: PLW0603, the logger and the hook belong to the process
+    global _users, _before  # noqa: PLW0603, the logger and the hook belong to the process
     with _lock:
         _users += 1
         if _users == 1:
             logging.getLogger("absl").addFilter(_is_not_of_orbax)
-            _Hook.before, sys.unraisablehook = sys.unraisablehook, _Hook.call
+        if _before is None:
+            _before, sys.unraisablehook = sys.unraisablehook, _hook
+            logging.getLogger("asyncio").addFilter(_is_not_of_a_write)
     try:
         yield
     finally:
@@ -33,23 +40,22 @@ def quiet_orbax() -> Iterator[None]:
             _users -= 1
             if _users == 0:
                 logging.getLogger("absl").removeFilter(_is_not_of_orbax)
-                if sys.unraisablehook is _Hook.call:  # else another hook calls ours
-                    sys.unraisablehook = _Hook.before
 
 
-class _Hook:
-    """The hook for exceptions in callbacks, and the one that it replaces."""
-
-    before: Callable[[Any], Any]
-
-    @staticmethod
-    def call(raised: Any) -> None:
-        # A write that ends after orbax has closed its event loop, because another one failed.
-        error = raised.exc_value
-        if _users and isinstance(error, RuntimeError) and str(error) == "Event loop is closed":
-            return
-        _Hook.before(raised)
+def _hook(raised: Any) -> None:
+    """Drop the exception of native code that calls a closed event loop; pass on all others."""
+    trace, error = raised.exc_traceback, raised.exc_value
+    called = trace is not None and trace.tb_frame.f_code.co_name == "call_soon_threadsafe"
+    closed = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+    if not (called and closed) and _before is not None:
+        _before(raised)
 
 
 def _is_not_of_orbax(record: logging.LogRecord) -> bool:
     return "orbax" not in Path(record.pathname).parts
+
+
+def _is_not_of_a_write(record: logging.LogRecord) -> bool:
+    """Return False for the error of a write of ours that nothing awaits any more."""
+    text = record.getMessage()
+    return "exception was never retrieved" not in text or UNFINISHED + PREFIX not in text

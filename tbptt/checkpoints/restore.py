@@ -17,7 +17,7 @@ from tbptt.checkpoints.format import (
     read_metadata,
 )
 
-PREFIX, STATE = "step_", "state"
+PREFIX, UNFINISHED, STATE = "step_", "unfinished_", "state"
 
 
 class Restored(NamedTuple):

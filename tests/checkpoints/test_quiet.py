@@ -1,12 +1,15 @@
 """A save that fails prints nothing of orbax; other messages pass."""
 
+import asyncio
 import logging
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from tbptt.checkpoints.quiet import quiet_orbax
+import pytest
+
+from tbptt.checkpoints import quiet
 
 PROGRAM = """
 import logging, resource, signal, sys, threading
@@ -38,19 +41,41 @@ def test_a_full_disk_prints_nothing_of_orbax(tmp_path):
     assert run.stderr == ""
 
 
-def record(path):
-    return logging.LogRecord("absl", logging.ERROR, path, 1, "words", (), None)
+def record(path, words="words"):
+    return logging.LogRecord("absl", logging.ERROR, path, 1, words, (), None)
 
 
 def test_other_messages_and_exceptions_pass(monkeypatch):
     seen, logger = [], logging.getLogger("absl")
     monkeypatch.setattr(sys, "unraisablehook", lambda raised: seen.append(str(raised.exc_value)))
-    before, own = sys.unraisablehook, str(Path("/x/site-packages/orbax/checkpoint/a.py"))
-    with quiet_orbax():
-        with quiet_orbax():
+    monkeypatch.setattr(quiet, "_before", None)  # as in a new process
+    own = str(Path("/x/site-packages/orbax/checkpoint/a.py"))
+    loop = asyncio.new_event_loop()
+    loop.close()
+    with pytest.raises(RuntimeError, match="Event loop is closed") as caught:
+        loop.call_soon_threadsafe(print)
+    late, trace = caught.value, caught.value.__traceback__.tb_next  # native code has no frame
+
+    def raise_unseen():
+        for words, where in (("", trace), ("another", trace), ("new", None)):
+            error = RuntimeError(words) if words else late
+            raised = SimpleNamespace(exc_value=error, exc_traceback=where)
+            sys.unraisablehook(raised)  # pyright: ignore[reportArgumentType]
+        for error in (late, ValueError("late")):
+            raised = SimpleNamespace(exc_value=error, exc_traceback=caught.value.__traceback__)
+            sys.unraisablehook(raised)  # pyright: ignore[reportArgumentType]
+
+    with quiet.quiet_orbax():
+        with quiet.quiet_orbax():
             pass
         assert not logger.filter(record(own)) and logger.filter(record("/home/orbax.py"))
-        for words in ("Event loop is closed", "another"):
-            sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError(words)))  # pyright: ignore[reportArgumentType]
-    assert seen == ["another"] and sys.unraisablehook is before
-    assert logger.filter(record(own))
+        raise_unseen()
+    passed = ["another", "new", "Event loop is closed", "late"]
+    assert seen == passed
+    raise_unseen()  # a write may end after the checkpoints are closed
+    assert seen == 2 * passed and logger.filter(record(own))
+    awaited = logging.getLogger("asyncio")
+    for words, shown in (("a/unfinished_step_2/b", False), ("a/other/b", True)):
+        text = f"Task exception was never retrieved\nfuture: ValueError('{words}')"
+        for message, passes in ((text, shown), (f"Executing {words} took 1 s", True)):
+            assert bool(awaited.filter(record("a.py", message))) == passes
