@@ -51,6 +51,7 @@ def _files(folder, ending):
     return sorted(folder.rglob(f"*.{ending}"))
 
 
+@pytest.mark.exhaustive
 def test_operation_is_stored_on_disk_and_loaded(folder):
     _double()
     stored = {path: path.stat().st_mtime_ns for path in _files(folder, "nb?")}
