@@ -2,6 +2,9 @@
 
     python -m benchmarks.peers [--quick] [--out FILE]      hours on two idle cores; --quick: minutes
     python -m benchmarks.peers --cases characters --systems tbptt "tbptt numba" PyTorch
+    python -m benchmarks.peers --quick --systems tbptt --before ../earlier
+
+The last command also measures `tbptt` of another checkout, to see what a change costs.
 
 One LSTM layer and a linear readout, clipping at 1.0 and Adam after every chunk of k steps, carry
 kept between chunks, float32; N chunks are an epoch. Every system starts from the same weights and
@@ -19,13 +22,14 @@ line of stdout is JSON.
 
 import argparse
 import signal
+from pathlib import Path
 from typing import Any
 
 from benchmarks.clock import interleave
 from benchmarks.support import peer_rows, program
 from benchmarks.support.program import say
 from benchmarks.support.worker import Worker, WorkerError
-from benchmarks.systems.registry import SYSTEMS, TEXTBOOK
+from benchmarks.systems.registry import BEFORE, OURS, SYSTEMS, TEXTBOOK
 from benchmarks.systems.work import Case
 
 CASES = (
@@ -101,10 +105,12 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     wanted = (*flags.systems, TEXTBOOK) if flags.systems else tuple(SYSTEMS)
     chosen = [name for name in SYSTEMS if name in wanted]
     workers = {name: Worker(name) for name in chosen}
+    if flags.before:
+        workers[BEFORE] = Worker(OURS, flags.before)
     rows: list[dict[str, Any]] = []
     case, stopped_at = None, None
     try:
-        for name in chosen:
+        for name in list(workers):
             if not workers[name].ready():
                 rows.append(peer_rows.missing_row(name, workers[name].missing or {}))
                 workers.pop(name).close()
@@ -130,6 +136,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=list(SYSTEMS),
         help="default: all; the textbook scan is always measured",
+    )
+    parser.add_argument(
+        "--before",
+        type=Path,
+        metavar="FOLDER",
+        help=f"also measure `{OURS}` of the checkout in this folder, as `{BEFORE}`",
     )
     parser.add_argument(
         "--repeats",

@@ -70,6 +70,7 @@ def targets(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     names = dict.fromkeys(row["case"]["name"] for row in rows if row.get("case"))
     for name in names:
         here = [r for r in rows if r.get("case") and r["case"]["name"] == name and "seconds" in r]
+        here = [r for r in here if r["system"] in SYSTEMS]  # not of another checkout
         jax_peers = [r for r in here if not is_ours(r["system"]) and SYSTEMS[r["system"]].jax]
         textbook = [r for r in jax_peers if r["system"] == TEXTBOOK]
         all_ours = [r for r in here if is_ours(r["system"])]

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -19,14 +20,17 @@ class Worker:
     `missing` is the reply of the process if a package is not installed, otherwise None.
     """
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, folder: Path | None = None):
+        """Start the process, of this checkout or of the one in `folder`."""
         self.name = name
         # With a cache of compiled programs every second compilation would seem to cost nothing.
         cache = "JAX_COMPILATION_CACHE_DIR"
         env = {key: value for key, value in os.environ.items() if key != cache}
         command = [sys.executable, "-m", "benchmarks.systems.serve", name]
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=env)
+        self._process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, text=True, env=env, cwd=folder
+        )
         self.missing: dict[str, Any] | None = None
 
     def ready(self) -> bool:

@@ -19,6 +19,7 @@ class System(NamedTuple):
 
 
 OURS, TEXTBOOK, TORCH = "tbptt", "textbook scan", "PyTorch"
+BEFORE = f"{OURS} before"  # `tbptt` of another checkout, `peers --before FOLDER`
 NUMBA = f"{OURS} numba"  # the same with unroll=tbptt.backends.numba_cpu.unroll
 # Suffix of a system whose batch is sharded over the CPU cores. PyTorch's threads use all anyway.
 ON_CORES = "on all cores"

@@ -5,12 +5,13 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
 from benchmarks import peers
 from benchmarks.support import peer_rows, program
-from benchmarks.systems.registry import ON_CORES, OURS, TEXTBOOK, TORCH
+from benchmarks.systems.registry import BEFORE, ON_CORES, OURS, TEXTBOOK, TORCH
 from benchmarks.systems.work import Case
 from tests.support.benchmark_rows import KEYS
 
@@ -39,7 +40,9 @@ def test_an_interrupted_run_keeps_the_finished_cases(monkeypatch):
     monkeypatch.setattr(
         peers, "CASES", tuple(Case(name, 4, 3, 1, 2, 5) for name in ("first", "second", "third"))
     )
-    flags = argparse.Namespace(cases=None, systems=None, quick=False, repeats=1, compiles=1)
+    flags = argparse.Namespace(
+        cases=None, systems=None, quick=False, repeats=1, compiles=1, before=None
+    )
     summary = peers.measure(flags)
     assert [row["case"]["name"] for row in summary["rows"]] == ["first"] and summary[
         "stopped_at"
@@ -71,12 +74,16 @@ def test_peers_from_processes_to_json(monkeypatch, capsys, tmp_path):
         "1",
         "--out",
         str(tmp_path / "peers.json"),
+        "--before",
+        str(Path(__file__).parents[2]),
     ]
     summary = program.run("doc", peers.measure, add_flags=peers.add_flags, argv=argv)
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 1 and json.loads(out[0]) == json.loads((tmp_path / "peers.json").read_text())
     assert {(row["system"], row["form"]) for row in summary["rows"]} == {
-        (system, form) for system in (OURS, TEXTBOOK) for form in ("one program", "per chunk")
+        (system, form)
+        for system in (OURS, BEFORE, TEXTBOOK)
+        for form in ("one program", "per chunk")
     }
     ours = next(
         row for row in summary["rows"] if row["system"] == OURS and row["form"] == "one program"
@@ -89,6 +96,7 @@ def test_peers_from_processes_to_json(monkeypatch, capsys, tmp_path):
         )
         assert row["ratio"] == pytest.approx(row["seconds"] / ours["seconds"])
         assert row["steps_per_second"] == pytest.approx(12 / row["seconds"])
+    assert BEFORE not in json.dumps(summary["targets"])
     reached = {row["against"].split(" as ")[0]: row["measured"] for row in summary["targets"]}
     assert (
         reached[TORCH] is None and reached["the fastest JAX peer"] > 0
@@ -119,7 +127,12 @@ def test_a_system_whose_losses_differ_is_refused(capsys):
             return 0.05 if form == "one program" else 0.08
 
     good = [1.0, 0.5]
-    workers = {OURS: Fake(good), "nnx": Fake([1.0, 0.9]), TEXTBOOK: Fake(good)}
+    workers = {
+        OURS: Fake(good),
+        BEFORE: OnCores(good),
+        "nnx": Fake([1.0, 0.9]),
+        TEXTBOOK: Fake(good),
+    }
     rows = peers.measure_case(Case("B=1 H=64", 2, 3, 1, 2, 5), workers, 3, 1)
     assert {row["repeats"] for row in rows if "refused" not in row} == {
         3 * peers.MORE
