@@ -66,8 +66,8 @@ class Config:
     score: bool = False
     """compare with the true values, which the file must contain"""
     missing: Literal["refuse", "mask", "hold", "interpolate"] | None = None
-    """missing values: stop, exclude the row, repeat the last known value, or interpolate linearly
-    (which uses later rows); default that of the run"""
+    """missing values: stop, exclude the row (but not where only the target is missing), repeat the
+    last known value, or interpolate linearly (which uses later rows); default that of the run"""
     sort: bool = False
     """sort the rows by group and time"""
     carry_in: Path | None = None

@@ -88,7 +88,8 @@ class Config:
     """column of times, which are dates or numbers; default the only column of dates"""
     missing: Literal["refuse", "mask", "hold", "interpolate"] = "refuse"
     """missing values: stop, exclude the row, repeat the last known value of the recording, or
-    interpolate linearly (which uses later rows)"""
+    interpolate linearly (which uses later rows). mask: a missing target is not scored and excludes
+    no row; as an input it is its last known value"""
     gaps: Literal["keep", "split"] = "keep"
     """split: start a new recording where the time step is more than 1.5 times the median step"""
     sort: bool = False

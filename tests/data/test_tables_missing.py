@@ -6,7 +6,17 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tbptt.data import BadSample, RecordingStream, forecast_batches, load_series, open_source
+from tbptt.data import (
+    BadSample,
+    RecordingStream,
+    forecast_batches,
+    load_series,
+    open_source,
+    part,
+    pick,
+    standardised,
+    stream_scaling,
+)
 from tbptt.data.tables import bad_samples, convert
 
 RNG = np.random.default_rng(1)
@@ -102,6 +112,82 @@ def test_a_stream_of_masked_rows_counts_neither_them_nor_forecasts_of_them(tmp_p
     np.testing.assert_array_equal(batch.mask[:, 0], good)
     np.testing.assert_array_equal(batch.weights[:, 0] > 0, wanted)
     assert "values are missing" in source.notes[-1]
+
+
+# a target that is measured in one row of ten, never in the first rows of a recording
+SPARSE = FRAME.with_columns(pl.when(pl.int_range(T) % 10 == 7).then(pl.col("b")).alias("y"))
+
+
+@pytest.mark.parametrize("kind", ["x.csv", "x.parquet", "x.npy"])
+@pytest.mark.parametrize("chunk", [7, T])
+def test_a_missing_target_is_held_as_an_input_and_masks_no_row(kind, chunk, tmp_path):
+    path = tmp_path / kind
+    if kind == "x.csv":
+        SPARSE.write_csv(path)
+    elif kind == "x.parquet":
+        SPARSE.write_parquet(path)
+    else:
+        np.save(path, SPARSE.to_numpy())
+    who, a, y = ("0", "1", "3") if kind == "x.npy" else ("who", "a", "y")
+    source = open_source(path, (a, y), group=who, missing="mask", target=y, dtype=np.float64)
+    good, known = (SPARSE[name].is_not_null().to_numpy() for name in ("a", "y"))
+    held = SPARSE.select(pl.col("y").forward_fill().over("who"))["y"].to_numpy()
+    assert 0 < np.isnan(held[good]).sum() < 20 and 0 < (known & ~good).sum()
+    np.testing.assert_array_equal(source.good(0, T), good)
+    np.testing.assert_array_equal(source.known(3, T), np.stack([good, good & known], axis=1)[3:])
+    wanted = np.stack([SPARSE["a"].to_numpy(), held], axis=1)
+    np.testing.assert_array_equal(source.read(5, T), np.where(good[:, None], wanted, 0)[5:])
+    lost = [SPARSE["a"].null_count(), SPARSE["y"].null_count()]
+    assert (
+        f"{sum(lost)} values are missing ({a}: {lost[0]}, {y}: {lost[1]}), in "
+    ) in source.notes[-1] and source.notes[-1].endswith(
+        f"these rows are masked, but not those without {y!r} alone; where the target {y!r} is "
+        "missing, nothing is scored; as an input it is the newest value before it; "
+        f"{np.isnan(held).sum()} values have none before and are the mean"
+    )
+
+    scaling = stream_scaling(source, block=32)
+    known &= good
+    counted = SPARSE.filter(pl.Series(good)).select("a", "y")
+    mean, scale = counted.mean().to_numpy()[0], counted.std(ddof=0).to_numpy()[0]
+    np.testing.assert_allclose(scaling, [mean, scale], rtol=1e-12)
+    inputs = np.where(good[:, None], np.nan_to_num((wanted - mean) / scale), 0)
+    scaled = standardised(source, scaling).read(2, T)
+    np.testing.assert_allclose(scaled, inputs[2:], rtol=0, atol=1e-12)
+    ends = np.repeat(np.cumsum(LENGTHS), LENGTHS)
+    ahead = np.arange(T)[:, None] + [1, 11]
+    inside = (ahead < ends[:, None]).all(axis=1)
+    ahead = np.minimum(ahead, T - 1)
+    counts = known[ahead] & inside[:, None]
+    truth = ((SPARSE["y"].to_numpy() - mean[1]) / scale[1])[ahead]
+    for partial, weights in ((False, counts.all(axis=1)), (True, counts.mean(axis=1))):
+        make = forecast_batches(y, (1, 11), partial=partial)
+        view = standardised(pick(part(source, 0, T), range(len(LENGTHS))), scaling)
+        stream = RecordingStream(view, 1, chunk, make)
+        batches = [stream.chunk(i).batch for i in range(len(stream))]
+        joined = [np.concatenate([getattr(b, name)[:, 0] for b in batches])[:T]
+                  for name in ("inputs", "targets", "weights", "mask")]  # fmt: skip
+        np.testing.assert_allclose(joined[0], inputs, rtol=0, atol=1e-12)
+        unknown = np.nan if partial else 0
+        np.testing.assert_allclose(
+            joined[1],
+            np.where(weights[:, None] > 0, np.where(counts, truth, unknown), 0),
+            rtol=0,
+            atol=1e-12,
+        )
+        np.testing.assert_array_equal(joined[2], weights)
+        np.testing.assert_array_equal(joined[3], good)
+    assert (weights == 0.5).any() and (weights == 1).sum() > 5 and known.sum() < T / 10
+
+
+def test_a_target_must_be_read(tmp_path):
+    (tmp_path / "x.csv").write_text("a,b,c\n1,2,x\n3,,y\n")
+    with pytest.raises(ValueError, match="target must be one of the columns .*, a; got 'b'. Name"):
+        open_source(tmp_path / "x.csv", ("a",), missing="mask", target="b")
+    with pytest.raises(ValueError, match="row 2, column 'c' is not a number: 'x'"):
+        open_source(tmp_path / "x.csv", missing="mask", target="c")
+    source = open_source(tmp_path / "x.csv", ("a", "b"), missing="mask", target="b")
+    assert source.good(0, 2).all() and source.read(0, 2).tolist() == [[1, 2], [3, 2]]
 
 
 @pytest.mark.parametrize("how", ["hold", "interpolate"])

@@ -10,10 +10,12 @@ import pytest
 import tbptt
 from experiments import predict, train
 from experiments.support.train.data import open_data, training_stream
+from experiments.support.train.drift import column_warnings
 from experiments.support.train.model import init_params, make_model
 from experiments.support.train.predicting import Score, predict_blocks
 from experiments.support.train.prediction_steps import open_for, read_steps
 from experiments.support.train.reading import Reading
+from experiments.support.train.setup import _loss
 from experiments.support.train.task import Forecast
 from tbptt.data import BadSample
 
@@ -135,6 +137,51 @@ def test_a_masked_row_holds_the_carry_and_is_not_scored(block, in_folder):
     pairs = good[:-2] & good[2:]
     wanted = np.sqrt(np.mean((got[:-2] - warm[2:])[pairs] ** 2))
     np.testing.assert_allclose(scored.result()["rmse"], wanted, rtol=1e-12)
+
+
+SPARSE = np.arange(T) % 10 == 4  # the rows in which the target is measured
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_rare_target_is_held_as_an_input_and_scored_where_it_is_measured(own, in_folder):
+    warm = pl.when(pl.lit(pl.Series(SPARSE))).then(pl.col("warm"))
+    path = weather(in_folder / "x.csv", WEATHER.with_columns(warm.alias("warm")))
+    flags = {} if own else {"columns": ("wind",)}
+    settings = config(path, target="warm", horizon=2, forecasts=2, missing="mask", **flags)
+    data = open_data(settings)
+    task, truth = data.task, np.where(SPARSE, WEATHER["warm"].to_numpy(), np.nan)
+    train_truth = truth[: data.parts.train]
+    np.testing.assert_allclose(
+        (task.target_mean, task.target_scale),
+        (np.nanmean(train_truth), np.nanstd(train_truth)),
+        rtol=1e-12,
+    )
+    assert data.source.good(0, T).all()
+    held = pl.Series(truth).fill_nan(None).forward_fill().to_numpy()
+    values = np.stack([held, WEATHER["wind"].to_numpy()], axis=1)[:, 0 if own else 1 :]
+    inputs = np.nan_to_num((values - task.mean) / task.scale)
+    steps = read_steps(task, data.source, 0, T, True)
+    np.testing.assert_allclose(steps.inputs, inputs, rtol=0, atol=1e-12)
+    ahead = np.arange(T)[:, None] + [1, 2]
+    wanted = np.append(SPARSE, [False] * 2)[ahead]
+    np.testing.assert_array_equal(steps.counts, wanted)
+    np.testing.assert_array_equal(steps.truth[wanted], np.append(truth, [0, 0])[ahead][wanted])
+    batch = training_stream(data, 1, data.parts.train).chunk(0).batch
+    np.testing.assert_allclose(batch.inputs[:, 0], inputs[: data.parts.train], rtol=0, atol=1e-6)
+    wanted[data.parts.train - 2 :] = False  # a target beyond the training part
+    np.testing.assert_array_equal(batch.weights[:, 0], wanted[: data.parts.train].mean(axis=1))
+    assert column_warnings(data) == []
+
+    loss = _loss(settings, data, make_model(task, "gru", 3))
+    params = jax.jit(lambda key: init_params(key, make_model(task, "gru", 3)))(jax.random.key(1))
+    whole, _ = jax.jit(loss)(params, make_model(task, "gru", 3).cell.initial_carry((1,)), batch)
+    model, n = make_model(task, "gru", 3), data.parts.train
+    _, outputs = tbptt.predict(
+        model.cell, model.readout, params, model.cell.initial_carry((1,)), batch
+    )
+    scaled = (np.append(truth, [0, 0])[ahead] - task.target_mean) / task.target_scale
+    errors = (np.asarray(outputs)[:, 0] - scaled[:n])[wanted[:n]]
+    np.testing.assert_allclose(whole, np.sum(errors**2) / 2, rtol=1e-5)
 
 
 @pytest.mark.exhaustive

@@ -31,10 +31,11 @@ def open_columns(config: Any) -> tuple[Any, tuple[str, ...]]:
     if config.target is None:
         names = open_table(config.data, Reading()).names
         raise ValueError(f"--target is required: the column to predict, one of {', '.join(names)}")
-    if config.group == config.target:
-        raise ValueError(
-            f"--group and --target must be different columns; got {config.target!r} for both"
-        )
+    for flag in ("group", "time"):
+        if getattr(config, flag) == config.target:
+            raise ValueError(
+                f"--{flag} and --target must be different columns; got {config.target!r} for both"
+            )
     if set(config.columns) & {*group, *([config.target] if whole else [])}:
         raise ValueError(
             "--columns must not contain --group, the column of --hold-out or the class, which are "
@@ -47,9 +48,8 @@ def open_columns(config: Any) -> tuple[Any, tuple[str, ...]]:
     if columns is not None and not whole and config.target not in columns:
         read = (*columns, config.target)
     # In float64: float32 would round away a small change of a large number.
-    source = open_table(
-        files, reading, read, label=config.target if whole else None, dtype=np.float64
-    )
+    use: dict[str, Any] = {"label" if whole else "target": config.target}
+    source = open_table(files, reading, read, **use, dtype=np.float64)
     if whole and len(source.classes) < 2:
         raise ValueError(
             f"--target {config.target} must hold at least two classes; all rows of "

@@ -115,7 +115,7 @@ def training_stream(
         every = task.answer == "every"
         batches = label_batches(task.target, range(len(task.classes)), every=every)
         return RecordingStream(rescaled, batch, chunk, batches, layout=whole_recordings, rows=rows)
-    batches = forecast_batches(task.target, task.horizons, inputs=task.columns)
+    batches = forecast_batches(task.target, task.horizons, inputs=task.columns, partial=True)
     if linear is not None:
         places = [source.names.index(name) for name in task.columns]
         batches = residual_batches(batches, linear, places)

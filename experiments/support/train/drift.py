@@ -5,7 +5,7 @@ import numpy as np
 from experiments.support.train.data import RunData
 from experiments.support.train.task import Characters
 from tbptt.data import Source
-from tbptt.data.tables.bad_samples import good_rows
+from tbptt.data.tables.bad_samples import known_values
 
 FAR = 5.0  # standard deviations of the training part
 BLOCK = 65536  # rows read at once
@@ -49,14 +49,16 @@ def column_warnings(data: RunData) -> list[tuple[str, str]]:
 
 
 def _ranges(source: Source, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the lowest value, the highest value and the mean of every column, over good rows."""
+    """Return the lowest value, the highest value and the mean of every column, where they count."""
     C = len(source.names)
-    low, high, total, n = np.full(C, np.inf), np.full(C, -np.inf), np.zeros(C), 0
+    low, high, total, n = np.full(C, np.inf), np.full(C, -np.inf), np.zeros(C), np.zeros(C)
     for first in range(start, stop, BLOCK):
         last = min(first + BLOCK, stop)
-        values, good = source.read(first, last).astype(np.float64), good_rows(source, first, last)
-        values = values if good is None else values[good]
-        if len(values):
-            low, high = np.minimum(low, values.min(axis=0)), np.maximum(high, values.max(axis=0))
-            total, n = total + values.sum(axis=0), n + len(values)
-    return low, high, total / max(n, 1)
+        values, known = source.read(first, last).astype(np.float64), True
+        if (found := known_values(source, first, last)) is not None:
+            known = found
+        low = np.minimum(low, values.min(axis=0, where=known, initial=np.inf))
+        high = np.maximum(high, values.max(axis=0, where=known, initial=-np.inf))
+        total += values.sum(axis=0, where=known)
+        n += np.sum(np.broadcast_to(known, values.shape), axis=0)
+    return low, high, np.where(n > 0, total / np.maximum(n, 1), np.nan)

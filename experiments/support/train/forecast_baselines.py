@@ -8,7 +8,7 @@
 The linear ones are fitted to the last 200,000 rows of the training part by ridge regression, one
 fit for all horizons. Where a lag lies before the recording, or its row is masked, the mean of the
 training part is used. A fit excludes rows with lags before the recording, unless those are more
-than half of the rows.
+than half of the rows; it needs rows in which the targets of all horizons are known.
 """
 
 from collections.abc import Iterator
@@ -44,6 +44,7 @@ def forecast_scores(data: RunData, task: Forecast) -> dict[str, Score]:
             )
             known = counts & (age >= one.order - 1) if whole else counts
             one.add(past, known, targets[known])
+    linear = [one for one in linear if one.rows]
     names = ["mean of training"] + ["last value"] * (task.target in task.columns)
     scores = {name: Score(task) for name in [*names, *(one.name for one in linear)]}
     skip = min(start, back)
@@ -64,18 +65,18 @@ class _Linear:
     def __init__(self, name: str, order: int, places: list[int], outputs: int) -> None:
         F = order * len(places) + 1
         self.name, self.order, self._places = name, order, places
-        self._gram, self._moment, self._rows = np.zeros((F, F)), np.zeros((F, outputs)), 0
+        self._gram, self._moment, self.rows = np.zeros((F, F)), np.zeros((F, outputs)), 0
         self._weights: np.ndarray | None = None
 
     def add(self, past: np.ndarray, known: np.ndarray, targets: np.ndarray) -> None:
         features = self._features(past)[known]
         self._gram += features.T @ features
         self._moment += features.T @ targets
-        self._rows += len(targets)
+        self.rows += len(targets)
 
     def outputs(self, past: np.ndarray) -> np.ndarray:
         if self._weights is None:
-            penalty = np.full(len(self._gram), RIDGE * max(self._rows, 1))
+            penalty = np.full(len(self._gram), RIDGE * self.rows)
             penalty[-1] *= 1e-6  # almost no penalty on the constant
             gram = self._gram + np.diag(penalty)
             self._weights = scipy.linalg.solve(gram, self._moment, assume_a="pos")

@@ -10,7 +10,7 @@ from experiments.support.train.columns import open_table
 from experiments.support.train.reading import Reading
 from experiments.support.train.task import Characters, Classify, Forecast, Task
 from tbptt.data import Source, Vocabulary, open_text
-from tbptt.data.tables.bad_samples import first_good_row, good_rows
+from tbptt.data.tables.bad_samples import first_good_row, good_rows, known_values
 
 
 class Steps(NamedTuple):
@@ -21,7 +21,8 @@ class Steps(NamedTuple):
     truth:  for a forecast `[n, K]`, one value per horizon, in the units of the file; otherwise
       `[n]`, the number of a class or symbol. Arbitrary where counts is False
     counts: like truth, whether the prediction is scored: of a forecast if the predicted row is in
-      the recording, of a class at the end of the recording; False if either row is masked
+      the recording, of a class at the end of the recording; False if the row is masked, or the
+      value that is predicted is missing
     mask:   `[n]` False where the row is masked and the carry unchanged; None without a mask
     """
 
@@ -58,6 +59,8 @@ def open_for(
         more |= {"label": task.target, "classes": task.classes}
     elif score:
         columns = tuple(dict.fromkeys((*columns, task.target)))
+    if task.target in columns:
+        more["target"] = task.target
     try:
         return open_table(paths, reading, columns, **more)
     except ValueError as error:
@@ -100,7 +103,8 @@ def read_steps(task: Task, source: Source, start: int, stop: int, score: bool) -
             truth = rows[:, source.names.index(task.target)].astype(int)
             counts = at + 1 == ends
         if good is not None:
-            inputs, resets = np.where(good[:, None], inputs, 0), _resets(source, edges, start, stop)
+            inputs = np.where(good[:, None] & ~np.isnan(inputs), inputs, 0)
+            resets = _resets(source, edges, start, stop)
             counts &= _scored(task, source, good, edges, start, stop)
     return Steps(inputs, resets, truth, counts, good)
 
@@ -122,12 +126,13 @@ def _resets(source: Source, edges: np.ndarray, start: int, stop: int) -> np.ndar
 def _scored(
     task: Task, source: Source, good: np.ndarray, edges: np.ndarray, start: int, stop: int
 ) -> np.ndarray:
-    """Return which rows are not masked; for a forecast `[n, K]`, nor the rows that they predict."""
-    if not isinstance(task, Forecast):
-        return good
-    known = good_rows(source, start, min(stop + task.horizon, int(edges[-1])))
+    """Return which rows are not masked; for a forecast `[n, K]`, and which targets are known."""
+    if not isinstance(task, Forecast) or task.target not in source.names:
+        return good if not isinstance(task, Forecast) else good[:, None]
+    found = known_values(source, start, min(stop + task.horizon, int(edges[-1])))
+    assert found is not None  # as `good` is not
+    known = found[:, source.names.index(task.target)]
     ahead = np.arange(stop - start)[:, None] + task.horizons
-    assert known is not None  # as `good` is not
     return good[:, None] & (ahead < len(known)) & known[np.minimum(ahead, len(known) - 1)]
 
 

@@ -136,12 +136,19 @@ def params_of(state: tbptt.TrainState, seeds: int) -> list[Any]:
 
 def _loss(config: Any, data: RunData, model: Model) -> tbptt.LossFn:
     remat = None if config.memory is None else tbptt.MemoryBudget(config.memory << 20)
-    loss = tbptt.squared_error
+    loss = _squared_error_of_known if config.missing == "mask" else tbptt.squared_error
     if not isinstance(data.task, Forecast):
         loss = optax.losses.softmax_cross_entropy_with_integer_labels
     return tbptt.sequence_loss(
         model.cell, model.readout, loss, embedding=model.embedding, remat=remat, unroll=model.unroll
     )
+
+
+def _squared_error_of_known(outputs: Any, targets: Any) -> jax.Array:
+    """Compute the mean squared error over the targets of a step that are not NaN."""
+    known = ~jnp.isnan(targets)
+    errors = jnp.where(known, outputs - targets, 0)
+    return jnp.sum(errors**2, axis=-1) / jnp.maximum(jnp.sum(known, axis=-1), 1)
 
 
 def _in_bits(

@@ -29,7 +29,7 @@ def start_of(config: Any, data: RunData) -> tuple[Any, Linear | None, list[str]]
         return dataclasses.replace(config, k1=k1, linear=linear is not None), linear, []
     fitted = linear_forecast(data) if config.linear or auto else None
     if fitted is None:
-        few = ["no linear forecast: the recordings have too few rows"]
+        few = ["no linear forecast: too few rows have all targets and enough rows before them"]
         return without, None, few if config.linear else []
     said = []
     if config.linear:

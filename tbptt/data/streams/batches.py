@@ -8,28 +8,41 @@ from jaxtyping import Bool, Num
 
 from tbptt import windows
 from tbptt.data.streams.recording_stream import MakeBatch, Span
-from tbptt.data.tables.bad_samples import BadSample, first_good_row, good_rows, last_good_row
+from tbptt.data.tables.bad_samples import (
+    BadSample,
+    first_good_row,
+    good_rows,
+    known_values,
+    last_good_row,
+)
 from tbptt.data.tables.sources import Source
 from tbptt.data.tables.text import Vocabulary
 from tbptt.types import Batch
 
 
 def forecast_batches(
-    target: str, horizons: Sequence[int], *, inputs: Sequence[str] | None = None
+    target: str,
+    horizons: Sequence[int],
+    *,
+    inputs: Sequence[str] | None = None,
+    partial: bool = False,
 ) -> MakeBatch:
     """Return a function that makes batches for forecasting one column at one or more horizons.
 
         inputs[t] = row[t][inputs];  targets[t, i] = row[t + horizons[i]][target]
         weights[t] = 1 if t + max(horizons) lies within the recording, else 0 (and targets 0)
 
-    Rows that a masked source excludes have mask False. A step whose target is excluded has
-    weight 0.
+    Rows that a masked source excludes have mask False. A step with a target that is missing, or
+    in an excluded row, has weight 0.
 
     Args:
         target: the name of the column.
         horizons: numbers of steps ahead, each at least 1; or 0, the same row, if the target is
             not an input.
         inputs: the input columns, in order; None: all columns.
+        partial: a step counts if the target is present at some of the horizons. Its weight is
+            their fraction, and the other targets are NaN, which the loss function must leave out
+            of its mean.
 
     Raises:
         TypeError, ValueError: a horizon is not an int, or is too small, or there is none. When
@@ -52,17 +65,21 @@ def forecast_batches(
         chosen = source.names if inputs is None else inputs
         places = [_column_index(source, name, "inputs") for name in chosen]
         n, upto = span.stop - span.start, min(span.stop + max(ahead), span.end)
-        values, good = source.read(span.start, upto), good_rows(source, span.start, upto)
-        targets = np.zeros((n, len(ahead)), values.dtype)
-        weights = (np.arange(n) + max(ahead) < len(values)).astype(values.dtype)
+        values, good = source.read(span.start, upto), good_rows(source, span.start, span.stop)
+        known = known_values(source, span.start, upto)
+        inside = max(0, min(n, len(values) - max(ahead)))  # steps whose targets are all there
+        counts, targets = np.zeros((n, len(ahead)), bool), np.zeros((n, len(ahead)), values.dtype)
         for i, horizon in enumerate(ahead):
-            found = values[horizon : horizon + n, place]
-            targets[: len(found), i] = found
-            if good is not None:
-                weights[: len(found)] *= good[horizon : horizon + n]
-        targets *= weights[:, None] > 0
-        rows = values[:n] if inputs is None else values[:n, places]
-        return _batch(rows, targets, weights, mask=None if good is None else good[:n])
+            rows = slice(horizon, horizon + inside)
+            targets[:inside, i] = values[rows, place]
+            counts[:inside, i] = True if known is None else known[rows, place]
+        weights = (counts.mean(axis=1) if partial else counts.all(axis=1)).astype(values.dtype)
+        targets = np.where(counts, targets, np.nan) if partial else targets
+        targets = np.where(weights[:, None] > 0, targets, 0)
+        now = values[:n] if inputs is None else values[:n, places]
+        if good is not None:  # NaN is a target before its first value
+            now = np.where(np.isnan(now), 0, now)
+        return _batch(now, targets, weights, mask=good)
 
     return forecast
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from tbptt import windows
-from tbptt.data.tables.bad_samples import good_rows
+from tbptt.data.tables.bad_samples import known_values
 from tbptt.data.tables.sources import Source
 from tbptt.data.tables.table import TableWarning
 
@@ -73,8 +73,8 @@ def stream_scaling(
 
         d = m' - m;   m += d n' / (n + n');   s += s' + d^2 n n' / (n + n');   n += n'
 
-    which avoids the cancellation of sums of squares. Rows that a masked source excludes do not
-    count.
+    which avoids the cancellation of sums of squares; n is one number per column. Rows that a
+    masked source excludes, and missing values of its target, do not count.
 
     Args:
         source: the training part (see `part`), so that the test part does not leak.
@@ -98,27 +98,29 @@ def stream_scaling(
             f"keep must name columns of the source, {', '.join(source.names)}; got {missing[0]!r}"
         )
     C, total = len(source.names), sum(source.lengths)
-    n, m, s = 0, np.zeros(C), np.zeros(C)
+    n, m, s = np.zeros(C), np.zeros(C), np.zeros(C)
     low, high = np.full(C, np.inf), np.full(C, -np.inf)
     for start in range(0, total, block):
         stop = min(start + block, total)
-        values, good = source.read(start, stop).astype(np.float64), good_rows(source, start, stop)
-        values = values if good is None else values[good]
-        if len(values) == 0:
-            continue
-        mean = values.mean(axis=0)
-        d, both = mean - m, n + len(values)
-        s += ((values - mean) ** 2).sum(axis=0) + d**2 * n * len(values) / both
-        m += d * len(values) / both
-        n, low, high = (
-            both,
-            np.minimum(low, values.min(axis=0)),
-            np.maximum(high, values.max(axis=0)),
-        )
-    if n == 0:
+        values, known = source.read(start, stop).astype(np.float64), True
+        more = np.full(C, stop - start)
+        if (found := known_values(source, start, stop)) is not None:
+            known, more = found, found.sum(axis=0)
+        mean = values.sum(axis=0, where=known) / np.maximum(more, 1)
+        d, both = mean - m, np.maximum(n + more, 1)
+        s += ((values - mean) ** 2).sum(axis=0, where=known) + d**2 * n * more / both
+        m, n = m + d * more / both, n + more
+        low = np.minimum(low, values.min(axis=0, where=known, initial=np.inf))
+        high = np.maximum(high, values.max(axis=0, where=known, initial=-np.inf))
+    if not n.any():
         raise ValueError(
             f"all {total} rows of the source are masked, so there is nothing to scale with. Check "
             "the source with count_bad"
+        )
+    if not n.all():
+        raise ValueError(
+            f"column {source.names[int(n.argmin())]!r} has no value in the training part, so there "
+            "is nothing to scale it with. Use a longer part, or another column"
         )
     kept = np.array([name in keep for name in source.names])
     # Rounding can give a constant column a tiny deviation; comparing the extremes is exact.

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Num
 
 from tbptt.data.streams.forecast import Scaling
-from tbptt.data.tables.bad_samples import about, may_mask, times_of
+from tbptt.data.tables.bad_samples import about, known_values, may_mask, times_of
 from tbptt.data.tables.sources import Source
 
 
@@ -34,6 +34,10 @@ class Part:
     def times(self, start: int, stop: int) -> np.ndarray | None:
         """Return the times of rows; None without a time column."""
         return times_of(self._source, *self._place(start, stop))
+
+    def known(self, start: int, stop: int) -> Bool[np.ndarray, "n C"] | None:
+        """Return which values count; None if all do."""
+        return known_values(self._source, *self._place(start, stop))
 
     def path_of(self, row: int) -> str:
         """Return the file of a row and its position there."""
@@ -107,6 +111,12 @@ class Picked:
             return None
         return self._joined(lambda *rows: times_of(self._source, *rows), start, stop)
 
+    def known(self, start: int, stop: int) -> Bool[np.ndarray, "n C"] | None:
+        """Return which values count; None if all do."""
+        if not may_mask(self._source):
+            return None
+        return self._joined(lambda *rows: known_values(self._source, *rows), start, stop)
+
     def rows_of(self, rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """Return the row numbers in the source."""
         i = np.searchsorted(self._edges, rows, side="right") - 1
@@ -178,6 +188,11 @@ class Without:
         """Read rows of the remaining columns."""
         return self._source.read(start, stop)[:, self._places]
 
+    def known(self, start: int, stop: int) -> Bool[np.ndarray, "n C"] | None:
+        """Return which values count; None if all do."""
+        found = known_values(self._source, start, stop)
+        return None if found is None else found[:, self._places]
+
     def path_of(self, row: int) -> str:
         """Return the file of a row and its position there."""
         return self._source.path_of(row)
@@ -215,16 +230,19 @@ class Standardised:
             self.good = source.good
 
     def read(self, start: int, stop: int) -> Float[np.ndarray, "n C"]:
-        """Read rows, scaled in float64; masked rows are zeros."""
+        """Read rows, scaled in float64; masked rows, and a target before its first value, are 0."""
         values = self._source.read(start, stop)
         scaled = values - self._scaling.mean
         scaled /= self._scaling.scale  # in place: another array takes longer than the division
         scaled = scaled.astype(self._dtype or values.dtype, copy=False)
-        return (
-            np.where(self._source.good(start, stop)[:, None], scaled, 0)
-            if may_mask(self._source)
-            else scaled
-        )
+        if not may_mask(self._source):
+            return scaled
+        good = self._source.good(start, stop)[:, None]
+        return np.where(good & ~np.isnan(scaled), scaled, 0)
+
+    def known(self, start: int, stop: int) -> Bool[np.ndarray, "n C"] | None:
+        """Return which values count; None if all do."""
+        return known_values(self._source, start, stop)
 
     def path_of(self, row: int) -> str:
         """Return the file of a row and its position there."""

@@ -46,14 +46,18 @@ def check_rows(source: Any, start: int, values: Num[np.ndarray, "n C"]) -> None:
 
 
 class MaskedSource:
-    """A `Source` whose bad rows are zeros with mask False. Made by `masking_bad`."""
+    """A `Source` whose bad rows are zeros with mask False. Made by `masking_bad`.
 
-    def __init__(self, source: Any):
+    A bad value of the column `target` does not mask its row: it is held, as `Files.held` gives it.
+    """
+
+    def __init__(self, source: Any, target: str | None = None):
         self.names, self.lengths = source.names, source.lengths
         self.time, self.groups, self.classes, self.notes = about(source)
         self.time_format = getattr(source, "time_format", "")
         self.warnings: tuple[str, ...] = getattr(source, "warnings", ())
         self._source = source
+        self._target = None if target is None else self.names.index(target)
 
     def times(self, start: int, stop: int) -> np.ndarray | None:
         """Return the times of rows; None without a time column."""
@@ -66,11 +70,27 @@ class MaskedSource:
     def read(self, start: int, stop: int) -> Num[np.ndarray, "n C"]:
         """Read rows; every value of a bad row is 0, and `good` returns which rows are good."""
         values = self.read_unchecked(start, stop)
-        return np.where(_finite(values)[:, None], values, 0)
+        good = self._good(values)
+        if self._target is not None:
+            with np.errstate(over="ignore"):
+                held = self._source.held(start, stop)[:, 0].astype(values.dtype)
+            values[:, self._target] = np.where(np.isfinite(held), held, np.nan)
+        return np.where(good[:, None], values, 0)
 
     def good(self, start: int, stop: int) -> Bool[np.ndarray, " n"]:
-        """Return which rows hold finite numbers only."""
-        return _finite(self.read_unchecked(start, stop))
+        """Return which rows hold finite numbers only, the target excepted."""
+        return self._good(self.read_unchecked(start, stop))
+
+    def known(self, start: int, stop: int) -> Bool[np.ndarray, "n C"]:
+        """Return which values count: the finite ones of good rows."""
+        values = self.read_unchecked(start, stop)
+        return np.isfinite(values) & self._good(values)[:, None]
+
+    def _good(self, values: Num[np.ndarray, "n C"]) -> Bool[np.ndarray, " n"]:
+        finite = np.isfinite(values)
+        if self._target is not None:
+            finite[:, self._target] = True
+        return np.asarray(finite.all(axis=1))
 
     def path_of(self, row: int) -> str:
         """Return the file of a row and its position there."""
@@ -109,6 +129,15 @@ def masking_bad(source: Any) -> MaskedSource:
 def good_rows(source: Any, start: int, stop: int) -> Bool[np.ndarray, " n"] | None:
     """Return which rows of a source count; None if the source has no mask, so all rows count."""
     return source.good(start, stop) if may_mask(source) else None
+
+
+def known_values(source: Any, start: int, stop: int) -> Bool[np.ndarray, "n C"] | None:
+    """Return which values of a source count; None if the source has no mask, so all count."""
+    if not may_mask(source):
+        return None
+    if hasattr(source, "known"):
+        return source.known(start, stop)
+    return np.repeat(source.good(start, stop)[:, None], len(source.names), axis=1)
 
 
 def may_mask(source: Any) -> bool:
@@ -152,10 +181,6 @@ def count_bad(source: Any, block: int = 65536) -> BadRows:
         if first is None and bad.any():
             first = source.path_of(start + int(np.argmax(bad.any(axis=1))))
     return BadRows(rows, dict(zip(source.names, columns.tolist(), strict=True)), first)
-
-
-def _finite(values: Num[np.ndarray, "n C"]) -> Bool[np.ndarray, " n"]:
-    return np.asarray(np.isfinite(values).all(axis=1))
 
 
 def fill(values: np.ndarray, edges: Sequence[int], how: str, columns: Sequence[int]) -> None:

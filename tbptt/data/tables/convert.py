@@ -42,6 +42,7 @@ def convert(path: Path, reading: Reading, folder: Path) -> None:
         values.npy   `[T, C]` the numbers, and the number of the label's class as the last column;
                      float32 if the types of the file fit, else float64
         times.npy    `[T]` int64, microseconds since 1970, or float64
+        held.npy     `[T, 1]` the target, its missing values held, if its rows are not masked
         order.npy    `[T]` row of the file, if the rows were sorted
         starts.npy   first row of each recording
         about.json   names, groups, classes, and what was noticed
@@ -102,6 +103,7 @@ def open_converted(stamp: FileStamp, folder: Path) -> Table:
         tuple(about["notes"]),
         tuple(about["warnings"]),
         about["time_format"],
+        open_npy(folder / "held.npy", None).read if (folder / "held.npy").exists() else None,
     )
 
 
@@ -135,7 +137,7 @@ def _write(scan: Scan, reading: Reading, folder: Path) -> None:
     starts, notes, warnings = _recordings(scan, roles, reading, arrays, place)
     if roles.label:
         arrays.labels.check_constant(starts, lambda row: f"{scan.path}, {place(row)}", roles.label)
-    notes += arrays.fill_missing(values, starts, reading.missing, place)
+    notes += arrays.fill_missing(values, starts, reading, place)
     np.save(folder / "starts.npy", np.asarray(starts, np.int64))
     left_out = [f"column {name!r} is left out: {why}" for name, why in roles.left_out.items()]
     about = {
@@ -249,10 +251,12 @@ class _Arrays:
         np.ascontiguousarray(array).tofile(self._files[name][0])
 
     def fill_missing(
-        self, values: np.ndarray, starts: list[int], how: str, place: Callable[[int], str]
+        self, values: np.ndarray, starts: list[int], reading: Reading, place: Callable[[int], str]
     ) -> list[str]:
         """Fill in the missing values that were counted, if asked, and return notes."""
-        missing, names = self._missing, self._roles.numbers
+        missing, names, how = self._missing, self._roles.numbers, reading.missing
+        edges = [*starts, len(values)]
+        before = 0 if reading.target is None else self._hold_target(values, edges, reading.target)
         if not missing.any():
             return []
         each = ", ".join(f"{names[i]}: {missing[i]}" for i in np.flatnonzero(missing).tolist())
@@ -260,15 +264,37 @@ class _Arrays:
         said += place(self._first)
         if how in ("hold", "interpolate"):
             columns = np.flatnonzero(missing).tolist()
-            fill(values, [*starts, len(values)], how, columns)
+            fill(values, edges, how, columns)
             left = [np.isnan(values[i : i + BLOCK, columns]) for i in range(0, len(values), BLOCK)]
             rows = sum(int(bad.any(axis=1).sum()) for bad in left)
             verb = "held from the row before" if how == "hold" else "interpolated"
             said += f"; {missing.sum() - sum(map(np.sum, left))} of them are {verb}"
             said += f", and {rows} rows without such values are masked" if rows else ""
         elif how == "mask":
-            said += "; these rows are masked"
+            lost = 0 if reading.target is None else int(missing[names.index(reading.target)])
+            said += "; these rows are masked" if missing.sum() > lost else ""
+            if lost and missing.sum() > lost:
+                said += f", but not those without {reading.target!r} alone"
+            if lost:
+                said += (
+                    f"; where the target {reading.target!r} is missing, nothing is scored; as an "
+                    "input it is the newest value before it"
+                )
+            said += f"; {before} values have none before and are the mean" if before else ""
         return [said]
+
+    def _hold_target(self, values: np.ndarray, edges: list[int], target: str) -> int:
+        """Write the target with its missing values held; return how many have none before them."""
+        place = self._roles.numbers.index(target)
+        held = np.lib.format.open_memmap(
+            self.folder / "held.npy", "w+", values.dtype, (len(values), 1)
+        )
+        blocks = [slice(at, at + BLOCK) for at in range(0, len(values), BLOCK)]
+        for block in blocks:
+            found = values[block, place]
+            held[block, 0] = np.where(np.isfinite(found), found, np.nan)
+        fill(held, edges, "hold", [0])
+        return sum(int(np.isnan(held[block]).sum()) for block in blocks)
 
 
 def _recordings(

@@ -171,6 +171,7 @@ class Reading(NamedTuple):
     missing: str = "refuse"
     gaps: str = "keep"
     sort: bool = False
+    target: str | None = None
 
 
 class Roles(NamedTuple):
@@ -199,7 +200,7 @@ def roles_of(scan: Scan, reading: Reading) -> Roles:
             row.
     """
     columns, path = scan.columns, scan.path
-    named = (*(reading.columns or ()), reading.time, *reading.group, reading.label)
+    named = (*(reading.columns or ()), reading.time, *reading.group, reading.label, reading.target)
     check_names(path, columns, [name for name in named if name is not None])
     dates = [name for name in columns if columns[name].kind == "date" and name not in named]
     time = reading.time or (dates[0] if len(dates) == 1 else None)
@@ -228,6 +229,12 @@ def roles_of(scan: Scan, reading: Reading) -> Roles:
                 f"{'; '.join(f'{name} is {why}' for name, why in left_out.items())}. Write its "
                 "numbers as 1.5, or as 1,5 in a file with ';' between the columns"
             )
+    if reading.target is not None and reading.target not in chosen:
+        _check_numbers(scan, reading.target)
+        raise ValueError(
+            f"target must be one of the columns that are read, {', '.join(chosen)}; got "
+            f"{reading.target!r}. Name it in `columns`, and not as time, group or label"
+        )
     for name in chosen:
         _check_numbers(scan, name)
     return Roles(chosen, time, reading.group, reading.label, left_out, _format_of(scan, time))

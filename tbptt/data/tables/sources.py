@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Num
 
 from tbptt.data.datasets.fetch import DataUnavailable, cache_dir
-from tbptt.data.tables.bad_samples import MaskedSource, check_rows, masking_bad
+from tbptt.data.tables.bad_samples import MaskedSource, check_rows
 from tbptt.data.tables.convert import convert, open_converted
 from tbptt.data.tables.recordings import Class, number_classes
 from tbptt.data.tables.scan import Reading
@@ -119,9 +119,19 @@ class Files:
 
     def times(self, start: int, stop: int) -> np.ndarray | None:
         """Return the times of rows, `[n]` datetime64[us] or float64; None without a time column."""
+        return self._joined("times", start, stop)
+
+    def held(self, start: int, stop: int) -> np.ndarray | None:
+        """Return the target of rows with its missing values held, `[n, 1]`, NaN before the first.
+
+        None if the source was opened without `target`.
+        """
+        return self._joined("held", start, stop)
+
+    def _joined(self, name: str, start: int, stop: int) -> np.ndarray | None:
         parts = []
         for i, begin, end in self._parts_of(start, stop):
-            read = self._tables[i].times
+            read = getattr(self._tables[i], name)
             if read is None:
                 return None
             parts.append(read(begin, end))
@@ -155,6 +165,7 @@ def open_source(
     group: str | Sequence[str] | None = None,
     label: str | None = None,
     classes: Sequence[Class] | None = None,
+    target: str | None = None,
     missing: Missing = "refuse",
     gaps: Gaps = "keep",
     sort: bool = False,
@@ -189,6 +200,10 @@ def open_source(
         label: a column of numbers or text that is the class of a recording. It becomes the last
             column, with the number of the class in `Files.classes`.
         classes: all values of the label, in order; None takes those of the files, ascending.
+        target: with missing="mask", a column that is read whose missing values mask no row. Where
+            it is missing, `read` gives the newest value of the recording, or NaN before the
+            first; `standardised` replaces this NaN by 0. `forecast_batches` gives a forecast of a
+            missing value weight 0. Other choices of `missing` treat it as the other columns.
         missing: what happens to missing values. "refuse" raises an error when one is read; "mask"
             excludes its row (`masking_bad`); "hold" repeats the newest value of the recording;
             "interpolate" draws a straight line between its neighbours in the recording, so it
@@ -225,7 +240,8 @@ def open_source(
         raise ValueError(f"dtype must be float32 or float64; got {np.dtype(dtype)}")
     chosen = None if columns is None else tuple(columns)
     groups = (group,) if isinstance(group, str) else tuple(group or ())
-    reading = Reading(chosen, time, groups, label, missing, gaps, sort)
+    held = target if missing == "mask" else None
+    reading = Reading(chosen, time, groups, label, missing, gaps, sort, held)
     tables = [_open(path, reading) for path in files]
     for table in tables:
         if table.names != tables[0].names:
@@ -240,7 +256,7 @@ def open_source(
     if label is not None:
         tables, known = number_classes(tables, label, classes)
     source = Files(tables, dtype, known)
-    return source if missing == "refuse" else masking_bad(source)
+    return source if missing == "refuse" else MaskedSource(source, held)
 
 
 def _open(path: Path, reading: Reading) -> Table:

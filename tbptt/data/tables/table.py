@@ -73,6 +73,7 @@ class Table(NamedTuple):
     notes:    how the file was read; what was left out or filled in
     warnings: what needs attention
     time_format: how the file writes its dates, for `strftime` of polars; "" where it does not say
+    held:     (start, stop) -> `[stop - start, 1]`, the target with its missing values held; or None
     """
 
     file: FileStamp
@@ -87,6 +88,7 @@ class Table(NamedTuple):
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     time_format: str = ""
+    held: Callable[[int, int], np.ndarray] | None = None
 
 
 def open_npy(path: Path, columns: Sequence[str] | None) -> Table:
