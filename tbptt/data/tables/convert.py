@@ -172,10 +172,8 @@ def _read(scan: Scan, roles: Roles, sort: bool, arrays: "_Arrays") -> None:
         picked.append(scan.unsure.alias("unsure"))
     texts = (*roles.group, *([roles.label] if roles.label else []))
     if scan.blocks is not None and not sort:
-        used = dict.fromkeys(name for value in picked for name in value.meta.root_names())
-        for frame in scan.blocks(texts, used):
-            left = len(frame) if scan.rows is None else scan.rows - arrays.rows
-            arrays.add(frame.head(left).select(picked))
+        for frame in scan.blocks(texts, picked):
+            arrays.add(frame if scan.rows is None else frame.head(scan.rows - arrays.rows))
         return
     lazy = scan.open(texts)
     lazy = lazy if scan.rows is None else lazy.head(scan.rows)

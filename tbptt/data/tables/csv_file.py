@@ -69,13 +69,14 @@ def scan_csv(path: Path, quick: bool) -> Scan:
     def open_csv(texts: Collection[str]) -> "pl.LazyFrame":
         return pl.scan_csv(path, skip_rows=1, glob=False, **options(texts))
 
-    def blocks(texts: Collection[str], columns: Collection[str]) -> "Iterator[pl.DataFrame]":
-        places = [names.index(name) for name in columns]
+    def blocks(texts: Collection[str], picked: "list[pl.Expr]") -> "Iterator[pl.DataFrame]":
+        used = dict.fromkeys(name for value in picked for name in value.meta.root_names())
+        places = [names.index(name) for name in used]
         for i, data in enumerate(blocks_of(path)):
             if i == 0 and data.count(b"\n") == 1:  # the header alone: a row to old polars
                 continue
             skip = {"skip_rows": int(i == 0), "raise_if_empty": False}
-            yield pl.read_csv(data, columns=places, **skip, **options(texts))
+            yield pl.read_csv(data, columns=places, **skip, **options(texts)).select(picked)
 
     strings = open_csv(names)
     columns, rows, notes = {}, None, []

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 SAMPLE = 1000  # rows in which a column is expected to have a value
 BLOCK = 1 << 16  # rows read at once
+GROUP = 1 << 17  # rows of a Parquet file read at once; fewer are decoded more slowly
 ROW = "\x1frow"  # a name that no column has
 
 
@@ -45,7 +46,7 @@ class Scan(NamedTuple):
     first:   number of the first row in messages: 2 below a header, otherwise 0
     notes:   how the file was read
     unsure:  expression that is true where a row may have too few cells, or None
-    blocks:  (columns that are text, columns) -> the rows, in order, with little memory, or None
+    blocks:  (columns that are text, expressions) -> the rows in order, in little memory, or None
     """
 
     path: Path
@@ -56,7 +57,7 @@ class Scan(NamedTuple):
     first: int
     notes: list[str]
     unsure: "pl.Expr | None" = None
-    blocks: "Callable[[Collection[str], Collection[str]], Iterator[pl.DataFrame]] | None" = None
+    blocks: "Callable[[Collection[str], list[pl.Expr]], Iterator[pl.DataFrame]] | None" = None
 
     def place(self, row: int) -> str:
         """Return the position of a row for messages."""
@@ -98,14 +99,22 @@ def scan_parquet(path: Path) -> Scan:
     import polars as pl
 
     try:
-        lazy = pl.scan_parquet(path, glob=False)
+        lazy = pl.scan_parquet(path, glob=False, low_memory=True)
         lazy.collect_schema()
     except pl.exceptions.PolarsError as error:
         raise ValueError(
             f"cannot read {path} as a Parquet file: {shortened(error)}. If it was cut short, copy "
             "it again"
         ) from error
-    return _typed(path, lazy)
+
+    def blocks(texts: Any, picked: "list[pl.Expr]") -> "Iterator[pl.DataFrame]":
+        # A streaming query reads several row groups ahead, and all of a file that is one group.
+        for start in range(0, rows, GROUP):
+            yield lazy.slice(start, GROUP).select(picked).collect()
+
+    found = _typed(path, lazy)._replace(blocks=blocks)
+    rows = found.rows or 0
+    return found
 
 
 def scan_npy(path: Path) -> Scan:
@@ -137,7 +146,7 @@ def _typed(path: Path, lazy: "pl.LazyFrame") -> Scan:
     import polars as pl
 
     schema = lazy.collect_schema()
-    counts = lazy.head(SAMPLE).select(pl.all().count()).collect(engine="streaming")
+    counts = lazy.head(SAMPLE).select(pl.all().count()).collect()
     present = counts.row(0, named=True) if schema else {}
     if empty := [name for name in schema if not present[name]]:
         counts = lazy.select(pl.col(empty).count()).collect(engine="streaming")
