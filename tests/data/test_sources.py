@@ -256,7 +256,7 @@ def test_truncated_and_invalid_files(tmp_path):
             open_source(tmp_path / f"{name}.npy")
     pl.DataFrame({"a": [1.0], "when": ["today"]}).write_parquet(tmp_path / "s.parquet")
     with pytest.raises(
-        ValueError, match="s.parquet, column 'when' holds String, not numbers. Exclude it"
+        ValueError, match="s.parquet, column 'when' holds String, not numbers. Exclude the column"
     ):
         open_source(tmp_path / "s.parquet", ("a", "when"))
     with pytest.warns(TableWarning, match="'when' is left out: String, not numbers"):

@@ -174,7 +174,7 @@ REFUSED = {
         "a,b\n1,2\n3,x\n5,6\n",
         {},
         r"x.csv, row 3, column 'b' is not a number: 'x', one of 1 such cells of 3. "
-        r"Correct the file, or exclude the column by naming the others in `columns`",
+        r"Correct the file, or exclude the column: without=\('b',\) \(--without b\)",
         {"columns": ("a",)},
         [[1], [3], [5]],
     ),

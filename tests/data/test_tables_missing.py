@@ -85,8 +85,8 @@ def test_a_missing_value_is_refused_with_flags_that_exist(tmp_path):
     with pytest.raises(
         BadSample,
         match=r"x.csv, row 3 \(the header is row 1\), column 'b' is missing or NaN. Correct the "
-        r'file, exclude the column \(`columns`\), or open it with missing="mask", "hold" or '
-        r'"interpolate" \(--missing',
+        r"file, exclude the column \(without=\('b',\), --without b\) unless it is the target, or "
+        r'open it with missing="mask", "hold" or "interpolate" \(--missing',
     ):
         source.read(0, 4)
     assert open_source(path, ("a",)).read(0, 4).tolist() == [[1], [3], [5], [7]]
@@ -181,14 +181,27 @@ def test_a_missing_target_is_held_as_an_input_and_masks_no_row(kind, chunk, tmp_
     assert (weights == 0.5).any() and (weights == 1).sum() > 5 and known.sum() < T / 10
 
 
+@pytest.mark.filterwarnings("ignore::tbptt.data.TableWarning")
 def test_a_target_must_be_read(tmp_path):
     (tmp_path / "x.csv").write_text("a,b,c\n1,2,x\n3,,y\n")
-    with pytest.raises(ValueError, match="target must be one of the columns .*, a; got 'b'. Name"):
-        open_source(tmp_path / "x.csv", ("a",), missing="mask", target="b")
-    with pytest.raises(ValueError, match="row 2, column 'c' is not a number: 'x'"):
-        open_source(tmp_path / "x.csv", missing="mask", target="c")
-    source = open_source(tmp_path / "x.csv", ("a", "b"), missing="mask", target="b")
-    assert source.good(0, 2).all() and source.read(0, 2).tolist() == [[1, 2], [3, 2]]
+    path = tmp_path / "x.csv"
+    for missing in ("refuse", "mask"):
+        open_source(path, missing=missing)  # its conversion is not used for target c
+        with pytest.raises(ValueError, match="row 2, column 'c' is .*'x'.* or name another target"):
+            open_source(path, missing=missing, target="c")
+        with pytest.raises(ValueError, match="'a' is the time, .*so it is no target. Name another"):
+            open_source(path, missing=missing, target="a", time="a")
+    for more in ({"columns": ("a",)}, {}, {"without": ("b",)}, {"columns": ("a", "b")}):
+        source = open_source(path, missing="mask", target="b", **more)
+        assert source.names == ("a", "b") and source.good(0, 2).all()
+        assert source.read(0, 2).tolist() == [[1, 2], [3, 2]]
+    with pytest.raises(BadSample, match="column 'b' is missing"):
+        open_source(path, target="b").read(0, 2)
+    path.write_text("b,a\n2,1\n,3\n")
+    for more, names in (({}, ("b", "a")), ({"without": ("b",)}, ("a", "b"))):
+        for _ in range(2):  # converted, and from the cache
+            assert open_source(path, target="b", **more).names == names
+    assert open_source(path, target="a", without=("b",)).names == ("a",)
 
 
 @pytest.mark.parametrize("how", ["hold", "interpolate"])

@@ -46,6 +46,61 @@ CASES = {
         r"row 3 .*3 recordings in 3 rows, .*leave out groups",
         {},
     ),
+    "rows of one group each, mixed": (
+        "t,who,x\n1,1,1\n2,2,3\n3,1,2\n4,2,4\n",
+        {"group": "who", "time": "t"},
+        r"row 3 .*4 recordings in 4 rows, .*or pass sort=True \(--sort\)",
+        {"group": "who", "time": "t", "sort": True},
+    ),
+    "falling dates of several groups": (
+        PANEL,
+        {},
+        r"'day' falls .*or name the column of the recordings by `group` \(--group\)",
+        {"group": "who"},
+    ),
+    "a row of no group, removed": (
+        "who,x\n1,1\n1,1\n,2\n2,3\n2,3\n",
+        {"group": "who"},
+        "row 4 .*or remove the row",
+        "who,x\n1,1\n1,1\n2,3\n2,3\n",
+    ),
+    "no time": ("t,x\nsoon,1\n", {"gaps": "split"}, "or leave the gaps", {}),
+    "no column of that name to leave out": (
+        "a,b\n1,2\n3,4\n",
+        {"without": ("c",)},
+        r"without \(--without\) must name columns of .*, a, b; got 'c'",
+        {"without": ("b",)},
+    ),
+    "columns and others left out": (
+        "a,b\n1,2\n3,4\n",
+        {"columns": ("a",), "without": ("b",)},
+        "without .*must name some of columns, a; got 'b'",
+        {"columns": ("a",)},
+    ),
+    "nothing left": (
+        "a,b\n1,2\n3,4\n",
+        {"without": ("a", "b")},
+        "has no column of numbers besides the time, the groups and those of `without`.",
+        {"without": ("a",)},
+    ),
+    "a bad target": (
+        "a,b\n1,2\n2,x\n3,4\n",
+        {"target": "b"},
+        r"row 3, column 'b' is not a number: .*or name another target \(--target\)",
+        {"target": "a", "without": ("b",)},
+    ),
+    "a missing value": (
+        "a,b\n1,2\n2,\n3,4\n",
+        {"then": "read"},
+        r"row 3 .*'b' is missing .*exclude the column \(without=\('b',\), --without b\)",
+        {"without": ("b",)},
+    ),
+    "a missing value, held": (
+        "a,b\n1,2\n2,\n3,4\n",
+        {"then": "read"},
+        'or open it with missing="mask", "hold" or "interpolate"',
+        {"missing": "hold"},
+    ),
     "a row of no group": (
         "who,x\n1,1\n1,1\n,2\n2,3\n2,3\n",
         {"group": "who"},
@@ -85,7 +140,7 @@ CASES = {
     "dates as numbers": (
         PANEL,
         {"columns": ("x", "day"), "group": "who"},
-        r"column 'day' holds dates, not numbers. .*or name it as the time \(`time`\)",
+        r"column 'day' holds dates, not numbers. .*or name it as the time \(`time`, --time\)",
         {"columns": ("x",), "time": "day", "group": "who"},
     ),
     "a time of text": (
@@ -97,8 +152,8 @@ CASES = {
     "one cell of text": (
         "a,b\n1,2\n2,x\n3,4\n",
         {},
-        r"row 3, column 'b' is not a number: 'x', .*naming the others in `columns` \(--columns\)",
-        {"columns": ("a",)},
+        r"row 3, column 'b' is not a number: 'x', .*: without=\('b',\) \(--without b\)",
+        {"without": ("b",)},
     ),
     "a column without a name": ("a,,c\n1,2,3\n", {}, "row 1 .*Write the missing", "a,b,c\n1,2,3\n"),
     "an open quote": ('a,b\n1,"2\n3,4\n', {}, "after row 1.*Correct the quotes", "a,b\n1,2\n3,4\n"),
@@ -115,9 +170,13 @@ def test_the_advice_of_an_error_makes_the_table_readable(what, tmp_path, monkeyp
     content, options, message, remedy = CASES[what]
     path = tmp_path / "x.csv"
     path.write_text(content)
-    where = "" if "label must" in message else "x.csv"  # refused before a file is opened
+    before = "label must", "must name"  # refused before a file is opened
+    where = "" if any(said in message for said in before) else "x.csv"
+    options = dict(options)
+    read = options.pop("then", None)
     with pytest.raises(ValueError, match=f"(?s){where}.*{message}"):
-        open_source(path, **options)
+        source = open_source(path, **options)
+        assert read and source.read(0, 3) is None
     if isinstance(remedy, str):
         path.write_text(remedy)
         remedy = options if {"group", "label"} & set(options) else {}
@@ -146,3 +205,21 @@ def test_advice_on_several_files_labels_and_arrays(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="x.npz: several arrays .*Name one of them"):
         load_series(tmp_path / "x.npz", ("a", "b"))
     assert load_series(tmp_path / "x.npz", ("b",)).values.shape == (4, 1)
+    with pytest.raises(ValueError, match="x.npz .*choose arrays with `columns`; it holds 2: a, b"):
+        load_series(tmp_path / "x.npz")
+    for path in (tmp_path / "y.npy", tmp_path / "y.npz"):
+        rows = np.array([[1.0, np.nan], [3, 4]])
+        np.save(path, rows) if path.suffix == ".npy" else np.savez(path, y=rows)
+        name = "1" if path.suffix == ".npy" else "y[1]"
+        with pytest.raises(ValueError, match=r"step 0 .*exclude the column: without=\('"):
+            load_series(path)
+        assert load_series(path, without=(name,)).values.tolist() == [[1], [3]]
+        with pytest.raises(ValueError, match=f"has no column 'z'; its columns are .*{name[0]}"):
+            load_series(path, without=("z",))
+    a.write_text("x,y\n1,\n3,4\n")
+    with pytest.raises(BadSample, match=r"row 2 .*'y' is missing .*without=\('y',\)"):
+        load_series(a)
+    for more in ({}, {"columns": ("x", "y")}):
+        assert load_series(a, without=("y",), **more).values.tolist() == [[1], [3]]
+    with pytest.raises(TypeError, match=r"without must be a sequence of names.*Write \('y',\)"):
+        open_source(a, without="y")

@@ -116,6 +116,8 @@ def test_columns_that_stop_or_are_constant_are_warned_of_and_can_be_left_out(cap
     assert status == 0 and "arning" not in err
     assert json.loads(Path("b/config.json").read_text())["task"]["columns"] == ["y", "ok"]
     status, _, err = go(capsys, "--data", "t.csv", "--target", "y", *SMALL, "--without", "x")
-    assert status == 1 and "--without must name input columns, y, stops, far, flat, ok" in err
+    wanted = "t.csv, y, stops, far, flat, ok; got 'x'"
+    assert "without (--without) must name columns of" in err
+    assert status == 1 and wanted in err
     status, _, err = go(capsys, "--data", "t.csv", "--target", "flat", *SMALL, "--out", "c")
     assert status == 1 and "column 'flat' is constant (7)" in err

@@ -41,48 +41,26 @@ def open_columns(config: Any) -> tuple[Any, tuple[str, ...]]:
             "--columns must not contain --group, the column of --hold-out or the class, which are "
             f"not inputs; got {', '.join(config.columns)}"
         )
-    columns = tuple(config.columns) or None
-    if config.without:
-        columns = _others(config, reading, columns, config.target if whole else None)
-    read = columns
-    if columns is not None and not whole and config.target not in columns:
-        read = (*columns, config.target)
-    # In float64: float32 would round away a small change of a large number.
     use: dict[str, Any] = {"label" if whole else "target": config.target}
-    source = open_table(files, reading, read, **use, dtype=np.float64)
+    # In float64: float32 would round away a small change of a large number.
+    source = open_table(
+        files, reading, config.columns or None, without=config.without, dtype=np.float64, **use
+    )
     if whole and len(source.classes) < 2:
         raise ValueError(
             f"--target {config.target} must hold at least two classes; all rows of "
             f"{', '.join(map(str, files))} have {', '.join(map(str, source.classes)) or 'none'}. "
             "Give files with other classes, or name another column by --target"
         )
-    chosen = columns
-    if columns is None:
-        chosen = tuple(name for name in source.names if not whole or name != config.target)
-    if not whole and config.target not in source.names:
-        open_table(files, reading, (config.target,))  # raises, with the reason that it is left out
+    unused = (*config.without, *([config.target] if whole else []))
+    chosen = tuple(name for name in config.columns or source.names if name not in unused)
     if not chosen:
         raise ValueError(
             f"{path} has no numeric input column besides --group and --target; its columns are "
             f"{', '.join(source.names)}. Use a table with other columns of numbers"
+            + (", or fewer columns in --without" if config.without else "")
         )
     return source, chosen
-
-
-def _others(
-    config: Any, reading: Reading, columns: tuple[str, ...] | None, label: str | None
-) -> tuple[str, ...]:
-    """Return the input columns without those of --without."""
-    names: Sequence[str] = columns or ()
-    if columns is None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", TableWarning)  # shown when the table is opened again
-            names = open_source(config.data, None, **reading._asdict(), label=label).names
-    if unknown := [name for name in config.without if name not in names]:
-        raise ValueError(
-            f"--without must name input columns, {', '.join(names)}; got {unknown[0]!r}"
-        )
-    return tuple(name for name in names if name not in (*config.without, label))
 
 
 def open_table(

@@ -132,7 +132,7 @@ def _by_groups(source: Any, config: Any) -> Split:
         raise ValueError(
             f"--hold-out {config.hold_out} leaves {len(rest)} of {len(known)} groups, of which "
             f"{n} would be for validation (--valid {config.valid:g}) and none for training. Hold "
-            "out fewer groups, or lower --valid"
+            "out fewer groups" + (", or lower --valid" if len(rest) > 1 else "")
         )
     chosen = {"training": rest[:-n], "validation": rest[-n:], "test": test}
     order = [[i for i, g in enumerate(groups) if g in part] for part in chosen.values()]
@@ -186,7 +186,8 @@ def _in_time(lengths: Sequence[int], config: Any, test: float) -> Parts:
         raise ValueError(
             f"{what} needs at least {least} rows in each part; the {total} rows of the data give "
             f"{train} for training, {valid - train} for validation (--valid {config.valid:g})"
-            f"{tested}. Give more data or larger fractions"
+            f"{tested}. Give more data, "
+            f"{'smaller' if train < least else 'larger'} fractions, or a lower --horizon"
         )
     return Parts(train, valid, total)
 

@@ -57,9 +57,7 @@ def open_for(
     more: dict[str, Any] = {"dtype": dtype}
     if score and isinstance(task, Classify):
         more |= {"label": task.target, "classes": task.classes}
-    elif score:
-        columns = tuple(dict.fromkeys((*columns, task.target)))
-    if task.target in columns:
+    elif score or task.target in columns:
         more["target"] = task.target
     try:
         return open_table(paths, reading, columns, **more)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from tbptt import windows
-from tbptt.data.tables.bad_samples import known_values
+from tbptt.data.tables.bad_samples import count_bad, known_values
 from tbptt.data.tables.sources import Source
 from tbptt.data.tables.table import TableWarning
 
@@ -113,14 +113,17 @@ def stream_scaling(
         low = np.minimum(low, values.min(axis=0, where=known, initial=np.inf))
         high = np.maximum(high, values.max(axis=0, where=known, initial=-np.inf))
     if not n.any():
+        lost = count_bad(source).columns
+        most = max(lost, key=lambda name: lost[name])
         raise ValueError(
-            f"all {total} rows of the source are masked, so there is nothing to scale with. Check "
-            "the source with count_bad"
+            f"all {total} rows of the source are masked, so there is nothing to scale with; "
+            f"column {most!r} is missing in {lost[most]} of them. Exclude it (without, --without "
+            f'{most}), or fill it in by missing="hold" (--missing hold)'
         )
-    if not n.all():
+    if not n.all():  # the target, which masks no row
         raise ValueError(
             f"column {source.names[int(n.argmin())]!r} has no value in the training part, so there "
-            "is nothing to scale it with. Use a longer part, or another column"
+            "is nothing to scale it with. Use a longer part, or predict another column (--target)"
         )
     kept = np.array([name in keep for name in source.names])
     # Rounding can give a constant column a tiny deviation; comparing the extremes is exact.
@@ -131,8 +134,8 @@ def stream_scaling(
         what = f"column {name!r} is constant ({value:g}) over the training part"
         if name not in constant:
             raise ValueError(
-                f"{what}, so its scale is 0. Use another column or a longer part, or name it in "
-                "`constant` or `keep`"
+                f"{what}, so its scale is 0. Use a longer part, predict another column (--target), "
+                "or name it in `constant` or `keep`"
             )
         warnings.warn(f"{what}: its scale is set to 1", TableWarning, stacklevel=2)
     mean, scale = np.where(flat, low, m), np.where(flat, 1.0, np.sqrt(s / n))

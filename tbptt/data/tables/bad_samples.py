@@ -39,9 +39,9 @@ def check_rows(source: Any, start: int, values: Num[np.ndarray, "n C"]) -> None:
     if not np.isnan(value):
         what = f"{value}, not a finite {values.dtype} number"
     raise BadSample(
-        f"{where}, column {name!r} is {what}. Correct the file, exclude the column (`columns`), or "
-        'open it with missing="mask", "hold" or "interpolate" (--missing; masking_bad for a source '
-        "that is open)"
+        f"{where}, column {name!r} is {what}. Correct the file, exclude the column "
+        f"(without=({name!r},), --without {name}) unless it is the target, or open it with "
+        'missing="mask", "hold" or "interpolate" (--missing; masking_bad for a source that is open)'
     )
 
 

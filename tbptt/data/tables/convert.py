@@ -74,7 +74,7 @@ def convert(path: Path, reading: Reading, folder: Path) -> None:
 def open_converted(stamp: FileStamp, folder: Path) -> Table:
     """Open what `convert` wrote, as the table of the file with the given stamp."""
     about = json.loads((folder / "about.json").read_text())
-    values = open_npy(folder / "values.npy", None)
+    values = open_npy(folder / "values.npy")
     starts = np.load(folder / "starts.npy")
     total, first = sum(values.lengths), about["first"]
     times, order = _mapped(folder, "times"), _mapped(folder, "order")
@@ -103,7 +103,7 @@ def open_converted(stamp: FileStamp, folder: Path) -> Table:
         tuple(about["notes"]),
         tuple(about["warnings"]),
         about["time_format"],
-        open_npy(folder / "held.npy", None).read if (folder / "held.npy").exists() else None,
+        open_npy(folder / "held.npy").read if (folder / "held.npy").exists() else None,
     )
 
 
@@ -254,7 +254,8 @@ class _Arrays:
         """Fill in the missing values that were counted, if asked, and return notes."""
         missing, names, how = self._missing, self._roles.numbers, reading.missing
         edges = [*starts, len(values)]
-        before = 0 if reading.target is None else self._hold_target(values, edges, reading.target)
+        target = reading.target if how == "mask" else None
+        before = 0 if target is None else self._hold_target(values, edges, target)
         if not missing.any():
             return []
         each = ", ".join(f"{names[i]}: {missing[i]}" for i in np.flatnonzero(missing).tolist())
@@ -269,14 +270,14 @@ class _Arrays:
             said += f"; {missing.sum() - sum(map(np.sum, left))} of them are {verb}"
             said += f", and {rows} rows without such values are masked" if rows else ""
         elif how == "mask":
-            lost = 0 if reading.target is None else int(missing[names.index(reading.target)])
+            lost = 0 if target is None else int(missing[names.index(target)])
             said += "; these rows are masked" if missing.sum() > lost else ""
             if lost and missing.sum() > lost:
-                said += f", but not those without {reading.target!r} alone"
+                said += f", but not those without {target!r} alone"
             if lost:
                 said += (
-                    f"; where the target {reading.target!r} is missing, nothing is scored; as an "
-                    "input it is the newest value before it"
+                    f"; where the target {target!r} is missing, nothing is scored; as an input it "
+                    "is the newest value before it"
                 )
             said += f"; {before} values have none before and are the mean" if before else ""
         return [said]

@@ -198,7 +198,7 @@ def check_steps(
     Raises:
         ValueError: the time falls within a recording.
     """
-    falls, equal, lost, sample = [0, -1], [0, -1], [0, -1], []
+    falls, equal, lost, sample, one = [0, -1], [0, -1], [0, -1], [], len(starts) == 1
     for at, step in _steps(times, starts):
         _count(falls, at, step < np.zeros((), step.dtype))
         _count(equal, at, step == np.zeros((), step.dtype))
@@ -209,6 +209,7 @@ def check_steps(
             f"{path}, {place(row)}, column {name!r} falls from {shown(times[row - 1])} to "
             f"{shown(times[row])}; {falls[0]} of {len(times)} times do. Sort the file by time, or "
             "pass sort=True (--sort), which sorts the rows by group and time"
+            + ("; or name the column of the recordings by `group` (--group)" if one else "")
         )
     for at in range(0, len(times), BLOCK):
         _count(lost, at, np.isnan(times[at : at + BLOCK]))

@@ -122,7 +122,7 @@ def scan_npy(path: Path) -> Scan:
     import polars as pl
     from polars.io.plugins import register_io_source
 
-    table = open_npy(path, None)
+    table = open_npy(path)
     total = sum(table.lengths)
 
     def frame(start: int, stop: int) -> "pl.DataFrame":
@@ -181,6 +181,7 @@ class Reading(NamedTuple):
     gaps: str = "keep"
     sort: bool = False
     target: str | None = None
+    without: tuple[str, ...] = ()
 
 
 class Roles(NamedTuple):
@@ -201,7 +202,8 @@ def roles_of(scan: Scan, reading: Reading) -> Roles:
     """Choose the columns of a table.
 
     time:    the one named; else the only column of dates, unless it is used otherwise
-    numbers: the ones named; else all columns of numbers that have no other use
+    numbers: the ones named; else all columns of numbers that have no other use and are not in
+             `without`, and then the target if it is in `without`
 
     Raises:
         ValueError: a named column does not exist or does not hold what it is used for; no column
@@ -211,7 +213,16 @@ def roles_of(scan: Scan, reading: Reading) -> Roles:
     columns, path = scan.columns, scan.path
     named = (*(reading.columns or ()), reading.time, *reading.group, reading.label, reading.target)
     check_names(path, columns, [name for name in named if name is not None])
-    dates = [name for name in columns if columns[name].kind == "date" and name not in named]
+    if unknown := [name for name in reading.without if name not in columns]:
+        raise ValueError(
+            f"without (--without) must name columns of {path}, {', '.join(columns)}; got "
+            f"{unknown[0]!r}"
+        )
+    dates = [
+        name
+        for name in columns
+        if columns[name].kind == "date" and name not in (*named, *reading.without)
+    ]
     time = reading.time or (dates[0] if len(dates) == 1 else None)
     if time is not None and columns[time].kind == "text":
         row, cell = scan.first_bad(time)
@@ -219,7 +230,7 @@ def roles_of(scan: Scan, reading: Reading) -> Roles:
             f"{path}, {scan.place(row)}, column {time!r} is neither a number nor a date: {cell!r}. "
             "Write dates as 2024-01-31 or 2024-01-31 12:30:00"
         )
-    used = {time, *reading.group, reading.label} - {None}
+    used = {time, *reading.group, reading.label, *reading.without} - {None}
     if reading.columns is not None:
         chosen, left_out = reading.columns, {}
     else:
@@ -232,20 +243,24 @@ def roles_of(scan: Scan, reading: Reading) -> Roles:
             if name not in used and (column.kind != "number" or not column.present)
         }
         chosen = tuple(name for name in columns if name not in used and name not in left_out)
-        if not chosen and reading.label is None:
-            raise ValueError(
-                f"{path} has no column of numbers besides the time and the groups: "
-                f"{'; '.join(f'{name} is {why}' for name, why in left_out.items())}. Write its "
-                "numbers as 1.5, or as 1,5 in a file with ';' between the columns"
-            )
-    if reading.target is not None and reading.target not in chosen:
-        _check_numbers(scan, reading.target)
+        left_out.pop(reading.target or "", None)
+    if not chosen and reading.label is None and reading.target is None:
+        why = "; ".join(f"{name} is {why}" for name, why in left_out.items())
         raise ValueError(
-            f"target must be one of the columns that are read, {', '.join(chosen)}; got "
-            f"{reading.target!r}. Name it in `columns`, and not as time, group or label"
+            f"{path} has no column of numbers besides the time, the groups and those of `without`"
+            f"{': ' * bool(why)}{why}. Write its numbers as 1.5, or as 1,5 in a file with ';' "
+            "between the columns"
         )
+    if reading.target is not None and reading.target not in chosen:
+        chosen = (*chosen, reading.target)
     for name in chosen:
-        _check_numbers(scan, name)
+        _check_numbers(scan, name, reading.target)
+    if reading.target is not None and reading.target in used - {*reading.without}:
+        raise ValueError(
+            f"{path}, column {reading.target!r} is the time, a group, the label or the row index, "
+            "so it is no target. Name another column as the target (--target), or the columns to "
+            "read in `columns` (--columns)"
+        )
     return Roles(chosen, time, reading.group, reading.label, left_out, _format_of(scan, time))
 
 
@@ -254,22 +269,25 @@ def _format_of(scan: Scan, time: str | None) -> str:
     return {"Date": "%Y-%m-%d"}.get(about, about.replace("%#z", "Z") if "%" in about else "")
 
 
-def _check_numbers(scan: Scan, name: str) -> None:
+def _check_numbers(scan: Scan, name: str, target: str | None) -> None:
     column = scan.columns[name]
     if column.kind == "number" and not column.bad:
         return
+    remedy = f"exclude the column: without=({name!r},) (--without {name})"
+    if name == target:
+        remedy = "name another target (--target)"
     if column.kind == "date" or scan.first != 2:
-        kind = "dates" if column.kind == "date" else column.about
-        remedy = ", or name it as the time (`time`)" if column.kind == "date" else ", or convert it"
+        kind, more = column.about, "convert it"
+        if column.kind == "date":
+            kind, more = "dates", "name it as the time (`time`, --time)"
         raise ValueError(
-            f"{scan.path}, column {name!r} holds {kind}, not numbers. Exclude it by naming the "
-            f"others in `columns` (--columns){remedy}"
+            f"{scan.path}, column {name!r} holds {kind}, not numbers. "
+            f"{remedy[0].upper()}{remedy[1:]}, or {more}"
         )
     row, cell = scan.first_bad(name)
     raise ValueError(
         f"{scan.path}, row {row + scan.first}, column {name!r} is not a number: {cell!r}, one of "
-        f"{column.bad} such cells of {column.present}. Correct the file, or exclude the column by "
-        "naming the others in `columns` (--columns)"
+        f"{column.bad} such cells of {column.present}. Correct the file, or {remedy}"
     )
 
 

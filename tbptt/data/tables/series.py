@@ -17,7 +17,9 @@ from tbptt.data.tables.sources import Files
 from tbptt.data.tables.table import (
     check_columns,
     check_file,
+    check_names,
     check_numbers,
+    columns_to_read,
     kind_of,
     open_npy,
     stamp_of,
@@ -46,6 +48,7 @@ def load_series(
     path: str | os.PathLike[str],
     columns: Sequence[str] | None = None,
     *,
+    without: Sequence[str] = (),
     missing: Literal["refuse", "hold", "interpolate"] = "refuse",
 ) -> Recording:
     """Load a recording from a file.
@@ -62,6 +65,8 @@ def load_series(
         path: the file.
         columns: which columns to read, in this order; for a .npz file, the names of its arrays.
             None reads every column, or the only array of a .npz file.
+        without: columns to leave out.
+        missing: what happens to missing values of a table, as in `open_source`.
 
     Returns:
         The Recording, with rate 1.0.
@@ -89,17 +94,21 @@ def load_series(
                 "array, or use open_source"
             )
         values, names = arrays[kind_of(path)](path, columns)
+        check_names(path, names, without)
+        kept = [i for i, name in enumerate(names) if name not in without]
+        values, names = values[:, kept], tuple(names[i] for i in kept)
         _check_finite(values, names, str(path))
     else:
-        values, names = _read_table(path, columns, missing)
+        values, names = _read_table(path, columns, without, missing)
     return Recording(values, names, 1.0, str(path))
 
 
 def _read_table(
-    path: Path, columns: Sequence[str] | None, missing: str
+    path: Path, columns: Sequence[str] | None, without: Sequence[str], missing: str
 ) -> tuple[Float64[np.ndarray, "T C"], tuple[str, ...]]:
     """Read a table through the conversion that `open_source` uses, in a temporary folder."""
-    reading = Reading(None if columns is None else tuple(columns), missing=missing)
+    chosen = columns_to_read(columns, without)
+    reading = Reading(chosen, missing=missing, without=tuple(without) if chosen is None else ())
     with tempfile.TemporaryDirectory() as folder:
         convert(path, reading, Path(folder) / "table")
         source = Files([open_converted(stamp_of(path), Path(folder) / "table")], np.float64)
@@ -170,5 +179,6 @@ def _check_finite(values: Float64[np.ndarray, "T C"], names: tuple[str, ...], wh
         step, column = map(int, np.argwhere(bad)[0])
         raise ValueError(
             f"{where}, step {step} (from 0), column {names[column]!r} is {values[step, column]}, "
-            f"one of {bad.sum()} values that are not finite. Fill them in or remove them first"
+            f"one of {bad.sum()} values that are not finite. Fill them in, or exclude the column: "
+            f"without=({names[column]!r},)"
         )

@@ -24,8 +24,8 @@ from tbptt.data.tables.table import (
     Table,
     TableWarning,
     as_paths,
-    check_columns,
     check_file,
+    columns_to_read,
     kind_of,
     open_npy,
     stamp_of,
@@ -166,6 +166,7 @@ def open_source(
     label: str | None = None,
     classes: Sequence[Class] | None = None,
     target: str | None = None,
+    without: Sequence[str] = (),
     missing: Missing = "refuse",
     gaps: Gaps = "keep",
     sort: bool = False,
@@ -200,10 +201,12 @@ def open_source(
         label: a column of numbers or text that is the class of a recording. It becomes the last
             column, with the number of the class in `Files.classes`.
         classes: all values of the label, in order; None takes those of the files, ascending.
-        target: with missing="mask", a column that is read whose missing values mask no row. Where
-            it is missing, `read` gives the newest value of the recording, or NaN before the
-            first; `standardised` replaces this NaN by 0. `forecast_batches` gives a forecast of a
-            missing value weight 0. Other choices of `missing` treat it as the other columns.
+        target: the column to predict; it is read as the last one if it is not one of `columns`, or
+            is one of `without`. With missing="mask" its missing values mask no row: there `read`
+            gives the newest value of the recording, or NaN before the first, which
+            `standardised` replaces by 0. `forecast_batches` gives a forecast of a missing value
+            weight 0. Other choices of `missing` treat it as the other columns.
+        without: columns to leave out.
         missing: what happens to missing values. "refuse" raises an error when one is read; "mask"
             excludes its row (`masking_bad`); "hold" repeats the newest value of the recording;
             "interpolate" draws a straight line between its neighbours in the recording, so it
@@ -225,7 +228,7 @@ def open_source(
         DataUnavailable: the cache folder is not writable.
     """
     files = as_paths(paths)
-    check_columns(columns)
+    chosen = columns_to_read(columns, without, target)
     if missing not in get_args(Missing) or gaps not in get_args(Gaps):
         raise ValueError(
             f"missing must be one of {', '.join(get_args(Missing))}, and gaps one of "
@@ -238,10 +241,9 @@ def open_source(
         )
     if np.dtype(dtype) not in (np.float32, np.float64):
         raise ValueError(f"dtype must be float32 or float64; got {np.dtype(dtype)}")
-    chosen = None if columns is None else tuple(columns)
+    rest = tuple(without) if chosen is None else ()
     groups = (group,) if isinstance(group, str) else tuple(group or ())
-    held = target if missing == "mask" else None
-    reading = Reading(chosen, time, groups, label, missing, gaps, sort, held)
+    reading = Reading(chosen, time, groups, label, missing, gaps, sort, target, rest)
     tables = [_open(path, reading) for path in files]
     for table in tables:
         if table.names != tables[0].names:
@@ -256,7 +258,9 @@ def open_source(
     if label is not None:
         tables, known = number_classes(tables, label, classes)
     source = Files(tables, dtype, known)
-    return source if missing == "refuse" else MaskedSource(source, held)
+    if missing == "refuse":
+        return source
+    return MaskedSource(source, target if missing == "mask" else None)
 
 
 def _open(path: Path, reading: Reading) -> Table:
@@ -266,7 +270,7 @@ def _open(path: Path, reading: Reading) -> Table:
             f"{path.suffix!r} in {path}. Convert it first, or read text with open_text"
         )
     check_file(path, "open_source takes the files")
-    if kind_of(path) == ".npy" and reading == Reading(reading.columns):
+    if kind_of(path) == ".npy" and reading == Reading(reading.columns, target=reading.target):
         return open_npy(path, reading.columns)
     return _open_cached(path, reading)
 
@@ -283,9 +287,12 @@ def _open_cached(path: Path, reading: Reading) -> Table:
         DataUnavailable: the cache folder is not writable, or full. Otherwise as `convert`.
     """
     stamp = stamp_of(path)
-    which = _digest(FORMAT, str(path.absolute()), tuple(reading))
+    by_target = reading.missing == "mask" or reading.target in reading.without
+    key = reading if by_target else reading._replace(target=None)  # one table for many targets
+    which = _digest(FORMAT, str(path.absolute()), tuple(key))
     target = cache_dir() / "tables" / f"{which}-{_digest(stamp.size, stamp.modified)}"
-    if not target.exists():
+    known = target.exists() and (None, *open_converted(stamp, target).names)
+    if not known or reading.target not in known:  # in the second case, convert raises the reason
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=".convert-") as folder:

@@ -91,7 +91,7 @@ class Table(NamedTuple):
     held: Callable[[int, int], np.ndarray] | None = None
 
 
-def open_npy(path: Path, columns: Sequence[str] | None) -> Table:
+def open_npy(path: Path, columns: Sequence[str] | None = None) -> Table:
     """Open an array `[T]` or `[T, C]` of real numbers; the columns are named "0", "1", ...
 
     The file is read by position, not through a memory map. If another program shortens the
@@ -182,6 +182,32 @@ def check_columns(columns: Sequence[str] | None) -> None:
         raise ValueError(
             f"columns must name at least one column, and none twice; got {tuple(columns)}"
         )
+
+
+def columns_to_read(
+    columns: Sequence[str] | None, without: Sequence[str], target: str | None = None
+) -> tuple[str, ...] | None:
+    """Return the columns except those of `without`, then the target if it is not one; None: all.
+
+    Raises:
+        TypeError, ValueError: as `check_columns`, for both; `without` names none of the columns.
+    """
+    check_columns(columns)
+    if isinstance(without, str):
+        raise TypeError(
+            f"without must be a sequence of names; got the string {without!r}. Write ({without!r},)"
+        )
+    if columns is None:
+        return None
+    if unknown := [name for name in without if name not in columns]:
+        raise ValueError(
+            f"without (--without) must name some of columns, {', '.join(columns)}; got "
+            f"{unknown[0]!r}"
+        )
+    chosen = tuple(name for name in columns if name not in without)
+    chosen = chosen if target in (None, *chosen) else (*chosen, target)
+    check_columns(chosen)
+    return chosen
 
 
 def kind_of(path: Path) -> str:
