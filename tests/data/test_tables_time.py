@@ -9,6 +9,7 @@ import pytest
 
 from tbptt.data import TableWarning, open_source, part
 from tbptt.data.tables import convert, recordings
+from tbptt.data.tables.recordings import time_span
 
 HOUR = np.timedelta64(1, "h")
 START = np.datetime64("2024-03-01T00:00", "us")
@@ -51,7 +52,7 @@ def test_dates_are_kept_to_the_microsecond(format, tmp_path):
     noted = [f"{path}: the dates of column 'when' are read as {format}"]
     assert list(source.notes[:-1]) == (noted if "%Y" not in format[:2] else [])
     assert source.notes[-1].endswith(
-        "the time is column 'when', 2024-03-01 to 2024-03-13 11:00:00, usual step 1:00:00"
+        "the time is column 'when', 2024-03-01 to 2024-03-13 11:00:00, usual step 1 hour"
     )
 
 
@@ -129,8 +130,8 @@ def test_equal_missing_and_irregular_times_are_warnings_with_their_place(tmp_pat
             r"x.csv, row 82 (the header is row 1): column 'when': 1 of 100 times is missing",
             r"x.csv, row 23 (the header is row 1): column 'when': 1 of 100 times is less than half",
             r"x.csv, row 22 (the header is row 1): column 'when': 3 steps are longer than 1.5 "
-            r"times the usual one, 1:00:00; this row follows the first. The longest, 2 days, "
-            r"1:00:00, ends at row 72 (the header is row 1).",
+            r"times the usual one, 1 hour; this row follows the first. The longest, 2 days "
+            r"1 hour, ends at row 72 (the header is row 1).",
         ],
         strict=True,
     ):
@@ -152,3 +153,19 @@ def test_gaps_start_new_recordings(tmp_path):
     with pytest.raises(ValueError, match="gaps one of keep, split; got missing='refuse', gaps='x'"):
         # Unwrapped, because jaxtyping's hook checks the arguments before the library does.
         inspect.unwrap(open_source)(path, gaps="x")
+
+
+def test_a_time_span_is_written_in_words():
+    spans = {
+        86400: "1 day",
+        3 * 3600: "3 hours",
+        900: "15 minutes",
+        30 * 3600: "1 day 6 hours",
+        604800: "7 days",
+        90061.5: "1 day 1 hour 1 minute 1.5 seconds",
+        0.25: "0.25 seconds",
+        1e-6: "1e-06 seconds",
+        1: "1 second",
+        0: "0 seconds",
+    }
+    assert {seconds: time_span(seconds) for seconds in spans} == spans

@@ -320,7 +320,7 @@ def test_a_run_names_each_number_once_and_writes_short_ones(in_folder, capsys):
     text = (in_folder / "run/report.html").read_text()
     assert all(note.replace("'", "&#x27;") in text for note in config["notes"])
     assert "Chosen from the data" in text and "1 row = 1 h" not in text  # drawn, not written
-    assert summary["step"] == "1 h" and summary["left_out"] is None
+    assert summary["step"] == "1 hour" and summary["left_out"] is None
     last = str(HOURS[-1]).replace("T", " ").removesuffix(".000000")
     assert summary["times"] == {
         "training": ["2024-03-01", last],

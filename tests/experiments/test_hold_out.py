@@ -101,6 +101,22 @@ def test_the_parts_consist_of_whole_groups(capsys):
     np.testing.assert_array_equal(data.source.times(240, 300), np.arange(120, 180))
 
 
+REPEATED = [
+    ("Person {}", "Person 9, Person 10"),
+    ("person_{}", "person_9, person_10"),
+    ("personal {}", "person personal 9, personal 10"),
+]
+
+
+@pytest.mark.parametrize(("label", "wanted"), REPEATED)
+def test_the_name_of_the_column_is_not_repeated(label, wanted):
+    named = pl.format(label, pl.col("person"))
+    ROWS.with_columns(person=named).write_csv("named.csv")
+    held = ",".join(label.format(person) for person in (9, 10))
+    flags = ["--data", "named.csv", "--target", "pulse", "--hold-out", f"person={held}"]
+    assert open_data(parsed(*flags)).about["test"] == f"{wanted}, 120 rows in 2 recordings"
+
+
 @pytest.mark.parametrize("flags", [HELD, ["--test-data", "held.csv"]])
 def test_the_score_of_held_out_rows_is_that_of_predict_and_they_train_nothing(flags, capsys):
     """Other values in the rows of the test part change nothing but the score."""

@@ -86,7 +86,7 @@ def a_run(folder, groups=None):
                 ],
                 "checkpoint": "x/step_000000020",
                 "time_format": "%d.%m.%Y %H:%M",
-                "step": "1 h",
+                "step": "1 hour",
                 "parts": {"test": "rows 10 to 20"},
                 "left_out": {"test": 7},
                 "times": {"test": ["2024-03-01", "2024-03-09 03:00:00"]},
@@ -118,7 +118,7 @@ def test_the_page_shows_dates_units_horizons_and_the_worst_stretch(tmp_path, dra
     lines, ylabel, xlabel, _ = drawn["by_horizon"]
     assert [line.label for line in lines] == ["this model", "last value"]
     assert lines[0].y.tolist() == [0.5, 1.0, 1.5, 2.0] and lines[0].x.tolist() == list(HORIZONS)
-    assert (ylabel, xlabel) == ("test RMSE (warm)", "rows ahead (1 row = 1 h)")
+    assert (ylabel, xlabel) == ("test RMSE (warm)", "rows ahead (1 row = 1 hour)")
     assert "Better than all of these baselines at 3 of 4 horizons" in text
     (typical, worst), target, axis, _ = drawn["stretches"]
     assert (target, axis) == ("warm", "")

@@ -56,7 +56,7 @@ def test_the_columns_of_a_run_and_what_is_printed(in_folder, capsys):
         f"Warning: {path}: column 'note' is left out: text (row 2: 'dry')",
         f"{path}: the separator is ';'",
         f"{path}: decimal comma in warm, wind",
-        f"{path}: the time is column 'when', 2024-01-01 to 2024-01-13 11:00:00, usual step 1:00:00",
+        f"{path}: the time is column 'when', 2024-01-01 to 2024-01-13 11:00:00, usual step 1 hour",
     ]
     chosen = open_data(config(path, target="warm", columns=("wind",)))
     assert chosen.task.columns == ("wind",)  # the target is no input unless it is named

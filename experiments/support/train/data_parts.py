@@ -8,8 +8,7 @@ from experiments.support.train.data import RunData
 from experiments.support.train.row_labels import RowLabels
 from tbptt.data import Source, part
 from tbptt.data.tables.bad_samples import good_rows, times_of
-from tbptt.data.tables.recordings import shown
-from tbptt.fit.progress import duration
+from tbptt.data.tables.recordings import shown, time_span
 
 BLOCK = 1 << 16  # rows read at once
 RECORDINGS = 1000  # recordings whose first and last time are read
@@ -63,5 +62,4 @@ def _shown_step(step: Any) -> str | None:
         return None
     if not isinstance(step, np.timedelta64):
         return f"{step:g}"
-    seconds = step / np.timedelta64(1, "s")
-    return duration(seconds) if seconds >= 1 else f"{seconds:g} s"
+    return time_span(float(step / np.timedelta64(1, "s")))

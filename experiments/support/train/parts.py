@@ -1,6 +1,7 @@
 """Split the data of a run into a training, a validation and a test part."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -123,8 +124,8 @@ def _by_groups(source: Any, config: Any) -> Split:
     test = [one] if one in known else [class_value(value.strip()) for value in values.split(",")]
     if unknown := [value for value in test if value not in known]:
         raise ValueError(
-            f"--hold-out {config.hold_out}: no row has {column} {unknown[0]}; the values are "
-            f"{_listed(known)}"
+            f"--hold-out {config.hold_out}: no row has {_named(column, unknown[:1])}; the values "
+            f"are {_listed(known)}"
         )
     rest = [group for group in known if group not in test]
     n = max(1, round(len(rest) * config.valid))
@@ -140,7 +141,7 @@ def _by_groups(source: Any, config: Any) -> Split:
     ends = np.cumsum([sum(source.lengths[i] for i in part) for part in order])
     parts = Parts(*ends.tolist())
     about = {
-        name: f"{column} {_listed(part)}, {_counted(picked, *rows)}"
+        name: f"{_named(column, part)}, {_counted(picked, *rows)}"
         for (name, part), rows in zip(chosen.items(), _ranges(parts), strict=True)
     }
     return Split(picked, parts, about, picked.rows_of)
@@ -243,6 +244,13 @@ def _counted(source: Source, start: int, stop: int, unit: str = "rows") -> str:
 
 def _ranges(parts: Parts) -> list[tuple[int, int]]:
     return [(0, parts.train), (parts.train, parts.valid), (parts.valid, parts.test)]
+
+
+def _named(column: str, values: Sequence[Class]) -> str:
+    """Return "shop 3, 4" for the values 3 and 4, and "shop 3, shop 4" for "shop 3" and "shop 4"."""
+    begins = re.compile(re.escape(column) + r"(?![^\W\d_])", re.IGNORECASE)  # as a whole word
+    known = all(begins.match(str(value)) for value in values)
+    return _listed(values) if known else f"{column} {_listed(values)}"
 
 
 def _listed(values: Sequence[Class]) -> str:

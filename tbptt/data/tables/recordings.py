@@ -1,6 +1,5 @@
 """Where recordings begin, and what is wrong in them: groups, labels and steps of the time."""
 
-import datetime
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -260,6 +259,17 @@ def shown(time: Any) -> str:
     return f"{time:g}"
 
 
+def time_span(seconds: float) -> str:
+    """Return a time in words: "15 minutes", "1 day 6 hours", "0.25 seconds"."""
+    parts, rest = [], round(seconds, 6)
+    for size, unit in ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second")):
+        count = rest // size if size > 1 else rest
+        rest = round(rest - count * size, 6)
+        if count:
+            parts.append(f"{count:g} {unit}" + "s" * (count != 1))
+    return " ".join(parts) or "0 seconds"
+
+
 def _steps(times: np.ndarray, starts: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (row, steps) of consecutive rows in blocks; the step into a recording is NaN."""
     edges = np.asarray(starts)
@@ -279,4 +289,4 @@ def _count(found: list[int], at: int, faults: np.ndarray) -> None:
 
 
 def _step(step: float, dtype: np.dtype | None) -> str:
-    return f"{step:g}" if dtype is None else str(datetime.timedelta(microseconds=round(step)))
+    return f"{step:g}" if dtype is None else time_span(step / 1e6)
