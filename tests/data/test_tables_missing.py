@@ -17,7 +17,7 @@ from tbptt.data import (
     standardised,
     stream_scaling,
 )
-from tbptt.data.tables import bad_samples, convert, scan
+from tbptt.data.tables import convert, scan
 
 RNG = np.random.default_rng(1)
 T, LENGTHS = 400, (150, 1, 130, 119)
@@ -39,7 +39,6 @@ FRAME = pl.DataFrame(
 def small_blocks(tmp_path, monkeypatch):
     monkeypatch.setenv("TBPTT_DATA", str(tmp_path / "cache"))
     monkeypatch.setattr(convert, "BLOCK", 32)
-    monkeypatch.setattr(bad_samples, "BLOCK", 32)
     monkeypatch.setattr(scan, "GROUP", 32)
 
 

@@ -15,7 +15,7 @@ A CSV file has no rows that can be found without reading those before them, and 
 Parquet file must be decoded as a whole. Streams read a few rows at many places. Therefore a table
 is converted once, in blocks that polars parses, to .npy arrays in the cache folder, and rows are
 read from these by position. Memory does not grow with the file, except for one integer per
-recording, and with `sort=True`, which holds the whole table.
+recording, one column where missing values are filled in, and the whole table with `sort=True`.
 
 polars is imported when a table is opened. .npy files without further options, and texts, do not
 need it.

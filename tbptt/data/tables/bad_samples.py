@@ -1,12 +1,12 @@
 """Missing and bad values: reject them with their position, mask, count or fill them in."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Num
 
-BLOCK = 1 << 16  # rows filled at once
 SEARCH = 4096  # rows per block when searching for the first or last row that counts
 
 
@@ -184,7 +184,7 @@ def count_bad(source: Any, block: int = 65536) -> BadRows:
 
 
 def fill(values: np.ndarray, edges: Sequence[int], how: str, columns: Sequence[int]) -> None:
-    """Replace NaN in place, within a recording.
+    """Replace NaN in place, within a recording, as polars does.
 
         hold          values[t] = the newest value before t
         interpolate   values[t] = the straight line over rows between the values beside t
@@ -192,35 +192,17 @@ def fill(values: np.ndarray, edges: Sequence[int], how: str, columns: Sequence[i
     What has no value before it in its recording, or for "interpolate" none after it, stays NaN.
 
     Args:
-        values: `[T, C]`, an array or a writable map of a file; one block of a column is in memory.
+        values: `[T, C]`, an array or a writable map of a file; one column of one recording is in
+            memory.
         edges: first row of each recording, and T.
         columns: the columns to fill.
     """
-    for begin, end in zip(edges[:-1], edges[1:], strict=True):
+    import polars as pl
+
+    for begin, end in itertools.pairwise(edges):
         for column in columns:
-            before = begin - 1, np.nan  # row and value of the newest value before the block
-            for start in range(begin, end, BLOCK):
-                stop = min(start + BLOCK, end)
-                found = np.asarray(values[start:stop, column], np.float64)
-                known = np.flatnonzero(~np.isnan(found))
-                x, y = np.r_[before[0], start + known], np.r_[before[1], found[known]]
-                if len(known):
-                    before = int(x[-1]), float(y[-1])
-                if len(known) == stop - start:
-                    continue
-                rows = np.arange(start, stop)
-                if how == "hold":
-                    filled = y[np.searchsorted(x, rows, side="right") - 1]
-                else:
-                    after = _next(values, column, stop, end) if x[-1] < stop - 1 else (stop, np.nan)
-                    filled = np.interp(rows, np.r_[x, after[0]], np.r_[y, after[1]])
-                values[start:stop, column] = np.where(np.isnan(found), filled, found)
-
-
-def _next(values: np.ndarray, column: int, start: int, end: int) -> tuple[int, float]:
-    """Return row and value of the first value of a column in rows [start, end), or (end, NaN)."""
-    for at in range(start, end, BLOCK):
-        found = np.asarray(values[at : min(at + BLOCK, end), column], np.float64)
-        if len(known := np.flatnonzero(~np.isnan(found))):
-            return at + int(known[0]), float(found[known[0]])
-    return end, np.nan
+            found = np.asarray(values[begin:end, column], np.float64)
+            if np.isnan(found).any():
+                known = pl.Series(found, nan_to_null=True)
+                filled = known.forward_fill() if how == "hold" else known.interpolate()
+                values[begin:end, column] = filled.to_numpy()
