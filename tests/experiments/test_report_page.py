@@ -160,6 +160,13 @@ def test_unknown_truths_are_no_part_of_a_stretch(tmp_path):
     found = read_forecasts(run / "predictions.csv", run_task.to_json(TASK), "%d.%m.%Y %H:%M")
     assert len(found.truth) == N - 2 and np.isnan(found.truth[-1]).tolist() == [False] + [True] * 3
     assert found.at[0, 3] == np.datetime64("2024-03-01T08:00") and found.at.dtype.kind == "M"
+    first, *rows = (run / "predictions.csv").read_text().splitlines()
+    place = first.split(",").index("truth_2")
+    rows = [[*row[:place], "", *row[place + 1 :]] for row in (line.split(",") for line in rows)]
+    (run / "predictions.csv").write_text("\n".join([first, *map(",".join, rows)]))
+    rare = read_forecasts(run / "predictions.csv", run_task.to_json(TASK), "%d.%m.%Y %H:%M")
+    assert len(rare.truth) == N - 4  # where another horizon is known
+    assert np.isnan(rare.truth[:, 0]).all() and not np.isnan(rare.truth[:-4, 1:]).any()
     (run / "predictions.csv").write_text("row,time,truth_2\n")
     with pytest.raises(ValueError, match="predictions.csv must have the columns row, truth_2, pr"):
         section(run / "predictions.csv", run_task.to_json(TASK))
@@ -182,7 +189,11 @@ def test_loss_and_validation_share_a_logarithmic_axis_with_the_checkpoint(monkey
     assert [a.get_ylabel() for a in seen["axes"].flat] == ["training loss", "validation accuracy"]
     assert [a.get_yscale() for a in seen["axes"].flat] == ["log", "linear"]
     panels = [("a", [report_figures.Line("x", np.arange(3), np.arange(3.0) * scale, 0)]) for scale in (1, 9)]  # fmt: skip  # noqa: E501
+    rare = report_figures.Line("truth", np.arange(3), np.array([np.nan, 1, np.nan]))
+    panels[0][1].append(rare)
     report_figures.stretches(panels, "y", "row")
+    lines = seen["axes"].flat[0].lines
+    assert [line.get_marker() for line in lines] == ["None", "."]  # a point alone is seen
     first, second = (axis.get_ylim() for axis in seen["axes"].flat)
     assert first == second  # equal scales
 

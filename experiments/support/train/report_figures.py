@@ -128,8 +128,8 @@ def stretches(
     """
     figure, axes = _panels(len(panels), width, 2.9, sharex=False, sharey=True)
     for axis, (title, lines) in zip(axes.flat, panels, strict=True):
-        for line in lines:
-            _line(axis, line)
+        for line in lines:  # a truth between missing ones is a point
+            _line(axis, line, marker="." if np.isnan(line.y).any() else None)
         axis.set_title(textwrap.fill(title, 100 if width > 6 else 46), fontsize=9, loc="left")
         axis.set_ylabel(ylabel)
         _date_axis(axis, lines, width)

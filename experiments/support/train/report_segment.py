@@ -83,10 +83,10 @@ def read_forecasts(path: Path, task: Mapping[str, Any], time_format: str) -> For
     wanted = ["row", *(what + end for end in ends for what in ("truth", "prediction"))]
     if "time" in names:
         wanted += ["target_time" + end for end in ends]
-    known = _places(path, names, wanted)["truth" + ends[0]]
-    columns = list(zip(*(row for row in rows if row[known] != ""), strict=True)) or [()] * len(
-        names
-    )
+    places = _places(path, names, wanted)
+    truths = [places["truth" + end] for end in ends]
+    scored = [row for row in rows if any(row[place] for place in truths)]
+    columns = list(zip(*scored, strict=True)) or [()] * len(names)
 
     def column(name: str) -> tuple[str, ...]:
         return columns[names.index(name)]
@@ -115,7 +115,7 @@ def _forecasts(path: Path, task: Mapping[str, Any], time_format: str) -> str:
     pieces = _stretches(found)
     if not pieces:
         return ""
-    squares = np.nanmean((found.prediction - found.truth) ** 2, axis=1)  # the first is known
+    squares = np.nanmean((found.prediction - found.truth) ** 2, axis=1)  # one is known
     errors = [np.sqrt(np.nanmean(squares[piece])) for piece in pieces]
     if len(pieces) > 1:
         middle = int(np.argsort(errors)[len(errors) // 2])

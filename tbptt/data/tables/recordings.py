@@ -259,7 +259,7 @@ def shown(time: Any) -> str:
     return f"{time:g}"
 
 
-def time_span(seconds: float) -> str:
+def time_span(seconds: int | float) -> str:
     """Return a time in words: "15 minutes", "1 day 6 hours", "0.25 seconds"."""
     parts, rest = [], round(seconds, 6)
     for size, unit in ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second")):
