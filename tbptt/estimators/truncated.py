@@ -128,14 +128,15 @@ def _disjoint(loss_fn: LossFn, k1: int, k2: int) -> tuple[Callable, Callable, Ca
 class Past(NamedTuple):
     """Memory of overlapping windows: the steps to replay.
 
-    carry: the carry that enters the oldest valid step
-    batch: `[k2 - k1, *batch, ...]`, the last steps, oldest first; only the last `age` are valid
-    age:   scalar, the number of valid steps: min(steps of the stream so far, k2 - k1)
+    carry:   the carry that enters the oldest valid step
+    batch:   `[k2 - k1, *batch, ...]`, the last steps, oldest first; only the last `n_valid` are
+      valid
+    n_valid: scalar, the number of valid steps: min(steps of the stream so far, k2 - k1)
     """
 
     carry: Carry
     batch: Batch
-    age: Int[Array, ""]
+    n_valid: Int[Array, ""]
 
 
 def init_past(carry: Carry, batch: Batch, steps: int) -> Past:
@@ -189,8 +190,8 @@ def _overlapping(loss_fn: LossFn, k1: int, k2: int) -> tuple[Callable, Callable,
     new steps are separate calls of the loss function, because only the loss of new steps counts.
     """
     old = k2 - k1
-    whole = functools.partial(_whole_window, loss_fn, k1, old)
-    young = functools.partial(_young_window, loss_fn, k1, old)
+    full = functools.partial(_full_window, loss_fn, k1, old)
+    partial = functools.partial(_partial_window, loss_fn, k1, old)
 
     def init(params: Params, carry: Carry, batch: Batch) -> Past:
         del params
@@ -202,18 +203,18 @@ def _overlapping(loss_fn: LossFn, k1: int, k2: int) -> tuple[Callable, Callable,
         steps = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), past.batch, new)
         # Inside of the gradient, the cond would save the residuals of both branches.
         loss_sum, grads, carry = jax.lax.cond(
-            past.age == old, whole, young, params, past.carry, steps, past.age
+            past.n_valid == old, full, partial, params, past.carry, steps, past.n_valid
         )
-        age = jnp.minimum(past.age + k1, old)
-        return loss_sum, grads, Past(carry, jax.tree.map(lambda a: a[k1:], steps), age)
+        n_valid = jnp.minimum(past.n_valid + k1, old)
+        return loss_sum, grads, Past(carry, jax.tree.map(lambda a: a[k1:], steps), n_valid)
 
     def window_batch(params: Params, past: Past, windows: Batch, group: int) -> tuple[Past, Sums]:
         # The first windows of a stream may have fewer than k2 steps; they are computed one by one.
         first = -(-old // k1)
         if length(windows) <= first + 1:
             return accumulate(window, params, past, windows)
-        young_windows, rest = split(windows, first)
-        past, a = accumulate(window, params, past, young_windows)
+        partial_windows, rest = split(windows, first)
+        past, a = accumulate(window, params, past, partial_windows)
         new = jax.tree.map(lambda leaf: leaf.reshape(length(rest) * k1, *leaf.shape[2:]), rest)
         new = without_masked_values(new)
         steps = jax.tree.map(lambda p, q: jnp.concatenate([p, q]), past.batch, new)
@@ -229,54 +230,54 @@ def _overlapping(loss_fn: LossFn, k1: int, k2: int) -> tuple[Callable, Callable,
     return init, window, window_batch
 
 
-def _whole_window(
+def _full_window(
     loss_fn: LossFn,
     k1: int,
     old: int,
     params: Params,
     carry: Carry,
     steps: Batch,
-    age: Int[Array, ""],
+    n_valid: Int[Array, ""],
 ):
     """Differentiate a window of k2 valid steps.
 
     The steps are split where the next window starts, and where the loss counts.
     """
-    del age
+    del n_valid
     edges = sorted({k1, old})
     starts = [0, *edges]
 
     def loss(params: Params) -> tuple[Array, Carry]:
-        counted, entering, next_start = [], carry, carry
+        loss_sums, entering, next_start = [], carry, carry
         for start, segment in zip(starts, split(steps, *edges), strict=True):
             if start == k1:
                 next_start = entering
-            segment_sum, entering = loss_fn(params, entering, segment)
+            loss_sum, entering = loss_fn(params, entering, segment)
             if start >= old:
-                counted.append(segment_sum)
-        return functools.reduce(jnp.add, counted), next_start
+                loss_sums.append(loss_sum)
+        return functools.reduce(jnp.add, loss_sums), next_start
 
     (loss_sum, next_start), grads = jax.value_and_grad(loss, has_aux=True)(params)
     return loss_sum, grads, next_start
 
 
-def _young_window(
+def _partial_window(
     loss_fn: LossFn,
     k1: int,
     old: int,
     params: Params,
     carry: Carry,
     steps: Batch,
-    age: Int[Array, ""],
+    n_valid: Int[Array, ""],
 ):
     """Differentiate a window near the start of a stream, where fewer than k2 steps are valid.
 
-    The age is a multiple of k1, so the stored steps are split into segments of k1 steps, each of
+    n_valid is a multiple of k1, so the stored steps are split into segments of k1 steps, each of
     which is valid or invalid as a whole. Invalid segments leave the carry unchanged.
     """
     n, first = old // k1, old % k1
     segments = jax.tree.map(lambda a: a[first:old].reshape(n, k1, *a.shape[1:]), steps)
-    is_valid = (n - jnp.arange(n)) * k1 <= age
+    is_valid = (n - jnp.arange(n)) * k1 <= n_valid
     new = split(steps, old)[1]
 
     def loss(params: Params) -> Array:
@@ -295,5 +296,5 @@ def _young_window(
         return loss_fn(params, carry, split(steps, first, k1)[1])[1]
 
     loss_sum, grads = jax.value_and_grad(loss)(params)
-    # If valid steps are dropped, they start at position `first`, because age is a multiple of k1.
-    return loss_sum, grads, jax.lax.cond(age + k1 > old, advance, lambda: carry)
+    # Valid steps that are dropped start at position `first`, because n_valid is a multiple of k1.
+    return loss_sum, grads, jax.lax.cond(n_valid + k1 > old, advance, lambda: carry)

@@ -139,7 +139,7 @@ def fit(
             folder,
             updates,
             seconds=seconds,
-            steps_per_update=math.prod(step_shape(example)),
+            time_steps_per_update=math.prod(step_shape(example)),
             every=len(stream),
             start=position,
             console=_console() if progress else None,

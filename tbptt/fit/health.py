@@ -66,7 +66,7 @@ def check(
         non_finite  loss or norm is NaN or inf
 
     Updates of an episode do not enter the medians; 20 good updates end it. An update whose loss and
-    gradient are exactly 0, because no step of its chunk counts, is left out.
+    gradient are exactly 0, because no time step of its chunk counts, is left out.
 
     Args:
         history: `History()` before the first update, then the returned one.

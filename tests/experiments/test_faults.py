@@ -336,7 +336,7 @@ def test_a_run_that_lost_its_data_or_was_stopped_resumes_bitwise_equal(
 def test_a_full_disk_is_a_warning_during_training_and_an_error_at_the_end(
     monkeypatch, capsys, tmp_path
 ):
-    monkeypatch.setattr(loop, "RETRY", 0.0)
+    monkeypatch.setattr(loop, "RETRY_SECONDS", 0.0)
     real, full = checkpoint_format.write_digests, {"left": 2}
 
     def seal(folder):

@@ -53,7 +53,7 @@ def steps_per_second(rows: list[Row]) -> float | None:
     first, rates = True, {True: [], False: []}
     for row in rows:
         if row["kind"] == "train":
-            rates[first].append(row["steps_per_second"])
+            rates[first].append(row["time_steps_per_second"])
         first = row["kind"] == "resumed"
     chosen = rates[False] or rates[True]
     return round(statistics.median(chosen), 1) if chosen else None

@@ -31,13 +31,14 @@ class Replay(NamedTuple):
     """The stored steps of a stream.
 
     carries: one for each of `olds`, the carry that enters the step that many steps back
-    steps:   `[max(olds), *batch, ...]`, the last steps, oldest first; the newest `age` are valid
-    age:     scalar, the number of valid steps
+    steps:   `[max(olds), *batch, ...]`, the last steps, oldest first; the newest
+      `n_valid` are valid
+    n_valid: scalar, the number of valid steps
     """
 
     carries: tuple[Carry, ...]
     steps: Batch
-    age: Int[Array, ""]
+    n_valid: Int[Array, ""]
 
 
 class AdaptiveMemory(NamedTuple):
@@ -222,7 +223,7 @@ def _estimator(loss_fn: LossFn, at: Settings) -> Estimator:
         loss, grads, window_info = jax.lax.switch(index, branches, params, memory.replay, batch)
         replay = advance(loss_fn, at.k1, at.olds, params, memory.replay, batch)
         calls = jnp.minimum(memory.calls_since_estimate + 1, at.every)
-        is_due = (calls == at.every) & (replay.age >= at.estimate_steps)
+        is_due = (calls == at.every) & (replay.n_valid >= at.estimate_steps)
 
         def measure() -> tuple[Decay, WindowChoice]:
             past = past_of(replay, at.olds, at.estimate_steps)
@@ -266,13 +267,13 @@ def init_replay(carry: Carry, batch: Batch, olds: tuple[int, ...]) -> Replay:
     past = init_past(carry, batch, max(olds))
     # Copies: a train step donates its state, and no buffer can be donated twice.
     carries = tuple(jax.tree.map(jnp.copy, carry) for _ in olds)
-    return Replay(carries, past.batch, past.age)
+    return Replay(carries, past.batch, past.n_valid)
 
 
 def past_of(replay: Replay, olds: tuple[int, ...], old: int) -> Past:
     """Return the last `old` steps with the carry that enters them."""
     newest = jax.tree.map(lambda a: a[max(olds) - old :], replay.steps)
-    return Past(replay.carries[olds.index(old)], newest, jnp.minimum(replay.age, old))
+    return Past(replay.carries[olds.index(old)], newest, jnp.minimum(replay.n_valid, old))
 
 
 def memory_of(replay: Replay, olds: tuple[int, ...], k1: int, k2: int) -> Memory:
@@ -293,7 +294,7 @@ def advance(
         _advance_carry(loss_fn, k1, old, params, past_of(replay, olds, old), new) for old in olds
     )
     steps = jax.tree.map(lambda a, b: jnp.concatenate([a, b])[b.shape[0] :], replay.steps, new)
-    return Replay(carries, steps, jnp.minimum(replay.age + length(new), max(olds)))
+    return Replay(carries, steps, jnp.minimum(replay.n_valid + length(new), max(olds)))
 
 
 def _advance_carry(
@@ -301,17 +302,17 @@ def _advance_carry(
 ) -> Carry:
     """Advance one carry over the steps that leave its past.
 
-    The age of the stream is a multiple of k1 until it is `old`. So the first windows that leave the
-    past hold no valid step, one may be valid from step `old % k1` on, and all others are whole.
+    The number of valid steps is a multiple of k1 until it is `old`. So the first windows that leave
+    the past hold no valid step, one may be valid from step `old % k1` on, all others entirely.
     """
 
     def body(state: tuple[Carry, Array], segment: Batch) -> tuple[tuple[Carry, Array], None]:
-        carry, age = state
+        carry, n_valid = state
         if old == 0:
-            return (run(carry, segment), age), None
-        branch = (age + k1 > old).astype(jnp.int32) + (age == old)
+            return (run(carry, segment), n_valid), None
+        branch = (n_valid + k1 > old).astype(jnp.int32) + (n_valid == old)
         carry = jax.lax.switch(branch, (lambda c, _: c, run_part, run), carry, segment)
-        return (carry, jnp.minimum(age + k1, old)), None
+        return (carry, jnp.minimum(n_valid + k1, old)), None
 
     def run(carry: Carry, segment: Batch) -> Carry:
         return loss_fn(params, carry, segment)[1]
@@ -321,4 +322,4 @@ def _advance_carry(
 
     T = length(new)
     leaving = jax.tree.map(lambda a, b: jnp.concatenate([a, b])[:T], past.batch, new)
-    return jax.lax.scan(body, (past.carry, past.age), split_windows(leaving, k1))[0][0]
+    return jax.lax.scan(body, (past.carry, past.n_valid), split_windows(leaving, k1))[0][0]
