@@ -33,19 +33,23 @@ import tyro
 import tbptt
 from experiments.support.common.platform import check_platform
 from experiments.support.common.unroll_choice import UnrollName, choose_unroll, print_unroll
+from experiments.support.train import choices, out_of_memory
 from experiments.support.train import config as run_config
-from experiments.support.train import out_of_memory
 from experiments.support.train import result as run_result
 from experiments.support.train import setup as run_setup
 from experiments.support.train.advice import advice, before_training
-from experiments.support.train.choices import check_ranges, resolve
 from experiments.support.train.data import RunData, open_data
 from experiments.support.train.drift import column_warnings
-from experiments.support.train.end import best_seed, finish, print_line
+from experiments.support.train.finish import best_seed, finish
 from experiments.support.train.init_from import with_params_of, with_scaling_of
 from experiments.support.train.linear import LINEAR_FILE
-from experiments.support.train.processes import is_first, join, log_place, wait_for_all
-from experiments.support.train.start import start_of
+from experiments.support.train.processes import (
+    is_first,
+    join,
+    log_place,
+    print_line,
+    wait_for_all,
+)
 from tbptt.checkpoints import Checkpoints
 from tbptt.data import DataUnavailable
 from tbptt.distributed import split_cpu
@@ -185,42 +189,36 @@ class Config:
 
 def main(config: Config, stop: Stop) -> dict[str, Any]:
     """Train and return the summary; if the run was stopped, return how to resume it."""
-    check_ranges(config)
+    choices.check_ranges(config)
     folder = run_config.folder_of(config)
     wait_for_all("the folder is free")
     data = open_data(config)
     if config.init_from is not None:  # a resumed run has the task in its own config.json
         data = with_scaling_of(data, config.resume or config.init_from)
-    config, linear, chosen = start_of(config, data)
-    config = resolve(config, data)
+    config, linear, reasons = choices.choose_k1_and_linear(config, data)
+    config = choices.fill_defaults(config, data)
     with Checkpoints(
-        folder / "checkpoints", run_config.must_agree(config, data), config.keep
+        folder / "checkpoints", run_config.fixed_settings(config, data), config.keep
     ) as checkpoints:
         setup = run_setup.build(config, data, choose_unroll(config.unroll), linear)
         if is_first():
             if linear is not None:
                 linear.save(folder / LINEAR_FILE)
             metric = run_result.metric_name(data)
-            run_config.write_config(folder, config, data, metric, chosen)
+            run_config.write_config(folder, config, data, metric, reasons)
         state, position = resumed(checkpoints, setup.state)
         if config.init_from is not None and position == 0:
             state = with_params_of(state, config.init_from, setup.model, config.seeds)
-        announce(config, data, setup, folder, position, chosen)
+        announce(config, data, setup, folder, position, reasons)
         log, plan = make_log(config, setup, folder, position), make_plan(config, data, setup)
         try:
             with log:
                 for message, remedy in warnings_before(setup, data, config):
                     log.warn("setting", message, remedy)
                 ended = run_loop(
-                    setup.step,
-                    state,
-                    setup.stream,
-                    plan,
-                    log,
-                    position=position,
-                    checkpoints=checkpoints,
-                    stop=stop,
-                )
+                    setup.step, state, setup.stream, plan, log,
+                    position=position, checkpoints=checkpoints, stop=stop,
+                )  # fmt: skip
         except jax.errors.JaxRuntimeError as error:
             raise out_of_memory.explained(error, config, setup) from error
         command, updates = f"python -m experiments.train --resume {folder}", ended.position
@@ -242,7 +240,7 @@ def announce(
     setup: run_setup.Setup,
     folder: Path,
     position: int,
-    chosen: Sequence[str],
+    reasons: Sequence[str],
 ) -> None:
     """Print what is trained, on which parts of the data, and which settings were chosen and why."""
     what = f"batch of {config.batch} sequences of {max(setup.stream.steps)} steps"
@@ -250,7 +248,7 @@ def announce(
     print_line(f"{folder}: {what}; {len(setup.stream)} updates per pass")
     for name, about in data.about.items():
         print_line(f"{name}: {about}")
-    for line in chosen:
+    for line in reasons:
         print_line(line)
     print_unroll(config.unroll)
 

@@ -23,7 +23,7 @@ def setting(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TBPTT_DATA", str(tmp_path / "cache"))
     monkeypatch.setattr(
-        "experiments.support.train.end.write_report", lambda folder: folder / "report.html"
+        "experiments.support.train.finish.write_report", lambda folder: folder / "report.html"
     )
     t = np.arange(900)
     np.save("all.npy", np.sin(t / 5)[:, None] + 0.1 * np.cos(t / 7)[:, None])

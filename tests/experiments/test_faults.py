@@ -49,7 +49,7 @@ def setting(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TBPTT_DATA", str(tmp_path / "cache"))
     monkeypatch.setattr(
-        "experiments.support.train.end.write_report", lambda folder: folder / "report.html"
+        "experiments.support.train.finish.write_report", lambda folder: folder / "report.html"
     )  # has its own tests
     t = np.arange(800)
     waves = np.stack([np.sin(t / 5), np.cos(t / 7)], axis=1)

@@ -44,7 +44,7 @@ def setting(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TBPTT_DATA", str(tmp_path / "cache"))
     monkeypatch.setattr(
-        "experiments.support.train.end.write_report", lambda folder: folder / "report.html"
+        "experiments.support.train.finish.write_report", lambda folder: folder / "report.html"
     )
     ROWS.write_csv("panel.csv")
     TRIALS.write_csv("trials.csv")

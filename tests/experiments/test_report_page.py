@@ -12,7 +12,7 @@ from experiments.support.common import page
 from experiments.support.train import report_figures
 from experiments.support.train import task as run_task
 from experiments.support.train.report import write_report
-from experiments.support.train.report_segment import read_forecasts, section
+from experiments.support.train.report_predictions import read_forecasts, section
 from experiments.support.train.task import Forecast
 
 N, K = 160, 4

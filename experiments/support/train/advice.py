@@ -38,9 +38,9 @@ def before_training(k1: int, batch: int, steps: int, updates: int | None) -> lis
     """Return (message, advice) for each setting with which a run makes too few updates.
 
     Args:
-      k1: steps per update.
+      k1: time steps per update.
       batch: number of sequences.
-      steps: steps of the longest training sequence.
+      steps: time steps of the longest training sequence.
       updates: total number of updates; None if training time is the limit.
     """
     found, fewer = [], max(1, batch * steps // (20 * k1))

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from experiments.support.common.console import console
-from experiments.support.train.parts import hold_out
-from experiments.support.train.reading import Reading
+from experiments.support.train.split import hold_out
+from experiments.support.train.table_flags import TableFlags
 from tbptt.data import TableWarning, open_source
 
 
@@ -27,9 +27,9 @@ def open_columns(config: Any) -> tuple[Any, tuple[str, ...]]:
     files, path, whole = config.data + config.test_data, config.data[0], config.task == "classify"
     held = hold_out(config)[0]
     group = tuple(name for name in dict.fromkeys((held, config.group)) if name)
-    reading = Reading.of(config)._replace(group=group or None)
+    flags = TableFlags.of(config)._replace(group=group or None)
     if config.target is None:
-        names = open_table(config.data, Reading()).names
+        names = open_table(config.data, TableFlags()).names
         raise ValueError(f"--target is required: the column to predict, one of {', '.join(names)}")
     if config.group == config.target:
         raise ValueError(
@@ -42,13 +42,13 @@ def open_columns(config: Any) -> tuple[Any, tuple[str, ...]]:
         )
     columns = tuple(config.columns) or None
     if config.without:
-        columns = _others(config, reading, columns, config.target if whole else None)
+        columns = _others(config, flags, columns, config.target if whole else None)
     read = columns
     if columns is not None and not whole and config.target not in columns:
         read = (*columns, config.target)
     # In float64: float32 would round away a small change of a large number.
     source = open_table(
-        files, reading, read, label=config.target if whole else None, dtype=np.float64
+        files, flags, read, label=config.target if whole else None, dtype=np.float64
     )
     if whole and len(source.classes) < 2:
         raise ValueError(
@@ -60,7 +60,7 @@ def open_columns(config: Any) -> tuple[Any, tuple[str, ...]]:
     if columns is None:
         chosen = tuple(name for name in source.names if not whole or name != config.target)
     if not whole and config.target not in source.names:
-        open_table(files, reading, (config.target,))  # raises, with the reason that it is left out
+        open_table(files, flags, (config.target,))  # raises, with the reason that it is left out
     if not chosen:
         raise ValueError(
             f"{path} has no numeric input column besides --group and --target; its columns are "
@@ -70,14 +70,14 @@ def open_columns(config: Any) -> tuple[Any, tuple[str, ...]]:
 
 
 def _others(
-    config: Any, reading: Reading, columns: tuple[str, ...] | None, label: str | None
+    config: Any, flags: TableFlags, columns: tuple[str, ...] | None, label: str | None
 ) -> tuple[str, ...]:
     """Return the input columns without those of --without."""
     names: Sequence[str] = columns or ()
     if columns is None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TableWarning)  # shown when the table is opened again
-            names = open_source(config.data, None, **reading._asdict(), label=label).names
+            names = open_source(config.data, None, **flags._asdict(), label=label).names
     if unknown := [name for name in config.without if name not in names]:
         raise ValueError(
             f"--without must name input columns, {', '.join(names)}; got {unknown[0]!r}"
@@ -86,11 +86,11 @@ def _others(
 
 
 def open_table(
-    paths: Sequence[Path], reading: Reading, columns: Sequence[str] | None = None, **more: Any
+    paths: Sequence[Path], flags: TableFlags, columns: Sequence[str] | None = None, **more: Any
 ) -> Any:
     """Open tables by `open_source`, and print its notes and warnings."""
     with printed_table_warnings():
-        source = open_source(paths, columns, **reading._asdict(), **more)
+        source = open_source(paths, columns, **flags._asdict(), **more)
     for note in source.notes:
         _print(note)
     return source

@@ -8,7 +8,7 @@ import numpy as np
 from experiments.support.train.columns import open_columns, printed_table_warnings
 from experiments.support.train.linear import Linear, residual_batches
 from experiments.support.train.linear_fit import Fitted, fit_linear
-from experiments.support.train.parts import Parts, check_files, check_shares, hold_out, split
+from experiments.support.train.split import Parts, check_files, check_fractions, hold_out, split
 from experiments.support.train.task import Characters, Classify, Forecast, Task, scaled
 from tbptt.data import (
     RecordingStream,
@@ -51,7 +51,7 @@ def open_data(config: Any) -> RunData:
           are not caught.
     """
     if config.task == "characters":
-        check_shares(config)
+        check_fractions(config)
         text = open_text(config.data)
         vocabulary = count_symbols(text)
         if len(vocabulary) < 2:

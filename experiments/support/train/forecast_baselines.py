@@ -35,14 +35,14 @@ def forecast_scores(data: RunData, task: Forecast) -> dict[str, Score]:
     linear = _linear(task, train)
     back = max((one.order for one in linear), default=1) - 1
     rows = part(data.source, max(0, train - ROWS), train)
-    for steps, past, age in _blocks(task, rows, back, 0) if linear else ():
-        counts = np.asarray(steps.counts.all(axis=1))
+    for steps, past, rows_before in _blocks(task, rows, back, 0) if linear else ():
+        scored = np.asarray(steps.scored.all(axis=1))
         targets = (steps.truth - task.target_mean) / task.target_scale
         for one in linear:
             whole = 2 * np.maximum(np.subtract(rows.lengths, one.order - 1), 0).sum() >= sum(
                 rows.lengths
             )
-            known = counts & (age >= one.order - 1) if whole else counts
+            known = scored & (rows_before >= one.order - 1) if whole else scored
             one.add(past, known, targets[known])
     names = ["mean of training"] + ["last value"] * (task.target in task.columns)
     scores = {name: Score(task) for name in [*names, *(one.name for one in linear)]}
@@ -104,10 +104,10 @@ def _linear(task: Forecast, rows: int) -> list[_Linear]:
 def _blocks(
     task: Forecast, rows: Source, back: int, skip: int
 ) -> Iterator[tuple[Steps, np.ndarray, np.ndarray]]:
-    """Yield blocks of n rows of a part, as `(steps, past, age)`.
+    """Yield blocks of n rows of a part, as `(steps, past, rows_before)`.
 
-    past: `[n, back + 1, D]`, the inputs up to each row
-    age:  `[n]`, the number of rows before each row in its recording
+    past:        `[n, back + 1, D]`, the inputs up to each row
+    rows_before: `[n]`, the number of rows before each row in its recording
 
     The first `skip` rows are only the past of later ones.
     """
@@ -122,7 +122,7 @@ def _blocks(
         )
         past = np.lib.stride_tricks.sliding_window_view(inputs, back + 1, axis=0)
         at = np.arange(start, stop)
-        age = at - edges[np.searchsorted(edges, at, side="right") - 1]
-        inside = np.arange(back, -1, -1) <= age[:, None]
+        rows_before = at - edges[np.searchsorted(edges, at, side="right") - 1]
+        inside = np.arange(back, -1, -1) <= rows_before[:, None]
         now = [leaf[start - first :] for leaf in steps if leaf is not None]
-        yield Steps(*now), np.swapaxes(past, 1, 2) * inside[:, :, None], age
+        yield Steps(*now), np.swapaxes(past, 1, 2) * inside[:, :, None], rows_before

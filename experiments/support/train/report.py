@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.support.common import page
 from experiments.support.common.json_file import read_config, read_object
-from experiments.support.train import report_data, report_figures, report_segment
+from experiments.support.train import report_data, report_figures, report_predictions
 from tbptt.fit.metrics_file import Row, read_rows
 from tbptt.fit.progress import duration
 
@@ -38,7 +38,7 @@ def write_report(folder: Path) -> Path:
     body = [_state(train, summary), _headline(summary, valid, metric, task)]
     predictions = folder / "predictions.csv"
     body += [_horizons(summary, task)]
-    body += [report_segment.section(predictions, task, summary.get("time_format", ""))]
+    body += [report_predictions.section(predictions, task, summary.get("time_format", ""))]
     body += [_warnings(warnings), report_data.section(config, summary)]
     if train:
         body += ["<h2>Training</h2>", _losses(train, valid, metric, task, summary)]

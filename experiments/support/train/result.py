@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments.support.train.data import RunData
-from experiments.support.train.data_parts import about_data
+from experiments.support.train.data_summary import about_data
 from experiments.support.train.forecast_baselines import forecast_scores
 from experiments.support.train.model import Model
 from experiments.support.train.predicting import Score, predict_blocks
@@ -108,7 +108,7 @@ def _counts(data: RunData, start: int, stop: int, outputs: int) -> np.ndarray:
     rows, counts = part(data.source, start, stop), np.zeros(outputs)
     for at in range(0, stop - start, 1 << 16):
         steps = read_steps(data.task, rows, at, min(at + (1 << 16), stop - start), True)
-        counts += np.bincount(steps.truth[steps.counts].astype(np.int64), minlength=outputs)
+        counts += np.bincount(steps.truth[steps.scored].astype(np.int64), minlength=outputs)
     return counts
 
 

@@ -22,7 +22,7 @@ class Setup(NamedTuple):
 
     model:   the model
     stream:  the training batches
-    chunk:   number of steps per update
+    chunk:   number of time steps per update
     updates: total number of updates; None if training time is the limit
     state:   state before the first update, on its devices; leaves `[S, ...]` for several seeds
     step:    `(state, batch) -> (state, metrics)`

@@ -43,7 +43,7 @@ def text_scores(data: RunData, task: Characters) -> dict[str, dict[str, float]]:
         sizes, sums = 0, 0.0
         for start in range(data.parts.valid, data.parts.test - 1, BLOCK):
             stop = min(start + BLOCK + 1, data.parts.test)  # the next block begins with its target
-            n = _counted(data, task, start, stop).sum()
+            n = _is_scored(data, task, start, stop).sum()
             if n:
                 sums, sizes = sums + n * bits(start, stop, best)[best], sizes + n
         name = f"{method} {best + 1}-grams of bytes"
@@ -59,9 +59,9 @@ def _symbols(data: RunData, task: Characters, start: int, stop: int) -> np.ndarr
     )
 
 
-def _counted(data: RunData, task: Characters, start: int, stop: int) -> np.ndarray:
+def _is_scored(data: RunData, task: Characters, start: int, stop: int) -> np.ndarray:
     """Return which symbols of rows [start + 1, stop) are scored: not the first one of a file."""
-    return read_steps(task, part(data.source, start, stop), 0, stop - start, True).counts[:-1]
+    return read_steps(task, part(data.source, start, stop), 0, stop - start, True).scored[:-1]
 
 
 def _bits(
@@ -76,8 +76,8 @@ def _bits(
     """Return the mean bits of the scored symbols of rows [start + 1, stop), by order."""
     before = min(start, ORDERS)
     text = _symbols(data, task, start - before, stop)
-    counted = _counted(data, task, start, stop)
-    if not counted.any() or len(text) <= order + 1:
+    scored = _is_scored(data, task, start, stop)
+    if not scored.any() or len(text) <= order + 1:
         return np.full(order + 1, np.nan)
     every = chances(train, text, len(task.vocabulary), order)
-    return np.array([-np.log2(p[before + 1 :][counted]).mean() for p in every])
+    return np.array([-np.log2(p[before + 1 :][scored]).mean() for p in every])

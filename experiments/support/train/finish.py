@@ -10,21 +10,14 @@ import numpy as np
 
 import tbptt
 from experiments.support.common import run_folder
-from experiments.support.common.console import console
 from experiments.support.train import result as run_result
 from experiments.support.train.data import RunData
-from experiments.support.train.processes import is_first
+from experiments.support.train.processes import is_first, print_line
 from experiments.support.train.report import write_report
 from experiments.support.train.result import lower_is_better
 from experiments.support.train.setup import Setup, params_of
 from tbptt.checkpoints import Checkpoints
 from tbptt.fit.metrics_file import Row, read_rows
-
-
-def print_line(text: str) -> None:
-    """Print a line on stderr, in the first process only."""
-    if is_first():
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def best_seed(

@@ -9,6 +9,7 @@ import pytest
 import scipy.linalg
 
 from experiments import train
+from experiments.support.train.choices import DEFAULT_K1
 from experiments.support.train.linear import (
     Filter,
     Linear,
@@ -17,7 +18,6 @@ from experiments.support.train.linear import (
     residual_batches,
 )
 from experiments.support.train.linear_fit import fit_linear
-from experiments.support.train.start import K1
 from tbptt.data import Span, forecast_batches
 from tests.support.train_run import go, last
 
@@ -27,7 +27,7 @@ def setting(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TBPTT_DATA", str(tmp_path / "cache"))
     monkeypatch.setattr(
-        "experiments.support.train.end.write_report", lambda folder: folder / "report.html"
+        "experiments.support.train.finish.write_report", lambda folder: folder / "report.html"
     )
     jax.config.update("jax_enable_x64", False)
     yield
@@ -211,5 +211,5 @@ def test_other_tasks_have_the_default_window(capsys, tmp_path):
     flags = ("--data", "book.txt", "--task", "characters", "--hidden", 4, "--epochs", 1)
     assert go(capsys, *flags, "--out", "run")[0] == 0
     settings = json.loads(Path("run/config.json").read_text())
-    assert settings["k1"] == K1 and settings["linear"] is False
+    assert settings["k1"] == DEFAULT_K1 and settings["linear"] is False
     assert train.Config().k1 == "auto"

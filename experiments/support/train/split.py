@@ -44,7 +44,7 @@ def split(source: Source, config: Any) -> Split:
         ValueError: a part would be empty or too short; a value of --hold-out does not occur; with
             --hold-out or --test-data, the test part has a class that no other recording has.
     """
-    check_shares(config)
+    check_fractions(config)
     own, whole = config.hold_out is not None or bool(config.test_data), config.task == "classify"
     if config.hold_out is not None:
         found = _by_groups(source, config)
@@ -88,11 +88,11 @@ def check_files(config: Any) -> None:
             f"--hold-out must name a column that is not the target; got {column!r} for both"
         )
     if config.task == "classify" and not (column or config.group) and config.gaps == "keep":
-        shares = 0.0 if config.test_data else config.test
-        _in_time((1,) * len(config.data), config, shares)  # each file is one recording
+        test = 0.0 if config.test_data else config.test
+        _in_time((1,) * len(config.data), config, test)  # each file is one recording
 
 
-def check_shares(config: Any) -> None:
+def check_fractions(config: Any) -> None:
     """Raise a ValueError unless --valid and --test are fractions that leave some training data."""
     own = "--hold-out" if config.hold_out else "--test-data" if config.test_data else ""
     if own and config.task == "characters":
@@ -140,7 +140,7 @@ def _by_groups(source: Any, config: Any) -> Split:
     ends = np.cumsum([sum(source.lengths[i] for i in part) for part in order])
     parts = Parts(*ends.tolist())
     about = {
-        name: f"{column} {_listed(part)}, {_counted(picked, *rows)}"
+        name: f"{column} {_listed(part)}, {_row_count(picked, *rows)}"
         for (name, part), rows in zip(chosen.items(), _ranges(parts), strict=True)
     }
     return Split(picked, parts, about, picked.rows_of)
@@ -155,7 +155,7 @@ def _by_files(source: Source, config: Any) -> Split:
     parts = Parts(train, valid, edges[-1])
     about = _shown(source, parts, config)
     files = ", ".join(map(str, config.test_data))
-    about["test"] = f"{files}, {_counted(source, valid, edges[-1])}"
+    about["test"] = f"{files}, {_row_count(source, valid, edges[-1])}"
     return Split(source, parts, about, lambda rows: np.where(rows < valid, rows, rows - valid))
 
 
@@ -228,12 +228,12 @@ def _shown(source: Source, parts: Parts, config: Any) -> dict[str, str]:
     names = ("training", "validation", "test")
     unit = "bytes" if config.task == "characters" else "rows"
     return {
-        name: f"{unit} {start} to {stop - 1}, {_counted(source, start, stop, unit)}"
+        name: f"{unit} {start} to {stop - 1}, {_row_count(source, start, stop, unit)}"
         for name, (start, stop) in zip(names, _ranges(parts), strict=True)
     }
 
 
-def _counted(source: Source, start: int, stop: int, unit: str = "rows") -> str:
+def _row_count(source: Source, start: int, stop: int, unit: str = "rows") -> str:
     """Return "600 rows" or "600 rows in 3 recordings"."""
     n = len(part(source, start, stop).lengths)
     more = f" in {n} recordings" if len(source.lengths) > 1 else ""
