@@ -142,7 +142,7 @@ def measure(config: Config) -> dict[str, Any]:
     )
     linear = min(base["ridge"], key=lambda row: row["valid_mse"])
     show(rows, base)
-    same = next((row for row in base["ridge"] if row["reach"] == best["k"]), linear)
+    same = next((row for row in base["ridge"] if row["order"] == best["k"]), linear)
     rival = min(linear, same, key=lambda row: row["test_mse"])
     target = expectation(best, alone, rival)
     return {
@@ -156,7 +156,7 @@ def measure(config: Config) -> dict[str, Any]:
             "baselines": base,
             "chosen": best["name"],
             "chosen_alone": alone["name"],
-            "chosen_ridge": rival["reach"],
+            "chosen_ridge": rival["order"],
             "verdict": "better" if target["reached"] else "no better",
         },
     }
@@ -173,7 +173,7 @@ def expectation(best: dict[str, Any], alone: dict[str, Any], rival: dict[str, An
         [mse / against for mse in best["test_mse"]],
         at_most=0.999,
         of=targets.largest,
-        because=f"ridge AR({rival['reach']}) of all nine channels has {against:.4f}; "
+        because=f"ridge AR({rival['order']}) of all nine channels has {against:.4f}; "
         f"{alone['name']}, has {by_itself:.4f}",
         otherwise=f"The network has {targets.median(best['test_mse']):.4f} and the linear forecast "
         f"{against:.4f} on the last "
@@ -199,7 +199,7 @@ def show(rows: list[dict[str, Any]], base: dict[str, Any]) -> None:
     )
     linear = [
         (
-            f"ridge AR({r['reach']}), {r['lags']} lags",
+            f"ridge AR({r['order']}), {r['lags']} lags",
             f"{r['valid_mse']:.4f}",
             f"{r['test_mse']:.4f}",
         )

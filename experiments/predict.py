@@ -122,7 +122,7 @@ def _carry(config: Config, model: Model, task: Task) -> Any:
         return None
     like = model.cell.initial_carry((1,))
     if model.linear is not None and isinstance(task, Forecast):
-        like = like, np.zeros((model.linear.reach - 1, len(task.columns)), np.float32)
+        like = like, np.zeros((model.linear.order - 1, len(task.columns)), np.float32)
     if isinstance(task, Classify) and task.answer == "every":
         like = like, initial_mean(task.outputs)
     return tbptt.load(config.carry_in, like)

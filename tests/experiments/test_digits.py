@@ -141,7 +141,7 @@ def test_parts_out_of_range_are_refused(change, message):
 def test_lags_are_evenly_spaced():
     assert linear_forecast.even_lags(5, 64) == [0, 1, 2, 3, 4]
     assert linear_forecast.even_lags(250, 3) == [0, 124, 249]
-    with pytest.raises(ValueError, match="reach=0"):
+    with pytest.raises(ValueError, match="order=0"):
         linear_forecast.even_lags(0, 3)
 
 
@@ -316,7 +316,7 @@ def test_the_inputs_are_the_sample_and_its_standardised_differences():
 def test_a_network_that_adds_nothing_to_its_ridge_is_not_better():
     best = {"name": "LSTM on ridge AR(20), TBPTT(20, 20)", "test_mse": [0.77, 0.76, 0.78]}
     alone = {"name": "LSTM alone, TBPTT(50, 50)", "test_mse": [0.9]}
-    rival = {"reach": 20, "test_mse": 0.7}
+    rival = {"order": 20, "test_mse": 0.7}
     for errors, reached in (
         ([0.69, 0.6, 0.65], True),
         ([0.69, 0.6, 0.7], False),

@@ -118,14 +118,14 @@ def test_a_masked_row_holds_the_row_before_it():
 
 
 def test_the_fit_is_that_of_ridge_regression_on_the_training_part():
-    """Two horizons of the first of two columns; every recording is longer than the reach."""
+    """Two horizons of the first of two columns; every recording is longer than the order."""
     T, lengths = 5000, (3500, 1500)
     values = np.cumsum(drawn((T, 2)), axis=0) % 7 + 20
     make = forecast_batches("a", (1, 3))
     fitted = fit_linear(Rows(values, lengths), make, (0, 1), 0, 4000, 5000)
-    (a, b), (reach, ridge) = fitted.linear.filters[-1].lags, (fitted.linear.reach, fitted.ridge)
-    longest = max(fitted.by_reach)
-    assert longest == 256 and fitted.valid == min(fitted.by_reach.values())
+    (a, b), (order, ridge) = fitted.linear.filters[-1].lags, (fitted.linear.order, fitted.ridge)
+    longest = max(fitted.by_order)
+    assert longest == 256 and fitted.valid == min(fitted.by_order.values())
 
     def part(begin, end, start):
         rows = range(max(begin + longest - 1, start), end - 3)
@@ -140,8 +140,8 @@ def test_the_fit_is_that_of_ridge_regression_on_the_training_part():
     np.testing.assert_allclose(fitted.linear.filters[-1].weights, wanted, rtol=1e-7, atol=1e-9)
     x, y = part(3500, 5000, 4000)
     np.testing.assert_allclose(fitted.valid, np.mean((y - x @ wanted) ** 2), rtol=1e-9)
-    assert [one.reach for one in fitted.linear.filters] == [
-        reach for reach in (4, 8, 16, 32, 64, 128, 256) if reach <= fitted.linear.reach
+    assert [one.order for one in fitted.linear.filters] == [
+        order for order in (4, 8, 16, 32, 64, 128, 256) if order <= fitted.linear.order
     ]
     # rows of the validation part choose, and rows after it change nothing
     longer = Rows(np.concatenate([values, 9 + values]), (3500, 6500))
@@ -149,7 +149,7 @@ def test_the_fit_is_that_of_ridge_regression_on_the_training_part():
     np.testing.assert_array_equal(
         again.linear.filters[-1].weights, fitted.linear.filters[-1].weights
     )
-    assert reach >= 4 and fit_linear(Rows(values[:9]), make, (0, 1), 0, 6, 9) is None
+    assert order >= 4 and fit_linear(Rows(values[:9]), make, (0, 1), 0, 6, 9) is None
 
 
 def test_the_network_learns_what_the_linear_forecast_leaves():

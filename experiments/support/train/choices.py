@@ -174,11 +174,11 @@ def choose_k1_and_linear(config: Any, data: RunData) -> tuple[Any, Linear | None
     reasons = []
     if config.linear:
         reasons.append(
-            f"the network is added to a linear forecast: last {fitted.linear.reach} rows, ridge "
+            f"the network is added to a linear forecast: last {fitted.linear.order} rows, ridge "
             f"{fitted.ridge:g}, standardised rmse of the validation part {fitted.valid**0.5:.4g}"
         )
     if auto:
-        lag = min(r for r, error in fitted.by_reach.items() if error <= ERROR_RATIO * fitted.valid)
+        lag = min(r for r, error in fitted.by_order.items() if error <= ERROR_RATIO * fitted.valid)
         config = dataclasses.replace(config, k1=min(max(lag, MIN_K1), MAX_K1))
         reasons.append(
             f"--k1 {config.k1}: the squared error of a linear forecast by the last {lag} rows is "

@@ -14,8 +14,8 @@ than half of the rows.
 from collections.abc import Iterator
 
 import numpy as np
-import scipy.linalg
 
+from experiments.support.common.ridge import NormalEquations
 from experiments.support.train.data import RunData
 from experiments.support.train.predicting import Score
 from experiments.support.train.prediction_steps import Steps, read_steps
@@ -64,21 +64,16 @@ class _Linear:
     def __init__(self, name: str, order: int, places: list[int], outputs: int) -> None:
         F = order * len(places) + 1
         self.name, self.order, self._places = name, order, places
-        self._gram, self._moment, self._rows = np.zeros((F, F)), np.zeros((F, outputs)), 0
+        self._equations = NormalEquations(F, outputs)
         self._weights: np.ndarray | None = None
 
     def add(self, past: np.ndarray, known: np.ndarray, targets: np.ndarray) -> None:
-        features = self._features(past)[known]
-        self._gram += features.T @ features
-        self._moment += features.T @ targets
-        self._rows += len(targets)
+        self._equations.add(self._features(past)[known], targets)
 
     def outputs(self, past: np.ndarray) -> np.ndarray:
         if self._weights is None:
-            penalty = np.full(len(self._gram), RIDGE * max(self._rows, 1))
-            penalty[-1] *= 1e-6  # almost no penalty on the constant
-            gram = self._gram + np.diag(penalty)
-            self._weights = scipy.linalg.solve(gram, self._moment, assume_a="pos")
+            # With a small penalty on the intercept, weights without any row are 0.
+            self._weights = self._equations.solve(RIDGE, intercept=1e-6)
         return self._features(past) @ self._weights
 
     def _features(self, past: np.ndarray) -> np.ndarray:
@@ -98,7 +93,7 @@ def _linear(task: Forecast, rows: int) -> list[_Linear]:
         most = max(FEATURES // len(every), 1)
         for n in sorted({min(order, most) for order in (1, *ORDERS)}):
             found.append(_Linear(f"ridge, {n} row{'s' * (n > 1)}", n, every, K))
-    return [one for one in found if 10 * len(one._gram) + task.horizon <= rows]
+    return [one for one in found if 10 * len(one._equations.gram) + task.horizon <= rows]
 
 
 def _blocks(

@@ -116,13 +116,13 @@ def by_horizon(
     return _png(figure, axes)
 
 
-def stretches(
+def segments(
     panels: Sequence[tuple[str, Sequence[Line]]], ylabel: str, xlabel: str, width: float = WIDE
 ) -> bytes:
-    """Draw stretches of predictions and the truth, one panel each, on equal vertical scales.
+    """Draw segments of predictions and the truth, one panel each, on equal vertical scales.
 
     Args:
-        panels: (title, curves) of each stretch.
+        panels: (title, curves) of each segment.
         ylabel, xlabel: names of the axes; dates on the x axis need no name.
         width: in inches.
     """

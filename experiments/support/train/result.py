@@ -47,7 +47,7 @@ def score_rows(
 
     With `path`, also write their predictions.
     """
-    skip = warm_up(data, window, start, 0 if model.linear is None else model.linear.reach - 1)
+    skip = warm_up(data, window, start, 0 if model.linear is None else model.linear.order - 1)
     rows, score = part(data.source, start - skip, stop), Score(data.task)
     blocks = predict_blocks(data.task, model, params, rows, BLOCK, score=True, skip=skip)
     if path is None:
