@@ -96,15 +96,6 @@ def check(
     return History(norms, losses, start), None
 
 
-def findings(updates: Iterable[tuple[float, float, bool]]) -> list[tuple[int, Finding]]:
-    """Check a series of (loss, norm, non_finite); return (index, finding) of each episode."""
-    history, found = History(), []
-    for index, update in enumerate(updates):
-        history, finding = check(history, *update)
-        found += [] if finding is None else [(index, finding)]
-    return found
-
-
 def history_of(rows: Iterable[Mapping[str, Any]]) -> History:
     """Restore the history from the log lines of an earlier session."""
     history = History()
