@@ -1,11 +1,38 @@
 """Run experiments.train in this process."""
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import tyro
 
 from experiments import train
+
+CELL = "mingru"
+SMALL = [
+    "--cell", CELL, "--hidden", 3, "--batch", 4, "--k1", 8, "--k2", 8,
+    "--checkpoint-seconds", 1000, "--patience", 0,
+]  # fmt: skip
+WAVES = ["--data", "waves.npy", "--target", 0]
+
+
+def waves_in_float32(tmp_path: Path, monkeypatch: Any) -> Iterator[None]:
+    """Run programs in float32 and in a temporary folder with waves.npy and waves.csv."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TBPTT_DATA", str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        "experiments.support.train.finish.write_report", lambda folder: folder / "report.html"
+    )  # has its own tests
+    t = np.arange(800)
+    waves = np.stack([np.sin(t / 5), np.cos(t / 7)], axis=1)
+    np.save("waves.npy", waves)
+    np.savetxt("waves.csv", waves, delimiter=",", header="a,b", comments="")
+    jax.config.update("jax_enable_x64", False)
+    yield
+    jax.config.update("jax_enable_x64", True)
 
 
 def go(capsys: Any, *flags: object) -> tuple[int, str, str]:
