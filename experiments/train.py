@@ -246,8 +246,8 @@ def announce(
     what = f"batch of {config.batch} sequences of {max(setup.stream.steps)} steps"
     what = f"resuming after update {position}" if position else what
     print_line(f"{folder}: {what}; {len(setup.stream)} updates per pass")
-    for name, about in data.about.items():
-        print_line(f"{name}: {about}")
+    for name, description in data.descriptions.items():
+        print_line(f"{name}: {description}")
     for line in reasons:
         print_line(line)
     print_unroll(config.unroll)
@@ -281,7 +281,7 @@ def make_plan(config: Config, data: RunData, setup: run_setup.Setup) -> Plan:
         metric_of=run_result.lower_is_better,
         checkpoint_seconds=config.checkpoint_seconds,
         put=setup.put,
-        merge=setup.merge,
+        reduce_metrics=setup.reduce_metrics,
     )
 
 

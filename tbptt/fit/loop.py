@@ -133,7 +133,7 @@ class Plan(NamedTuple):
     callbacks:       called with a `Progress` after every validation; True ends the run
     checkpoint_seconds: seconds between checkpoints, in addition to one per validation
     put, start_pass, start_every: as for `training_updates`
-    merge:           reduces the metrics of several seeds to those of one
+    reduce_metrics:  reduces the metrics of several seeds to those of one
     """
 
     valid_every: int
@@ -147,7 +147,7 @@ class Plan(NamedTuple):
     callbacks: Sequence[Callable[[Progress], Any]] = ()
     checkpoint_seconds: float = 60.0
     put: Callable[[Any], Any] = jax.device_put
-    merge: Callable[[Metrics], Metrics] = lambda metrics: metrics
+    reduce_metrics: Callable[[Metrics], Metrics] = lambda metrics: metrics
     start_pass: Callable[[TrainState], TrainState] | None = None
     start_every: int | None = None
 
@@ -204,7 +204,7 @@ def run(
                 jax.block_until_ready(metrics.loss)
                 log.compiled()
                 saver.restart()
-            log.update(plan.merge(metrics))
+            log.update(plan.reduce_metrics(metrics))
             metric, reason, valid_due = None, "", position % plan.valid_every == 0
             if valid_due:
                 metric, ends = _validated(plan, state, position, log)

@@ -25,15 +25,15 @@ def about_data(data: RunData) -> dict[str, Any]:
     step         the median step in time, as text; None if steps are irregular
     time_format  the format of the dates in the file
     """
-    edges = (0, *data.parts)
+    edges = (0, *data.ends)
     parts = {
         name: part(data.source, start, stop)
-        for name, start, stop in zip(data.about, edges[:-1], edges[1:], strict=True)
+        for name, start, stop in zip(data.descriptions, edges[:-1], edges[1:], strict=True)
     }
     left_out = {name: _left_out(rows) for name, rows in parts.items()}
     times = {name: _first_and_last(rows) for name, rows in parts.items()}
     return {
-        "parts": data.about,
+        "parts": data.descriptions,
         "left_out": None if None in left_out.values() else left_out,
         "times": None if None in times.values() else times,
         "step": _shown_step(RowLabels(data.source, (1,)).step),

@@ -31,7 +31,7 @@ def best_seed(
     if not is_first():
         return {}, 0, None
     params = params_of(state, config.seeds)
-    first, stop = data.parts.train, data.parts.valid
+    first, stop = data.ends.train, data.ends.valid
     scores = [
         run_result.score_rows(data, setup.model, one, first, stop, config.k2).result()
         for one in params

@@ -31,7 +31,7 @@ RIDGE = 1e-6  # penalty per row, in units of the variances
 
 def forecast_scores(data: RunData, task: Forecast) -> dict[str, Score]:
     """Return the scores of the baselines on the test part, by name."""
-    train, start, stop = data.parts.train, data.parts.valid, data.parts.test
+    train, start, stop = data.ends.train, data.ends.valid, data.ends.test
     linear = _linear(task, train)
     back = max((one.order for one in linear), default=1) - 1
     rows = part(data.source, max(0, train - ROWS), train)

@@ -92,8 +92,8 @@ def baseline_scores(data: RunData) -> dict[str, dict[str, float]]:
     Characters: n-grams, see `text_scores`, and the frequencies of bytes in the training part.
     """
     outputs = data.task.outputs
-    train = _counts(data, 0, data.parts.train, outputs)
-    test = _counts(data, data.parts.valid, data.parts.test, outputs)
+    train = _counts(data, 0, data.ends.train, outputs)
+    test = _counts(data, data.ends.valid, data.ends.test, outputs)
     if isinstance(data.task, Classify):
         accuracy = float(test[np.argmax(train)] / max(test.sum(), 1))
         return {"most frequent class": {"accuracy": accuracy}}
@@ -127,7 +127,7 @@ def summary_of(
     """
     begin = time.perf_counter()
     score = score_rows(
-        data, model, params, data.parts.valid, data.parts.test, window, folder / "predictions.csv"
+        data, model, params, data.ends.valid, data.ends.test, window, folder / "predictions.csv"
     )
     name, horizons = metric_name(data), None
     if isinstance(data.task, Forecast):
@@ -147,7 +147,7 @@ def summary_of(
         "horizons": horizons,
         "target": getattr(data.task, "target", None),
         **about_data(data),
-        "rows": {"train": data.parts.train, "valid": data.parts.valid, "all": data.parts.test},
+        "rows": {"train": data.ends.train, "valid": data.ends.valid, "all": data.ends.test},
         "symbols": len(data.task.vocabulary) if isinstance(data.task, Characters) else None,
         "test_seconds": round(time.perf_counter() - begin, 2),
         **more,

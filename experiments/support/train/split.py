@@ -13,7 +13,7 @@ from tbptt.data.tables.recordings import Class, class_value
 SHOWN = 20  # most groups that a message names
 
 
-class Parts(NamedTuple):
+class PartEnds(NamedTuple):
     """Rows [0, train), [train, valid) and [valid, test) of a source, test = all rows."""
 
     train: int
@@ -25,8 +25,8 @@ class Split(NamedTuple):
     """A source whose rows are in the order of its parts; for the other fields see `RunData`."""
 
     source: Any  # a Source
-    parts: Parts
-    about: dict[str, str]
+    ends: PartEnds
+    descriptions: dict[str, str]
     rows_of: Callable[[np.ndarray], np.ndarray]
 
 
@@ -51,8 +51,8 @@ def split(source: Source, config: Any) -> Split:
     elif config.test_data:
         found = _by_files(source, config)
     else:
-        parts = _in_time(source.lengths, config, config.test)
-        found = Split(source, parts, _shown(source, parts, config), np.asarray)
+        ends = _in_time(source.lengths, config, config.test)
+        found = Split(source, ends, _shown(source, ends, config), np.asarray)
     if config.task == "forecast":
         _check_horizon(found, config)
     if whole and own:
@@ -137,13 +137,13 @@ def _by_groups(source: Any, config: Any) -> Split:
     chosen = {"training": rest[:-n], "validation": rest[-n:], "test": test}
     order = [[i for i, g in enumerate(groups) if g in part] for part in chosen.values()]
     picked = pick(source, [i for part in order for i in part])
-    ends = np.cumsum([sum(source.lengths[i] for i in part) for part in order])
-    parts = Parts(*ends.tolist())
-    about = {
+    rows = np.cumsum([sum(source.lengths[i] for i in part) for part in order])
+    ends = PartEnds(*rows.tolist())
+    descriptions = {
         name: f"{column} {_listed(part)}, {_row_count(picked, *rows)}"
-        for (name, part), rows in zip(chosen.items(), _ranges(parts), strict=True)
+        for (name, part), rows in zip(chosen.items(), _ranges(ends), strict=True)
     }
-    return Split(picked, parts, about, picked.rows_of)
+    return Split(picked, ends, descriptions, picked.rows_of)
 
 
 def _by_files(source: Source, config: Any) -> Split:
@@ -152,14 +152,16 @@ def _by_files(source: Source, config: Any) -> Split:
     begin = f"{config.test_data[0]}, row "
     first = next(i for i, row in enumerate(edges[:-1]) if source.path_of(row).startswith(begin))
     train, valid, _ = _in_time(source.lengths[:first], config, 0.0)
-    parts = Parts(train, valid, edges[-1])
-    about = _shown(source, parts, config)
+    ends = PartEnds(train, valid, edges[-1])
+    descriptions = _shown(source, ends, config)
     files = ", ".join(map(str, config.test_data))
-    about["test"] = f"{files}, {_row_count(source, valid, edges[-1])}"
-    return Split(source, parts, about, lambda rows: np.where(rows < valid, rows, rows - valid))
+    descriptions["test"] = f"{files}, {_row_count(source, valid, edges[-1])}"
+    return Split(
+        source, ends, descriptions, lambda rows: np.where(rows < valid, rows, rows - valid)
+    )
 
 
-def _in_time(lengths: Sequence[int], config: Any, test: float) -> Parts:
+def _in_time(lengths: Sequence[int], config: Any, test: float) -> PartEnds:
     """Hold out the end of the rows; for --task classify, whole recordings at the end."""
     total = sum(lengths)
     if config.task == "classify":
@@ -172,7 +174,7 @@ def _in_time(lengths: Sequence[int], config: Any, test: float) -> Parts:
                 f"got {n} in total. Give several files, or name the column that separates the "
                 "recordings by --group"
             )
-        return Parts(edges[n - validated - tested], edges[n - tested], total)
+        return PartEnds(edges[n - validated - tested], edges[n - tested], total)
     train, valid = int(total * (1 - config.valid - test)), int(total * (1 - test))
     least = max(2, config.horizon + 1) if config.task == "forecast" else 2
     sizes = [train, valid - train, *([total - valid] if test else [])]
@@ -188,18 +190,19 @@ def _in_time(lengths: Sequence[int], config: Any, test: float) -> Parts:
             f"{train} for training, {valid - train} for validation (--valid {config.valid:g})"
             f"{tested}. Give more data or larger fractions"
         )
-    return Parts(train, valid, total)
+    return PartEnds(train, valid, total)
 
 
 def _check_horizon(found: Split, config: Any) -> None:
     """Raise a ValueError if no recording of a part is longer than the horizon."""
-    for (name, about), rows in zip(found.about.items(), _ranges(found.parts), strict=True):
+    for name, rows in zip(found.descriptions, _ranges(found.ends), strict=True):
         longest = max(part(found.source, *rows).lengths)
         if longest <= config.horizon:
             raise ValueError(
                 f"a forecast {config.horizon} rows ahead (--horizon) needs a recording of at least "
                 f"{config.horizon + 1} rows in each part; the longest one of the {name} part "
-                f"({about}) has {longest}. Lower --horizon, or choose other parts"
+                f"({found.descriptions[name]}) has {longest}. Lower --horizon, or choose "
+                "other parts"
             )
 
 
@@ -212,7 +215,7 @@ def _check_classes(found: Split, config: Any) -> None:
         if row is None:
             continue
         label = int(source.read(row, row + 1)[0, source.names.index(config.target)])
-        if begin < found.parts.valid:
+        if begin < found.ends.valid:
             seen.add(label)
         elif label not in seen:
             own = "--hold-out" if config.hold_out else "--test-data"
@@ -224,12 +227,12 @@ def _check_classes(found: Split, config: Any) -> None:
             )
 
 
-def _shown(source: Source, parts: Parts, config: Any) -> dict[str, str]:
+def _shown(source: Source, ends: PartEnds, config: Any) -> dict[str, str]:
     names = ("training", "validation", "test")
     unit = "bytes" if config.task == "characters" else "rows"
     return {
         name: f"{unit} {start} to {stop - 1}, {_row_count(source, start, stop, unit)}"
-        for name, (start, stop) in zip(names, _ranges(parts), strict=True)
+        for name, (start, stop) in zip(names, _ranges(ends), strict=True)
     }
 
 
@@ -240,8 +243,8 @@ def _row_count(source: Source, start: int, stop: int, unit: str = "rows") -> str
     return f"{stop - start} {unit}" + (more if n > 1 else more.removesuffix("s"))
 
 
-def _ranges(parts: Parts) -> list[tuple[int, int]]:
-    return [(0, parts.train), (parts.train, parts.valid), (parts.valid, parts.test)]
+def _ranges(ends: PartEnds) -> list[tuple[int, int]]:
+    return [(0, ends.train), (ends.train, ends.valid), (ends.valid, ends.test)]
 
 
 def _listed(values: Sequence[Class]) -> str:
