@@ -4,16 +4,12 @@
     python -m experiments.ecg --quick    under 60 seconds, too short for conclusions
 
 The recording has 28.8 seconds: 40,000 steps for training, 8,000 for validation, 11,040 for the
-test. All nine channels are
-forecast 8, 16, 32 and 64 steps ahead (4 to 31 ms) at once. A ridge regression uses the last k
-samples of all nine
-channels, at most 64 per channel, with the penalty chosen on the validation part. An LSTM, whose
-input is the sample and
-its differences from the previous seven, is trained by TBPTT(k, k) for several k, in two forms:
-alone, and on the residuals
+test. All nine channels are forecast 8, 16, 32 and 64 steps ahead (4 to 31 ms) at once. A ridge
+regression uses the last k samples of all nine channels, at most 64 per channel, with the penalty
+chosen on the validation part. An LSTM, whose input is the sample and its differences from the
+previous seven, is trained by TBPTT(k, k) for several k, in two forms: alone, and on the residuals
 of the best ridge by validation. All networks train for the same CPU seconds, in turns. Each keeps
-its best parameters by
-validation after any pass, as the ridge keeps its best penalty.
+its best parameters by validation after any pass, as the ridge keeps its best penalty.
 
 On the test part, the best network by validation is compared with the ridge of the same k or the
 best ridge by validation, whichever is better there. No result is certain: the heart beats

@@ -4,10 +4,8 @@
     python -m experiments.lecture --quick    at most 90 CPU seconds
 
 Expected: all twelve claims hold. The page, lecture.html, contains its figures; the summary has its
-absolute path. If a
-claim does not hold, stderr and the summary name it, and the exit status is 1. The page and the
-summary are written in
-either case.
+absolute path. If a claim does not hold, stderr and the summary name it, and the exit status is 1.
+The page and the summary are written in either case.
 """
 
 import dataclasses
