@@ -37,7 +37,7 @@ from experiments.support.train import choices, out_of_memory
 from experiments.support.train import config as run_config
 from experiments.support.train import result as run_result
 from experiments.support.train import setup as run_setup
-from experiments.support.train.advice import advice, before_training
+from experiments.support.train.advice import advice, few_update_warnings
 from experiments.support.train.data import RunData, open_data
 from experiments.support.train.drift import column_warnings
 from experiments.support.train.finish import best_seed, finish
@@ -191,7 +191,7 @@ def main(config: Config, stop: Stop) -> dict[str, Any]:
     """Train and return the summary; if the run was stopped, return how to resume it."""
     choices.check_ranges(config)
     folder = run_config.folder_of(config)
-    wait_for_all("the folder is free")
+    wait_for_all("the folder is free")  # no process may find files that another one wrote
     data = open_data(config)
     if config.init_from is not None:  # a resumed run has the task in its own config.json
         data = with_scaling_of(data, config.resume or config.init_from)
@@ -277,8 +277,8 @@ def make_plan(config: Config, data: RunData, setup: run_setup.Setup) -> Plan:
         patience=config.patience or None,
         patience_fraction=0.5 if config.patience is None else None,
         validate_first=setup.model.linear is not None,
-        validate=lambda state: run_result.shown(best_seed(config, data, setup, state)[0]),
-        metric_of=run_result.lower_is_better,
+        validate=lambda state: run_result.logged_errors(best_seed(config, data, setup, state)[0]),
+        metric_of=run_result.checkpoint_metric,
         checkpoint_seconds=config.checkpoint_seconds,
         put=setup.put,
         reduce_metrics=setup.reduce_metrics,
@@ -308,8 +308,8 @@ def warnings_before(setup: run_setup.Setup, data: RunData, config: Config) -> li
     if config.resume is not None:
         return []
     steps = max(setup.stream.steps)
-    hardly = before_training(setup.chunk, setup.stream.streams, steps, setup.updates)
-    return [*column_warnings(data), *([] if config.estimator == "full" else hardly)]
+    few = few_update_warnings(setup.chunk, setup.stream.streams, steps, setup.updates)
+    return [*column_warnings(data), *([] if config.estimator == "full" else few)]
 
 
 FAULTS = (

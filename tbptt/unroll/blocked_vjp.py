@@ -92,9 +92,10 @@ def blocked_unroll(
     steps = reverse_time(steps) if reverse else steps
     if isinstance(cell, LayeredCell):
         carries, ys = [], steps.xs
+        # The shapes of the arguments determine the function of a layer, which is then called.
         for layer, p, c in zip(cell.cells, params, carry, strict=True):
-            now = steps._replace(xs=ys)
-            c, ys = _layer_fn(backend_fn, layer, remat, block_bytes, p, c, now)(p, c, now)
+            below = steps._replace(xs=ys)
+            c, ys = _layer_fn(backend_fn, layer, remat, block_bytes, p, c, below)(p, c, below)
             carries.append(c)
         carry = tuple(carries)
     else:

@@ -11,7 +11,7 @@ import pytest
 import tyro
 
 from experiments import predict
-from experiments.support.train.advice import before_training
+from experiments.support.train.advice import few_update_warnings
 from tests.support.train_run import go
 
 SMALL = ["--hidden", 4, "--k1", 20, "--k2", 20, "--batch", 2, "--epochs", 1]
@@ -81,7 +81,7 @@ def test_a_run_starts_from_the_params_and_the_scaling_of_another(capsys):
     ],
 )
 def test_settings_that_can_hardly_learn_are_a_warning(setting, words):
-    found = [f"{message}; {advice}" for message, advice in before_training(*setting)]
+    found = [f"{message}; {advice}" for message, advice in few_update_warnings(*setting)]
     assert len(found) == len(words)
     assert all(word in text for word, text in zip(words, found, strict=True))
 

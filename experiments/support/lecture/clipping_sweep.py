@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 import tbptt
+from experiments.support.common.json_file import finite_or_none
 
 MAX_NORMS = (0.01, 0.1, 1.0, 10.0, 100.0, math.inf)
 T, B = 40, 32
@@ -37,10 +38,10 @@ def sweep_max_norm(updates: int, seed: int) -> list[dict[str, Any]]:
     return [
         {
             "max_norm": None if math.isinf(max_norm) else max_norm,
-            "loss": number(np.median(losses[i, -50:])),
-            "worst": number(np.max(losses[i, -50:])),
+            "loss": finite_or_none(float(np.median(losses[i, -50:]))),
+            "worst": finite_or_none(float(np.max(losses[i, -50:]))),
             "clipped": float(np.mean(clipped[i])),
-            "largest_norm": number(np.max(norms[i])),
+            "largest_norm": finite_or_none(float(np.max(norms[i]))),
         }
         for i, max_norm in enumerate(MAX_NORMS)
     ]
@@ -78,8 +79,3 @@ def _train(
         return jax.lax.scan(step, start, jnp.arange(updates))[1]
 
     return jax.vmap(run)(max_norm)
-
-
-def number(value: float) -> float | None:
-    """Return None for NaN and infinity, which JSON does not have."""
-    return float(value) if math.isfinite(value) else None

@@ -34,7 +34,9 @@ def advice(kind: str, settings: Mapping[str, Any]) -> str:
 FEW = 10  # updates; fewer are hardly training
 
 
-def before_training(k1: int, batch: int, steps: int, updates: int | None) -> list[tuple[str, str]]:
+def few_update_warnings(
+    k1: int, batch: int, steps: int, updates: int | None
+) -> list[tuple[str, str]]:
     """Return (message, advice) for each setting with which a run makes too few updates.
 
     Args:

@@ -193,8 +193,8 @@ def fill_defaults(config: Any, data: RunData) -> Any:
     Raises:
         ValueError: a flag does not fit the data or another flag; the message names it.
     """
-    windows = {"adaptive": 8, "randomized": 8}
-    k2 = config.k2 or windows.get(config.estimator, 2) * config.k1
+    multiple = 8 if config.estimator in ("adaptive", "randomized") else 2
+    k2 = config.k2 or multiple * config.k1
     batch, most = config.batch or default_batch(data, k2, config.devices), largest_batch(data)
     if batch > most:
         what = "recordings" if config.task == "classify" else "rows"

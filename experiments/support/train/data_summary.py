@@ -8,7 +8,7 @@ from experiments.support.train.data import RunData
 from experiments.support.train.row_labels import RowLabels
 from tbptt.data import Source, part
 from tbptt.data.tables.bad_samples import good_rows, times_of
-from tbptt.data.tables.recordings import shown
+from tbptt.data.tables.recordings import time_text
 from tbptt.fit.progress import duration
 
 BLOCK = 1 << 16  # rows read at once
@@ -55,7 +55,7 @@ def _first_and_last(rows: Source) -> list[str] | None:
         for at in (begin, end - 1):
             one = times_of(rows, int(at), int(at) + 1)
             times += [] if one is None or np.isnan(one[0]) else [one[0]]
-    return [shown(min(times)), shown(max(times))] if times else None
+    return [time_text(min(times)), time_text(max(times))] if times else None
 
 
 def _shown_step(step: Any) -> str | None:

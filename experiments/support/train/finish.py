@@ -10,11 +10,12 @@ import numpy as np
 
 import tbptt
 from experiments.support.common import run_folder
+from experiments.support.common.json_file import finite_or_none
 from experiments.support.train import result as run_result
 from experiments.support.train.data import RunData
 from experiments.support.train.processes import is_first, print_line
 from experiments.support.train.report import write_report
-from experiments.support.train.result import lower_is_better
+from experiments.support.train.result import checkpoint_metric
 from experiments.support.train.setup import Setup, params_of
 from tbptt.checkpoints import Checkpoints
 from tbptt.fit.metrics_file import Row, read_rows
@@ -36,7 +37,9 @@ def best_seed(
         run_result.score_rows(data, setup.model, one, first, stop, config.k2).result()
         for one in params
     ]
-    ranked = [float("inf") if (value := lower_is_better(one)) is None else value for one in scores]
+    ranked = [
+        float("inf") if (value := checkpoint_metric(one)) is None else value for one in scores
+    ]
     best = ranked.index(min(ranked))
     return scores[best], best, params[best]
 
@@ -70,7 +73,7 @@ def finish(
         return {"folder": str(folder)}
     valid, seed, params = best_seed(config, data, setup, used)
     more = {
-        **{f"valid_{name}": run_result.number(value) for name, value in valid.items()},
+        **{f"valid_{name}": finite_or_none(value) for name, value in valid.items()},
         "updates": int(np.max(jax.device_get(state.step))),
         "steps_per_second": steps_per_second(read_rows(folder / "metrics.jsonl")),
         "seed": seed if config.seeds > 1 else config.seed,
@@ -97,13 +100,15 @@ def lines(summary: dict[str, Any]) -> list[str]:
     unit = f" (in units of {summary['target']})" if metric == "rmse" else ""
     names = (metric, "mae") if metric == "rmse" else (metric,)
 
-    def shown(prefix: str, errors: dict[str, Any]) -> str:
+    def errors_text(prefix: str, errors: dict[str, Any]) -> str:
         values = [
             f"{name} {errors[prefix + name]:.4g}" for name in names if prefix + name in errors
         ]
         return "  ".join(values)
 
-    found = [f"valid  {shown('valid_', summary)}{unit}"] if f"valid_{metric}" in summary else []
-    found.append(f"test   {shown('test_', summary)}{unit}")
-    found.append(f"test   {shown('', summary['baselines'][base])}{unit}: baseline, {base}")
+    found = (
+        [f"valid  {errors_text('valid_', summary)}{unit}"] if f"valid_{metric}" in summary else []
+    )
+    found.append(f"test   {errors_text('test_', summary)}{unit}")
+    found.append(f"test   {errors_text('', summary['baselines'][base])}{unit}: baseline, {base}")
     return found

@@ -192,7 +192,7 @@ def _losses(
         text += (
             f" The loss is the squared error divided by the variance of {task['target']}. "
             "Predicting the mean has a loss of about 1, "
-            f"an RMSE of {report_figures.shown(scale)} in units of {task['target']}."
+            f"an RMSE of {report_figures.short_number(scale)} in units of {task['target']}."
         )
     return f"<p>{html.escape(text)}</p>{picture}"
 
@@ -255,7 +255,7 @@ def _metric_in(valid: list[Row]) -> str:
 
 
 def _figure(value: float | None) -> str:
-    return "not finite" if value is None else report_figures.shown(value)
+    return "not finite" if value is None else report_figures.short_number(value)
 
 
 def _big(*tiles: tuple[str, str, str]) -> str:

@@ -176,7 +176,7 @@ def display_name(metric: str) -> str:
     return short.get(metric, metric.replace("_", " ").replace("rmse", "RMSE"))
 
 
-def shown(value: float) -> str:
+def short_number(value: float) -> str:
     """Return a number with three digits: 2.60, 0.0123, 12,300."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".removesuffix(".")
 

@@ -12,7 +12,7 @@ import numpy as np
 from experiments.support.common import page
 from experiments.support.train import report_figures
 from experiments.support.train.report_figures import Line
-from tbptt.data.tables.recordings import shown
+from tbptt.data.tables.recordings import time_text
 
 SHOWN = 400  # symbols of a text
 MOST_ROWS = 200  # most rows of a segment of forecasts
@@ -163,9 +163,9 @@ def _title(name: str, found: Forecasts, segment: slice, squares: np.ndarray) -> 
     group = "" if found.groups is None else f" of group {found.groups[segment.start]}"
     error = np.sqrt(np.nanmean(squares[segment]))
     first = found.at[segment.start, -1]
-    since = "" if first.dtype.kind == "i" else f", from {shown(first)}"
+    since = "" if first.dtype.kind == "i" else f", from {time_text(first)}"
     title = f"{name}{' segment' if name != 'All' else ''}{group}{since}"
-    return f"{title}: RMSE {report_figures.shown(error)}"
+    return f"{title}: RMSE {report_figures.short_number(error)}"
 
 
 def _segments(found: Forecasts) -> list[slice]:
@@ -196,7 +196,8 @@ def _by_group(found: Forecasts, squares: np.ndarray) -> str:
     ]
     rows.sort(key=lambda row: -row[1])
     table = [
-        (group, report_figures.shown(error), f"{count:,}") for group, error, count in rows[:12]
+        (group, report_figures.short_number(error), f"{count:,}")
+        for group, error, count in rows[:12]
     ]
     more = f"<p class=note>And {len(rows) - 12} groups with less.</p>" if len(rows) > 12 else ""
     return "<h2>By group</h2>" + page.table(("group", "test RMSE", "rows"), table) + more

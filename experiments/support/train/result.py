@@ -1,6 +1,5 @@
 """Score a run on its held-out parts, and compute the baselines and the summary."""
 
-import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.support.common.json_file import finite_or_none
 from experiments.support.train.data import RunData
 from experiments.support.train.data_summary import about_data
 from experiments.support.train.forecast_baselines import forecast_scores
@@ -69,7 +69,7 @@ def metric_name(data: RunData) -> str:
     return "accuracy" if isinstance(data.task, Classify) else "bits_per_byte"
 
 
-def lower_is_better(numbers: Mapping[str, float]) -> float | None:
+def checkpoint_metric(numbers: Mapping[str, float]) -> float | None:
     """Return the metric that a checkpoint stores: the metric itself, or 1 - accuracy.
 
     None if there is none.
@@ -80,7 +80,7 @@ def lower_is_better(numbers: Mapping[str, float]) -> float | None:
     )
 
 
-def shown(errors: Mapping[str, float]) -> dict[str, float]:
+def logged_errors(errors: Mapping[str, float]) -> dict[str, float]:
     """Return the errors that a validation logs, all except the standardised ones."""
     return {name: value for name, value in errors.items() if "standardised" not in name}
 
@@ -141,7 +141,7 @@ def summary_of(
     tested = {name: None, **score.result()}
     return {
         "metric": name,
-        **{f"test_{key}": number(value) for key, value in tested.items()},
+        **{f"test_{key}": finite_or_none(value) for key, value in tested.items()},
         "baseline": best,
         "baselines": base,
         "horizons": horizons,
@@ -164,10 +164,5 @@ def _by_horizon(score: Score, others: Mapping[str, Score]) -> list[dict[str, flo
         names = ("horizon", "rmse", "mae", "scored")
         errors = {name: other.by_horizon()[i].get("rmse") for name, other in others.items()}
         found = {name: own.get(name) for name in names} | errors
-        rows.append({key: number(value) for key, value in found.items()})
+        rows.append({key: finite_or_none(value) for key, value in found.items()})
     return rows
-
-
-def number(value: float | int | None) -> float | int | None:
-    """Return None for NaN and infinity, which JSON does not have."""
-    return value if value is not None and math.isfinite(value) else None
