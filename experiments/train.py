@@ -227,9 +227,12 @@ def main(config: Config, stop: Stop) -> dict[str, Any]:
             about = {"stopped": stop.name, "updates": updates}
             return {**about, "folder": str(folder), "resume": command}
         if ended.reason == "patience":
+            limit = (
+                "half of the run" if config.patience is None else f"--patience {config.patience}"
+            )
             print_line(
-                f"Ended early after update {updates}: no better validation within "
-                f"--patience. To train longer: {command} --patience 0"
+                f"Ended early after update {updates}: no better validation within {limit}. To "
+                f"train longer: {command} --patience 0"
             )
         return finish(config, data, setup, folder, checkpoints, ended.state)
 

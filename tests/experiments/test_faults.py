@@ -42,7 +42,7 @@ def go(*flags, capsys=None):
 def test_a_run_resumes_with_its_own_flags_only(capsys, tmp_path):
     status, out, _ = go(*WAVES, *SMALL, "--epochs", 1, "--out", "run", capsys=capsys)
     summary = last(out)
-    assert status == 0 and {"test_rmse", "baseline", "steps_per_second", "checkpoint"} <= set(
+    assert status == 0 and {"test_rmse", "baseline", "time_steps_per_second", "checkpoint"} <= set(
         summary
     )
     assert (

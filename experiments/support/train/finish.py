@@ -44,7 +44,7 @@ def best_seed(
     return scores[best], best, params[best]
 
 
-def steps_per_second(rows: list[Row]) -> float | None:
+def time_steps_per_second(rows: list[Row]) -> float | None:
     """Return the median over the log lines, except the first of a process, which compiles."""
     first, rates = True, {True: [], False: []}
     for row in rows:
@@ -75,7 +75,7 @@ def finish(
     more = {
         **{f"valid_{name}": finite_or_none(value) for name, value in valid.items()},
         "updates": int(np.max(jax.device_get(state.step))),
-        "steps_per_second": steps_per_second(read_rows(folder / "metrics.jsonl")),
+        "time_steps_per_second": time_steps_per_second(read_rows(folder / "metrics.jsonl")),
         "seed": seed if config.seeds > 1 else config.seed,
         "checkpoint": str(
             folder / "checkpoints" / f"step_{int(np.max(jax.device_get(used.step))):09d}"

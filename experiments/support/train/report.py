@@ -243,7 +243,9 @@ def _footer(folder: Path, summary: dict[str, Any]) -> str:
         else ""
     )
     speed = (
-        f"; {summary['steps_per_second']:,.0f} steps/s" if summary.get("steps_per_second") else ""
+        f"; {summary['time_steps_per_second']:,.0f} steps/s"
+        if summary.get("time_steps_per_second")
+        else ""
     )
     return f"{folder}{machine}{speed}."
 
