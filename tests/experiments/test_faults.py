@@ -23,12 +23,14 @@ from tbptt.checkpoints import Checkpoints, finished
 from tbptt.checkpoints import format as checkpoint_format
 from tbptt.fit import loop
 from tbptt.fit.stopping import Stop
-from tests.support.train_run import CELL, SMALL, WAVES, last, waves_in_float32
+from tests.support.train_run import CELL, SMALL, WAVES, float32_in, last, write_waves
 
 
 @pytest.fixture(autouse=True)
 def setting(tmp_path, monkeypatch):
-    yield from waves_in_float32(tmp_path, monkeypatch)
+    with float32_in(tmp_path, monkeypatch):
+        write_waves()
+        yield
 
 
 def go(*flags, capsys=None):

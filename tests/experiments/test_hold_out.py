@@ -16,7 +16,7 @@ from experiments.support.train.data import open_data, training_stream
 from experiments.support.train.params import load_params, model_of
 from experiments.support.train.result import warm_up
 from experiments.support.train.task import from_json
-from tests.support.train_run import go, last
+from tests.support.train_run import float32_in, go, last
 
 PEOPLE, STEPS = ("7", "8", "9", "10", "11"), 60
 RNG = np.random.default_rng(0)
@@ -40,17 +40,10 @@ HELD = ["--hold-out", "person=9,10"]
 
 @pytest.fixture(autouse=True)
 def setting(tmp_path, monkeypatch):
-    """Run programs in float32 and in a temporary folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TBPTT_DATA", str(tmp_path / "cache"))
-    monkeypatch.setattr(
-        "experiments.support.train.finish.write_report", lambda folder: folder / "report.html"
-    )
-    ROWS.write_csv("panel.csv")
-    TRIALS.write_csv("trials.csv")
-    jax.config.update("jax_enable_x64", False)
-    yield
-    jax.config.update("jax_enable_x64", True)
+    with float32_in(tmp_path, monkeypatch):
+        ROWS.write_csv("panel.csv")
+        TRIALS.write_csv("trials.csv")
+        yield
 
 
 def parsed(*flags):

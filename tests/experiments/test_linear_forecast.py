@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import scipy.linalg
@@ -19,19 +18,13 @@ from experiments.support.train.linear import (
 )
 from experiments.support.train.linear_fit import fit_linear
 from tbptt.data import Span, forecast_batches
-from tests.support.train_run import go, last
+from tests.support.train_run import float32_in, go, last
 
 
 @pytest.fixture(autouse=True)
 def setting(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TBPTT_DATA", str(tmp_path / "cache"))
-    monkeypatch.setattr(
-        "experiments.support.train.finish.write_report", lambda folder: folder / "report.html"
-    )
-    jax.config.update("jax_enable_x64", False)
-    yield
-    jax.config.update("jax_enable_x64", True)
+    with float32_in(tmp_path, monkeypatch):
+        yield
 
 
 class Rows:

@@ -2,12 +2,14 @@
 
 import pytest
 
-from tests.support.train_run import WAVES, go, waves_in_float32
+from tests.support.train_run import WAVES, float32_in, go, write_waves
 
 
 @pytest.fixture(autouse=True)
 def setting(tmp_path, monkeypatch):
-    yield from waves_in_float32(tmp_path, monkeypatch)
+    with float32_in(tmp_path, monkeypatch):
+        write_waves()
+        yield
 
 
 REFUSED = {

@@ -1,5 +1,6 @@
 """Run experiments.train in this process."""
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,20 +20,27 @@ SMALL = [
 WAVES = ["--data", "waves.npy", "--target", 0]
 
 
-def waves_in_float32(tmp_path: Path, monkeypatch: Any) -> Iterator[None]:
-    """Run programs in float32 and in a temporary folder with waves.npy and waves.csv."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TBPTT_DATA", str(tmp_path / "cache"))
+@contextlib.contextmanager
+def float32_in(folder: Path, monkeypatch: Any) -> Iterator[None]:
+    """Run programs in float32 and in a folder, without their reports, which have own tests."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("TBPTT_DATA", str(folder / "cache"))
     monkeypatch.setattr(
         "experiments.support.train.finish.write_report", lambda folder: folder / "report.html"
-    )  # has its own tests
+    )
+    jax.config.update("jax_enable_x64", False)  # in all threads, also those that read ahead
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", True)
+
+
+def write_waves() -> None:
+    """Write waves.npy and waves.csv, two columns of 800 rows."""
     t = np.arange(800)
     waves = np.stack([np.sin(t / 5), np.cos(t / 7)], axis=1)
     np.save("waves.npy", waves)
     np.savetxt("waves.csv", waves, delimiter=",", header="a,b", comments="")
-    jax.config.update("jax_enable_x64", False)
-    yield
-    jax.config.update("jax_enable_x64", True)
 
 
 def go(capsys: Any, *flags: object) -> tuple[int, str, str]:
