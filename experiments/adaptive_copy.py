@@ -4,9 +4,8 @@
     python -m experiments.adaptive_copy --quick    under 2 minutes: one seed, fewer rows
 
 Aicher, Foti and Fox (UAI 2019) report: of the fixed windows TBPTT(K, 2K - 1), K = 5 stays near a
-test perplexity of 1.65,
-and K >= 10 falls below 1.1; windows chosen by a tolerance delta of .9, .5, .1 end near 1.02 to
-1.03.
+test perplexity of 1.65, and K >= 10 falls below 1.1; windows chosen by a tolerance delta of .9, .5,
+.1 end near 1.02 to 1.03.
 
 A memoryless model that knows the position has a perplexity of 4^(9/20) = 1.87 on this task. K = 5
 is memoryless, too: the streams of the published program end with repeated beginnings of periods

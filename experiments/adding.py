@@ -152,16 +152,7 @@ def draw(data: dict[str, Any], folder: Path) -> None:
         2, title="Adding problem, LSTM and Elman network of 8 units", width=6.0
     )
     for index, (name, curve) in enumerate(data["curves"].items()):
-        losses = np.asarray(curve["losses"], float)
-        axes[0].plot(curve["updates"], np.median(losses, axis=0), label=name, **style.line(index))
-        axes[0].fill_between(
-            curve["updates"],
-            losses.min(0),
-            losses.max(0),
-            color=style.COLORS[index],
-            alpha=0.15,
-            lw=0,
-        )
+        style.median_and_range(axes[0], curve["updates"], curve["losses"], index, name)
     targets.bound(axes[0], data["targets"][0])
     axes[0].set(yscale="log", xlabel="updates (32 new sequences each)", ylabel="mean squared error")
     axes[0].set_title("T = 100, full BPTT: median and range of the seeds", fontsize=10)

@@ -4,12 +4,10 @@
     python -m experiments.char_lm --quick    under 60 seconds, too short for good scores
 
 Five of the 38 plays are held out: two for the comparison of windows (k1 = k2, at equal updates),
-and three for the test of
-LSTMs of one and two layers with dropout. Expected: fewer bits per character than an interpolated
-Kneser-Ney n-gram with
-contexts of 5 characters, which has 2.18 on the same plays; and a window of 2 steps is worse than a
-longer one. A sample of
-generated text is in the summary and in sample.txt.
+and three for the test of LSTMs of one and two layers with dropout. Expected: fewer bits per
+character than an interpolated Kneser-Ney n-gram with contexts of 5 characters, which has 2.18 on
+the same plays; and a window of 2 steps is worse than a longer one. A sample of generated text is in
+the summary and in sample.txt.
 """
 
 import dataclasses

@@ -9,10 +9,9 @@ settings of one chorale are in the same part. The score is the negative log-like
 nats, summed over 46 independent notes.
 
 Expected: a score below those of note frequencies, of each note's own previous step, and of a
-logistic regression on all
-notes of the previous step; and a long window is better than a short one. The split is not the
-published JSB split, so the
-scores do not compare with those of papers. A generated piece is written to chorale.mid.
+logistic regression on all notes of the previous step; and a long window is better than a short one.
+The split is not the published JSB split, so the scores do not compare with those of papers. A
+generated piece is written to chorale.mid.
 """
 
 import dataclasses

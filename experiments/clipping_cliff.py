@@ -3,16 +3,12 @@
     python -m experiments.clipping_cliff            about 20 seconds on two cores
 
 Expected: on x' = w sigmoid(x) + b, 50 steps, E = (sigmoid(x_50) - 0.7)^2, the largest |dE/dw| on
-the grid is 1754 (finite
-differences over the grid give 74.3) and the median is 0.022; about a fifth of the plain gradient
-descents make a step
-longer than 1. A clipped step is at most lr G_max = 0.02 long by construction, so the benefit of
-clipping is measured by
-where the descents end. For starts whose plain descent makes a long step, the median error is 15
-times lower with
-clipping, but no fewer descents end at an error above 0.3. g* has the direction of g and norm G_max
-to rounding. After
-Pascanu, Mikolov and Bengio 2013.
+the grid is 1754 (finite differences over the grid give 74.3) and the median is 0.022. About a fifth
+of the plain gradient descents make a step longer than 1. A clipped step is at most
+lr max_norm = 0.02 long by construction, so the benefit of clipping is measured by where the
+descents end. For starts whose plain descent makes a long step, the median error is 15 times lower
+with clipping, but no fewer descents end at an error above 0.3. g* has the direction of g and norm
+max_norm to rounding. After Pascanu, Mikolov and Bengio 2013.
 """
 
 import dataclasses
@@ -27,16 +23,16 @@ import optax
 
 from experiments.support.common import program, style, targets
 from experiments.support.lecture.cliff import descend, final_errors, surface
-from experiments.support.lecture.clipping_sweep import sweep_g_max
+from experiments.support.lecture.clipping_sweep import sweep_max_norm
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(program.Common):
-    """The error surface, two descents over it, and a sweep of G_max on a training run."""
+    """The error surface, two descents over it, and a sweep of max_norm on a training run."""
 
     lr: float = 0.1
     """learning rate of the descents on the surface"""
-    g_max: float = 0.2
+    max_norm: float = 0.2
     """norm at which the gradients of the clipped descent are clipped"""
     updates: int = 600
     """updates of each run of the sweep"""
@@ -68,7 +64,7 @@ def measure(config: Config) -> dict[str, Any]:
     points = (27, 19) if config.quick else (53, 37)
     axes = np.linspace(4.2, 6.8, points[0]), np.linspace(-2.95, -2.05, points[1])
     starts = np.stack(np.meshgrid(*axes), -1).reshape(-1, 2)
-    paths = descend(config.lr, (math.inf, config.g_max), starts, 60)
+    paths = descend(config.lr, (math.inf, config.max_norm), starts, 60)
     longest = [np.max(np.linalg.norm(np.diff(p, axis=1), axis=2), axis=1) for p in paths]
     leaps = longest[0] > 1
     ends = final_errors(paths)
@@ -82,9 +78,9 @@ def measure(config: Config) -> dict[str, Any]:
     shown = int(np.argmax(first))
     free, held = paths[0][shown, : first[shown] + 2], paths[1][shown]
     norm_error, direction_error = identity_error()
-    rows = sweep_g_max(60 if config.quick else config.updates, config.seed)
+    rows = sweep_max_norm(60 if config.quick else config.updates, config.seed)
     best = min((r for r in rows if r["loss"] is not None), key=lambda r: r["loss"])
-    unclipped = next(r for r in rows if r["g_max"] is None)
+    unclipped = next(r for r in rows if r["max_norm"] is None)
     return {
         "ws": ws[::4].tolist(),
         "bs": bs[::4].tolist(),
@@ -92,7 +88,7 @@ def measure(config: Config) -> dict[str, Any]:
         "free": free.tolist(),
         "held": held.tolist(),
         "sweep": rows,
-        "g_max": config.g_max,
+        "max_norm": config.max_norm,
         "claims": [
             program.claim(
                 6,
@@ -111,8 +107,9 @@ def measure(config: Config) -> dict[str, Any]:
                 f"fraction of {len(starts)} plain descents with a step longer than 1; length of "
                 f"the longest clipped step",
                 f"{leaps.mean():.3f}; {longest[1].max():.4f}",
-                f"above 0.1; at most lr G_max = {config.lr * config.g_max:.4g}, by construction",
-                leaps.mean() > 0.1 and longest[1].max() <= config.lr * config.g_max * 1.001,
+                f"above 0.1; at most lr max_norm = {config.lr * config.max_norm:.4g}, "
+                "by construction",
+                leaps.mean() > 0.1 and longest[1].max() <= config.lr * config.max_norm * 1.001,
             ),
             program.claim(
                 6,
@@ -128,7 +125,7 @@ def measure(config: Config) -> dict[str, Any]:
             ),
             program.claim(
                 6,
-                "clipping keeps the direction (1 - cosine) and sets the norm to G_max (relative "
+                "clipping keeps the direction (1 - cosine) and sets the norm to max_norm (relative "
                 "error)",
                 f"{direction_error:.1e}; {norm_error:.1e}",
                 "below 1e-6",
@@ -136,12 +133,12 @@ def measure(config: Config) -> dict[str, Any]:
             ),
             program.claim(
                 6,
-                "a training run: median loss of the last 50 updates at the best G_max; without "
+                "a training run: median loss of the last 50 updates at the best max_norm; without "
                 "clipping",
-                f"{best['loss']:.1e} at G_max = {best['g_max']}; "
+                f"{best['loss']:.1e} at max_norm = {best['max_norm']}; "
                 + targets.number(unclipped["loss"]),
                 "lower with clipping",
-                best["g_max"] is not None
+                best["max_norm"] is not None
                 and (unclipped["loss"] is None or best["loss"] < unclipped["loss"]),
             ),
         ],
@@ -157,7 +154,7 @@ def draw(data: dict[str, Any], folder: Path) -> None:
     figure.colorbar(image, ax=axes[0], label="error E")
     curves = (
         ("free", "without clipping", 1),
-        ("held", f"clipped at {data['g_max']} (same start)", 3),
+        ("held", f"clipped at {data['max_norm']} (same start)", 3),
     )
     for name, label, index in curves:
         path = np.array(data[name])
@@ -186,7 +183,9 @@ def draw(data: dict[str, Any], folder: Path) -> None:
     ):
         heights = [limit if r[name] is None else min(r[name], limit) for r in rows]
         axes[1].plot(places, heights, marker=style.MARKERS[index], label=label, **style.line(index))
-    labels = ["none" if r["g_max"] is None else f"{r['g_max']}\n{r['clipped']:.0%}" for r in rows]
+    labels = [
+        "none" if r["max_norm"] is None else f"{r['max_norm']}\n{r['clipped']:.0%}" for r in rows
+    ]
     axes[1].set_xticks(places, labels, fontsize=9)
     axes[1].set(
         xlabel="G$_{max}$, and the fraction of updates clipped",

@@ -148,18 +148,7 @@ def draw(data: dict[str, Any], folder: Path) -> None:
     rows = data["results"]["rows"]
     for index, row in enumerate(rows[:2]):
         curve = data["curves"][f"{row['cell']}, k2 = {row['k2']}"]
-        losses = np.asarray(curve["losses"], float)
-        axes[0].plot(
-            curve["updates"], np.median(losses, axis=0), label=row["cell"], **style.line(index)
-        )
-        axes[0].fill_between(
-            curve["updates"],
-            losses.min(0),
-            losses.max(0),
-            color=style.COLORS[index],
-            alpha=0.15,
-            lw=0,
-        )
+        style.median_and_range(axes[0], curve["updates"], curve["losses"], index, row["cell"])
     for level, text, dash in (
         (MEMORYLESS, "memoryless: 8/12 log 2", "-."),
         (BEST, "optimal: 7/12 log 2", ":"),

@@ -177,16 +177,7 @@ def draw(data: dict[str, Any], folder: Path) -> None:
     """Draw the losses over training by delay, and the recall by window."""
     figure, axes = style.panels(2, title=f"Copy memory: {S} symbols of {A}, LSTM", width=6.0)
     for index, (name, curve) in enumerate(data["curves"].items()):
-        losses = np.asarray(curve["losses"], float)
-        axes[0].plot(curve["updates"], np.median(losses, axis=0), label=name, **style.line(index))
-        axes[0].fill_between(
-            curve["updates"],
-            losses.min(0),
-            losses.max(0),
-            color=style.COLORS[index],
-            alpha=0.12,
-            lw=0,
-        )
+        style.median_and_range(axes[0], curve["updates"], curve["losses"], index, name)
     axes[0].axhline(1, color=style.GREY, lw=1, ls=":")
     axes[0].set(
         xlabel=f"updates ({BATCH} new sequences each)",

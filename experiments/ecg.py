@@ -4,16 +4,12 @@
     python -m experiments.ecg --quick    under 60 seconds, too short for conclusions
 
 The recording has 28.8 seconds: 40,000 steps for training, 8,000 for validation, 11,040 for the
-test. All nine channels are
-forecast 8, 16, 32 and 64 steps ahead (4 to 31 ms) at once. A ridge regression uses the last k
-samples of all nine
-channels, at most 64 per channel, with the penalty chosen on the validation part. An LSTM, whose
-input is the sample and
-its differences from the previous seven, is trained by TBPTT(k, k) for several k, in two forms:
-alone, and on the residuals
+test. All nine channels are forecast 8, 16, 32 and 64 steps ahead (4 to 31 ms) at once. A ridge
+regression uses the last k samples of all nine channels, at most 64 per channel, with the penalty
+chosen on the validation part. An LSTM, whose input is the sample and its differences from the
+previous seven, is trained by TBPTT(k, k) for several k, in two forms: alone, and on the residuals
 of the best ridge by validation. All networks train for the same CPU seconds, in turns. Each keeps
-its best parameters by
-validation after any pass, as the ridge keeps its best penalty.
+its best parameters by validation after any pass, as the ridge keeps its best penalty.
 
 On the test part, the best network by validation is compared with the ridge of the same k or the
 best ridge by validation, whichever is better there. No result is certain: the heart beats
@@ -142,7 +138,7 @@ def measure(config: Config) -> dict[str, Any]:
     )
     linear = min(base["ridge"], key=lambda row: row["valid_mse"])
     show(rows, base)
-    same = next((row for row in base["ridge"] if row["reach"] == best["k"]), linear)
+    same = next((row for row in base["ridge"] if row["order"] == best["k"]), linear)
     rival = min(linear, same, key=lambda row: row["test_mse"])
     target = expectation(best, alone, rival)
     return {
@@ -156,7 +152,7 @@ def measure(config: Config) -> dict[str, Any]:
             "baselines": base,
             "chosen": best["name"],
             "chosen_alone": alone["name"],
-            "chosen_ridge": rival["reach"],
+            "chosen_ridge": rival["order"],
             "verdict": "better" if target["reached"] else "no better",
         },
     }
@@ -173,7 +169,7 @@ def expectation(best: dict[str, Any], alone: dict[str, Any], rival: dict[str, An
         [mse / against for mse in best["test_mse"]],
         at_most=0.999,
         of=targets.largest,
-        because=f"ridge AR({rival['reach']}) of all nine channels has {against:.4f}; "
+        because=f"ridge AR({rival['order']}) of all nine channels has {against:.4f}; "
         f"{alone['name']}, has {by_itself:.4f}",
         otherwise=f"The network has {targets.median(best['test_mse']):.4f} and the linear forecast "
         f"{against:.4f} on the last "
@@ -199,7 +195,7 @@ def show(rows: list[dict[str, Any]], base: dict[str, Any]) -> None:
     )
     linear = [
         (
-            f"ridge AR({r['reach']}), {r['lags']} lags",
+            f"ridge AR({r['order']}), {r['lags']} lags",
             f"{r['valid_mse']:.4f}",
             f"{r['test_mse']:.4f}",
         )

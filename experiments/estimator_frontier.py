@@ -139,7 +139,7 @@ def adaptive_estimators(problem: Problem, quick: bool) -> dict[str, tbptt.Estima
 
 
 def compare(
-    problem: Problem, compared: dict[str, tbptt.Estimator], piece: int | None, config: Config
+    problem: Problem, compared: dict[str, tbptt.Estimator], segment: int | None, config: Config
 ) -> list[EstimatorRow]:
     """Compare estimators on a problem."""
     return tbptt.diagnostics.compare_estimators(
@@ -148,7 +148,7 @@ def compare(
         problem.carry,
         problem.batch,
         reference=tbptt.full_bptt(problem.loss_fn),
-        segment=piece,
+        segment=segment,
         key=jax.random.key(config.seed + 2),
         draws=config.draws,
         repeats=3,

@@ -3,12 +3,10 @@
     python -m experiments.finite_precision            about 20 seconds on two cores
 
 Expected: 1.01^n overflows at n = log(largest) / log(1.01), 8,917 steps in float32. In bfloat16 it
-overflows at 12,288
-steps, 7.8 % later, because each step adds between 1 and 2 units in the last place and bfloat16
-rounds this to 1 or 2.
-0.99^n no longer changes a float32 parameter long before it is 0. A training run whose only gradient
-comes from 200 steps
-back changes no parameter in float16, bfloat16 and float32, and learns in float64.
+overflows at 12,288 steps, 7.8 % later, because each step adds between 1 and 2 units in the last
+place and bfloat16 rounds this to 1 or 2. 0.99^n no longer changes a float32 parameter long before
+it is 0. A training run whose only gradient comes from 200 steps back changes no parameter in
+float16, bfloat16 and float32, and learns in float64.
 """
 
 import dataclasses

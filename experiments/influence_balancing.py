@@ -4,12 +4,9 @@
     python -m experiments.influence_balancing --quick    under 30 seconds
 
 Expected: the derivative by TBPTT(k1, k2) equals the closed form to 1e-9 at every (k1, k2), and has
-the wrong sign for all
-k1 = k2 < 110 and for k1 = 1 with k2 < 41. In online training from theta = 0.5 (theta* = -1/6),
-TBPTT(10, 100), RTRL, UORO
-and ARTBP converge, and TBPTT(100, 100) and TBPTT(10, 10) move away or diverge.
-`experiments.staleness` measures the stable
-learning rates.
+the wrong sign for all k1 = k2 < 110 and for k1 = 1 with k2 < 41. In online training from theta =
+0.5 (theta* = -1/6), TBPTT(10, 100), RTRL, UORO and ARTBP converge, and TBPTT(100, 100) and
+TBPTT(10, 10) move away or diverge. `experiments.staleness` measures the stable learning rates.
 """
 
 import dataclasses

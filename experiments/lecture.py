@@ -4,10 +4,8 @@
     python -m experiments.lecture --quick    at most 90 CPU seconds
 
 Expected: all twelve claims hold. The page, lecture.html, contains its figures; the summary has its
-absolute path. If a
-claim does not hold, stderr and the summary name it, and the exit status is 1. The page and the
-summary are written in
-either case.
+absolute path. If a claim does not hold, stderr and the summary name it, and the exit status is 1.
+The page and the summary are written in either case.
 """
 
 import dataclasses
@@ -69,11 +67,10 @@ CHAPTERS = (
     (
         clipping_cliff,
         "Clipping (claim 6)",
-        "If the norm of a gradient g exceeds G_max, it is replaced by G_max g / ‖g‖, which has the "
-        "same direction and norm "
-        "G_max. A clipped step is short by construction. Whether descents end at a lower error is "
+        "If the norm of a gradient g exceeds max_norm, it is replaced by max_norm g / ‖g‖, which has "
+        "the same direction and norm max_norm. A clipped step is short by construction. Whether descents end at a lower error is "
         "measured: most do, but not "
-        "from every start. G_max is an engineering choice; the sweep shows how much it matters.",
+        "from every start. max_norm is an engineering choice; the sweep shows how much it matters.",
     ),
     (
         gates,

@@ -3,10 +3,9 @@
     python -m experiments.lyapunov            about 30 seconds on two cores
 
 Expected: at the fixed point 0 of a tanh network, where it is linear, the spectrum is
-log|eigenvalues of W|. Without
-input, the largest exponent of a network of gain g < 1 is near log g, and inputs lower the
-exponents. The lag at which 1 %
-of the gradient is left is the one that the largest exponent predicts.
+log|eigenvalues of W|. Without input, the largest exponent of a network of gain g < 1 is near log g,
+and inputs lower the exponents. The lag at which 1 % of the gradient is left is the one that the
+largest exponent predicts.
 """
 
 import dataclasses

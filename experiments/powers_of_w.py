@@ -3,10 +3,8 @@
     python -m experiments.powers_of_w            about 10 seconds on two cores
 
 Expected: without a nonlinearity the growth rate of ||h_n|| and of ||dh_n/dh_0|| converges to
-log(spectral radius) and
-never exceeds log(sigma_max) per step; 1.01^1000 is 2.1e4. With tanh, gradients vanish below gain 1
-and explode above it,
-unless inputs saturate the units.
+log(spectral radius) and never exceeds log(sigma_max) per step; 1.01^1000 is 2.1e4. With tanh,
+gradients vanish below gain 1 and explode above it, unless inputs saturate the units.
 """
 
 import dataclasses

@@ -38,14 +38,14 @@ import tbptt
 from experiments.support.common.console import console
 from experiments.support.common.json_file import read_config
 from experiments.support.common.unroll_choice import choose_unroll, print_unroll
+from experiments.support.train.mean_log_probabilities import initial_mean
 from experiments.support.train.model import Model
 from experiments.support.train.params import load_params, model_of
 from experiments.support.train.predicting import Score, predict_blocks
 from experiments.support.train.prediction_file import PredictionFile
 from experiments.support.train.prediction_steps import open_for
-from experiments.support.train.reading import Reading
+from experiments.support.train.table_flags import TableFlags
 from experiments.support.train.task import Classify, Forecast, Task, from_json
-from experiments.support.train.votes import no_votes
 from tbptt.data import DataUnavailable, Source, SourceChanged
 from tbptt.fit.progress import Pace, Status, make_view
 
@@ -86,11 +86,9 @@ def main(config: Config) -> dict[str, Any]:
     unroll = settings.get("unroll", "scan")
     model = model_of(config.run, task, settings, choose_unroll(unroll))
     print_unroll(unroll)
-    reading = Reading.of(settings)
-    reading = reading._replace(
-        missing=config.missing or reading.missing, sort=config.sort or reading.sort
-    )
-    source = open_for(task, [config.data], config.score, reading=reading)
+    flags = TableFlags.of(settings)
+    flags = flags._replace(missing=config.missing or flags.missing, sort=config.sort or flags.sort)
+    source = open_for(task, [config.data], config.score, flags=flags)
     name = config.data.name.removesuffix(".gz").removesuffix(".zst")
     out = config.out or config.run / f"predictions-{Path(name).stem}.csv"
     carry_out = config.carry_out
@@ -124,9 +122,9 @@ def _carry(config: Config, model: Model, task: Task) -> Any:
         return None
     like = model.cell.initial_carry((1,))
     if model.linear is not None and isinstance(task, Forecast):
-        like = like, np.zeros((model.linear.reach - 1, len(task.columns)), np.float32)
+        like = like, np.zeros((model.linear.order - 1, len(task.columns)), np.float32)
     if isinstance(task, Classify) and task.answer == "every":
-        like = like, no_votes(task.outputs)
+        like = like, initial_mean(task.outputs)
     return tbptt.load(config.carry_in, like)
 
 

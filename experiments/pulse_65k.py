@@ -4,17 +4,16 @@
     python -m experiments.pulse_65k --quick    under 60 seconds, too short for conclusions
 
 The sequence is 8.5 minutes of the sensor at 128 Hz, which an LSTM forecasts 32 steps ahead. Its
-forget gates start with time scales of 1 to 250 steps, some two heartbeats. The
-program first measures the cost of one full gradient, without and with memory plans that
-rematerialise intermediates. It then trains by full BPTT, planned to fit into 2 MiB, which makes one
-update per pass over the sequence, and by TBPTT(k1, k2), which makes one every k1 steps. All runs
-have the same CPU seconds, in turns.
+forget gates start with time scales of 1 to 250 steps, some two heartbeats. The program first
+measures the cost of one full gradient, without and with memory plans that rematerialise
+intermediates. It then trains by full BPTT, planned to fit into 2 MiB, which makes one update per
+pass over the sequence, and by TBPTT(k1, k2), which makes one every k1 steps. All runs have the same
+CPU seconds, in turns.
 
 Expected: the planned gradient is equal to rounding, with a tenth of the bytes and at most 1.5 times
-the seconds. At equal
-seconds every run of the best window, chosen on the validation part, has a lower test error than
-every run of full BPTT,
-and its median error is at most half of that of full BPTT.
+the seconds. At equal seconds every run of the best window, chosen on the validation part, has a
+lower test error than every run of full BPTT, and its median error is at most half of that of full
+BPTT.
 """
 
 import dataclasses

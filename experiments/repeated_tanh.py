@@ -3,8 +3,7 @@
     python -m experiments.repeated_tanh            about 5 seconds; --quick does the same
 
 Expected: the slope is 1 at 0 and below 1 elsewhere, for every n; tanh^n(x) sqrt(2 n / 3) tends to
-1. An Elman network
-with W = I and no input computes exactly this.
+1. An Elman network with W = I and no input computes exactly this.
 """
 
 import dataclasses

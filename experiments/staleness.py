@@ -11,9 +11,8 @@ simulations, has the same delay: the system is linear, so stored states change t
 derivative.
 
 Expected: with stale states, k1 = 1 diverges at learning rate 1e-3 and k1 = 10 converges, and the
-largest stable rate grows
-with k1. With replay, every k1 is stable up to the limit of gradient descent, 2 / 36: here replay
-removes staleness.
+largest stable rate grows with k1. With replay, every k1 is stable up to the limit of gradient
+descent, 2 / 36: here replay removes staleness.
 """
 
 import dataclasses

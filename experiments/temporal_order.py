@@ -105,16 +105,7 @@ def draw(data: dict[str, Any], folder: Path) -> None:
         2, title=f"Temporal order of two letters among {T}, {HIDDEN} units", width=5.4
     )
     for index, (name, curve) in enumerate(data["curves"].items()):
-        losses = np.asarray(curve["losses"], float)
-        axes[0].plot(curve["updates"], np.median(losses, axis=0), label=name, **style.line(index))
-        axes[0].fill_between(
-            curve["updates"],
-            losses.min(0),
-            losses.max(0),
-            color=style.COLORS[index],
-            alpha=0.15,
-            lw=0,
-        )
+        style.median_and_range(axes[0], curve["updates"], curve["losses"], index, name)
         targets.dots(axes[1], index, data["results"]["accuracy"][name], index)
     axes[0].axhline(np.log(CLASSES), color=style.GREY, lw=1, ls=":")
     axes[0].text(0, np.log(CLASSES) + 0.05, "chance: log 4", fontsize=8, color=style.GREY)

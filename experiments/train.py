@@ -33,19 +33,23 @@ import tyro
 import tbptt
 from experiments.support.common.platform import check_platform
 from experiments.support.common.unroll_choice import UnrollName, choose_unroll, print_unroll
+from experiments.support.train import choices, out_of_memory
 from experiments.support.train import config as run_config
-from experiments.support.train import out_of_memory
 from experiments.support.train import result as run_result
 from experiments.support.train import setup as run_setup
-from experiments.support.train.advice import advice, before_training
-from experiments.support.train.choices import check_ranges, resolve
+from experiments.support.train.advice import advice, few_update_warnings
 from experiments.support.train.data import RunData, open_data
 from experiments.support.train.drift import column_warnings
-from experiments.support.train.end import best_seed, finish, print_line
+from experiments.support.train.finish import best_seed, finish
 from experiments.support.train.init_from import with_params_of, with_scaling_of
 from experiments.support.train.linear import LINEAR_FILE
-from experiments.support.train.processes import is_first, join, log_place, wait_for_all
-from experiments.support.train.start import start_of
+from experiments.support.train.processes import (
+    is_first,
+    join,
+    log_place,
+    print_line,
+    wait_for_all,
+)
 from tbptt.checkpoints import Checkpoints
 from tbptt.data import DataUnavailable
 from tbptt.distributed import split_cpu
@@ -186,42 +190,36 @@ class Config:
 
 def main(config: Config, stop: Stop) -> dict[str, Any]:
     """Train and return the summary; if the run was stopped, return how to resume it."""
-    check_ranges(config)
+    choices.check_ranges(config)
     folder = run_config.folder_of(config)
-    wait_for_all("the folder is free")
+    wait_for_all("the folder is free")  # no process may find files that another one wrote
     data = open_data(config)
     if config.init_from is not None:  # a resumed run has the task in its own config.json
         data = with_scaling_of(data, config.resume or config.init_from)
-    config, linear, chosen = start_of(config, data)
-    config = resolve(config, data)
+    config, linear, reasons = choices.choose_k1_and_linear(config, data)
+    config = choices.fill_defaults(config, data)
     with Checkpoints(
-        folder / "checkpoints", run_config.must_agree(config, data), config.keep
+        folder / "checkpoints", run_config.fixed_settings(config, data), config.keep
     ) as checkpoints:
         setup = run_setup.build(config, data, choose_unroll(config.unroll), linear)
         if is_first():
             if linear is not None:
                 linear.save(folder / LINEAR_FILE)
             metric = run_result.metric_name(data)
-            run_config.write_config(folder, config, data, metric, chosen)
+            run_config.write_config(folder, config, data, metric, reasons)
         state, position = resumed(checkpoints, setup.state)
         if config.init_from is not None and position == 0:
             state = with_params_of(state, config.init_from, setup.model, config.seeds)
-        announce(config, data, setup, folder, position, chosen)
+        announce(config, data, setup, folder, position, reasons)
         log, plan = make_log(config, setup, folder, position), make_plan(config, data, setup)
         try:
             with log:
                 for message, remedy in warnings_before(setup, data, config):
                     log.warn("setting", message, remedy)
                 ended = run_loop(
-                    setup.step,
-                    state,
-                    setup.stream,
-                    plan,
-                    log,
-                    position=position,
-                    checkpoints=checkpoints,
-                    stop=stop,
-                )
+                    setup.step, state, setup.stream, plan, log,
+                    position=position, checkpoints=checkpoints, stop=stop,
+                )  # fmt: skip
         except jax.errors.JaxRuntimeError as error:
             raise out_of_memory.explained(error, config, setup) from error
         command, updates = f"python -m experiments.train --resume {folder}", ended.position
@@ -230,9 +228,12 @@ def main(config: Config, stop: Stop) -> dict[str, Any]:
             about = {"stopped": stop.name, "updates": updates}
             return {**about, "folder": str(folder), "resume": command}
         if ended.reason == "patience":
+            limit = (
+                "half of the run" if config.patience is None else f"--patience {config.patience}"
+            )
             print_line(
-                f"Ended early after update {updates}: no better validation within "
-                f"--patience. To train longer: {command} --patience 0"
+                f"Ended early after update {updates}: no better validation within {limit}. To "
+                f"train longer: {command} --patience 0"
             )
         return finish(config, data, setup, folder, checkpoints, ended.state)
 
@@ -243,15 +244,15 @@ def announce(
     setup: run_setup.Setup,
     folder: Path,
     position: int,
-    chosen: Sequence[str],
+    reasons: Sequence[str],
 ) -> None:
     """Print what is trained, on which parts of the data, and which settings were chosen and why."""
     what = f"batch of {config.batch} sequences of {max(setup.stream.steps)} steps"
     what = f"resuming after update {position}" if position else what
     print_line(f"{folder}: {what}; {len(setup.stream)} updates per pass")
-    for name, about in data.about.items():
-        print_line(f"{name}: {about}")
-    for line in chosen:
+    for name, description in data.descriptions.items():
+        print_line(f"{name}: {description}")
+    for line in reasons:
         print_line(line)
     print_unroll(config.unroll)
 
@@ -264,7 +265,7 @@ def make_log(config: Config, setup: run_setup.Setup, folder: Path, position: int
         setup.updates,
         console=console,
         seconds=seconds_of(config),
-        steps_per_update=setup.chunk * setup.stream.streams * config.seeds,
+        time_steps_per_update=setup.chunk * setup.stream.streams * config.seeds,
         advice=functools.partial(advice, settings=dataclasses.asdict(config)),
         start=position,
         tensorboard=config.tensorboard,
@@ -278,13 +279,13 @@ def make_plan(config: Config, data: RunData, setup: run_setup.Setup) -> Plan:
         updates=setup.updates,
         seconds=seconds_of(config),
         patience=config.patience or None,
-        patience_share=0.5 if config.patience is None else None,
+        patience_fraction=0.5 if config.patience is None else None,
         validate_first=setup.model.linear is not None,
-        validate=lambda state: run_result.shown(best_seed(config, data, setup, state)[0]),
-        metric_of=run_result.lower_is_better,
+        validate=lambda state: run_result.logged_errors(best_seed(config, data, setup, state)[0]),
+        metric_of=run_result.checkpoint_metric,
         checkpoint_seconds=config.checkpoint_seconds,
         put=setup.put,
-        merge=setup.merge,
+        reduce_metrics=setup.reduce_metrics,
     )
 
 
@@ -311,8 +312,8 @@ def warnings_before(setup: run_setup.Setup, data: RunData, config: Config) -> li
     if config.resume is not None:
         return []
     steps = max(setup.stream.steps)
-    hardly = before_training(setup.chunk, setup.stream.streams, steps, setup.updates)
-    return [*column_warnings(data), *([] if config.estimator == "full" else hardly)]
+    few = few_update_warnings(setup.chunk, setup.stream.streams, steps, setup.updates)
+    return [*column_warnings(data), *([] if config.estimator == "full" else few)]
 
 
 FAULTS = (

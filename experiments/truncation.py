@@ -3,12 +3,10 @@
     python -m experiments.truncation            about 60 seconds on two cores
 
 Expected: BPTT equals the explicit sum over time. Each additional step costs a full gradient at
-least the memory of h
-and c and at most what `tbptt.memory_plan` predicts, and a truncated gradient only a copy of its
-data. After equal
-seconds the error of truncated training is far below that of full BPTT, and the best window lies
-inside the range tried.
-TBPTT(10, 100) has the correct derivative where TBPTT(100, 100) has the wrong sign.
+least the memory of h and c and at most what `tbptt.memory_plan` predicts, and a truncated gradient
+only a copy of its data. After equal seconds the error of truncated training is far below that of
+full BPTT, and the best window lies inside the range tried. TBPTT(10, 100) has the correct
+derivative where TBPTT(100, 100) has the wrong sign.
 """
 
 import dataclasses

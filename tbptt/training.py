@@ -118,7 +118,7 @@ def make_train_step(estimator: Estimator, optimizer: Optimizer) -> TrainStep:
         updates, opt_state = optimizer.update(gradient.grads, opt_state, params)
         params, memory, step = params + updates, gradient.memory, step + 1
 
-    A chunk is the batch of one update. If none of its steps counts (weight 0 or mask False
+    A chunk is the batch of one update. If none of its time steps counts (weight 0 or mask False
     everywhere), params and opt_state do not change: the momentum of an optimizer would change
     params although there is no gradient.
 
@@ -163,7 +163,7 @@ def make_train_epoch(estimator: Estimator, optimizer: Optimizer, chunk: int) -> 
     Args (static):
       estimator: any `Estimator`.
       optimizer: any optax transformation, as for `make_train_step`.
-      chunk: steps per update; must divide T, and be a multiple of the k1 of the estimator.
+      chunk: time steps per update; must divide T, and be a multiple of the k1 of the estimator.
 
     Returns:
       `epoch(state, batch) -> (state, metrics)` with a batch `[T, *batch, ...]` and `Metrics` of
@@ -209,8 +209,8 @@ def _check_arrays(params: Params) -> None:
             )
 
 
-def _counted(batch: Batch) -> Bool[Array, ""] | None:
-    """Return whether any step of a batch counts: None, without a computation, if all steps do."""
+def _any_step_counts(batch: Batch) -> Bool[Array, ""] | None:
+    """Return whether any time step counts in the loss; None, without a computation, if all do."""
     if batch.weights is None and batch.mask is None:
         return None
     weights = True if batch.weights is None else jnp.asarray(batch.weights) != 0
@@ -257,9 +257,9 @@ def _make_update(estimator: Estimator, optimizer: Optimizer) -> TrainStep:
             value_fn=value_fn,
         )
         params: Any = optax.apply_updates(state.params, updates)
-        if (counted := _counted(batch)) is not None:
+        if (counts := _any_step_counts(batch)) is not None:
             kept = (state.params, state.opt_state)
-            params, opt_state = select(counted, (params, opt_state), kept)
+            params, opt_state = select(counts, (params, opt_state), kept)
         grad_norm = global_norm(gradient.grads)
         metrics = Metrics(
             loss=gradient.loss,

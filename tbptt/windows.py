@@ -12,7 +12,7 @@ from tbptt.numerics import sum_dtype, zero_where_masked
 from tbptt.types import Batch
 
 Tree = TypeVar("Tree")
-LEAST_SHARE = 1e-3  # of the absolute weights that the weights must sum to
+LEAST_FRACTION = 1e-3  # of the absolute weights that the weights must sum to
 
 
 def length(batch: Any) -> int:
@@ -185,14 +185,14 @@ def total_weight(batch: Batch) -> Float[Array, ""]:
 def divisor(weight: Float[Array, ""], batch: Batch) -> Float[Array, ""]:
     """Return the total weight of a whole call as a divisor: NaN if signed weights cancel.
 
-    A mean over weights whose sum is below `LEAST_SHARE` of the sum of their absolute values is huge
-    or has the wrong sign. Divide by steps instead, see `estimators.normalised`. A part of a call
-    may have any weight.
+    A mean over weights whose sum is below `LEAST_FRACTION` of the sum of their absolute values
+    is huge or has the wrong sign. Divide by steps instead, see `estimators.normalised`. A part of
+    a call may have any weight.
     """
     if batch.weights is None:
         return weight
     absolute = jnp.sum(jnp.abs(_effective_weights(batch).astype(weight.dtype)))
-    return jnp.where(weight >= LEAST_SHARE * absolute, weight, jnp.nan)
+    return jnp.where(weight >= LEAST_FRACTION * absolute, weight, jnp.nan)
 
 
 def _effective_weights(batch: Batch) -> Array:

@@ -63,12 +63,12 @@ def uses_of_jax_config(root: pathlib.Path) -> list[str]:
     """Find uses of the user's global configuration, in any spelling, outside of `split_cpu`."""
     bad = []
     for name, tree in modules(root).items():
-        asked = [
+        functions = [
             n
             for n in tree.body
             if name == "tbptt.distributed.mesh" and getattr(n, "name", None) == "split_cpu"
         ]
-        allowed = {id(node) for function in asked for node in ast.walk(function)}
+        allowed = {id(node) for function in functions for node in ast.walk(function)}
         for node in ast.walk(tree) if name.startswith("tbptt.") else ():
             if id(node) in allowed:
                 continue

@@ -2,7 +2,6 @@
 
 from tbptt.cells.base import AffineCell as AffineCell
 from tbptt.cells.base import CellVJP as CellVJP
-from tbptt.cells.base import CellWithVJP as CellWithVJP
 from tbptt.cells.base import LayeredCell as LayeredCell
 from tbptt.cells.base import SplitCell as SplitCell
 from tbptt.cells.elman import Elman as Elman

@@ -77,14 +77,6 @@ class CellVJP(Protocol):
 
 
 @runtime_checkable
-class CellWithVJP(Cell, Protocol):
-    """A cell with a hand-written backward pass."""
-
-    @property
-    def backprop(self) -> CellVJP: ...
-
-
-@runtime_checkable
 class LayeredCell(Cell, Protocol):
     """A stack of cells; params and carry are tuples with one entry per cell, first layer first."""
 

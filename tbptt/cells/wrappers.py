@@ -131,7 +131,30 @@ clip_cotangent.defvjp(_forward, _backward)
 
 
 @dataclasses.dataclass(frozen=True)
-class ClippedCell:
+class _Wrapper:
+    """Sizes, parameters and initial carry of an inner cell, for cells that change its step."""
+
+    cell: Cell
+
+    @property
+    def input_dim(self) -> int:
+        return self.cell.input_dim
+
+    @property
+    def hidden_dim(self) -> int:
+        return self.cell.hidden_dim
+
+    def init(self, key: PRNGKey) -> Params:
+        """Draw the parameters of the inner cell; the key is consumed."""
+        return self.cell.init(key)
+
+    def initial_carry(self, batch_shape: tuple[int, ...] = ()) -> Carry:
+        """Return the initial carry of the inner cell."""
+        return self.cell.initial_carry(batch_shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClippedCell(_Wrapper):
     """A cell with the gradient of its carry clipped to norm `max_norm` at every step.
 
         forward:   carry, y = cell(params, carry, x)
@@ -153,7 +176,6 @@ class ClippedCell:
       ValueError: `max_norm` is not positive.
     """
 
-    cell: Cell
     max_norm: float | int
 
     def __post_init__(self) -> None:
@@ -163,22 +185,6 @@ class ClippedCell:
                 f"got {self.max_norm!r}"
             )
         check_max_norm("ClippedCell", self.max_norm)
-
-    @property
-    def input_dim(self) -> int:
-        return self.cell.input_dim
-
-    @property
-    def hidden_dim(self) -> int:
-        return self.cell.hidden_dim
-
-    def init(self, key: PRNGKey) -> Params:
-        """Draw the parameters of the inner cell; the key is consumed."""
-        return self.cell.init(key)
-
-    def initial_carry(self, batch_shape: tuple[int, ...] = ()) -> Carry:
-        """Return the initial carry of the inner cell."""
-        return self.cell.initial_carry(batch_shape)
 
     def inputs(self, params: Params, xs: Float[Array, "*time_batch D"]) -> Any:
         """Compute the input projection of the inner cell; return `xs` if it has none."""
@@ -217,7 +223,7 @@ class LearnedStartCarry(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class LearnedStart:
+class LearnedStart(_Wrapper):
     """Wrap a cell so that its initial carry is learned.
 
         if carry.fresh: carry.inner = params.start
@@ -238,16 +244,6 @@ class LearnedStart:
     Raises:
       TypeError: at `init`, if a leaf of the carry is not floating.
     """
-
-    cell: Cell
-
-    @property
-    def input_dim(self) -> int:
-        return self.cell.input_dim
-
-    @property
-    def hidden_dim(self) -> int:
-        return self.cell.hidden_dim
 
     def init(self, key: PRNGKey) -> LearnedStartParams:
         """Draw the parameters of the inner cell; the key is consumed."""
@@ -279,26 +275,8 @@ class LearnedStart:
 
 
 @dataclasses.dataclass(frozen=True)
-class Recorded:
+class Recorded(_Wrapper):
     """A cell with output `(carry, y)`: the carry that enters the step, after any reset, and y."""
-
-    cell: Cell
-
-    @property
-    def input_dim(self) -> int:
-        return self.cell.input_dim
-
-    @property
-    def hidden_dim(self) -> int:
-        return self.cell.hidden_dim
-
-    def init(self, key: PRNGKey) -> Params:
-        """Draw the parameters of the cell; the key is consumed."""
-        return self.cell.init(key)
-
-    def initial_carry(self, batch_shape: tuple[int, ...] = ()) -> Carry:
-        """Return the initial carry of the cell."""
-        return self.cell.initial_carry(batch_shape)
 
     def __call__(self, params: Params, carry: Carry, x: Array) -> tuple[Carry, Any]:
         """Take one step; return `(carry, (entering carry, y))`."""

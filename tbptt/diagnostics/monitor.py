@@ -166,7 +166,7 @@ def saturation_probe(
         if carry_of is None and isinstance(memory, Past):
             old = memory.batch._replace(targets=None)
             both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), old, own)
-            begin = np.shape(old.inputs)[0] - memory.age
+            begin = np.shape(old.inputs)[0] - memory.n_valid
             window = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, begin, steps), both)
             carry = memory.carry
         else:

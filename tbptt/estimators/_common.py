@@ -60,19 +60,19 @@ def accumulate(
         memory, grads = state
         loss_sum, window_grads, memory = window_fn(params, memory, window)
         grads = jax.tree.map(jnp.add, grads, window_grads)
-        return (memory, grads), (_wide(loss_sum), total_weight(window))
+        return (memory, grads), (_in_sum_dtype(loss_sum), total_weight(window))
 
     if length(windows) == 1:  # one step of online training needs no loop
         window = jax.tree.map(lambda a: a[0], windows)
         loss_sum, grads, memory = window_fn(params, memory, window)
-        return memory, Sums(_wide(loss_sum)[None], total_weight(window)[None], grads)
+        return memory, Sums(_in_sum_dtype(loss_sum)[None], total_weight(window)[None], grads)
     (memory, grads), (losses, weights) = jax.lax.scan(
         body, (memory, zeros_for_sums(params)), windows
     )
     return memory, Sums(losses, weights, grads)
 
 
-def _wide(loss_sum: Array) -> Array:
+def _in_sum_dtype(loss_sum: Array) -> Array:
     return loss_sum.astype(sum_dtype(loss_sum.dtype))
 
 

@@ -78,7 +78,7 @@ def truncated_bptt(loss_fn: LossFn, k1: int, k2: int, *, group: int = 1) -> Esti
     """
     k1, k2, group = check_window("k1", k1), check_window("k2", k2), check_window("group", group)
     make = _overlapping if k2 > k1 else _disjoint
-    init, window, window_batch = make(checked_loss(loss_fn), k1, k2)
+    init, window_gradient, grouped_gradients = make(checked_loss(loss_fn), k1, k2)
 
     def estimate(
         params: Params, memory: Memory, batch: Batch, key: PRNGKey | None = None
@@ -86,20 +86,20 @@ def truncated_bptt(loss_fn: LossFn, k1: int, k2: int, *, group: int = 1) -> Esti
         del key
         windows = split_windows(batch, k1)
         if group == 1:
-            memory, sums = accumulate(window, params, memory, windows)
+            memory, sums = accumulate(window_gradient, params, memory, windows)
         else:
-            memory, sums = window_batch(params, memory, windows, group)
+            memory, sums = grouped_gradients(params, memory, windows, group)
         return weighted_mean(params, memory, sums, batch)
 
     return Estimator(init, estimate)
 
 
 def _disjoint(loss_fn: LossFn, k1: int, k2: int) -> tuple[Callable, Callable, Callable]:
-    """Return (init, window, window_batch) for k2 <= k1.
+    """Return (init, window_gradient, grouped_gradients) for k2 <= k1.
 
         init(params, carry, batch) -> memory
-        window(params, memory, k1 steps) -> (loss_sum, grads, memory)
-        window_batch(params, memory, windows, group) -> (memory, Sums)
+        window_gradient(params, memory, k1 steps) -> (loss_sum, grads, memory)
+        grouped_gradients(params, memory, windows, group) -> (memory, Sums)
 
     Each window starts where the previous one ends, so the memory is the carry.
     """
@@ -108,7 +108,7 @@ def _disjoint(loss_fn: LossFn, k1: int, k2: int) -> tuple[Callable, Callable, Ca
         del params, batch
         return carry
 
-    def window(params: Params, carry: Carry, batch: Batch):
+    def window_gradient(params: Params, carry: Carry, batch: Batch):
         # The carry is not differentiated, so earlier windows need no residuals.
         forward_sum = 0.0
         if k2 < k1:
@@ -117,25 +117,26 @@ def _disjoint(loss_fn: LossFn, k1: int, k2: int) -> tuple[Callable, Callable, Ca
         (loss_sum, carry), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, carry, batch)
         return forward_sum + loss_sum, grads, carry
 
-    def window_batch(
+    def grouped_gradients(
         params: Params, carry: Carry, windows: Batch, group: int
     ) -> tuple[Carry, Sums]:
         return disjoint_batch(loss_fn, k2, group, params, carry, windows)
 
-    return init, window, window_batch
+    return init, window_gradient, grouped_gradients
 
 
 class Past(NamedTuple):
     """Memory of overlapping windows: the steps to replay.
 
-    carry: the carry that enters the oldest valid step
-    batch: `[k2 - k1, *batch, ...]`, the last steps, oldest first; only the last `age` are valid
-    age:   scalar, the number of valid steps: min(steps of the stream so far, k2 - k1)
+    carry:   the carry that enters the oldest valid step
+    batch:   `[k2 - k1, *batch, ...]`, the last steps, oldest first; only the last `n_valid` are
+      valid
+    n_valid: scalar, the number of valid steps: min(steps of the stream so far, k2 - k1)
     """
 
     carry: Carry
     batch: Batch
-    age: Int[Array, ""]
+    n_valid: Int[Array, ""]
 
 
 def init_past(carry: Carry, batch: Batch, steps: int) -> Past:
@@ -176,7 +177,7 @@ def _check_same_batch(stored: Batch, new: Batch) -> None:
 
 
 def _overlapping(loss_fn: LossFn, k1: int, k2: int) -> tuple[Callable, Callable, Callable]:
-    """Return (init, window, window_batch) for k2 > k1, functions as in `_disjoint`.
+    """Return (init, window_gradient, grouped_gradients) for k2 > k1, as in `_disjoint`.
 
     The memory is a `Past`: the last k2 - k1 steps, which are replayed before the k1 new ones.
 
@@ -188,32 +189,34 @@ def _overlapping(loss_fn: LossFn, k1: int, k2: int) -> tuple[Callable, Callable,
     `carry` enters position 0, and the next window starts from the carry at position k1. Stored and
     new steps are separate calls of the loss function, because only the loss of new steps counts.
     """
-    old = k2 - k1
-    whole = functools.partial(_whole_window, loss_fn, k1, old)
-    young = functools.partial(_young_window, loss_fn, k1, old)
+    n_stored = k2 - k1
+    full = functools.partial(_full_window, loss_fn, k1, n_stored)
+    partial = functools.partial(_partial_window, loss_fn, k1, n_stored)
 
     def init(params: Params, carry: Carry, batch: Batch) -> Past:
         del params
-        return init_past(carry, batch, old)
+        return init_past(carry, batch, n_stored)
 
-    def window(params: Params, past: Past, new: Batch):
+    def window_gradient(params: Params, past: Past, new: Batch):
         new = without_masked_values(new)
         _check_same_batch(past.batch, new)
         steps = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), past.batch, new)
         # Inside of the gradient, the cond would save the residuals of both branches.
         loss_sum, grads, carry = jax.lax.cond(
-            past.age == old, whole, young, params, past.carry, steps, past.age
+            past.n_valid == n_stored, full, partial, params, past.carry, steps, past.n_valid
         )
-        age = jnp.minimum(past.age + k1, old)
-        return loss_sum, grads, Past(carry, jax.tree.map(lambda a: a[k1:], steps), age)
+        n_valid = jnp.minimum(past.n_valid + k1, n_stored)
+        return loss_sum, grads, Past(carry, jax.tree.map(lambda a: a[k1:], steps), n_valid)
 
-    def window_batch(params: Params, past: Past, windows: Batch, group: int) -> tuple[Past, Sums]:
+    def grouped_gradients(
+        params: Params, past: Past, windows: Batch, group: int
+    ) -> tuple[Past, Sums]:
         # The first windows of a stream may have fewer than k2 steps; they are computed one by one.
-        first = -(-old // k1)
+        first = -(-n_stored // k1)
         if length(windows) <= first + 1:
-            return accumulate(window, params, past, windows)
-        young_windows, rest = split(windows, first)
-        past, a = accumulate(window, params, past, young_windows)
+            return accumulate(window_gradient, params, past, windows)
+        partial_windows, rest = split(windows, first)
+        past, a = accumulate(window_gradient, params, past, partial_windows)
         new = jax.tree.map(lambda leaf: leaf.reshape(length(rest) * k1, *leaf.shape[2:]), rest)
         new = without_masked_values(new)
         steps = jax.tree.map(lambda p, q: jnp.concatenate([p, q]), past.batch, new)
@@ -226,58 +229,58 @@ def _overlapping(loss_fn: LossFn, k1: int, k2: int) -> tuple[Callable, Callable,
         )
         return past, Sums(losses, weights, jax.tree.map(jnp.add, a.grads, b.grads))
 
-    return init, window, window_batch
+    return init, window_gradient, grouped_gradients
 
 
-def _whole_window(
+def _full_window(
     loss_fn: LossFn,
     k1: int,
-    old: int,
+    n_stored: int,
     params: Params,
     carry: Carry,
     steps: Batch,
-    age: Int[Array, ""],
+    n_valid: Int[Array, ""],
 ):
     """Differentiate a window of k2 valid steps.
 
     The steps are split where the next window starts, and where the loss counts.
     """
-    del age
-    edges = sorted({k1, old})
+    del n_valid
+    edges = sorted({k1, n_stored})
     starts = [0, *edges]
 
     def loss(params: Params) -> tuple[Array, Carry]:
-        counted, entering, next_start = [], carry, carry
+        loss_sums, entering, next_start = [], carry, carry
         for start, segment in zip(starts, split(steps, *edges), strict=True):
             if start == k1:
                 next_start = entering
-            segment_sum, entering = loss_fn(params, entering, segment)
-            if start >= old:
-                counted.append(segment_sum)
-        return functools.reduce(jnp.add, counted), next_start
+            loss_sum, entering = loss_fn(params, entering, segment)
+            if start >= n_stored:
+                loss_sums.append(loss_sum)
+        return functools.reduce(jnp.add, loss_sums), next_start
 
     (loss_sum, next_start), grads = jax.value_and_grad(loss, has_aux=True)(params)
     return loss_sum, grads, next_start
 
 
-def _young_window(
+def _partial_window(
     loss_fn: LossFn,
     k1: int,
-    old: int,
+    n_stored: int,
     params: Params,
     carry: Carry,
     steps: Batch,
-    age: Int[Array, ""],
+    n_valid: Int[Array, ""],
 ):
     """Differentiate a window near the start of a stream, where fewer than k2 steps are valid.
 
-    The age is a multiple of k1, so the stored steps are split into segments of k1 steps, each of
+    n_valid is a multiple of k1, so the stored steps are split into segments of k1 steps, each of
     which is valid or invalid as a whole. Invalid segments leave the carry unchanged.
     """
-    n, first = old // k1, old % k1
-    segments = jax.tree.map(lambda a: a[first:old].reshape(n, k1, *a.shape[1:]), steps)
-    is_valid = (n - jnp.arange(n)) * k1 <= age
-    new = split(steps, old)[1]
+    n, first = n_stored // k1, n_stored % k1
+    segments = jax.tree.map(lambda a: a[first:n_stored].reshape(n, k1, *a.shape[1:]), steps)
+    is_valid = (n - jnp.arange(n)) * k1 <= n_valid
+    new = split(steps, n_stored)[1]
 
     def loss(params: Params) -> Array:
         def replay(carry: Carry, now: tuple[Batch, Array]) -> tuple[Carry, None]:
@@ -295,5 +298,5 @@ def _young_window(
         return loss_fn(params, carry, split(steps, first, k1)[1])[1]
 
     loss_sum, grads = jax.value_and_grad(loss)(params)
-    # If valid steps are dropped, they start at position `first`, because age is a multiple of k1.
-    return loss_sum, grads, jax.lax.cond(age + k1 > old, advance, lambda: carry)
+    # Valid steps that are dropped start at position `first`, because n_valid is a multiple of k1.
+    return loss_sum, grads, jax.lax.cond(n_valid + k1 > n_stored, advance, lambda: carry)

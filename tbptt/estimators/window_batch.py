@@ -64,12 +64,12 @@ def overlapping_batch(
     Returns:
       The carry that enters the window after the last, k2 - k1 steps before the end; the `Sums`.
     """
-    old = k2 - k1
-    n = (length(steps) - old) // k1
+    n_stored = k2 - k1
+    n = (length(steps) - n_stored) // k1
     starts = k1 * jnp.arange(n)
 
     def one(params: Params, carry: Carry, window: Batch) -> Float[Array, ""]:
-        replayed, new = split(window, old)
+        replayed, new = split(window, n_stored)
         return loss_fn(params, loss_fn(params, carry, replayed)[1], new)[0]
 
     def forward(carry: Carry, start: Array) -> tuple[Carry, Carry]:
@@ -79,7 +79,7 @@ def overlapping_batch(
         carry, entering = jax.lax.scan(forward, carry, starts)
         windows = jax.vmap(lambda start: _steps_from(steps, start, k2))(starts)
         losses, grads = _batched(one, params, entering, windows)
-        new = jax.tree.map(lambda a: a[:, old:], windows)
+        new = jax.tree.map(lambda a: a[:, n_stored:], windows)
         return carry, (losses, jax.vmap(total_weight)(new), grads)
 
     return _grouped(run, group, params, carry, starts)

@@ -139,16 +139,16 @@ def fit(
             folder,
             updates,
             seconds=seconds,
-            steps_per_update=math.prod(step_shape(example)),
+            time_steps_per_update=math.prod(step_shape(example)),
             every=len(stream),
             start=position,
             console=_console() if progress else None,
         )
         stack.enter_context(log)
-        stop = stack.enter_context(Stop()) if _in_main_thread() else None
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        stop = stack.enter_context(Stop()) if in_main_thread else None  # others catch no signals
         more: Any = {"position": position, "checkpoints": checkpoints, "stop": stop}
         ended = run(make_train_step(estimator, optimizer), state, stream, plan, log, **more)
-        log.flush()
     chosen = ended.state.params if best.params is None else best.params
     return Fit(chosen, ended.state, history_of(log.rows, len(stream)), ended.position, ended.reason)
 
@@ -195,10 +195,6 @@ def _numbers_of(validate: Callable[[Params], Any]) -> Callable[[TrainState], Map
             ) from error
 
     return numbers
-
-
-def _in_main_thread() -> bool:  # others may not catch signals
-    return threading.current_thread() is threading.main_thread()
 
 
 def _console() -> Any:

@@ -66,7 +66,7 @@ def check(
         non_finite  loss or norm is NaN or inf
 
     Updates of an episode do not enter the medians; 20 good updates end it. An update whose loss and
-    gradient are exactly 0, because no step of its chunk counts, is left out.
+    gradient are exactly 0, because no time step of its chunk counts, is left out.
 
     Args:
         history: `History()` before the first update, then the returned one.
@@ -94,15 +94,6 @@ def check(
     if start is None and len(norms) >= LEARNING:
         start = statistics.median(norms), statistics.median(losses)
     return History(norms, losses, start), None
-
-
-def findings(updates: Iterable[tuple[float, float, bool]]) -> list[tuple[int, Finding]]:
-    """Check a series of (loss, norm, non_finite); return (index, finding) of each episode."""
-    history, found = History(), []
-    for index, update in enumerate(updates):
-        history, finding = check(history, *update)
-        found += [] if finding is None else [(index, finding)]
-    return found
 
 
 def history_of(rows: Iterable[Mapping[str, Any]]) -> History:

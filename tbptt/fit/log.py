@@ -5,7 +5,7 @@ stands for a value that is not finite or not known:
 
     train        every `every` updates: updates (their number), loss and grad_norm (means over the
                  finite values, before clipping), grad_norm_max, clipped (fraction), non_finite
-                 (count), steps_per_second, seconds (training time of all sessions so far)
+                 (count), time_steps_per_second, seconds (training time of all sessions)
     valid        the numbers given to `valid`; metric (the one that is compared), seconds
     warning      what ("exploded", "vanished", "non_finite", or another kind), message, advice
     resumed      removed (number of later lines that were removed, to be written again)
@@ -39,7 +39,7 @@ FETCH_SECONDS = 1.0  # between two fetches of metrics from the device, each of w
 class RunLog:
     """Log of a run; a context manager.
 
-        with RunLog(folder, total=5000, steps_per_update=k1 * B) as log:
+        with RunLog(folder, total=5000, time_steps_per_update=k1 * B) as log:
             for chunk in stream:
                 state, metrics = step(state, chunk.batch)
                 log.update(metrics)                  # one update, or the [n] of an epoch
@@ -53,7 +53,7 @@ class RunLog:
         folder: the folder of metrics.jsonl, which exists; None: the rows are kept in memory only.
         total: total number of updates, if that is a limit of the run.
         seconds: total training time, if that is a limit; compare it with `log.seconds`.
-        steps_per_update: time steps times batch size; None shows updates per second.
+        time_steps_per_update: time steps times batch size; None shows updates per second.
         every: number of updates per line.
         advice: `kind of warning -> suggestion`.
         start: number of updates already made; later lines of an earlier session are removed from
@@ -76,7 +76,7 @@ class RunLog:
         total: int | None = None,
         *,
         seconds: float | None = None,
-        steps_per_update: int | None = None,
+        time_steps_per_update: int | None = None,
         every: int = 50,
         advice: Callable[[str], str] = health.advice,
         start: int = 0,
@@ -84,7 +84,7 @@ class RunLog:
         line_seconds: float = 10.0,
         console: Console | None = None,
     ) -> None:
-        self._total, self._per_update, self._every = total, steps_per_update, every
+        self._total, self._per_update, self._every = total, time_steps_per_update, every
         self._advice, self._console = advice, console
         self._events, self._file, kept = None, None, []
         self.rows: list[Row] = []
@@ -96,7 +96,7 @@ class RunLog:
             if kept or removed:
                 self._append({"kind": "resumed", "step": start, "removed": removed})
         self._before = max((row.get("seconds", 0.0) for row in kept), default=0.0)
-        self._step = start
+        self._updates = start
         self._pending: list[tuple[Metrics, dict[str, Any]]] = []
         self._line, self._last, self._valid = MetricLine(), {}, None
         self._history = health.history_of(kept)
@@ -177,7 +177,7 @@ class RunLog:
 
     def warn(self, what: str, message: str, advice: str = "") -> None:
         """Print a warning and append it to metrics.jsonl."""
-        where = f"update {self._step}: " if self._step else ""
+        where = f"update {self._updates}: " if self._updates else ""
         self._print(f"warning: {where}{message}" + (f"; {advice}" if advice else ""))
         self._write("warning", {"what": what, "message": message, "advice": advice})
 
@@ -192,7 +192,7 @@ class RunLog:
     def flush(self) -> None:
         """Write the pending metrics.
 
-        Call it before a checkpoint, so that a line ends at the step of the checkpoint.
+        Call it before a checkpoint, so that a line ends at the update of the checkpoint.
         """
         self._fetch()
         if self._line.updates:
@@ -206,7 +206,7 @@ class RunLog:
         now = time.monotonic()
         each, self._fetched = (now - self._fetched) / max(len(updates), 1), now
         for update in updates:
-            self._step += 1
+            self._updates += 1
             self._line.add(update)
             self._line_seconds += each
             self._history, finding = health.check(
@@ -214,23 +214,25 @@ class RunLog:
             )
             if finding is not None:
                 self.warn(finding.kind, finding.message, self._advice(finding.kind))
-            if self._step % self._every == 0:
+            if self._updates % self._every == 0:
                 self._write_line()
         if fetched:
-            self._pace.mark(self._step)
+            self._pace.mark(self._updates)
             self._view.show(self._status())
 
     def _write_line(self) -> None:
         rate = self._line.updates / max(self._line_seconds, 1e-9)
         self._last, self._line, self._line_seconds = self._line.numbers(), MetricLine(), 0.0
-        self._write("train", {**self._last, "steps_per_second": rate * (self._per_update or 1)})
+        self._write(
+            "train", {**self._last, "time_steps_per_second": rate * (self._per_update or 1)}
+        )
 
     def _write(self, kind: str, values: Mapping[str, Any]) -> None:
         self._append(
-            {"kind": kind, "step": self._step, **values, "seconds": round(self.seconds, 3)}
+            {"kind": kind, "step": self._updates, **values, "seconds": round(self.seconds, 3)}
         )
         if self._events is not None and kind != "warning":
-            self._events.add(kind, self._step, values)
+            self._events.add(kind, self._updates, values)
 
     def _append(self, row: Row) -> None:
         self.rows.append(row)
@@ -241,15 +243,15 @@ class RunLog:
         numbers = self._line.numbers() if self._line.updates else self._last
         rate = self._pace.rate()
         return Status(
-            self._step,
+            self._updates,
             self._total,
-            share=self._pace.share(self._step, self.seconds),
+            fraction=self._pace.fraction(self._updates, self.seconds),
             loss=numbers.get("loss"),
             grad_norm=numbers.get("grad_norm"),
             clipped=numbers.get("clipped"),
             rate=None if rate is None else rate * (self._per_update or 1),
             unit="steps" if self._per_update else "updates",
-            left=self._pace.left(self._step, self.seconds),
+            left=self._pace.left(self._updates, self.seconds),
             valid=self._valid,
         )
 

@@ -14,14 +14,15 @@ from jax.experimental import multihost_utils
 
 from tbptt.data.streams.chunks import Stream, read_ahead
 from tbptt.fit.log import RunLog
+from tbptt.fit.progress import completed_fraction
 from tbptt.fit.stopping import Stop
-from tbptt.optim.schedule import set_share
+from tbptt.optim.schedule import set_run_fraction
 from tbptt.training import Metrics, TrainState, TrainStep
 
-RETRY = 10.0  # seconds, at most, before a failed checkpoint is tried again
-EVERY = 20  # updates between two exchanges of flags among the processes of a run
-# Number of values of the fraction of the run that a schedule gets; each is a copy to the device.
-SHARES = 500
+RETRY_SECONDS = 10.0  # at most, before a failed checkpoint is tried again
+UPDATES_PER_SYNC = 20  # between two exchanges of flags among the processes of a run
+# A schedule gets the fraction of the run rounded to 1/500: every value is a copy to the device.
+FRACTION_LEVELS = 500
 ENDLESS = 1 << 62
 
 
@@ -48,7 +49,7 @@ def training_updates(
     put: Callable[[Any], Any] = jax.device_put,
     start_pass: Callable[[TrainState], TrainState] | None = None,
     start_every: int | None = None,
-    share: Callable[[int], float] | None = None,
+    run_fraction: Callable[[int], float] | None = None,
 ) -> Iterator[Update]:
     """Yield the state after every update: the loop of `fit`, for loops of your own.
 
@@ -68,18 +69,18 @@ def training_updates(
       put: places a batch on the devices.
       start_pass, start_every: `start_pass(state) -> state` is called before every `start_every`-th
         update, to begin at the initial carry (`rewind`); None: never.
-      share: `i -> fraction of the run before update i`, from 0 to 1, for an optimizer whose rate
-        depends on it (`tbptt.optim.scale_by_share`).
+      run_fraction: `i -> fraction of the run before update i`, from 0 to 1, for an optimizer whose
+        rate depends on it (`tbptt.optim.scale_by_run_fraction`).
     """
     chunks = read_ahead(stream, position, ENDLESS if end is None else end, put=put)
-    shown = None
+    level = None
     try:
         for i, chunk in chunks:
             if start_pass is not None and start_every is not None and i % start_every == 0:
                 state = start_pass(state)
-            if share is not None and (now := round(SHARES * share(i))) != shown:
-                state = state._replace(opt_state=set_share(state.opt_state, now / SHARES))
-                shown = now
+            if run_fraction is not None and (now := _level(run_fraction(i))) != level:
+                state = state._replace(opt_state=set_run_fraction(state.opt_state, now))
+                level = now
             state, metrics = step(state, chunk.batch)
             yield Update(i + 1, state, metrics)
     finally:
@@ -92,7 +93,7 @@ class Progress(NamedTuple):
     position: number of updates so far
     state:    the train state; copy what you keep, because the next update donates it
     loss:     mean loss of the updates since the last validation, each before its update; None if
-      no step counted
+      no time step counted
     numbers:  the result of `validate`; {} without a validation
     metric:   the one of these numbers that is compared, lower is better; None if there is none
     """
@@ -125,28 +126,28 @@ class Plan(NamedTuple):
     updates, seconds: the limits; None: no limit. Seconds are the training time of all sessions,
       without the first update of each, which compiles
     patience:        end after this many validations without a better metric; None: never
-    patience_share:  end after this fraction of the run without a better metric; None: never
+    patience_fraction: end after this fraction of the run without a better metric; None: never
     validate:        `state -> {name: number}`; None: no validation
     metric_of:       `numbers of a validation -> the one to compare`; None: its first
     validate_first:  also validate before the first update, and save a checkpoint
     callbacks:       called with a `Progress` after every validation; True ends the run
     checkpoint_seconds: seconds between checkpoints, in addition to one per validation
     put, start_pass, start_every: as for `training_updates`
-    merge:           reduces the metrics of several seeds to those of one
+    reduce_metrics:  reduces the metrics of several seeds to those of one
     """
 
     valid_every: int
     updates: int | None = None
     seconds: float | None = None
     patience: int | None = None
-    patience_share: float | None = None
+    patience_fraction: float | None = None
     validate: Callable[[TrainState], Mapping[str, float]] | None = None
     metric_of: Callable[[Mapping[str, float]], float | None] | None = None
     validate_first: bool = False
     callbacks: Sequence[Callable[[Progress], Any]] = ()
     checkpoint_seconds: float = 60.0
     put: Callable[[Any], Any] = jax.device_put
-    merge: Callable[[Metrics], Metrics] = lambda metrics: metrics
+    reduce_metrics: Callable[[Metrics], Metrics] = lambda metrics: metrics
     start_pass: Callable[[TrainState], TrainState] | None = None
     start_every: int | None = None
 
@@ -190,7 +191,7 @@ def run(
     iterator = training_updates(
         step, state, stream, position=position, end=plan.updates, put=plan.put,
         start_pass=plan.start_pass, start_every=plan.start_every,
-        share=lambda i: _share(plan, i, log.seconds),
+        run_fraction=lambda i: _run_fraction(plan, i, log.seconds),
     )  # fmt: skip
     first = position
     try:
@@ -203,14 +204,14 @@ def run(
                 jax.block_until_ready(metrics.loss)
                 log.compiled()
                 saver.restart()
-            log.update(plan.merge(metrics))
+            log.update(plan.reduce_metrics(metrics))
             metric, reason, valid_due = None, "", position % plan.valid_every == 0
             if valid_due:
                 metric, ends = _validated(plan, state, position, log)
                 reason = "callback" if ends else ""
             reason = reason or _limit(plan, log, position)
             signalled = stop is not None and stop.signal is not None
-            stopped, due, ended = _agree(position, signalled, saver.due(), bool(reason))
+            stopped, due, ended = _synchronized(position, signalled, saver.due(), bool(reason))
             done = ended or position == plan.updates
             if done and not valid_due:
                 metric, _ = _validated(plan, state, position, log)
@@ -226,11 +227,13 @@ def run(
     raise AssertionError("the stream ended before the last update")
 
 
-def _share(plan: Plan, i: int, seconds: float) -> float:
+def _run_fraction(plan: Plan, i: int, seconds: float) -> float:
     """Return the fraction of the run before update i; 0 without a limit."""
-    shares = [i / plan.updates] if plan.updates else []
-    shares += [seconds / plan.seconds] if plan.seconds else []
-    return min(max(shares, default=0.0), 1.0)
+    return completed_fraction(i, seconds, plan.updates, plan.seconds) or 0.0
+
+
+def _level(fraction: float) -> float:
+    return round(FRACTION_LEVELS * fraction) / FRACTION_LEVELS
 
 
 def _limit(plan: Plan, log: RunLog, position: int) -> str:
@@ -239,12 +242,13 @@ def _limit(plan: Plan, log: RunLog, position: int) -> str:
         return "seconds"
     if plan.patience is not None and log.validations_since_best >= plan.patience:
         return "patience"
-    best = log.best_validation if plan.patience_share is not None else None
+    best = log.best_validation if plan.patience_fraction is not None else None
     if best is not None and best["step"] < position:
         # The clock of the first validation includes the time before the first update.
         seconds = best["seconds"] if best["step"] else 0.0
-        waited = _share(plan, position, log.seconds) - _share(plan, best["step"], seconds)
-        return "patience" if waited >= (plan.patience_share or 0) else ""
+        waited = _run_fraction(plan, position, log.seconds)
+        waited -= _run_fraction(plan, best["step"], seconds)
+        return "patience" if waited >= (plan.patience_fraction or 0) else ""
     return ""
 
 
@@ -283,7 +287,7 @@ class _Saver:
             if last:
                 raise
             self._log.warn_again("checkpoint", str(error), advice)
-            self._wait = min(RETRY, self._every)
+            self._wait = min(RETRY_SECONDS, self._every)
         self.restart()
 
     def save_after(self, error: Exception, position: int, state: TrainState) -> None:
@@ -319,16 +323,17 @@ def _validated(
     return metric, any([callback(progress) is True for callback in plan.callbacks])
 
 
-def _agree(position: int, stopped: bool, due: bool, over: bool) -> tuple[bool, bool, bool]:
+def _synchronized(position: int, stopped: bool, due: bool, over: bool) -> tuple[bool, bool, bool]:
     """Return whether all processes stop, save and end after update `position`.
 
     stopped = any process received a signal;  due, over = by the clock of the first process
 
-    Several processes agree after every 20th update; after other updates all three are False.
+    Several processes exchange the flags after every 20th update, so that all take the same branch;
+    after other updates all three are False.
     """
     if jax.process_count() == 1:
         return stopped, due, over
-    if position % EVERY:
+    if position % UPDATES_PER_SYNC:
         return False, False, False
     flags = np.asarray(multihost_utils.process_allgather(jnp.array([stopped, due, over])))
     return bool(flags[:, 0].any()), bool(flags[0, 1]), bool(flags[0, 2])

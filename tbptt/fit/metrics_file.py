@@ -1,6 +1,6 @@
 """Write the metrics of a run into files: lines of metrics.jsonl, and TensorBoard event files.
 
-metrics.jsonl has one JSON object per line and no step twice. A line holds the metrics of several
+metrics.jsonl has one JSON object per line and no update twice. A line holds the metrics of several
 updates, reduced to one number each. Event files require tensorboardX.
 """
 
@@ -66,9 +66,9 @@ class MetricLine:
         self._non_finite = 0
 
     def add(self, update: Update) -> None:
-        """Add one update; its numbers are left out if no step of its chunk counts."""
+        """Add one update; its numbers are left out if no time step of its chunk counts."""
         self.updates += 1
-        if update.loss == 0 and update.grad_norm == 0:  # no step of the chunk counts
+        if update.loss == 0 and update.grad_norm == 0:  # no time step of the chunk counts
             return
         self._losses.append(update.loss)
         self._norms.append(update.grad_norm)
@@ -171,7 +171,7 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def remove_after(path: Path, step: int) -> tuple[list[Row], int]:
+def remove_after(path: Path, update: int) -> tuple[list[Row], int]:
     """Remove the rows after an update, which a resumed run will write again.
 
     The new file replaces the old one atomically, so that a process that is killed meanwhile loses
@@ -181,7 +181,7 @@ def remove_after(path: Path, step: int) -> tuple[list[Row], int]:
         (the remaining rows, the number of removed rows).
     """
     rows = read_rows(path)
-    kept = [row for row in rows if row.get("step", 0) <= step]
+    kept = [row for row in rows if row.get("step", 0) <= update]
     temporary = path.with_name(path.name + ".new")
     with temporary.open("wb") as file:
         file.write(b"".join(_encoded(row) for row in kept))
@@ -196,7 +196,7 @@ def _encoded(row: Row) -> bytes:
 
 
 class EventFiles:
-    """Writer of TensorBoard scalars; a resumed run hides the steps that it will write again.
+    """Writer of TensorBoard scalars; a resumed run hides the updates that it will write again.
 
     Raises:
         ImportError: the extra is not installed.
@@ -212,11 +212,11 @@ class EventFiles:
             ) from error
         self._writer = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
 
-    def add(self, group: str, step: int, values: Mapping[str, Any]) -> None:
-        """Add the numbers among the values as `group/name` at a step."""
+    def add(self, group: str, update: int, values: Mapping[str, Any]) -> None:
+        """Add the numbers among the values as `group/name` at an update."""
         for name, value in values.items():
             if isinstance(value, int | float) and name not in ("step", "updates"):
-                self._writer.add_scalar(f"{group}/{name}", value, step)
+                self._writer.add_scalar(f"{group}/{name}", value, update)
         self._writer.flush()
 
     def close(self) -> None:

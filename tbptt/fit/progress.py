@@ -13,19 +13,19 @@ else:
 class Status(NamedTuple):
     """Progress of a run; None is unknown and is not displayed.
 
-    step, total: number of updates so far, and in total
-    share:       completed fraction of the run, 0 .. 1
+    done, total: number of updates so far, and in total
+    fraction:    completed fraction of the run, 0 .. 1
     loss, grad_norm: means over the last updates
     clipped:     fraction of the last updates whose gradient was clipped
     rate, unit:  steps (or updates) per second
     left:        remaining seconds
     valid:       the last validation result, as text
-    what:        what step and total count: "update", "row"
+    what:        what done and total count: "update", "row"
     """
 
-    step: int
+    done: int
     total: int | None = None
-    share: float | None = None
+    fraction: float | None = None
     loss: float | None = None
     grad_norm: float | None = None
     clipped: float | None = None
@@ -43,9 +43,9 @@ class Pace:
         self._total, self._budget = total, seconds
         self._marks: deque[tuple[float, int]] = deque(maxlen=20)
 
-    def mark(self, step: int) -> None:
-        """Record that `step` updates are complete now."""
-        self._marks.append((time.monotonic(), step))
+    def mark(self, updates: int) -> None:
+        """Record that `updates` updates are complete now."""
+        self._marks.append((time.monotonic(), updates))
 
     def newest(self) -> float:
         """Return the time of the newest mark, 0 before the first."""
@@ -58,18 +58,25 @@ class Pace:
         (then, first), (now, last) = self._marks[0], self._marks[-1]
         return (last - first) / max(now - then, 1e-9)
 
-    def share(self, step: int, seconds: float) -> float | None:
+    def fraction(self, updates: int, seconds: float) -> float | None:
         """Return the completed fraction of the run, 0 .. 1; None if it has no limit."""
-        shares = [step / self._total] if self._total else []
-        shares += [seconds / self._budget] if self._budget else []
-        return min(max(shares), 1.0) if shares else None
+        return completed_fraction(updates, seconds, self._total, self._budget)
 
-    def left(self, step: int, seconds: float) -> float | None:
+    def left(self, updates: int, seconds: float) -> float | None:
         """Return the remaining seconds; None if unknown."""
         rate = self.rate()
-        ends = [(self._total - step) / rate] if self._total and rate else []
+        ends = [(self._total - updates) / rate] if self._total and rate else []
         ends += [self._budget - seconds] if self._budget else []
         return max(min(ends), 0.0) if ends else None
+
+
+def completed_fraction(
+    updates: int, seconds: float, max_updates: int | None, max_seconds: float | None
+) -> float | None:
+    """Return the completed fraction of a run, 0 .. 1, by its nearest limit; None without one."""
+    fractions = [updates / max_updates] if max_updates else []
+    fractions += [seconds / max_seconds] if max_seconds else []
+    return min(max(fractions), 1.0) if fractions else None
 
 
 @runtime_checkable
@@ -126,16 +133,16 @@ class LiveView:
         self._progress.refresh()
 
     def show(self, status: Status) -> None:
-        total = None if status.share is None else 1.0
+        total = None if status.fraction is None else 1.0
         self._progress.update(
             self._task,
             total=total,
-            completed=status.share or 0.0,
+            completed=status.fraction or 0.0,
             description="\n".join("  ".join(parts) for parts in _described(status) if parts),
         )
 
     def end(self, status: Status) -> None:
-        if status.step:
+        if status.done:
             self.show(status)
         self._progress.stop()
 
@@ -157,7 +164,7 @@ class PlainView:
             self._print(status)
 
     def end(self, status: Status) -> None:
-        if status.step and status != self._shown:
+        if status.done and status != self._shown:
             self._print(status)
 
     def _print(self, status: Status) -> None:
@@ -173,7 +180,7 @@ def describe(status: Status) -> str:
 def _described(status: Status) -> tuple[list[str], list[str]]:
     """Return the parts about the time and the parts about the numbers."""
     total = "" if status.total is None else f"/{status.total:,}"
-    pace = [f"{status.what} {status.step:,}{total}"]
+    pace = [f"{status.what} {status.done:,}{total}"]
     pace += [] if status.rate is None else [f"{_count(status.rate)} {status.unit}/s"]
     pace += [] if status.left is None else [f"{duration(status.left)} left"]
     numbers = [] if status.loss is None else [f"loss {status.loss:.4g}"]

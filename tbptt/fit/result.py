@@ -51,7 +51,9 @@ class Fit(NamedTuple):
         )
         passes = [row["pass"] for row in self.history]
         axis.plot(passes, [row["loss"] for row in self.history], color="#0072B2", label="training")
-        name = next((name for name in _scores(self.history)), None)
+        name = next(
+            (name for row in self.history[:1] for name in row if name.startswith("valid_")), None
+        )
         if name is not None:
             scores = [row[name] for row in self.history]
             axis.plot(passes, scores, color="#D55E00", ls="--", label=name.replace("_", " "))
@@ -129,7 +131,3 @@ def load(path: str | os.PathLike[str], like: Params) -> Params:
                 "settings it had when it was saved"
             )
     return params
-
-
-def _scores(history: list[dict[str, Any]]) -> list[str]:
-    return [name for name in (history[0] if history else {}) if name.startswith("valid_")]

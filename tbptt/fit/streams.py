@@ -87,8 +87,8 @@ class BatchStream:
     def chunk(self, i: int, /) -> Chunk:
         batch, part = divmod(i, self._per_batch)
         start = part * self._chunk
-        cut = jax.tree.map(lambda leaf: leaf[start : start + self._chunk], self._batch(batch))
-        return Chunk(cut, (i % len(self)) * self._chunk)
+        chunk = jax.tree.map(lambda leaf: leaf[start : start + self._chunk], self._batch(batch))
+        return Chunk(chunk, (i % len(self)) * self._chunk)
 
     def _batch(self, number: int) -> Batch:
         """Return a batch, counted over all passes, with numpy leaves: their slices are views."""

@@ -185,7 +185,8 @@ def sequence_loss(
     """
     original = inspect.unwrap(loss)
     loss_name = getattr(original, "__qualname__", repr(original))
-    within = remat if isinstance(remat, CarriesOnly) else None
+    # Segments rematerialise the readout too, so they wrap the whole loss function, see below.
+    cell_remat = remat if isinstance(remat, CarriesOnly) else None
 
     def loss_fn(
         params: SequenceParams, carry: Carry, batch: Batch
@@ -195,7 +196,7 @@ def sequence_loss(
             batch.inputs if embedding is None else embedding.apply(params.embedding, batch.inputs)
         )
         carry, ys = unroll(
-            cell, params.cell, carry, xs, resets=batch.resets, mask=batch.mask, remat=within
+            cell, params.cell, carry, xs, resets=batch.resets, mask=batch.mask, remat=cell_remat
         )
         outputs: Any = readout.apply(params.readout, ys)
         weights = _effective_weights(batch)
@@ -209,11 +210,11 @@ def sequence_loss(
                 f"{np.shape(losses)} from outputs {np.shape(outputs)} and targets "
                 f"{np.shape(batch.targets)}. Sum or average over the last axis"
             )
-        wide = sum_dtype(losses.dtype)
+        dtype = sum_dtype(losses.dtype)
         if weights is None:
-            return jnp.sum(losses, dtype=wide), carry
-        counted = zero_where_masked(losses, counts).astype(wide) * weights.astype(wide)
-        return jnp.sum(counted), carry
+            return jnp.sum(losses, dtype=dtype), carry
+        weighted = zero_where_masked(losses, counts).astype(dtype) * weights.astype(dtype)
+        return jnp.sum(weighted), carry
 
     if not isinstance(remat, Segments | MemoryBudget):
         return loss_fn

@@ -44,7 +44,7 @@ from tbptt.optim.non_finite import stop_at_non_finite as stop_at_non_finite
 from tbptt.optim.reset_stream import ResetInfo as ResetInfo
 from tbptt.optim.reset_stream import ResetMemory as ResetMemory
 from tbptt.optim.reset_stream import reset_on_non_finite as reset_on_non_finite
-from tbptt.optim.schedule import ShareState as ShareState
+from tbptt.optim.schedule import RunFractionState as RunFractionState
 from tbptt.optim.schedule import adam_with_decay as adam_with_decay
-from tbptt.optim.schedule import scale_by_share as scale_by_share
-from tbptt.optim.schedule import set_share as set_share
+from tbptt.optim.schedule import scale_by_run_fraction as scale_by_run_fraction
+from tbptt.optim.schedule import set_run_fraction as set_run_fraction

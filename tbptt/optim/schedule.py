@@ -12,69 +12,71 @@ from tbptt.optim.clip import clip_by_global_norm
 from tbptt.optim.non_finite import skip_non_finite
 
 
-class ShareState(NamedTuple):
-    """State of `scale_by_share`: the fraction of the run before the update, from 0 to 1."""
+class RunFractionState(NamedTuple):
+    """State of `scale_by_run_fraction`: the fraction of the run before the update, from 0 to 1."""
 
-    share: Float[Array, ""]
+    fraction: Float[Array, ""]
 
 
-def scale_by_share(rate: Callable[[Array], Any]) -> optax.GradientTransformation:
-    """Scale the updates by -rate(share), where share is the fraction of the run so far.
+def scale_by_run_fraction(rate: Callable[[Array], Any]) -> optax.GradientTransformation:
+    """Scale the updates by -rate(fraction), where fraction is the fraction of the run so far.
 
-        updates = -rate(share) updates
+        updates = -rate(fraction) updates
 
     The schedules of optax count updates, so they need the length of the run in updates. A run that
-    is limited by seconds does not know it. `tbptt.fit` writes the share into the state before an
-    update; in a loop of your own call `set_share`. Without either, the share remains 0.
+    is limited by seconds does not know it. `tbptt.fit` writes the fraction into the state before an
+    update; in a loop of your own call `set_run_fraction`. Without either, it remains 0.
 
-        optax.chain(optax.scale_by_adam(), scale_by_share(optax.cosine_decay_schedule(3e-3, 1)))
+        rate = optax.cosine_decay_schedule(3e-3, 1)
+        optimizer = optax.chain(optax.scale_by_adam(), scale_by_run_fraction(rate))
 
     Args:
-      rate: static; `share -> learning rate`, share in 0 .. 1, for example a schedule of optax whose
-        length is 1.
+      rate: static; `fraction -> learning rate`, fraction in 0 .. 1, for example a schedule of
+        optax whose length is 1.
     """
 
-    def init(params: Any) -> ShareState:
+    def init(params: Any) -> RunFractionState:
         del params
-        return ShareState(jnp.zeros((), jnp.float32))
+        return RunFractionState(jnp.zeros((), jnp.float32))
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, ShareState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, RunFractionState]:
         del params
-        scale = -jnp.asarray(rate(state.share))
+        scale = -jnp.asarray(rate(state.fraction))
         return jax.tree.map(lambda u: (scale * u).astype(u.dtype), updates), state
 
     return optax.GradientTransformation(init, update)
 
 
-def set_share(opt_state: Any, share: float) -> Any:
-    """Return the optimizer state with `share` in every `ShareState`; its other leaves as they are.
+def set_run_fraction(opt_state: Any, fraction: float) -> Any:
+    """Return the optimizer state with another `fraction` in every `RunFractionState`.
 
     Args:
-      opt_state: the state of any optimizer; `[S]` shares of several seeds are set alike.
-      share: fraction of the run, from 0 to 1.
+      opt_state: the state of any optimizer; `[S]` fractions of several seeds are set alike.
+      fraction: fraction of the run, from 0 to 1.
     """
 
-    def one(node: Any) -> Any:
-        return ShareState(jnp.full_like(node.share, share)) if _is_share(node) else node
+    def replaced(node: Any) -> Any:
+        return (
+            node._replace(fraction=jnp.full_like(node.fraction, fraction)) if found(node) else node
+        )
 
-    return jax.tree.map(one, opt_state, is_leaf=_is_share)
+    def found(node: Any) -> bool:
+        return isinstance(node, RunFractionState)
+
+    return jax.tree.map(replaced, opt_state, is_leaf=found)
 
 
 def adam_with_decay(lr: float = 3e-3, clip: float = 1.0) -> optax.GradientTransformation:
     """Make Adam behind clipping by global norm, with a rate that falls along half a cosine.
 
-        rate = lr / 100 + 0.99 lr (1 + cos(pi share)) / 2
+        rate = lr / 100 + 0.99 lr (1 + cos(pi fraction)) / 2
 
-    Non-finite updates are skipped. share is the fraction of the run, see `scale_by_share`.
+    Non-finite updates are skipped. See `scale_by_run_fraction`.
 
     Args:
       lr: the initial learning rate.
       clip: the global norm at which gradients are clipped.
     """
     rate = optax.cosine_decay_schedule(lr, 1, alpha=0.01)
-    adam = optax.chain(optax.scale_by_adam(), scale_by_share(rate))
+    adam = optax.chain(optax.scale_by_adam(), scale_by_run_fraction(rate))
     return optax.chain(clip_by_global_norm(clip), skip_non_finite(adam))
-
-
-def _is_share(node: Any) -> bool:
-    return isinstance(node, ShareState)

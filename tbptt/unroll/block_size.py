@@ -29,10 +29,10 @@ def block_length(
 ) -> int:
     """Return the number of steps of a block of `xs`."""
     z = jax.eval_shape(lambda p, x: cell_vjp.inputs(cell_vjp.prepare(p), x), params, xs[0])
-    return even_share(xs.shape[0], steps_per_block(bytes_of(z), block_bytes))
+    return even_block_length(xs.shape[0], steps_per_block(bytes_of(z), block_bytes))
 
 
-def even_share(T: int, most: int) -> int:
+def even_block_length(T: int, most: int) -> int:
     """Return a block length of about `most` steps that divides T if possible; T up to twice `most`.
 
     A remainder is a block of another length, which compiles the loops a second time.

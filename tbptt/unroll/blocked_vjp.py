@@ -92,9 +92,10 @@ def blocked_unroll(
     steps = reverse_time(steps) if reverse else steps
     if isinstance(cell, LayeredCell):
         carries, ys = [], steps.xs
+        # The shapes of the arguments determine the function of a layer, which is then called.
         for layer, p, c in zip(cell.cells, params, carry, strict=True):
-            now = steps._replace(xs=ys)
-            c, ys = _layer_fn(backend_fn, layer, remat, block_bytes, p, c, now)(p, c, now)
+            below = steps._replace(xs=ys)
+            c, ys = _layer_fn(backend_fn, layer, remat, block_bytes, p, c, below)(p, c, below)
             carries.append(c)
         carry = tuple(carries)
     else:
@@ -113,13 +114,16 @@ def _layer_fn(
     carry: Carry,
     steps: Steps,
 ) -> Callable[[Params, Carry, Steps], tuple[Carry, Any]]:
-    """Return the function `(params, carry, steps) -> (carry, ys)` of one layer."""
+    """Return the function `(params, carry, steps) -> (carry, ys)` that runs one layer.
+
+    It is the plain scan where the blocks bring no advantage, else equal blocks and the remainder.
+    """
     if isinstance(layer, LayeredCell):  # a stack within a stack
         return lambda p, c, s: blocked_unroll(
             backend_fn, layer, p, c, *s, reverse=False, remat=remat, block_bytes=block_bytes
         )
     T, cell_vjp, recompute = steps.xs.shape[0], cell_vjp_of(layer), isinstance(remat, CarriesOnly)
-    initial = functools.partial(layer.initial_carry, steps.xs.shape[1:-1])
+    make_initial = functools.partial(layer.initial_carry, steps.xs.shape[1:-1])
     if recompute and not all_floating((params, carry)):
         raise ValueError(
             "remat=CarriesOnly() needs floating leaves in params and carry; got an integer leaf in "
@@ -133,15 +137,15 @@ def _layer_fn(
         or not all_floating((params, carry))
         or (isinstance(cell_vjp, AutodiffVJP) and not recompute)
     ):
-        return lambda p, c, s: plain_scan(functools.partial(layer, p), initial(), c, s)
+        return lambda p, c, s: plain_scan(functools.partial(layer, p), make_initial(), c, s)
     backend = backend_fn(layer, cell_vjp, carry)
-    keep = not recompute and T < max_saved_steps(cell_vjp, params, carry, steps.xs[0])
+    save = not recompute and T < max_saved_steps(cell_vjp, params, carry, steps.xs[0])
     length = block_length(cell_vjp, params, steps.xs, block_bytes)
     even = T // length * length
-    blocks = _blocks(backend, initial, even // length, keep)
+    blocks = _blocks(backend, make_initial, even // length, save)
     if even == T:
         return blocks
-    tail_block = _blocks(backend, initial, 1, keep)
+    tail_block = _blocks(backend, make_initial, 1, save)
 
     def blocks_and_tail(params: Params, carry: Carry, steps: Steps) -> tuple[Carry, Any]:
         most, tail = split(steps, even)
@@ -153,27 +157,28 @@ def _layer_fn(
 
 
 def _blocks(
-    backend: Backend, initial: Callable[[], Carry], n: int, keep: bool
+    backend: Backend, make_initial: Callable[[], Carry], n: int, save: bool
 ) -> Callable[..., tuple[Carry, Any]]:
     """Return a differentiable `(params, carry, steps) -> (carry, ys)` of n equal blocks."""
-    run = jax.custom_vjp(lambda *args: _forward(backend, initial, n, False, *args)[0])
+    run = jax.custom_vjp(lambda *args: _forward(backend, make_initial, n, False, *args)[0])
     run.defvjp(
-        functools.partial(_forward, backend, initial, n, keep),
-        functools.partial(_backward, backend, initial, n),
+        functools.partial(_forward, backend, make_initial, n, save),
+        functools.partial(_backward, backend, make_initial, n),
     )
     return run
 
 
 def _forward(
     backend: Backend,
-    initial: Callable[[], Carry],
+    make_initial: Callable[[], Carry],
     n: int,
-    keep: bool,
+    save: bool,
     params: Params,
     carry: Carry,
     steps: Steps,
 ) -> Any:
-    weights, start = backend.prepare(params), initial()
+    """Run n blocks; return `((last carry, ys), residuals)`, with saved intermediates if `save`."""
+    weights, initial = backend.prepare(params), make_initial()
     output_leaf: list[int | None] = []  # the leaf of the carries that equals the outputs
 
     def stacked(carries: Carry, ys: Any, saved: Any) -> tuple[Any, Any, Any, Any]:
@@ -186,12 +191,12 @@ def _forward(
         )
 
     if n == 1:
-        last, *out = stacked(*backend.forward(weights, start, carry, steps, keep))
+        last, *out = stacked(*backend.forward(weights, initial, carry, steps, save))
         starts, carries, ys, saved = jax.tree.map(lambda a: a[None], (carry, *out))
     else:
 
         def block(carry: Carry, now: Steps) -> tuple[Carry, Any]:
-            last, *out = stacked(*backend.forward(weights, start, carry, now, keep))
+            last, *out = stacked(*backend.forward(weights, initial, carry, now, save))
             return last, (carry, *out)
 
         last, (starts, carries, ys, saved) = jax.lax.scan(block, carry, _to_blocks(steps, n))
@@ -204,16 +209,17 @@ def _forward(
 
 
 def _backward(
-    backend: Backend, initial: Callable[[], Carry], n: int, residuals: Any, cotangents: Any
+    backend: Backend, make_initial: Callable[[], Carry], n: int, residuals: Any, cotangents: Any
 ) -> Any:
+    """Pull the cotangents of `(last carry, ys)` back; return those of `(params, carry, steps)`."""
     params, starts, carries, saved, steps = residuals
     d_last, d_ys = cotangents
-    cell_vjp, start, weights = backend.cell_vjp, initial(), backend.prepare(params)
+    cell_vjp, initial, weights = backend.cell_vjp, make_initial(), backend.prepare(params)
 
     def block(d: Carry, now: Any) -> tuple[Carry, Any]:
         block_start, leaving, saved, steps, d_ys = now
         before = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b[:-1]]), block_start, leaving)
-        entering = entering_carry(before, start, steps.resets)
+        entering = entering_carry(before, initial, steps.resets)
         d, emitted, factors = backend.backward(
             weights, Residuals(steps, entering, leaving, saved), d, d_ys
         )

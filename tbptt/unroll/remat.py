@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from tbptt.cells.base import LayeredCell
 from tbptt.types import Cell, Params
 from tbptt.unroll.autodiff_vjp import AutodiffVJP, cell_vjp_of, scan_residuals
-from tbptt.unroll.block_size import bytes_of, even_share, max_saved_steps, steps_per_block
+from tbptt.unroll.block_size import bytes_of, even_block_length, max_saved_steps, steps_per_block
 from tbptt.windows import scan_segments
 
 
@@ -115,7 +115,7 @@ class StepBytes(NamedTuple):
     inputs: the inputs, which segments copy
     outer: the output and its cotangent, and the results of a readout
     fixed: allocated once: the weight gradient and copies of the weights
-    steps: the approximate number of steps of a block, see `block_size.even_share`
+    steps: the approximate number of steps of a block, see `block_size.even_block_length`
     carries_only_from: the number of steps from which the default plan stores carries only, see
       `block_size.max_saved_steps`
     supports_carries_only: whether params and carry are floating
@@ -230,7 +230,7 @@ def predicted_bytes(remat: Remat | None, sizes: StepBytes, T: int) -> int:
     each, block = sizes.saved, sizes.block
     if isinstance(remat, CarriesOnly) or length >= sizes.carries_only_from:
         each, block = sizes.carry, sizes.carries_only_block
-    block *= even_share(length, sizes.steps)
+    block *= even_block_length(length, sizes.steps)
     stored = carries * sizes.carry + copies * sizes.inputs + length * (each + sizes.outer)
     return stored + block + sizes.fixed
 
@@ -269,7 +269,7 @@ def _plans(T: int) -> Iterator[Remat | None]:
             ratio, lengths = (T / inner) ** (1 / level), [T]
             for k in reversed(range(level)):
                 # Lengths that divide T, if possible: XLA copies the inputs otherwise.
-                lengths.append(even_share(lengths[-1], max(inner, round(inner * ratio**k))))
+                lengths.append(even_block_length(lengths[-1], max(inner, round(inner * ratio**k))))
             if len(set(lengths)) == level + 1:
                 yield Segments(tuple(lengths[1:]))
 

@@ -76,14 +76,14 @@ class Backend(Protocol):
         ...
 
     def forward(
-        self, weights: Any, start: Carry, carry: Carry, steps: Steps, keep: bool
+        self, weights: Any, initial: Carry, carry: Carry, steps: Steps, save: bool
     ) -> tuple[Carry, Any, Any]:
         """Run `cell_vjp.inputs`, then `cell_vjp.forward` at every step.
 
-        A reset replaces the entering carry by `start`. Return `(carries, ys, saved)`: the carries
+        A reset replaces the entering carry by `initial`. Return `(carries, ys, saved)`: the carries
         that leave each step, the outputs (the same array as a leaf of the carries where the two are
         equal), and intermediates that `cell_vjp.linearize` can reuse. `saved` is None unless
-        `keep`, which is static.
+        `save`, which is static.
         """
         ...
 
@@ -108,19 +108,19 @@ class ScanBackend:
         return self.cell_vjp.prepare(params)
 
     def forward(
-        self, weights: Any, start: Carry, carry: Carry, steps: Steps, keep: bool
+        self, weights: Any, initial: Carry, carry: Carry, steps: Steps, save: bool
     ) -> tuple[Carry, Any, Any]:
         zs = self.cell_vjp.inputs(weights, steps.xs)
         output_leaf: list[int | None] = []  # set while the body is traced
 
         def body(carry: Carry, now: Steps) -> tuple[Carry, Any]:
             leaving, y, saved = self.cell_vjp.forward(
-                weights, entering_carry(carry, start, now.resets), now.xs
+                weights, entering_carry(carry, initial, now.resets), now.xs
             )
             # An output that is a leaf of the carry is not stacked a second time.
             output_leaf[:] = [leaf_index(leaving, y)]
             carry = leaving if now.mask is None else select(now.mask, leaving, carry)
-            return carry, (carry, y if output_leaf[0] is None else None, saved if keep else None)
+            return carry, (carry, y if output_leaf[0] is None else None, saved if save else None)
 
         _, (carries, ys, saved) = jax.lax.scan(body, carry, steps._replace(xs=zs))
         return (

@@ -137,16 +137,16 @@ def test_the_line_is_fitted():
 @pytest.mark.exhaustive
 def test_the_windows_of_the_line_have_a_full_past(monkeypatch):
     monkeypatch.setattr(line, "RATIOS", (1, 3))
-    ages, time_interleaved = [], line.clock.time_interleaved
+    valid, time_interleaved = [], line.clock.time_interleaved
 
     def recording(programs, repeats):
-        ages.extend(int(p.args[1].age) for name, p in programs.items() if name != "1")
+        valid.extend(int(p.args[1].n_valid) for name, p in programs.items() if name != "1")
         return time_interleaved(programs, repeats)
 
     monkeypatch.setattr(line.clock, "time_interleaved", recording)
     got = line.measure(2, 4, B=2, D=3, H=4, repeats=1)
     assert (
-        ages == [4] and len(got["seconds_per_step"]) == 2
+        valid == [4] and len(got["seconds_per_step"]) == 2
     )  # all k2 - k1 remembered steps are real
     assert line.targets(got)[0]["wanted"] == 0.2
 

@@ -163,8 +163,8 @@ def test_several_columns_are_one_group(kind, tmp_path):
     mixed.write_csv(tmp_path / kind) if kind == "x.csv" else np.save(
         tmp_path / kind, mixed.to_numpy()
     )
-    told = "column '(who|0)', '(trial|1)': group '10, 0' comes back after other groups.*--sort"
-    with pytest.raises(ValueError, match=told):
+    message = "column '(who|0)', '(trial|1)': group '10, 0' comes back after other groups.*--sort"
+    with pytest.raises(ValueError, match=message):
         open_source(tmp_path / kind, names[2:], group=names[:2])
     source = open_source(tmp_path / kind, names[2:], group=names[:2], time=names[2], sort=True)
     assert source.groups == (("2", "0"), ("2", "1"), ("10", "0"), ("10", "1"))

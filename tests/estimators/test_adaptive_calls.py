@@ -150,7 +150,7 @@ def test_the_window_shrinks_for_a_short_memory_and_remains_for_a_long_one():
         ]
         assert all(info.k2 == 32 for info in infos[:16]) and not any(
             info.measured for info in infos[:15]
-        )  # too young
+        )  # too few stored steps
         assert infos[-1].k2 == last, (a, infos[-1])
         assert [int(info.next_k2) for info in infos[:-1]] == [int(info.k2) for info in infos[1:]]
     assert infos[-1].choice.beta == pytest.approx(1.02) and not infos[-1].choice.decays

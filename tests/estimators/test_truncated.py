@@ -171,7 +171,7 @@ def test_a_masked_stream_of_an_lstm_in_segments_equals_one_long_chunk(k1, k2, se
 
 
 def assert_segments_equal_the_plain_loop(name, extra, k1, k2, segment, group):
-    """Sums over segments at fixed parameters; the first segments are younger than the window."""
+    """Sums over segments at fixed parameters; the first segments have shorter windows."""
     loss_fn, params, carry, batch = (
         own_problem(extra) if name == "own" else make(CELLS[name], extra)
     )

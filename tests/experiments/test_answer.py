@@ -14,12 +14,12 @@ from scipy.special import log_softmax
 import tbptt
 from experiments import predict, train
 from experiments.support.train.data import open_data, training_stream
+from experiments.support.train.mean_log_probabilities import MeanLogProbabilities, initial_mean
 from experiments.support.train.model import init_params, make_model
 from experiments.support.train.predicting import Score, predict_blocks
 from experiments.support.train.prediction_steps import open_for
-from experiments.support.train.reading import Reading
+from experiments.support.train.table_flags import TableFlags
 from experiments.support.train.task import Classify
-from experiments.support.train.votes import Votes, no_votes
 from tbptt.fit.stopping import Stop
 
 RNG = np.random.default_rng(0)
@@ -45,12 +45,12 @@ def test_the_mean_over_blocks_equals_a_plain_loop():
             total, n = total + log_softmax(outputs[t]), n + 1
         want.append(total / n)
     for size in (1, 5, 20):
-        votes = Votes(no_votes(3))
+        mean = MeanLogProbabilities(initial_mean(3))
         blocks = [slice(i, i + size) for i in range(0, 20, size)]
-        got = np.concatenate([votes(outputs[b], resets[b], mask[b]) for b in blocks])
+        got = np.concatenate([mean(outputs[b], resets[b], mask[b]) for b in blocks])
         np.testing.assert_allclose(got, want, rtol=1e-12)
-        np.testing.assert_allclose(votes.state[0], total, rtol=1e-12)
-        assert votes.state[1] == n
+        np.testing.assert_allclose(mean.state[0], total, rtol=1e-12)
+        assert mean.state[1] == n
 
 
 def test_a_prediction_is_the_mean_of_its_recording_alone(tmp_path):
@@ -61,8 +61,8 @@ def test_a_prediction_is_the_mean_of_its_recording_alone(tmp_path):
     params = jax.jit(lambda key: init_params(key, model))(jax.random.key(1))
     params = params._replace(cell=jax.tree.map(lambda a: a.astype(float), params.cell))
     for name, gone in (("x.csv", ()), ("y.csv", (1, 8, 12))):
-        reading = Reading(missing="mask")
-        source = open_for(TASK, [tmp_path / name], True, np.float64, reading)
+        flags = TableFlags(missing="mask")
+        source = open_for(TASK, [tmp_path / name], True, np.float64, flags)
         score, left, got, logs = Score(TASK), [], [], np.zeros(0)
         for _, outputs, steps in predict_blocks(
             TASK, model, params, source, 5, score=True, ended=left.append

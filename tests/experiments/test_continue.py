@@ -11,28 +11,21 @@ import pytest
 import tyro
 
 from experiments import predict
-from experiments.support.train.advice import before_training
-from tests.support.train_run import go
+from experiments.support.train.advice import few_update_warnings
+from tests.support.train_run import float32_in, go
 
 SMALL = ["--hidden", 4, "--k1", 20, "--k2", 20, "--batch", 2, "--epochs", 1]
 
 
 @pytest.fixture(autouse=True)
 def setting(tmp_path, monkeypatch):
-    """Run programs in float32 and in a temporary folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TBPTT_DATA", str(tmp_path / "cache"))
-    monkeypatch.setattr(
-        "experiments.support.train.end.write_report", lambda folder: folder / "report.html"
-    )
-    t = np.arange(900)
-    np.save("all.npy", np.sin(t / 5)[:, None] + 0.1 * np.cos(t / 7)[:, None])
-    np.save("shifted.npy", 5 + 3 * np.load("all.npy"))
-    np.save("day1.npy", np.load("all.npy")[:500])
-    np.save("day2.npy", np.load("all.npy")[500:])
-    jax.config.update("jax_enable_x64", False)
-    yield
-    jax.config.update("jax_enable_x64", True)
+    with float32_in(tmp_path, monkeypatch):
+        t = np.arange(900)
+        np.save("all.npy", np.sin(t / 5)[:, None] + 0.1 * np.cos(t / 7)[:, None])
+        np.save("shifted.npy", 5 + 3 * np.load("all.npy"))
+        np.save("day1.npy", np.load("all.npy")[:500])
+        np.save("day2.npy", np.load("all.npy")[500:])
+        yield
 
 
 def predictions(*flags):
@@ -81,7 +74,7 @@ def test_a_run_starts_from_the_params_and_the_scaling_of_another(capsys):
     ],
 )
 def test_settings_that_can_hardly_learn_are_a_warning(setting, words):
-    found = [f"{message}; {advice}" for message, advice in before_training(*setting)]
+    found = [f"{message}; {advice}" for message, advice in few_update_warnings(*setting)]
     assert len(found) == len(words)
     assert all(word in text for word, text in zip(words, found, strict=True))
 

@@ -23,41 +23,14 @@ from tbptt.checkpoints import Checkpoints, finished
 from tbptt.checkpoints import format as checkpoint_format
 from tbptt.fit import loop
 from tbptt.fit.stopping import Stop
-
-CELL = "mingru"
-SMALL = [
-    "--cell",
-    CELL,
-    "--hidden",
-    3,
-    "--batch",
-    4,
-    "--k1",
-    8,
-    "--k2",
-    8,
-    "--checkpoint-seconds",
-    1000,
-    "--patience",
-    0,
-]
+from tests.support.train_run import CELL, SMALL, WAVES, float32_in, last, write_waves
 
 
 @pytest.fixture(autouse=True)
 def setting(tmp_path, monkeypatch):
-    """Run programs in float32 and in a temporary folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TBPTT_DATA", str(tmp_path / "cache"))
-    monkeypatch.setattr(
-        "experiments.support.train.end.write_report", lambda folder: folder / "report.html"
-    )  # has its own tests
-    t = np.arange(800)
-    waves = np.stack([np.sin(t / 5), np.cos(t / 7)], axis=1)
-    np.save("waves.npy", waves)
-    np.savetxt("waves.csv", waves, delimiter=",", header="a,b", comments="")
-    jax.config.update("jax_enable_x64", False)
-    yield
-    jax.config.update("jax_enable_x64", True)
+    with float32_in(tmp_path, monkeypatch):
+        write_waves()
+        yield
 
 
 def go(*flags, capsys=None):
@@ -67,114 +40,11 @@ def go(*flags, capsys=None):
     return (status, *capsys.readouterr()) if capsys else status
 
 
-def last(out):
-    """Return the summary, the last line of stdout."""
-    return json.loads(out.splitlines()[-1])
-
-
-WAVES = ["--data", "waves.npy", "--target", 0]
-REFUSED = {
-    "nothing": ([], "--data is required"),
-    "no target": (
-        ["--data", "waves.csv"],
-        "--target is required: the column to predict, one of a, b",
-    ),
-    "no such column": (
-        ["--data", "waves.csv", "--target", "c"],
-        "waves.csv has no column 'c'; its columns are a, b",
-    ),
-    "no such input": (
-        ["--data", "waves.csv", "--target", "a", "--columns", "x"],
-        "waves.csv has no column 'x'; its columns are a, b",
-    ),
-    "no such file": (["--data", "wave.csv", "--target", "a"], "there is no file"),
-    "a folder": (["--data", ".", "--target", "a"], "must end in one of"),
-    "an empty file": (["--data", "empty.csv", "--target", "a"], "is empty"),
-    "an empty text": (["--data", "empty.txt", "--task", "characters"], "is empty; expected text"),
-    "one character": (
-        ["--data", "one.txt", "--task", "characters"],
-        "at least two different characters; got only b'a'",
-    ),
-    "horizon": (
-        [*WAVES, "--horizon", 900],
-        "a forecast 900 rows ahead (--horizon) needs at least 901 rows in each part",
-    ),
-    "horizon 0": ([*WAVES, "--horizon", 0], "so it must not be an input, as it is by default"),
-    "negative horizon": ([*WAVES, "--horizon", -1], "--horizon must be at least 0; got -1"),
-    "forecasts": (
-        [*WAVES, "--horizon", 5, "--forecasts", 2],
-        "--forecasts must divide --horizon; got 2 and 5",
-    ),
-    "k1 does not divide": (
-        [*WAVES, "--estimator", "randomized", "--k1", 7, "--k2", 30],
-        "k2 must be a multiple of k1 and at least 4 k1; got k1=7, k2=30. Try --k2 28",
-    ),
-    "k2 too short": (
-        [*WAVES, "--estimator", "adaptive", "--k1", 7, "--k2", 7],
-        "k2 must be larger than k1; got k1=7, k2=7. Try --k2 56",
-    ),
-    "k2 of full": (
-        [*WAVES, "--estimator", "full", "--k2", 7, "--batch", 4],
-        "each whole training sequence, here 160 steps; got --k2 7",
-    ),
-    "unroll parallel": (
-        [*WAVES, "--unroll", "parallel"],
-        "supports --cell minlstm and mingru of one layer; got --cell lstm",
-    ),
-    "unroll numba": ([*WAVES, "--unroll", "numba", "--cell", "mingru"], "Try --unroll scan"),
-    "k1 0": ([*WAVES, "--k1", 0], "--k1 must be at least 1; got 0"),
-    "batch": (
-        [*WAVES, "--batch", 700],
-        "--batch must be at most 640, the number of training rows; got 700",
-    ),
-    "lr": ([*WAVES, "--lr", -1], "--lr must be above 0; got -1"),
-    "two limits": (
-        [*WAVES, "--epochs", 1, "--minutes", 1],
-        "exactly one of --epochs and --minutes must be given; got --epochs 1 and",
-    ),
-    "no time": ([*WAVES, "--epochs", 0], "must be above 0; got 0"),
-    "shares": (
-        [*WAVES, "--valid", 0.5, "--test", 0.5],
-        "above 0 and their sum below 1; got 0.5 and 0.5",
-    ),
-    "no recordings": (
-        [*WAVES, "--task", "classify"],
-        "recording in each of the three parts; got 1 in total",
-    ),
-    "group is target": (
-        ["--data", "waves.csv", "--target", "a", "--group", "a"],
-        "different columns; got 'a' for both",
-    ),
-    "resume nothing": (
-        ["--resume", "nowhere"],
-        "nowhere is not the folder of a run: it has no config.json",
-    ),
-    "devices": ([*WAVES, "--devices", 3, "--batch", 4], "devices"),
-}
-
-
-@pytest.mark.parametrize("what", REFUSED)
-def test_misuse_is_refused_in_one_line_that_names_the_flag(what, capsys, tmp_path):
-    (tmp_path / "empty.csv").write_text("")
-    (tmp_path / "empty.txt").write_text("")
-    (tmp_path / "one.txt").write_text("a" * 100)
-    flags, message = REFUSED[what]
-    status, out, err = go(*flags, capsys=capsys)
-    assert (
-        status == 1
-        and out == ""
-        and message in err
-        and err.startswith("train: ")
-        and err.count("\n") <= 2
-    )
-    assert not list(tmp_path.glob("runs/**/config.json"))
-
-
 @pytest.mark.exhaustive
 def test_a_run_resumes_with_its_own_flags_only(capsys, tmp_path):
     status, out, _ = go(*WAVES, *SMALL, "--epochs", 1, "--out", "run", capsys=capsys)
     summary = last(out)
-    assert status == 0 and {"test_rmse", "baseline", "steps_per_second", "checkpoint"} <= set(
+    assert status == 0 and {"test_rmse", "baseline", "time_steps_per_second", "checkpoint"} <= set(
         summary
     )
     assert (
@@ -336,7 +206,7 @@ def test_a_run_that_lost_its_data_or_was_stopped_resumes_bitwise_equal(
 def test_a_full_disk_is_a_warning_during_training_and_an_error_at_the_end(
     monkeypatch, capsys, tmp_path
 ):
-    monkeypatch.setattr(loop, "RETRY", 0.0)
+    monkeypatch.setattr(loop, "RETRY_SECONDS", 0.0)
     real, full = checkpoint_format.write_digests, {"left": 2}
 
     def seal(folder):

@@ -16,7 +16,7 @@ from experiments.support.train.data import open_data, training_stream
 from experiments.support.train.params import load_params, model_of
 from experiments.support.train.result import warm_up
 from experiments.support.train.task import from_json
-from tests.support.train_run import go, last
+from tests.support.train_run import float32_in, go, last
 
 PEOPLE, STEPS = ("7", "8", "9", "10", "11"), 60
 RNG = np.random.default_rng(0)
@@ -40,17 +40,10 @@ HELD = ["--hold-out", "person=9,10"]
 
 @pytest.fixture(autouse=True)
 def setting(tmp_path, monkeypatch):
-    """Run programs in float32 and in a temporary folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TBPTT_DATA", str(tmp_path / "cache"))
-    monkeypatch.setattr(
-        "experiments.support.train.end.write_report", lambda folder: folder / "report.html"
-    )
-    ROWS.write_csv("panel.csv")
-    TRIALS.write_csv("trials.csv")
-    jax.config.update("jax_enable_x64", False)
-    yield
-    jax.config.update("jax_enable_x64", True)
+    with float32_in(tmp_path, monkeypatch):
+        ROWS.write_csv("panel.csv")
+        TRIALS.write_csv("trials.csv")
+        yield
 
 
 def parsed(*flags):
@@ -74,12 +67,12 @@ def params_of(run):
 
 def test_the_parts_consist_of_whole_groups(capsys):
     data = open_data(parsed(*FORECAST, *HELD))
-    assert data.about == {
+    assert data.descriptions == {
         "training": "person 7, 8, 120 rows in 2 recordings",
         "validation": "person 11, 60 rows in 1 recording",
         "test": "person 9, 10, 120 rows in 2 recordings",
     }
-    assert data.parts == (120, 180, 300) and data.source.lengths == (60,) * 5
+    assert data.ends == (120, 180, 300) and data.source.lengths == (60,) * 5
     order = np.concatenate([np.arange(120), np.arange(240, 300), np.arange(120, 240)])
     np.testing.assert_array_equal(data.rows_of(np.arange(300)), order)
     wanted = ROWS.select("pulse", "warm").to_numpy()
@@ -88,7 +81,7 @@ def test_the_parts_consist_of_whole_groups(capsys):
     np.testing.assert_allclose(data.task.mean, wanted[:120].mean(axis=0), rtol=1e-6)
     assert (warm_up(data, 10, 180), warm_up(data, 10, 200)) == (0, 100)  # a recording begins cold
     both = open_data(parsed(*FORECAST, "--hold-out", "person=7.0", "--valid", 0.5))
-    assert both.about["test"].startswith("person 7, ") and both.parts == (120, 240, 300)
+    assert both.descriptions["test"].startswith("person 7, ") and both.ends == (120, 240, 300)
     # With --sort, and by name; the text of a group may contain a comma.
     names = ROWS.with_columns(
         person="Doe, " + pl.col("person").cast(pl.String), t=pl.int_range(300)
@@ -96,7 +89,7 @@ def test_the_parts_consist_of_whole_groups(capsys):
     names.reverse().write_csv("named.csv")
     flags = ["--data", "named.csv", "--target", "pulse", "--hold-out", "person=Doe, 9", "--sort"]
     data = open_data(parsed(*flags, "--time", "t"))
-    assert data.about["test"] == "person Doe, 9, 60 rows in 1 recording"
+    assert data.descriptions["test"] == "person Doe, 9, 60 rows in 1 recording"
     np.testing.assert_array_equal(data.source.read(240, 300), wanted[120:180])
     np.testing.assert_array_equal(data.source.times(240, 300), np.arange(120, 180))
 
@@ -167,11 +160,11 @@ def test_recordings_of_held_out_people_stay_whole(capsys):
     joined.write_csv("joined.csv")
     data = open_data(parsed(*flags, "--hold-out", "person=8"))
     assert data.source.lengths == (30,) * 10 and data.task.columns == ("pulse", "warm")
-    assert data.about["test"] == "person 8, 60 rows in 2 recordings"
+    assert data.descriptions["test"] == "person 8, 60 rows in 2 recordings"
     assert data.task.group == "trial"
     flags[1] = "joined.csv"
     data = open_data(parsed(*flags, "--hold-out", "person=8", "--valid", 0.5))
-    assert data.source.lengths == (30,) * 5 and data.parts == (60, 120, 150)
+    assert data.source.lengths == (30,) * 5 and data.ends == (60, 120, 150)
     batch = training_stream(data, 1, 60).chunk(0).batch
     assert np.flatnonzero(batch.resets).tolist() == [0, 30]
     trained = joined.filter(pl.col("person").is_in([7, 9]))["pulse"]
@@ -183,7 +176,7 @@ def test_files_of_classes_to_test_on(capsys):
         of_people(TRIALS, person).filter(pl.col("trial") == 0).write_csv(f"{person}.csv")
     flags = ["--data", "7.csv", "8.csv", "10.csv", "--target", "does", "--task", "classify"]
     data = open_data(parsed(*flags, "--test-data", "9.csv", "11.csv"))
-    assert data.about == {
+    assert data.descriptions == {
         "training": "rows 0 to 59, 60 rows in 2 recordings",
         "validation": "rows 60 to 89, 30 rows in 1 recording",
         "test": "9.csv, 11.csv, 60 rows in 2 recordings",

@@ -1,61 +1,27 @@
 """Tests of experiments.predict."""
 
 import csv
-import functools
 import json
-import os
-import subprocess
-import sys
 import types
-from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
 
-import tbptt
-from experiments import predict
 from experiments.support.train import task as run_task
-from experiments.support.train.model import init_params, make_model
-from experiments.support.train.params import load_params
+from experiments.support.train.model import make_model
 from experiments.support.train.predicting import Score, predict_blocks
 from experiments.support.train.prediction_file import PredictionFile
-from experiments.support.train.prediction_steps import open_for, read_steps
+from experiments.support.train.prediction_steps import open_for
 from experiments.support.train.task import Characters, Classify, Forecast
-from tbptt.checkpoints import Checkpoints
 from tbptt.data import BadSample
-from tbptt.training import TrainState
-
-ROOT = Path(__file__).parents[2]
-T = 150
-RNG = np.random.default_rng(3)
-A, B = np.cumsum(RNG.normal(size=T)), RNG.normal(size=T) + 40
-TASK = Forecast(("a", "b"), "a", 3, (1.5, 40.0), (4.0, 2.0), 1.5, 4.0)
+from tests.support.predictions import TASK, A, B, T, table, trained
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TBPTT_DATA", str(tmp_path / "cache"))
-
-
-@functools.cache
-def trained(task=TASK, cell="lstm"):
-    model = make_model(task, cell, 3)
-    return model, jax.jit(lambda key: init_params(key, model))(jax.random.key(1))
-
-
-def table(path, rows=slice(None), **more):
-    """Write a CSV with columns in another order than the model's, one of them not numeric."""
-    columns = {"note": ["x y"] * T, "b": B, **more, "a": A}
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(
-            list(zip(*(list(map(str, values)) for values in columns.values()), strict=True))[rows]
-        )
-    return path
 
 
 def run(task, source, block, score=False, skip=0, cell="lstm"):
@@ -225,7 +191,7 @@ def test_classes_are_scored_at_the_end_of_their_recording(tmp_path):
 
 def test_the_three_file_formats_contain_the_same_numbers(tmp_path):
     polars = pytest.importorskip("polars")
-    values = RNG.normal(size=10) * 1e-7 + 0.1
+    values = np.random.default_rng(4).normal(size=10) * 1e-7 + 0.1
     truth = np.where(np.arange(10) > 7, np.nan, values)
     for name in ("p.csv", "p.npy", "p.parquet"):
         with PredictionFile(tmp_path / name) as file:
@@ -284,117 +250,3 @@ def test_impossible_models_are_refused():
     ):
         make_model(TASK, "lstm", 4, 0)
     assert make_model(Characters(tuple(b"ab")), "gru", 4, 3).cell.input_dim == 4
-
-
-def a_run(folder, task, metrics_by_step):
-    """Make the folder of a run with checkpoints that differ in their parameters."""
-    folder.mkdir()
-    (folder / "config.json").write_text(
-        json.dumps({"cell": "lstm", "hidden": 3, "layers": 1, "task": run_task.to_json(task)})
-    )
-    _, params = trained(task)
-    with Checkpoints(folder / "checkpoints", {}, keep=9) as checkpoints:
-        for step, metric in metrics_by_step.items():
-            state = TrainState(
-                jax.tree.map(lambda leaf, step=step: leaf + step, params), (), (), jnp.asarray(step)
-            )
-            checkpoints.save(step, state, 0, metric)
-    return folder
-
-
-def test_the_program_predicts_with_the_best_valid_checkpoint(tmp_path, capsys):
-    run_folder = a_run(tmp_path / "run", TASK, {1: 0.5, 2: 0.2, 3: None, 4: 0.3})
-    data, shuffled = table(tmp_path / "new.csv"), tmp_path / "p.parquet"
-    done = predict.main(predict.Config(run_folder, data, score=True, block=32))
-    assert done["step"] == 2 and done["rows"] == T and done["scored"] == T - 3
-    with open(done["predictions"]) as file:
-        rows = list(csv.DictReader(file))
-    model, params = trained()
-    source = open_for(TASK, [data], False, np.float32)
-    inputs = read_steps(TASK, source, 0, T, False).inputs
-    shifted = jax.tree.map(lambda leaf: leaf + 2, params)
-    _, outputs = tbptt.predict(
-        model.cell,
-        model.readout,
-        shifted,
-        model.cell.initial_carry(),
-        tbptt.Batch(jnp.asarray(inputs), None),
-    )
-    np.testing.assert_allclose(
-        [float(row["prediction"]) for row in rows], 1.5 + 4 * outputs[:, 0], rtol=0, atol=1e-4
-    )
-    with pytest.raises(FileExistsError, match="predictions-new.csv exists"):
-        predict.main(predict.Config(run_folder, data))
-    (run_folder / "checkpoints" / "step_000000002" / "metadata.json").write_text("{}")
-    again = predict.main(predict.Config(run_folder, data, shuffled))
-    assert again["step"] == 4 and "step_000000002" in capsys.readouterr().err
-    for path in (run_folder / "checkpoints").glob("step_*/metadata.json"):
-        path.unlink()
-    with pytest.raises(ValueError, match="all 4 checkpoints .* are damaged"):
-        predict.main(predict.Config(run_folder, data, tmp_path / "q.csv"))
-    assert not (tmp_path / "q.csv").exists()
-
-
-def test_the_seed_of_the_summary_is_used_by_default(tmp_path):
-    run_folder = a_run(tmp_path / "run", TASK, {})
-    model, params = trained()
-    many = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf + 1, leaf + 2]), params)
-    with Checkpoints(run_folder / "checkpoints", {}) as checkpoints:
-        checkpoints.save(1, TrainState(many, (), (), jnp.ones(3, int)), 0)
-    with pytest.raises(
-        ValueError, match="--seed must be the index of one of the 3 seeds .*, 0 .. 2; got None"
-    ):
-        load_params(run_folder, model, 3)
-    (run_folder / "summary.json").write_text('{"seed": 2}')
-    for seed, more in ((None, 2), (1, 1)):
-        got, _ = load_params(run_folder, model, 3, seed)
-        jax.tree.map(
-            np.testing.assert_array_equal,
-            got,
-            jax.tree.map(lambda leaf, more=more: leaf + more, params),
-        )
-    with pytest.raises(ValueError, match="has only one; omit --seed"):
-        load_params(run_folder, model, 1, 0)
-
-
-def test_a_run_without_checkpoints_or_of_another_model_is_refused(tmp_path):
-    run_folder = a_run(tmp_path / "run", TASK, {})
-    data = table(tmp_path / "new.csv")
-    with pytest.raises(FileNotFoundError, match="has no checkpoint to predict with"):
-        predict.main(predict.Config(run_folder, data))
-    other = a_run(tmp_path / "other", TASK, {1: None})
-    settings = json.loads((other / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps({**settings, "hidden": 4}))
-    with pytest.raises(ValueError, match=r"is of another model.*\[2, 12\].*\[2, 16\]"):
-        predict.main(predict.Config(other, data))
-    with pytest.raises(FileNotFoundError, match="it has no config.json"):
-        predict.main(predict.Config(tmp_path, data))
-
-
-@pytest.mark.exhaustive
-def test_the_command_ends_with_one_line_of_json(tmp_path):
-    run_folder = a_run(tmp_path / "run", TASK, {1: 0.5})
-    data = table(tmp_path / "new.csv")
-    command = [
-        sys.executable,
-        "-m",
-        "experiments.predict",
-        str(run_folder),
-        "--data",
-        str(data),
-        "--block",
-        "50",
-    ]
-    environment = {**os.environ, "JAX_ENABLE_X64": "1"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    (line,) = done.stdout.splitlines()
-    summary = json.loads(line)
-    assert (
-        summary["rows"] == T
-        and summary["step"] == 1
-        and summary["predictions"].endswith("predictions-new.csv")
-    )
-    assert "row 150/150" in done.stderr

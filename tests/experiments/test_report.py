@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from experiments.support.train import report_figures, report_segment
+from experiments.support.train import report_figures, report_predictions
 from experiments.support.train import task as run_task
 from experiments.support.train.report import write_report
 from experiments.support.train.task import Characters, Classify, Forecast
@@ -207,7 +207,7 @@ def test_long_curves_are_averaged_but_keep_the_largest_value(monkeypatch):
 def test_a_large_file_of_predictions_is_read_in_part(tmp_path, monkeypatch):
     seen = {}
     monkeypatch.setattr(report_figures.plt, "subplots", _spied(seen))
-    monkeypatch.setattr(report_segment, "MOST", 20_000)
+    monkeypatch.setattr(report_predictions, "MOST", 20_000)
     run = folder(tmp_path, FORECAST, [])
     for digits in range(4):  # the part starts at different positions within a row
         extra = "0" * digits

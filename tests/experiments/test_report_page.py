@@ -12,7 +12,7 @@ from experiments.support.common import page
 from experiments.support.train import report_figures
 from experiments.support.train import task as run_task
 from experiments.support.train.report import write_report
-from experiments.support.train.report_segment import read_forecasts, section
+from experiments.support.train.report_predictions import read_forecasts, section
 from experiments.support.train.task import Forecast
 
 N, K = 160, 4
@@ -108,23 +108,23 @@ def drawn(monkeypatch):
 
         return draw
 
-    for name in ("losses", "gradients", "by_horizon", "stretches"):
+    for name in ("losses", "gradients", "by_horizon", "segments"):
         monkeypatch.setattr(report_figures, name, record(name))
     return seen
 
 
-def test_the_page_shows_dates_units_horizons_and_the_worst_stretch(tmp_path, drawn):
+def test_the_page_shows_dates_units_horizons_and_the_worst_segment(tmp_path, drawn):
     text = write_report(a_run(tmp_path / "run")).read_text()
     lines, ylabel, xlabel, _ = drawn["by_horizon"]
     assert [line.label for line in lines] == ["this model", "last value"]
     assert lines[0].y.tolist() == [0.5, 1.0, 1.5, 2.0] and lines[0].x.tolist() == list(HORIZONS)
     assert (ylabel, xlabel) == ("test RMSE (warm)", "rows ahead (1 row = 1 hour)")
     assert "Better than all of these baselines at 3 of 4 horizons" in text
-    (typical, worst), target, axis, _ = drawn["stretches"]
+    (typical, worst), target, axis, _ = drawn["segments"]
     assert (target, axis) == ("warm", "")
-    # Of stretches that begin at rows 0, 24, .. 96, with 0, 0, 16, 20 and 4 of the worst rows.
+    # Of segments that begin at rows 0, 24, .. 96, with 0, 0, 16, 20 and 4 of the worst rows.
     assert typical[0].endswith(f"RMSE {np.sqrt((4 * 9 + 44 / 4) / 48):.3f}")
-    assert worst[0].startswith("Worst stretch, from 2024-03-")
+    assert worst[0].startswith("Worst segment, from 2024-03-")
     for _, (truth, first, last) in (typical, worst):
         assert truth.x[0] == last.x[0] == first.x[0] and truth.x[-1] == last.x[-1] == first.x[-1]
         hours = (truth.x - np.datetime64(START)) / np.timedelta64(1, "h")
@@ -146,16 +146,16 @@ def test_the_page_shows_dates_units_horizons_and_the_worst_stretch(tmp_path, dra
         assert words in text, words
 
 
-def test_stretches_do_not_leave_their_group_and_groups_are_compared(tmp_path, drawn):
+def test_segments_do_not_leave_their_group_and_groups_are_compared(tmp_path, drawn):
     text = write_report(a_run(tmp_path / "run", ["a", "b", "c"])).read_text()
-    (typical, worst), *_ = drawn["stretches"]
-    assert worst[0].startswith("Worst stretch of group b, from")
+    (typical, worst), *_ = drawn["segments"]
+    assert worst[0].startswith("Worst segment of group b, from")
     for _, curves in (typical, worst):
         assert all((np.diff(curve.x) == np.timedelta64(1, "h")).all() for curve in curves)
     assert text.index("<td>b</td>") < text.index("<td>a</td>") < text.index("<td>c</td>")
 
 
-def test_unknown_truths_are_no_part_of_a_stretch(tmp_path):
+def test_unknown_truths_are_no_part_of_a_segment(tmp_path):
     run = a_run(tmp_path / "run")
     found = read_forecasts(run / "predictions.csv", run_task.to_json(TASK), "%d.%m.%Y %H:%M")
     assert len(found.truth) == N - 2 and np.isnan(found.truth[-1]).tolist() == [False] + [True] * 3
@@ -191,7 +191,7 @@ def test_loss_and_validation_share_a_logarithmic_axis_with_the_checkpoint(monkey
     panels = [("a", [report_figures.Line("x", np.arange(3), np.arange(3.0) * scale, 0)]) for scale in (1, 9)]  # fmt: skip  # noqa: E501
     rare = report_figures.Line("truth", np.arange(3), np.array([np.nan, 1, np.nan]))
     panels[0][1].append(rare)
-    report_figures.stretches(panels, "y", "row")
+    report_figures.segments(panels, "y", "row")
     lines = seen["axes"].flat[0].lines
     assert [line.get_marker() for line in lines] == ["None", "."]  # a point alone is seen
     first, second = (axis.get_ylim() for axis in seen["axes"].flat)

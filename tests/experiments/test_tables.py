@@ -14,8 +14,8 @@ from experiments.support.train.drift import column_warnings
 from experiments.support.train.model import init_params, make_model
 from experiments.support.train.predicting import Score, predict_blocks
 from experiments.support.train.prediction_steps import open_for, read_steps
-from experiments.support.train.reading import Reading
 from experiments.support.train.setup import _loss
+from experiments.support.train.table_flags import TableFlags
 from experiments.support.train.task import Forecast
 from tbptt.data import BadSample
 
@@ -116,14 +116,14 @@ def test_a_masked_row_holds_the_carry_and_is_not_scored(block, in_folder):
     with pytest.raises(BadSample, match=r"x.csv, row 2 .*'wind' is missing.*\(--missing"):
         read_steps(TASK, open_for(TASK, [path], True), 0, 10, True)
     # two recordings: the second starts with masked rows, too
-    source = open_for(TASK, [path, path], True, np.float64, Reading(missing="mask"))
+    source = open_for(TASK, [path, path], True, np.float64, TableFlags(missing="mask"))
     model = make_model(TASK, "gru", 3)
     params = jax.jit(lambda key: init_params(key, model))(jax.random.key(1))
     scored, got, counts = Score(TASK), [], []
     for columns, outputs, steps in predict_blocks(TASK, model, params, source, block, score=True):
         scored.add(outputs, steps)
         got.append(columns["prediction"])
-        counts.append(steps.counts)
+        counts.append(steps.scored)
     got, good = np.concatenate(got), ~np.isin(np.arange(T), GONE)
     np.testing.assert_allclose(got[T:][good], got[:T][good], rtol=0, atol=1e-12)
     got, known = got[:T], good & np.append(good[2:], [False] * 2)

@@ -27,7 +27,7 @@ def bits_of(chances, data, start, stop, order):
     """Return the mean bits of bytes [start + 1, stop) by order, from all bytes before them."""
     codes = np.searchsorted(np.array(sorted(set(TEXT))), np.frombuffer(TEXT, np.uint8))
     text, V = codes[start - 6 : stop], len(set(TEXT))
-    return [-np.log2(p[7:]).mean() for p in chances(codes[: data.parts.train], text, V, order)]
+    return [-np.log2(p[7:]).mean() for p in chances(codes[: data.ends.train], text, V, order)]
 
 
 @pytest.mark.parametrize("block", [1 << 18, 37])
@@ -36,11 +36,11 @@ def test_the_order_of_the_validation_part_scores_every_byte_of_the_test_part(
 ):
     monkeypatch.setattr(text_baselines, "BLOCK", block)
     found = text_baselines.text_scores(data, data.task)
-    _, valid, test = data.parts
+    _, valid, test = data.ends
     want = {}
     for method, chances in text_baselines.METHODS.items():
-        upto = min(valid, data.parts.train + block)
-        best = int(np.argmin(bits_of(chances, data, data.parts.train, upto, 6)))
+        upto = min(valid, data.ends.train + block)
+        best = int(np.argmin(bits_of(chances, data, data.ends.train, upto, 6)))
         bits = bits_of(chances, data, valid, test, best)[best]
         want[f"{method} {best + 1}-grams of bytes"] = {"bits_per_byte": pytest.approx(bits)}
     assert found == want and len(found) == 2

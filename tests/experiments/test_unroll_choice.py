@@ -63,7 +63,7 @@ def test_a_run_uses_its_unroll_function_in_training_and_prediction(tmp_path, mon
     for program_module in (train, predict):
         monkeypatch.setattr(program_module, "choose_unroll", lambda name: unroll)
     monkeypatch.setattr(
-        "experiments.support.train.end.write_report", lambda folder: folder / "report.html"
+        "experiments.support.train.finish.write_report", lambda folder: folder / "report.html"
     )
     monkeypatch.setenv("TBPTT_DATA", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)

@@ -15,7 +15,7 @@ import tbptt
 from tbptt.data import RecordingStream, forecast_batches, open_source
 from tbptt.fit import stream_of
 from tbptt.fit.loop import Update
-from tbptt.optim import ShareState, adam_with_decay, scale_by_share, set_share
+from tbptt.optim import RunFractionState, adam_with_decay, scale_by_run_fraction, set_run_fraction
 from tests.support.sequences import sequence_params, zero_carry
 
 CELL, READOUT = tbptt.Elman(1, 3), nn.Dense(1, param_dtype=float)
@@ -176,24 +176,24 @@ def test_seconds_end_a_run_and_the_rate_falls_with_them():
     )  # fmt: skip
     # The last line is written just before the limit is looked at.
     assert fitted.ended == "seconds" and fitted.history[-1]["seconds"] > 0
-    assert 0.5 < _share(fitted.state.opt_state) <= 1.0
+    assert 0.5 < _run_fraction(fitted.state.opt_state) <= 1.0
 
 
-def _share(opt_state) -> float:
-    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, ShareState))
-    (node,) = [node for node in nodes if isinstance(node, ShareState)]
-    return float(node.share)
+def _run_fraction(opt_state) -> float:
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, RunFractionState))
+    (node,) = [node for node in nodes if isinstance(node, RunFractionState)]
+    return float(node.fraction)
 
 
-def test_a_schedule_of_the_share_equals_one_of_the_updates():
+def test_a_schedule_of_the_fraction_equals_one_of_the_updates():
     by_updates = optax.sgd(optax.linear_schedule(0.1, 0.0, 12))
-    by_share = scale_by_share(optax.linear_schedule(0.1, 0.0, 1))
-    fitted = [fit(optimizer=optimizer) for optimizer in (by_updates, by_share)]
+    by_fraction = scale_by_run_fraction(optax.linear_schedule(0.1, 0.0, 1))
+    fitted = [fit(optimizer=optimizer) for optimizer in (by_updates, by_fraction)]
     for a, b in zip(*(jax.tree.leaves(f.params) for f in fitted), strict=True):
-        np.testing.assert_allclose(a, b, rtol=5e-3)  # the share is rounded to 1/500
-    assert _share(fitted[1].state.opt_state) == pytest.approx(11 / 12, abs=1e-3)
-    seeds = set_share(jax.vmap(by_share.init)(jnp.ones((3, 2))), 0.25)
-    assert seeds.share.tolist() == [0.25] * 3
+        np.testing.assert_allclose(a, b, rtol=5e-3)  # the fraction is rounded to 1/500
+    assert _run_fraction(fitted[1].state.opt_state) == pytest.approx(11 / 12, abs=1e-3)
+    seeds = set_run_fraction(jax.vmap(by_fraction.init)(jnp.ones((3, 2))), 0.25)
+    assert seeds.fraction.tolist() == [0.25] * 3
 
 
 def test_the_generator_yields_every_update():

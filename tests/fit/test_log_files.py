@@ -18,7 +18,8 @@ from tests.support.logged_updates import LOSSES, NORMS, N, metrics, one, silent
 
 def timeless(rows: list[dict]) -> list[dict]:
     return [
-        {k: v for k, v in row.items() if k not in ("seconds", "steps_per_second")} for row in rows
+        {k: v for k, v in row.items() if k not in ("seconds", "time_steps_per_second")}
+        for row in rows
     ]
 
 
@@ -120,7 +121,9 @@ def test_updates_fetched_together_divide_their_time_equally(tmp_path, monkeypatc
     """
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    with RunLog(tmp_path, every=50, steps_per_update=3, line_seconds=1e9, console=silent()) as log:
+    with RunLog(
+        tmp_path, every=50, time_steps_per_update=3, line_seconds=1e9, console=silent()
+    ) as log:
         now[0] = 35.0
         log.update(metrics(0, 70))
         log.flush()
@@ -129,7 +132,7 @@ def test_updates_fetched_together_divide_their_time_equally(tmp_path, monkeypatc
         now[0] = 1012.0  # 60 updates in 12 s
         log.update(metrics(70, N))
     rows = [row for row in read_rows(tmp_path / "metrics.jsonl") if row["kind"] == "train"]
-    assert [(row["updates"], row["steps_per_second"]) for row in rows] == [
+    assert [(row["updates"], row["time_steps_per_second"]) for row in rows] == [
         (50, pytest.approx(6)), (20, pytest.approx(6)),
         (30, pytest.approx(15)), (30, pytest.approx(15)),
     ]  # fmt: skip

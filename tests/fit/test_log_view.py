@@ -83,9 +83,11 @@ def test_the_remaining_time_is_that_of_the_first_limit(monkeypatch):
         and both.left(150, 5.0) == 35.0
         and both.left(900, 5.0) == pytest.approx(10)
     )
-    assert both.share(150, 5.0) == 0.15 and both.share(150, 30.0) == 0.75
+    assert both.fraction(150, 5.0) == 0.15 and both.fraction(150, 30.0) == 0.75
     assert (
-        free.rate() == pytest.approx(1) and free.left(5, 5.0) is None and free.share(5, 5.0) is None
+        free.rate() == pytest.approx(1)
+        and free.left(5, 5.0) is None
+        and free.fraction(5, 5.0) is None
     )
     assert describe(FULL) == "  ".join(FULL_LINES)
     assert [duration(s) for s in (0.4, 59.6, 61, 7200, 90000)] == [

@@ -1,4 +1,4 @@
-"""Helpers of the tests of policies on non-finite numbers: such gradients, and jitted updates."""
+"""Functions for the tests of policies on non-finite numbers: such gradients, and jitted updates."""
 
 import functools
 

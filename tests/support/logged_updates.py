@@ -1,4 +1,4 @@
-"""Helpers of the tests of run logs: metrics of updates, and a console in memory."""
+"""Functions for the tests of run logs: metrics of updates, and a console in memory."""
 
 import io
 

@@ -14,7 +14,7 @@ import tbptt
 from tbptt.cells import GRU, LSTM, DiagonalLinear, Elman, GRUResetBefore, MinGRU, MinLSTM, Stack
 from tbptt.unroll import blocked_vjp
 from tbptt.unroll.autodiff_vjp import AutodiffVJP, cell_vjp_of
-from tbptt.unroll.block_size import even_share
+from tbptt.unroll.block_size import even_block_length
 from tbptt.unroll.remat import CarriesOnly
 from tests.support.problems import (
     B,
@@ -334,11 +334,11 @@ def test_block_length_divides_T_if_a_divisor_is_near():
         (33, 16): 11,
         (62, 24): 31,
     }
-    assert {case: even_share(*case) for case in expected} == expected
-    assert even_share(97, 16) == 13  # prime: 7 blocks of 13 and a remainder of 6
+    assert {case: even_block_length(*case) for case in expected} == expected
+    assert even_block_length(97, 16) == 13  # prime: 7 blocks of 13 and a remainder of 6
     for steps, most in itertools.product(range(1, 300), (16, 26, 50)):
         near = [d for d in range(1, steps + 1) if steps % d == 0 and most <= 2 * d <= 3 * most]
-        block = even_share(steps, most)
+        block = even_block_length(steps, most)
         assert 1 <= block <= 2 * most and (steps % block == 0 or not near)
         assert (block == steps) == (steps <= 2 * most)
 

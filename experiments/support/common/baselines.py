@@ -6,8 +6,9 @@ be used as inputs.
 """
 
 import numpy as np
-import scipy.linalg
 from jaxtyping import Float, Float64
+
+from experiments.support.common.ridge import NormalEquations
 
 BLOCK = 4096  # origins per block; with order 256 a block has 8 MB
 
@@ -49,7 +50,6 @@ def ridge_ar(
         w, b minimise  sum_t (x[t + horizon] - prediction[t])^2 + ridge * N * |w|^2    b is free
 
     over the N training origins, those whose samples and target all lie in steps 0 .. train_end - 1.
-    The normal equations are summed block by block, so the matrix `[N, order]` is never in memory.
 
     Args:
         values: `[T, C]`, standardised, so that `ridge` has the same meaning for every column.
@@ -67,15 +67,12 @@ def ridge_ar(
     if not ridge >= 0:
         raise ValueError(f"ridge must be at least 0; got {ridge}")
     x = np.asarray(values[:, target], np.float64)
-    gram, moment = np.zeros((order + 1, order + 1)), np.zeros(order + 1)
+    equations = NormalEquations(order + 1)
     first, last = order - 1, train_end - horizon
     for start in range(first, last, BLOCK):
         features, targets = _block(x, start, min(start + BLOCK, last), order, horizon)
-        gram += features.T @ features
-        moment += features.T @ targets
-    penalty = np.full(order + 1, ridge * (last - first))
-    penalty[-1] = 0.0
-    weights = scipy.linalg.solve(gram + np.diag(penalty), moment, assume_a="pos")
+        equations.add(features, targets)
+    weights = equations.solve(ridge)
 
     squares, last = 0.0, test_end - horizon
     for start in range(test_start, last, BLOCK):

@@ -1,6 +1,7 @@
-"""Read a JSON object from a file, with errors that name the file."""
+"""Read a JSON object from a file, with errors that name the file; numbers that JSON has."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +34,8 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder} is not the folder of a run: it has no config.json. Give the folder of a run"
         )
     return read_object(folder / "config.json")
+
+
+def finite_or_none(value: float | int | None) -> float | int | None:
+    """Return None for NaN and infinity, which JSON does not have."""
+    return value if value is not None and math.isfinite(value) else None

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy.linalg
 from jaxtyping import Float, Float64
+
+from experiments.support.common.ridge import NormalEquations
 
 BLOCK = 4096  # origins per block; with 600 features a block has 20 MB
 
@@ -24,11 +25,11 @@ class Forecast(NamedTuple):
     weights: Float64[np.ndarray, "F KC"]
 
 
-def even_lags(reach: int, most: int) -> list[int]:
-    """Return at most `most` lags, evenly spaced over 0 .. reach - 1 up to rounding."""
-    if reach < 1 or most < 1:
-        raise ValueError(f"reach and most must be at least 1 step; got reach={reach}, most={most}")
-    return sorted({round(lag) for lag in np.linspace(0, reach - 1, min(reach, most))})
+def even_lags(order: int, most: int) -> list[int]:
+    """Return at most `most` lags, evenly spaced over 0 .. order - 1 up to rounding."""
+    if order < 1 or most < 1:
+        raise ValueError(f"order and most must be at least 1 step; got order={order}, most={most}")
+    return sorted({round(lag) for lag in np.linspace(0, order - 1, min(order, most))})
 
 
 def ridge_forecast(
@@ -53,16 +54,16 @@ def ridge_forecast(
         ValueError: a part is shorter than the horizons, starts before max(lags), or overlaps the
           training part.
     """
-    reach, ahead = max(lags) + 1, max(horizons)
+    order, ahead = max(lags) + 1, max(horizons)
     for name, (start, end) in {
-        "train": (reach - 1, train_end),
+        "train": (order - 1, train_end),
         "valid": valid,
         "test": test,
     }.items():
-        if not reach - 1 <= start < end - ahead or end > len(values):
+        if not order - 1 <= start < end - ahead or end > len(values):
             raise ValueError(
                 f"the {name} part must lie in the {len(values)} steps of values, after the first "
-                f"{reach - 1}, and be "
+                f"{order - 1}, and be "
                 f"longer than the horizon {ahead}; got {start} .. {end}"
             )
     if min(valid[0], test[0]) < train_end:
@@ -71,16 +72,12 @@ def ridge_forecast(
             f"{test}"
         )
     x, F = np.asarray(values, np.float64), len(lags) * values.shape[1] + 1
-    K = len(horizons) * values.shape[1]
-    gram, moment, n = np.zeros((F, F)), np.zeros((F, K)), train_end - ahead - (reach - 1)
-    for features, targets in _blocks(x, lags, horizons, reach - 1, train_end):
-        gram += features.T @ features
-        moment += features.T @ targets
+    equations = NormalEquations(F, len(horizons) * values.shape[1])
+    for features, targets in _blocks(x, lags, horizons, order - 1, train_end):
+        equations.add(features, targets)
     best: Forecast | None = None
     for ridge in ridges:
-        penalty = np.full(F, ridge * n)
-        penalty[-1] = 0.0  # the intercept is free
-        weights = scipy.linalg.solve(gram + np.diag(penalty), moment, assume_a="pos")
+        weights = equations.solve(ridge)
         scores = [_score(x, lags, horizons, part, weights) for part in (valid, test)]
         if best is None or scores[0].mean() < best.valid.mean():
             best = Forecast(float(ridge), scores[0], scores[1], weights)
@@ -94,9 +91,9 @@ def predictions(values: np.ndarray, lags: Sequence[int], weights: np.ndarray) ->
 
     The first max(lags), which lack past samples, are 0.
     """
-    x, reach = np.asarray(values, np.float64), max(lags) + 1
+    x, order = np.asarray(values, np.float64), max(lags) + 1
     found = np.zeros((len(x), weights.shape[1]))
-    for first in range(reach - 1, len(x), BLOCK):
+    for first in range(order - 1, len(x), BLOCK):
         origins = np.arange(first, min(first + BLOCK, len(x)))
         found[origins] = _features(x, lags, origins) @ weights
     return found

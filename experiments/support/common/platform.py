@@ -1,4 +1,4 @@
-"""Check that the device that was asked for is there."""
+"""Check that the requested device exists."""
 
 import os
 
@@ -13,9 +13,10 @@ def check_platform() -> None:
     try:
         jax.devices()
     except (AssertionError, RuntimeError) as error:
-        asked = os.environ.get("JAX_PLATFORMS") or "the default of jax"
+        requested = os.environ.get("JAX_PLATFORMS") or "the default of jax"
         reason = f" ({str(error).splitlines()[0]})" if str(error) else ""
         raise ValueError(
-            f"no device for JAX_PLATFORMS={asked}{reason}. Unset JAX_PLATFORMS to use the devices "
-            'of this machine, or install jax for that device, for example pip install "jax[cuda12]"'
+            f"no device for JAX_PLATFORMS={requested}{reason}. Unset JAX_PLATFORMS to use the "
+            "devices of this machine, or install jax for that device, for example pip install "
+            '"jax[cuda12]"'
         ) from error

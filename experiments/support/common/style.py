@@ -7,6 +7,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
 from matplotlib.ticker import LogLocator, NullLocator  # noqa: E402
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
@@ -32,6 +33,14 @@ def panels(
     if title:
         figure.suptitle(title, fontsize=11)
     return figure, list(axes.flat)
+
+
+def median_and_range(axis: Any, updates: Any, losses: Any, index: int, label: str) -> None:
+    """Draw the median of losses `[seeds, n]` over training, and their range as a band."""
+    losses = np.asarray(losses, float)
+    axis.plot(updates, np.median(losses, axis=0), label=label, **line(index))
+    low, high = losses.min(0), losses.max(0)
+    axis.fill_between(updates, low, high, color=COLORS[index], alpha=0.15, lw=0)
 
 
 def few_ticks(*log_axes: Any) -> None:

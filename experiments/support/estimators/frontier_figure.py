@@ -7,7 +7,7 @@ from experiments.support.common import console, style
 from experiments.support.common.console import human_bytes
 from tbptt.diagnostics import EstimatorRow
 
-FLOOR = 1e-8  # smaller biases are drawn at this value
+LEAST_BIAS = 1e-8  # smaller biases are drawn at this value
 
 
 def show(task: str, rows: list[EstimatorRow], best: set[str]) -> None:
@@ -51,18 +51,18 @@ def draw(data: dict[str, Any], folder: Path) -> None:
         )
         axis.plot(
             [_cost(r) for r in best],
-            [max(r["bias"], FLOOR) for r in best],
+            [max(r["bias"], LEAST_BIAS) for r in best],
             color="black",
             lw=0.8,
             zorder=0,
         )
-        axis.axhspan(FLOOR / 2, data["rounding"], color=style.GREY, alpha=0.15, lw=0)
+        axis.axhspan(LEAST_BIAS / 2, data["rounding"], color=style.GREY, alpha=0.15, lw=0)
         axis.set(
             xscale="log",
             yscale="log",
             xlabel="µs per step (one gradient / T)",
             title=task,
-            ylim=(FLOOR / 2, 20),
+            ylim=(LEAST_BIAS / 2, 20),
         )
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter("")
@@ -79,7 +79,7 @@ def draw(data: dict[str, Any], folder: Path) -> None:
 
 def _point(axis: Any, row: dict[str, Any], index: int) -> None:
     """Draw one estimator, with an arrow if the bias is within one standard error of 0."""
-    bias, standard_error = max(row["bias"], FLOOR), row["bias_error"]
+    bias, standard_error = max(row["bias"], LEAST_BIAS), row["bias_error"]
     look: dict[str, Any] = {
         "color": style.COLORS[index % 7],
         "marker": style.MARKERS[(index + index // 7) % 7],

@@ -87,7 +87,7 @@ def measured_derivative(k1: int, k2: int) -> float:
         def derivative(theta: jax.Array) -> jax.Array:
             memory = estimator.init(theta, jnp.ones(N), new)
             # Without inputs all past steps are equal; setting their number marks them as present.
-            memory = memory._replace(age=jnp.asarray(k2 - k1, jnp.int32)) if k2 > k1 else memory
+            memory = memory._replace(n_valid=jnp.asarray(k2 - k1, jnp.int32)) if k2 > k1 else memory
             return estimator.estimate(theta, memory, new).grads
 
         return float(jax.jit(derivative)(theta))

@@ -43,16 +43,16 @@ def surface(ws: np.ndarray, bs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(error, np.float64), np.asarray(slope, np.float64)
 
 
-def descend(lr: float, g_max: Sequence[float], starts: np.ndarray, updates: int) -> np.ndarray:
-    """Run gradient descent from every start `[n, 2]`, clipped at each g_max.
+def descend(lr: float, max_norm: Sequence[float], starts: np.ndarray, updates: int) -> np.ndarray:
+    """Run gradient descent from every start `[n, 2]`, clipped at each max_norm.
 
     Returns:
-      The paths `[len(g_max), n, updates + 1, 2]` of (w, b).
+      The paths `[len(max_norm), n, updates + 1, 2]` of (w, b).
     """
     estimator, batch = tbptt.full_bptt(cliff_loss), cliff_batch()
 
-    def path(g_max: jax.Array, start: jax.Array) -> jax.Array:
-        optimizer = optax.chain(optax.clip_by_global_norm(g_max), optax.sgd(lr))
+    def path(max_norm: jax.Array, start: jax.Array) -> jax.Array:
+        optimizer = optax.chain(optax.clip_by_global_norm(max_norm), optax.sgd(lr))
 
         def update(state: Any, _: None) -> tuple[Any, jax.Array]:
             params, opt_state = state
@@ -67,7 +67,7 @@ def descend(lr: float, g_max: Sequence[float], starts: np.ndarray, updates: int)
 
     every = jax.jit(jax.vmap(jax.vmap(path, in_axes=(None, 0)), in_axes=(0, None)))
     return np.asarray(
-        every(jnp.asarray(g_max, jnp.float32), jnp.asarray(starts, jnp.float32)), np.float64
+        every(jnp.asarray(max_norm, jnp.float32), jnp.asarray(starts, jnp.float32)), np.float64
     )
 
 

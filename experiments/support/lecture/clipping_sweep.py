@@ -1,4 +1,4 @@
-"""Train a tanh network whose gradients explode with several clipping norms G_max."""
+"""Train a tanh network whose gradients explode with several clipping norms max_norm."""
 
 import functools
 import math
@@ -11,19 +11,19 @@ import numpy as np
 import optax
 
 import tbptt
+from experiments.support.common.json_file import finite_or_none
 
-G_MAX = (0.01, 0.1, 1.0, 10.0, 100.0, math.inf)
+MAX_NORMS = (0.01, 0.1, 1.0, 10.0, 100.0, math.inf)
 T, B = 40, 32
 CELL, READOUT = tbptt.Elman(1, 32, gain=1.5), nn.Dense(1)
 
 
-def sweep_g_max(updates: int, seed: int) -> list[dict[str, Any]]:
-    """Train an Elman network of gain 1.5 by SGD to recall a sign, once for every G_max.
+def sweep_max_norm(updates: int, seed: int) -> list[dict[str, Any]]:
+    """Train an Elman network of gain 1.5 by SGD to recall a sign, once for every max_norm.
 
     Returns:
-      A row for each: g_max (None for no clipping), median and largest loss of the last 50 updates
-        (None for NaN), the
-      fraction of updates clipped, and the largest gradient norm.
+      A row for each: max_norm (None for no clipping), median and largest loss of the last 50
+        updates (None for NaN), the fraction of updates clipped, and the largest gradient norm.
     """
     rng = np.random.default_rng(seed)
     signs = rng.choice([-1.0, 1.0], size=(200, B))
@@ -31,27 +31,27 @@ def sweep_g_max(updates: int, seed: int) -> list[dict[str, Any]]:
     inputs[:, 9, :, 0] = signs
     batches = (jnp.asarray(inputs, jnp.float32), jnp.asarray(signs, jnp.float32))
     params = tbptt.init_params(jax.random.key(seed), CELL, READOUT)
-    metrics = _train(jnp.asarray(G_MAX), params, *batches, updates)
+    metrics = _train(jnp.asarray(MAX_NORMS), params, *batches, updates)
     losses, norms, clipped = (
         np.asarray(a) for a in (metrics.loss, metrics.grad_norm, metrics.clipped)
     )
     return [
         {
-            "g_max": None if math.isinf(g_max) else g_max,
-            "loss": number(np.median(losses[i, -50:])),
-            "worst": number(np.max(losses[i, -50:])),
+            "max_norm": None if math.isinf(max_norm) else max_norm,
+            "loss": finite_or_none(float(np.median(losses[i, -50:]))),
+            "worst": finite_or_none(float(np.max(losses[i, -50:]))),
             "clipped": float(np.mean(clipped[i])),
-            "largest_norm": number(np.max(norms[i])),
+            "largest_norm": finite_or_none(float(np.max(norms[i]))),
         }
-        for i, g_max in enumerate(G_MAX)
+        for i, max_norm in enumerate(MAX_NORMS)
     ]
 
 
 @functools.partial(jax.jit, static_argnums=4)
 def _train(
-    g_max: jax.Array, params: Any, inputs: jax.Array, signs: jax.Array, updates: int
+    max_norm: jax.Array, params: Any, inputs: jax.Array, signs: jax.Array, updates: int
 ) -> tbptt.Metrics:
-    """Train once for every entry of g_max, all in one program: metrics `[len(g_max), updates]`."""
+    """Train once for every max_norm `[n]`, all in one program: metrics `[n, updates]`."""
     weights = jnp.zeros((T, B)).at[-1].set(1.0)
 
     def loss_fn(params: Any, carry: Any, batch: tbptt.Batch) -> tuple[jax.Array, Any]:
@@ -65,9 +65,9 @@ def _train(
         targets = jnp.broadcast_to(signs[i % 200][None, :, None], (T, B, 1))
         return tbptt.Batch(inputs[i % 200], targets, weights)
 
-    def run(g_max: jax.Array) -> tbptt.Metrics:
+    def run(max_norm: jax.Array) -> tbptt.Metrics:
         optimizer = optax.chain(
-            tbptt.optim.with_clip_stats(optax.clip_by_global_norm(g_max)), optax.sgd(0.05)
+            tbptt.optim.with_clip_stats(optax.clip_by_global_norm(max_norm)), optax.sgd(0.05)
         )
         update = tbptt.make_train_step(estimator, optimizer)
 
@@ -78,9 +78,4 @@ def _train(
         start = tbptt.init_state(estimator, optimizer, params, carry, sequence(0))
         return jax.lax.scan(step, start, jnp.arange(updates))[1]
 
-    return jax.vmap(run)(g_max)
-
-
-def number(value: float) -> float | None:
-    """Return None for NaN and infinity, which JSON does not have."""
-    return float(value) if math.isfinite(value) else None
+    return jax.vmap(run)(max_norm)

@@ -53,17 +53,17 @@ def baselines(
     mean = np.array([np.mean(scaled[origins + h] ** 2, axis=0) for h in horizons])
     found: list[Forecast] = []
     ridge, lags = [], []
-    for reach in windows:
-        lags.append(even_lags(reach, LAGS))
+    for order in windows:
+        lags.append(even_lags(order, LAGS))
         of = ridge_forecast(
             scaled, lags[-1], horizons, RIDGES, TRAIN_END, (TRAIN_END, TEST_START), test
         )
         found.append(of)
-        row = {"reach": reach, "lags": len(lags[-1]), "ridge": of.ridge}
+        row = {"order": order, "lags": len(lags[-1]), "ridge": of.ridge}
         row |= {"valid_mse": float(of.valid.mean()), "test_mse": float(of.test.mean())}
         row |= {"by_horizon": of.test.mean(1).tolist(), "by_channel": of.test.mean(0).tolist()}
         console.print(
-            f"ridge AR({reach}): validation MSE {row['valid_mse']:.4f}, penalty {of.ridge:g}"
+            f"ridge AR({order}): validation MSE {row['valid_mse']:.4f}, penalty {of.ridge:g}"
         )
         ridge.append(row)
     by = {"last value": still, "mean": mean}
@@ -75,6 +75,6 @@ def baselines(
     base, first = predictions(scaled, lags[best], found[best].weights), max(lags[best])
     forms = (
         Form("LSTM alone", np.zeros_like(base), 0, lr),
-        Form(f"LSTM on ridge AR({ridge[best]['reach']})", base, first, correction_lr),
+        Form(f"LSTM on ridge AR({ridge[best]['order']})", base, first, correction_lr),
     )
     return {"ridge": ridge, "plain": plain}, forms

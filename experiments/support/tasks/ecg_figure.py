@@ -21,9 +21,9 @@ def draw(data: dict[str, Any], folder: Path) -> None:
         name: next(r for r in results["rows"] if r["name"] == name) for name in _chosen(results)
     }
     ridge = next(
-        row for row in results["baselines"]["ridge"] if row["reach"] == results["chosen_ridge"]
+        row for row in results["baselines"]["ridge"] if row["order"] == results["chosen_ridge"]
     )
-    forecasts = chosen | {f"ridge AR({ridge['reach']})": ridge}
+    forecasts = chosen | {f"ridge AR({ridge['order']})": ridge}
     _horizon(axes[1], results, forecasts)
     _channel(axes[2], results, forecasts)
     style.save(figure, folder, "ecg")
@@ -44,9 +44,9 @@ def _reach(axis: Any, results: dict[str, Any]) -> None:
             )
         medians = [targets.median(row["test_mse"]) for row in mine]
         axis.plot([row["k"] for row in mine], medians, label=f"{form}, median", **style.line(index))
-    reach = [r["reach"] for r in ridge]
+    order = [r["order"] for r in ridge]
     axis.plot(
-        reach, [r["test_mse"] for r in ridge], marker="s", label="ridge AR(k)", **style.line(2)
+        order, [r["test_mse"] for r in ridge], marker="s", label="ridge AR(k)", **style.line(2)
     )
     axis.set(
         xscale="log", xlabel="k (steps; the longest is full BPTT)", ylabel="test MSE (standardised)"

@@ -34,13 +34,15 @@ def advice(kind: str, settings: Mapping[str, Any]) -> str:
 FEW = 10  # updates; fewer are hardly training
 
 
-def before_training(k1: int, batch: int, steps: int, updates: int | None) -> list[tuple[str, str]]:
+def few_update_warnings(
+    k1: int, batch: int, steps: int, updates: int | None
+) -> list[tuple[str, str]]:
     """Return (message, advice) for each setting with which a run makes too few updates.
 
     Args:
-      k1: steps per update.
+      k1: time steps per update.
       batch: number of sequences.
-      steps: steps of the longest training sequence.
+      steps: time steps of the longest training sequence.
       updates: total number of updates; None if training time is the limit.
     """
     found, fewer = [], max(1, batch * steps // (20 * k1))

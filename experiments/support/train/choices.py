@@ -1,11 +1,25 @@
-"""Choose the estimator of a run by its name, and check the flags against each other."""
+"""Choose what flags leave open: k1, k2, the batch size, the linear forecast; check the flags."""
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tbptt
-from experiments.support.train.data import RunData, default_batch, largest_batch, longest_sequence
+from experiments.support.common.json_file import read_config
+from experiments.support.train.data import (
+    RunData,
+    default_batch,
+    largest_batch,
+    linear_forecast,
+    longest_sequence,
+)
+from experiments.support.train.linear import LINEAR_FILE, Linear
+from experiments.support.train.task import Forecast
+
+DEFAULT_K1 = 50  # steps, if there is no linear forecast to choose by
+MIN_K1, MAX_K1 = 20, 100  # steps, bounds of a chosen k1
+# A squared error up to this multiple of the lowest one suffices.
+ERROR_RATIO = 1.1
 
 
 class Choice(NamedTuple):
@@ -136,14 +150,51 @@ def check_ranges(config: Any) -> None:
         )
 
 
-def resolve(config: Any, data: RunData) -> Any:
+def choose_k1_and_linear(config: Any, data: RunData) -> tuple[Any, Linear | None, list[str]]:
+    """Fit the linear forecast that the network is added to, and choose k1 by it.
+
+    Returns:
+      `(settings with a number for k1, linear forecast or None, reasons as text)`.
+
+    A resumed run reads its linear forecast from its folder, --init-from from the earlier run.
+    """
+    auto = config.k1 == "auto"
+    without = dataclasses.replace(config, k1=DEFAULT_K1 if auto else config.k1, linear=False)
+    if not isinstance(data.task, Forecast):
+        return without, None, []
+    if (source := config.resume or config.init_from) is not None:
+        old = read_config(source)
+        linear = Linear.load(source / LINEAR_FILE) if old.get("linear") else None
+        k1 = old["k1"] if auto else config.k1
+        return dataclasses.replace(config, k1=k1, linear=linear is not None), linear, []
+    fitted = linear_forecast(data) if config.linear or auto else None
+    if fitted is None:
+        few = ["no linear forecast: too few rows have all targets and enough rows before them"]
+        return without, None, few if config.linear else []
+    reasons = []
+    if config.linear:
+        reasons.append(
+            f"the network is added to a linear forecast: last {fitted.linear.order} rows, ridge "
+            f"{fitted.ridge:g}, standardised rmse of the validation part {fitted.valid**0.5:.4g}"
+        )
+    if auto:
+        lag = min(r for r, error in fitted.by_order.items() if error <= ERROR_RATIO * fitted.valid)
+        config = dataclasses.replace(config, k1=min(max(lag, MIN_K1), MAX_K1))
+        reasons.append(
+            f"--k1 {config.k1}: the squared error of a linear forecast by the last {lag} rows is "
+            f"within {100 * (ERROR_RATIO - 1):.0f} % of the best one"
+        )
+    return config, fitted.linear if config.linear else None, reasons
+
+
+def fill_defaults(config: Any, data: RunData) -> Any:
     """Replace the defaults of --batch, --k1 and --k2 by numbers; k1 is not "auto" any more.
 
     Raises:
         ValueError: a flag does not fit the data or another flag; the message names it.
     """
-    windows = {"adaptive": 8, "randomized": 8}
-    k2 = config.k2 or windows.get(config.estimator, 2) * config.k1
+    multiple = 8 if config.estimator in ("adaptive", "randomized") else 2
+    k2 = config.k2 or multiple * config.k1
     batch, most = config.batch or default_batch(data, k2, config.devices), largest_batch(data)
     if batch > most:
         what = "recordings" if config.task == "classify" else "rows"

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from experiments.support.common.console import console
-from experiments.support.train.parts import hold_out
-from experiments.support.train.reading import Reading
+from experiments.support.train.split import hold_out
+from experiments.support.train.table_flags import TableFlags
 from tbptt.data import TableWarning, open_source
 
 
@@ -27,9 +27,9 @@ def open_columns(config: Any) -> tuple[Any, tuple[str, ...]]:
     files, path, whole = config.data + config.test_data, config.data[0], config.task == "classify"
     held = hold_out(config)[0]
     group = tuple(name for name in dict.fromkeys((held, config.group)) if name)
-    reading = Reading.of(config)._replace(group=group or None)
+    flags = TableFlags.of(config)._replace(group=group or None)
     if config.target is None:
-        names = open_table(config.data, Reading()).names
+        names = open_table(config.data, TableFlags()).names
         raise ValueError(f"--target is required: the column to predict, one of {', '.join(names)}")
     for flag in ("group", "time"):
         if getattr(config, flag) == config.target:
@@ -44,7 +44,7 @@ def open_columns(config: Any) -> tuple[Any, tuple[str, ...]]:
     use: dict[str, Any] = {"label" if whole else "target": config.target}
     # In float64: float32 would round away a small change of a large number.
     source = open_table(
-        files, reading, config.columns or None, without=config.without, dtype=np.float64, **use
+        files, flags, config.columns or None, without=config.without, dtype=np.float64, **use
     )
     if whole and len(source.classes) < 2:
         raise ValueError(
@@ -64,11 +64,11 @@ def open_columns(config: Any) -> tuple[Any, tuple[str, ...]]:
 
 
 def open_table(
-    paths: Sequence[Path], reading: Reading, columns: Sequence[str] | None = None, **more: Any
+    paths: Sequence[Path], flags: TableFlags, columns: Sequence[str] | None = None, **more: Any
 ) -> Any:
     """Open tables by `open_source`, and print its notes and warnings."""
     with printed_table_warnings():
-        source = open_source(paths, columns, **reading._asdict(), **more)
+        source = open_source(paths, columns, **flags._asdict(), **more)
     for note in source.notes:
         _print(note)
     return source

@@ -15,7 +15,7 @@ from experiments.support.train.task import to_json
 Config = TypeVar("Config")
 # Settings that may change when a run is resumed, because its checkpoints fit any value of them.
 # epochs, minutes and patience do affect the learning rate and the end of the run.
-FREE = (
+CHANGEABLE = (
     "data",
     "test_data",
     "out",
@@ -77,7 +77,7 @@ def settings(parse: Callable[..., Config], kind: type[Config]) -> Config:
     old = dataclasses.replace(old, resume=folder, out=None)
     now: Any = parse(default=old)
     for name in names:
-        if name not in FREE and getattr(now, name) != getattr(old, name):
+        if name not in CHANGEABLE and getattr(now, name) != getattr(old, name):
             flag = "--" + name.replace("_", "-")
             raise ValueError(
                 f"{flag} is {getattr(old, name)} in the run {folder}, but {getattr(now, name)} on "
@@ -138,10 +138,10 @@ def as_json(config: Any) -> dict[str, Any]:
     }
 
 
-def must_agree(config: Any, data: RunData) -> dict[str, Any]:
+def fixed_settings(config: Any, data: RunData) -> dict[str, Any]:
     """Return the settings that a checkpoint and the run that resumes from it must share."""
     return {
-        name: value for name, value in as_json(config).items() if name not in FREE
+        name: value for name, value in as_json(config).items() if name not in CHANGEABLE
     } | _data_json(data)
 
 

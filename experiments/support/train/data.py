@@ -8,7 +8,7 @@ import numpy as np
 from experiments.support.train.columns import open_columns, printed_table_warnings
 from experiments.support.train.linear import Linear, residual_batches
 from experiments.support.train.linear_fit import Fitted, fit_linear
-from experiments.support.train.parts import Parts, check_files, check_shares, hold_out, split
+from experiments.support.train.split import PartEnds, check_files, check_fractions, hold_out, split
 from experiments.support.train.task import Characters, Classify, Forecast, Task, scaled
 from tbptt.data import (
     RecordingStream,
@@ -29,17 +29,18 @@ from tbptt.data import (
 class RunData(NamedTuple):
     """Data of a run.
 
-    task:    the task of the model
-    source:  all rows with inputs and target, in their own units: training, validation, test
-    parts:   the ends of the training, validation and test part
-    about:   by part, a description of its rows
-    rows_of: maps rows of the source to their numbers in --data, or of the test part in --test-data
+    task:         the task of the model
+    source:       all rows with inputs and target, in their own units: training, validation, test
+    ends:         the ends of the training, validation and test part
+    descriptions: by name of the part, a description of its rows
+    rows_of:      maps rows of the source to their numbers in --data, or of the test part in
+      --test-data
     """
 
     task: Task
     source: Source
-    parts: Parts
-    about: dict[str, str]
+    ends: PartEnds
+    descriptions: dict[str, str]
     rows_of: Callable[[np.ndarray], np.ndarray]
 
 
@@ -51,7 +52,7 @@ def open_data(config: Any) -> RunData:
           are not caught.
     """
     if config.task == "characters":
-        check_shares(config)
+        check_fractions(config)
         text = open_text(config.data)
         vocabulary = count_symbols(text)
         if len(vocabulary) < 2:
@@ -69,12 +70,12 @@ def open_data(config: Any) -> RunData:
             f"input, as it is by default: give --without {config.target}, or --columns without "
             "it. Or forecast it, with --horizon 1 or more"
         )
-    source, parts, about, rows_of = split(source, config)
+    source, ends, descriptions, rows_of = split(source, config)
     group = config.group or hold_out(config)[0]
     keep = [config.target] if whole else []
     with printed_table_warnings():
         inputs = [name for name in columns if name != config.target]
-        scaling = stream_scaling(part(source, 0, parts.train), keep=keep, constant=inputs)
+        scaling = stream_scaling(part(source, 0, ends.train), keep=keep, constant=inputs)
     numbers = {
         name: (float(scaling.mean[i]), float(scaling.scale[i]))
         for i, name in enumerate(source.names)
@@ -95,7 +96,7 @@ def open_data(config: Any) -> RunData:
             config.forecasts,
             group,
         )
-    return RunData(task, source, parts, about, rows_of)
+    return RunData(task, source, ends, descriptions, rows_of)
 
 
 def training_stream(
@@ -105,7 +106,7 @@ def training_stream(
 
     With a linear forecast, the targets are its residuals, and its values are further inputs.
     """
-    task, source = data.task, part(data.source, 0, data.parts.train)
+    task, source = data.task, part(data.source, 0, data.ends.train)
     if isinstance(task, Characters):
         return RecordingStream(
             source, batch, chunk, symbol_batches(Vocabulary(bytes(task.vocabulary))), rows=rows
@@ -130,7 +131,7 @@ def linear_forecast(data: RunData) -> Fitted | None:
     make = forecast_batches(task.target, task.horizons, inputs=task.columns)
     places = [source.names.index(name) for name in task.columns]
     own = task.columns.index(task.target) if task.target in task.columns else None
-    return fit_linear(scaled(task, source), make, places, own, data.parts.train, data.parts.valid)
+    return fit_linear(scaled(task, source), make, places, own, data.ends.train, data.ends.valid)
 
 
 def default_batch(data: RunData, k2: int, devices: int = 1) -> int:
@@ -140,20 +141,17 @@ def default_batch(data: RunData, k2: int, devices: int = 1) -> int:
     devices where possible.
     """
     whole = isinstance(data.task, Classify)
-    most = largest_batch(data) if whole else data.parts.train // (20 * k2)
+    most = largest_batch(data) if whole else data.ends.train // (20 * k2)
     return max(1, min(32, most) // devices) * devices
 
 
 def largest_batch(data: RunData) -> int:
     """Return the number of training rows; of a classification, of training recordings."""
-    whole = isinstance(data.task, Classify)
-    return _recordings_before(data.source.lengths, data.parts.train) if whole else data.parts.train
+    if not isinstance(data.task, Classify):
+        return data.ends.train
+    return int(np.searchsorted(np.cumsum(data.source.lengths), data.ends.train, side="right"))
 
 
 def longest_sequence(data: RunData, batch: int) -> int:
     """Return the number of steps of the longest training sequence of a batch."""
     return max(training_stream(data, batch, 1).steps)
-
-
-def _recordings_before(lengths: tuple[int, ...], row: int) -> int:
-    return int(np.searchsorted(np.cumsum(lengths), row, side="right"))

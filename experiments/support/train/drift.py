@@ -17,13 +17,13 @@ def column_warnings(data: RunData) -> list[tuple[str, str]]:
     These are columns that are constant in the validation or test part but not in training, or whose
     mean there differs from that of training by more than 5 of its standard deviations.
     """
-    task, parts = data.task, data.parts
+    task, ends = data.task, data.ends
     if isinstance(task, Characters):
         return []
     found = {}
     for name, start, stop in (
-        ("validation", parts.train, parts.valid),
-        ("test", parts.valid, parts.test),
+        ("validation", ends.train, ends.valid),
+        ("test", ends.valid, ends.test),
     ):
         low, high, mean = _ranges(data.source, start, stop)
         for column, center, scale in zip(task.columns, task.mean, task.scale, strict=True):

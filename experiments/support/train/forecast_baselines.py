@@ -14,8 +14,8 @@ than half of the rows; it needs rows in which the targets of all horizons are kn
 from collections.abc import Iterator
 
 import numpy as np
-import scipy.linalg
 
+from experiments.support.common.ridge import NormalEquations
 from experiments.support.train.data import RunData
 from experiments.support.train.predicting import Score
 from experiments.support.train.prediction_steps import Steps, read_steps
@@ -31,20 +31,20 @@ RIDGE = 1e-6  # penalty per row, in units of the variances
 
 def forecast_scores(data: RunData, task: Forecast) -> dict[str, Score]:
     """Return the scores of the baselines on the test part, by name."""
-    train, start, stop = data.parts.train, data.parts.valid, data.parts.test
+    train, start, stop = data.ends.train, data.ends.valid, data.ends.test
     linear = _linear(task, train)
     back = max((one.order for one in linear), default=1) - 1
     rows = part(data.source, max(0, train - ROWS), train)
-    for steps, past, age in _blocks(task, rows, back, 0) if linear else ():
-        counts = np.asarray(steps.counts.all(axis=1))
+    for steps, past, rows_before in _blocks(task, rows, back, 0) if linear else ():
+        scored = np.asarray(steps.scored.all(axis=1))
         targets = (steps.truth - task.target_mean) / task.target_scale
         for one in linear:
             whole = 2 * np.maximum(np.subtract(rows.lengths, one.order - 1), 0).sum() >= sum(
                 rows.lengths
             )
-            known = counts & (age >= one.order - 1) if whole else counts
+            known = scored & (rows_before >= one.order - 1) if whole else scored
             one.add(past, known, targets[known])
-    linear = [one for one in linear if one.rows]
+    linear = [one for one in linear if one.equations.n]
     names = ["mean of training"] + ["last value"] * (task.target in task.columns)
     scores = {name: Score(task) for name in [*names, *(one.name for one in linear)]}
     skip = min(start, back)
@@ -65,21 +65,15 @@ class _Linear:
     def __init__(self, name: str, order: int, places: list[int], outputs: int) -> None:
         F = order * len(places) + 1
         self.name, self.order, self._places = name, order, places
-        self._gram, self._moment, self.rows = np.zeros((F, F)), np.zeros((F, outputs)), 0
+        self.equations = NormalEquations(F, outputs)
         self._weights: np.ndarray | None = None
 
     def add(self, past: np.ndarray, known: np.ndarray, targets: np.ndarray) -> None:
-        features = self._features(past)[known]
-        self._gram += features.T @ features
-        self._moment += features.T @ targets
-        self.rows += len(targets)
+        self.equations.add(self._features(past)[known], targets)
 
     def outputs(self, past: np.ndarray) -> np.ndarray:
         if self._weights is None:
-            penalty = np.full(len(self._gram), RIDGE * self.rows)
-            penalty[-1] *= 1e-6  # almost no penalty on the constant
-            gram = self._gram + np.diag(penalty)
-            self._weights = scipy.linalg.solve(gram, self._moment, assume_a="pos")
+            self._weights = self.equations.solve(RIDGE, intercept=1e-6)  # almost no penalty on it
         return self._features(past) @ self._weights
 
     def _features(self, past: np.ndarray) -> np.ndarray:
@@ -99,16 +93,16 @@ def _linear(task: Forecast, rows: int) -> list[_Linear]:
         most = max(FEATURES // len(every), 1)
         for n in sorted({min(order, most) for order in (1, *ORDERS)}):
             found.append(_Linear(f"ridge, {n} row{'s' * (n > 1)}", n, every, K))
-    return [one for one in found if 10 * len(one._gram) + task.horizon <= rows]
+    return [one for one in found if 10 * len(one._equations.gram) + task.horizon <= rows]
 
 
 def _blocks(
     task: Forecast, rows: Source, back: int, skip: int
 ) -> Iterator[tuple[Steps, np.ndarray, np.ndarray]]:
-    """Yield blocks of n rows of a part, as `(steps, past, age)`.
+    """Yield blocks of n rows of a part, as `(steps, past, rows_before)`.
 
-    past: `[n, back + 1, D]`, the inputs up to each row
-    age:  `[n]`, the number of rows before each row in its recording
+    past:        `[n, back + 1, D]`, the inputs up to each row
+    rows_before: `[n]`, the number of rows before each row in its recording
 
     The first `skip` rows are only the past of later ones.
     """
@@ -123,7 +117,7 @@ def _blocks(
         )
         past = np.lib.stride_tricks.sliding_window_view(inputs, back + 1, axis=0)
         at = np.arange(start, stop)
-        age = at - edges[np.searchsorted(edges, at, side="right") - 1]
-        inside = np.arange(back, -1, -1) <= age[:, None]
+        rows_before = at - edges[np.searchsorted(edges, at, side="right") - 1]
+        inside = np.arange(back, -1, -1) <= rows_before[:, None]
         now = [leaf[start - first :] for leaf in steps if leaf is not None]
-        yield Steps(*now), np.swapaxes(past, 1, 2) * inside[:, :, None], age
+        yield Steps(*now), np.swapaxes(past, 1, 2) * inside[:, :, None], rows_before

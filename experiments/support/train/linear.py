@@ -29,14 +29,14 @@ class Filter(NamedTuple):
     weights: np.ndarray
 
     @property
-    def reach(self) -> int:
+    def order(self) -> int:
         """Number of rows that it uses, the newest included."""
         return max(1, int(self.lags.max()))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Linear:
-    """Linear forecast by filters of ascending reach.
+    """Linear forecast by filters of ascending order.
 
     Each row is forecast by the longest filter that does not reach back beyond its recording. If
     none is short enough, the forecast is 0, the mean of the training part.
@@ -45,9 +45,9 @@ class Linear:
     filters: tuple[Filter, ...]
 
     @property
-    def reach(self) -> int:
+    def order(self) -> int:
         """Number of rows that the longest filter uses, the newest included."""
-        return self.filters[-1].reach
+        return self.filters[-1].order
 
     @property
     def outputs(self) -> int:
@@ -58,16 +58,16 @@ class Linear:
         """Return the forecasts `[n, K]`.
 
         Args:
-            past: rows `[reach - 1 + n, C]`, scaled; the forecasts are those of the last n.
+            past: rows `[order - 1 + n, C]`, scaled; the forecasts are those of the last n.
             known: `[n]` number of rows of the recording up to each row, that row included.
         """
         found, n = np.zeros((len(known), self.outputs)), len(known)
         padded = np.concatenate([past, np.zeros((-n % TILE, past.shape[1]), past.dtype)])
         for i, one in enumerate(self.filters):
-            upto = self.filters[i + 1].reach if i + 1 < len(self.filters) else np.inf
-            rows = (one.reach <= known) & (known < upto)
+            upto = self.filters[i + 1].order if i + 1 < len(self.filters) else np.inf
+            rows = (one.order <= known) & (known < upto)
             if rows.any():
-                features = features_of(padded[self.reach - one.reach :], one.lags, one.reach)
+                features = features_of(padded[self.order - one.order :], one.lags, one.order)
                 values = features.reshape(-1, TILE, features.shape[1]) @ one.weights
                 found[rows] = values.reshape(-1, self.outputs)[:n][rows]
         return found
@@ -93,7 +93,7 @@ def past_rows(
     source: Source,
     inputs: Sequence[int],
     span: Span,
-    reach: int,
+    order: int,
     before: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the arguments `(past, known)` of a `Linear` for the rows of a span.
@@ -104,7 +104,7 @@ def past_rows(
         before: rows `[m, C]` of the recording that precede its first row in the source.
     """
     before = np.zeros((0, len(inputs))) if before is None else before
-    first = max(span.begin, span.start - reach + 1)
+    first = max(span.begin, span.start - order + 1)
     rows, good = source.read(first, span.stop)[:, list(inputs)], good_rows(source, first, span.stop)
     if first == span.begin:
         rows = np.concatenate([before.astype(rows.dtype), rows])
@@ -112,7 +112,7 @@ def past_rows(
     if good is not None:
         newest = np.maximum.accumulate(np.where(good, np.arange(len(good)), -1))
         rows = np.where((newest >= 0)[:, None], rows[newest], 0)
-    needed = reach - 1 + span.stop - span.start
+    needed = order - 1 + span.stop - span.start
     rows = rows[max(0, len(rows) - needed) :]
     past = np.concatenate([np.zeros((needed - len(rows), rows.shape[1]), rows.dtype), rows])
     return past, np.arange(span.start, span.stop) - span.begin + 1 + len(before)
@@ -150,7 +150,7 @@ class SourceForecasts:
         return np.concatenate(found)
 
     def last_rows(self) -> np.ndarray:
-        """Return the last `[reach - 1, C]` rows, the argument `before` for the next file.
+        """Return the last `[order - 1, C]` rows, the argument `before` for the next file.
 
         Rows before the last recording are NaN.
         """
@@ -162,7 +162,7 @@ class SourceForecasts:
 
     def _past(self, span: Span) -> tuple[np.ndarray, np.ndarray]:
         before = self._before if span.begin == 0 else None
-        return past_rows(self._source, self._inputs, span, self._linear.reach, before)
+        return past_rows(self._source, self._inputs, span, self._linear.order, before)
 
 
 def residual_batches(make: Any, linear: Linear, inputs: Sequence[int]) -> Any:
@@ -173,19 +173,19 @@ def residual_batches(make: Any, linear: Linear, inputs: Sequence[int]) -> Any:
 
     def residual(source: Source, span: Span) -> Batch:
         batch = make(source, span)
-        found = linear(*past_rows(source, inputs, span, linear.reach)).astype(batch.inputs.dtype)
+        found = linear(*past_rows(source, inputs, span, linear.order)).astype(batch.inputs.dtype)
         rest = np.where(batch.weights[:, None] > 0, batch.targets - found, 0)
         return batch._replace(inputs=np.concatenate([batch.inputs, found], axis=1), targets=rest)
 
     return residual
 
 
-def features_of(past: np.ndarray, lags: np.ndarray, reach: int) -> np.ndarray:
+def features_of(past: np.ndarray, lags: np.ndarray, order: int) -> np.ndarray:
     """Return x[t], x[t - 1], ... of every column, and a 1: `[n, F]`."""
-    n = len(past) - reach + 1
+    n = len(past) - order + 1
     found = []
     for c, lag in enumerate(lags.tolist()):
         if lag:
-            column = past[reach - lag :, c].astype(np.float64)
+            column = past[order - lag :, c].astype(np.float64)
             found.append(np.lib.stride_tricks.sliding_window_view(column, lag)[:, ::-1])
     return np.concatenate([*found, np.ones((n, 1))], axis=1)

@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.linalg
 
+from experiments.support.common.ridge import NormalEquations
 from experiments.support.train.linear import Filter, Linear, features_of, past_rows
 from tbptt.data import Source, Span
 
-REACHES = (4, 8, 16, 32, 64, 128, 256)  # rows of the target's own past that are tried
+ORDERS = (4, 8, 16, 32, 64, 128, 256)  # rows of the target's own past that are tried
 OTHERS = (0, 4, 16)  # rows of every other input that are tried
 PENALTIES = (1e-8, 1e-6, 1e-4, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)  # ridge; inputs are scaled
 # An origin is a row from which a forecast is made.
@@ -24,13 +24,13 @@ class Fitted(NamedTuple):
     linear:   the filter with the lowest error on the validation part, and shorter filters
     ridge:    the penalty of that filter
     valid:    its mean squared error on the validation part
-    by_reach: number of rows of the target -> lowest mean squared error on the validation part
+    by_order: number of rows of the target -> lowest mean squared error on the validation part
     """
 
     linear: Linear
     ridge: float
     valid: float
-    by_reach: dict[int, float]
+    by_order: dict[int, float]
 
 
 def fit_linear(
@@ -40,7 +40,7 @@ def fit_linear(
 
         minimise  sum_t |targets[t] - forecast[t]|^2 + ridge * N * |w|^2         over N origins
 
-    All combinations of REACHES, OTHERS and PENALTIES are compared; the normal equations are summed
+    All combinations of ORDERS, OTHERS and PENALTIES are compared; the normal equations are summed
     once. An origin counts if its recording has enough rows before it for the longest filter.
 
     Args:
@@ -62,50 +62,45 @@ def fit_linear(
     lags = np.full(C, alike[-1])
     if own is not None:
         lags[own] = longest
-    sums = [_sums(source, make, inputs, lags, *part) for part in ((0, train), (train, valid))]
-    if min(one.n for one in sums) == 0:
+    fitted = _sums(source, make, inputs, lags, 0, train)
+    scored = _sums(source, make, inputs, lags, train, valid)
+    if fitted is None or scored is None:
         return None
     chosen: dict[int, Fitted] = {}
-    for reach in [reach for reach in REACHES if reach <= longest]:
+    for order in [order for order in ORDERS if order <= longest]:
         for other in alike:
-            few = np.full(C, min(other, reach))
+            few = np.full(C, min(other, order))
             if own is not None:
-                few[own] = reach
-            if few.sum() == 0 or 10 * few.sum() > sums[0].n:
+                few[own] = order
+            if few.sum() == 0 or 10 * few.sum() > fitted.n:
                 continue
             features = _places(lags, few)
             for ridge in PENALTIES:
-                weights = sums[0].solve(features, ridge)
-                error = sums[1].error(features, weights)
+                weights = fitted.solve(ridge, features)
+                error = scored.error(features, weights)
                 found = Fitted(Linear((Filter(few, weights),)), ridge, error, {})
-                if reach not in chosen or error < chosen[reach].valid:
-                    chosen[reach] = found
+                if order not in chosen or error < chosen[order].valid:
+                    chosen[order] = found
     if not chosen:
         return None
-    best = min(chosen, key=lambda reach: chosen[reach].valid)
-    filters = tuple(one.linear.filters[0] for reach, one in chosen.items() if reach <= best)
+    best = min(chosen, key=lambda order: chosen[order].valid)
+    filters = tuple(one.linear.filters[0] for order, one in chosen.items() if order <= best)
     return Fitted(
         Linear(filters),
         chosen[best].ridge,
         chosen[best].valid,
-        {reach: one.valid for reach, one in chosen.items()},
+        {order: one.valid for order, one in chosen.items()},
     )
 
 
-class _Sums(NamedTuple):
-    """Sums over n origins: gram = X' X `[F, F]`, moment = X' Y `[F, K]`, square = |Y|^2."""
+class _Sums(NormalEquations):
+    """Normal equations over n origins, and square = |Y|^2."""
 
-    gram: np.ndarray
-    moment: np.ndarray
-    square: float
-    n: int
+    square = 0.0
 
-    def solve(self, features: np.ndarray, ridge: float) -> np.ndarray:
-        """Return the weights of ridge regression on some of the features."""
-        penalty = np.full(len(features), ridge * self.n)
-        penalty[-1] = 0.0  # b is free
-        gram = self.gram[np.ix_(features, features)] + np.diag(penalty)
-        return scipy.linalg.solve(gram, self.moment[features], assume_a="pos")
+    def add(self, x: np.ndarray, y: np.ndarray) -> None:
+        super().add(x, y)
+        self.square += float(np.sum(y**2))
 
     def error(self, features: np.ndarray, weights: np.ndarray) -> float:
         """Return the mean squared error of a linear forecast, over origins and horizons."""
@@ -115,28 +110,26 @@ class _Sums(NamedTuple):
 
 
 def _longest(lengths: Sequence[int], train: int) -> int | None:
-    """Return the longest reach that at least half of the training rows have before them."""
+    """Return the longest order that at least half of the training rows have before them."""
     edges = np.minimum(np.cumsum((0, *lengths)), train)
     rows = np.diff(edges)
-    fits = [reach for reach in REACHES if 2 * np.maximum(rows - reach, 0).sum() >= train]
+    fits = [order for order in ORDERS if 2 * np.maximum(rows - order, 0).sum() >= train]
     return fits[-1] if fits else None
 
 
 def _sums(
     source: Source, make: Any, inputs: Sequence[int], lags: np.ndarray, start: int, stop: int
-) -> _Sums:
-    F, reach, square, n = int(lags.sum()) + 1, max(1, int(lags.max())), 0.0, 0
-    gram, moment = np.zeros((F, F)), 0.0
+) -> _Sums | None:
+    """Sum over the origins of rows [start, stop); None if there are none."""
+    order, sums = max(1, int(lags.max())), None
     for span in _blocks(source.lengths, start, stop):
         batch = make(source, span)
-        past, known = past_rows(source, inputs, span, reach)
-        counts = (np.asarray(batch.weights) > 0) & (known >= reach)
-        x = features_of(past, lags, reach)[counts]
-        y = np.asarray(batch.targets, np.float64)[counts]
-        gram += x.T @ x
-        moment = moment + x.T @ y
-        square, n = square + float(np.sum(y**2)), n + len(y)
-    return _Sums(gram, np.asarray(moment).reshape(F, -1), square, n)
+        past, known = past_rows(source, inputs, span, order)
+        scored = (np.asarray(batch.weights) > 0) & (known >= order)
+        y = np.asarray(batch.targets, np.float64)[scored]
+        sums = sums or _Sums(int(lags.sum()) + 1, y.shape[1])
+        sums.add(features_of(past, lags, order)[scored], y)
+    return sums if sums is not None and sums.n else None
 
 
 def _blocks(lengths: Sequence[int], start: int, stop: int) -> Iterator[Span]:

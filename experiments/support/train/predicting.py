@@ -10,6 +10,7 @@ import scipy.special
 
 import tbptt
 from experiments.support.train.linear import SourceForecasts
+from experiments.support.train.mean_log_probabilities import MeanLogProbabilities, initial_mean
 from experiments.support.train.model import Model
 from experiments.support.train.prediction_steps import Steps, read_steps
 from experiments.support.train.row_labels import RowLabels
@@ -22,7 +23,6 @@ from experiments.support.train.task import (
     shown_class,
     shown_symbols,
 )
-from experiments.support.train.votes import Votes, no_votes
 from tbptt.data import Source
 
 
@@ -67,14 +67,14 @@ def predict_blocks(
     if block < 1:
         raise ValueError(f"--block must be at least 1 step; got {block}")
     run, total = _program(model), sum(source.lengths)
-    continued, linear, votes, last = carry is not None, None, None, None
+    continued, linear, mean, last = carry is not None, None, None, None
     if model.linear is not None and isinstance(task, Forecast):
         carry, before = carry if continued else (None, None)
         places = [source.names.index(name) for name in task.columns]
         linear = SourceForecasts(model.linear, scaled(task, source), places, before)
     if isinstance(task, Classify) and task.answer == "every":
-        carry, before = carry if continued else (None, no_votes(task.outputs))
-        votes = Votes(before)
+        carry, before = carry if continued else (None, initial_mean(task.outputs))
+        mean = MeanLogProbabilities(before)
     carry = model.cell.initial_carry((1,)) if carry is None else carry
     labels = RowLabels(source, task.horizons if isinstance(task, Forecast) else ())
     for start in range(0, total, block):
@@ -102,10 +102,10 @@ def predict_blocks(
         carry, outputs = run(params, carry, *(leaf[:, None] for leaf in padded))
         outputs = np.asarray(outputs)[:n, 0]
         outputs = (outputs + forecasts).astype(outputs.dtype)
-        if votes is not None:
-            outputs = votes(outputs, steps.resets, steps.mask)
+        if mean is not None:
+            outputs = mean(outputs, steps.resets, steps.mask)
         if ended is not None and start + block >= total:
-            past = votes.state if votes else linear.last_rows() if linear else None
+            past = mean.state if mean else linear.last_rows() if linear else None
             ended(last if past is None else (last, past))
         keep = slice(min(max(skip - start, 0), n), n)
         if keep.start < n:
@@ -148,7 +148,7 @@ def _columns(
             if target_times:
                 found[task.column("target_time", i)] = target_times[i]
             if score:
-                truth = np.where(steps.counts[:, i], steps.truth[:, i], np.nan)
+                truth = np.where(steps.scored[:, i], steps.truth[:, i], np.nan)
                 found[task.column("truth", i)] = truth
             found[name] = values
         return found
@@ -163,8 +163,8 @@ def _columns(
         np.arange(len(outputs)), steps.truth
     ].astype(outputs.dtype)
     truth = {
-        "truth": np.where(steps.counts, names[steps.truth], ""),
-        "p_truth": np.where(steps.counts, chances, np.nan),
+        "truth": np.where(steps.scored, names[steps.truth], ""),
+        "p_truth": np.where(steps.scored, chances, np.nan),
     }
     return {**truth, **answers}
 
@@ -188,12 +188,12 @@ class Score:
         """Add one block of `predict_blocks`."""
         if isinstance(self._task, Forecast):
             scaled = (steps.truth - self._task.target_mean) / self._task.target_scale
-            errors = np.where(steps.counts, outputs.astype(np.float64) - scaled, 0)
+            errors = np.where(steps.scored, outputs.astype(np.float64) - scaled, 0)
             self._squares += (errors**2).sum(axis=0)
             self._sizes += np.abs(errors).sum(axis=0)
-            self._counts += steps.counts.sum(axis=0)
+            self._counts += steps.scored.sum(axis=0)
             return
-        outputs, truth = outputs[steps.counts].astype(np.float64), steps.truth[steps.counts]
+        outputs, truth = outputs[steps.scored].astype(np.float64), steps.truth[steps.scored]
         self._count += len(truth)
         if isinstance(self._task, Characters):
             logs = scipy.special.log_softmax(outputs, axis=1)

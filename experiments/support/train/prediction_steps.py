@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.support.train.columns import open_table
-from experiments.support.train.reading import Reading
+from experiments.support.train.table_flags import TableFlags
 from experiments.support.train.task import Characters, Classify, Forecast, Task
 from tbptt.data import Source, Vocabulary, open_text
 from tbptt.data.tables.bad_samples import first_good_row, good_rows, known_values
@@ -19,8 +19,8 @@ class Steps(NamedTuple):
     inputs: `[n, D]` scaled, or `[n]` symbol numbers
     resets: `[n]` True where a recording begins
     truth:  for a forecast `[n, K]`, one value per horizon, in the units of the file; otherwise
-      `[n]`, the number of a class or symbol. Arbitrary where counts is False
-    counts: like truth, whether the prediction is scored: of a forecast if the predicted row is in
+      `[n]`, the number of a class or symbol. Arbitrary where scored is False
+    scored: like truth, whether the prediction is scored: of a forecast if the predicted row is in
       the recording, of a class at the end of the recording; False if the row is masked, or the
       value that is predicted is missing
     mask:   `[n]` False where the row is masked and the carry unchanged; None without a mask
@@ -29,7 +29,7 @@ class Steps(NamedTuple):
     inputs: np.ndarray
     resets: np.ndarray
     truth: np.ndarray
-    counts: np.ndarray
+    scored: np.ndarray
     mask: np.ndarray | None = None
 
 
@@ -38,14 +38,14 @@ def open_for(
     paths: Sequence[Path],
     score: bool,
     dtype: Any = np.float64,
-    reading: Reading | None = None,
+    flags: TableFlags | None = None,
 ) -> Source:
     """Open the columns that a task needs, by name and in any order of the files.
 
     Args:
         score: read the target, too.
         dtype: the dtype of the values; float64 represents those of the file.
-        reading: how the table is read; its group is replaced by that of the task.
+        flags: how the table is read; its group is replaced by that of the task.
 
     Raises:
         ValueError: a column is missing; the message names it and those of the file. See
@@ -53,14 +53,14 @@ def open_for(
     """
     if isinstance(task, Characters):
         return open_text(paths)
-    reading, columns = (reading or Reading())._replace(group=task.group or None), task.columns
+    flags, columns = (flags or TableFlags())._replace(group=task.group or None), task.columns
     more: dict[str, Any] = {"dtype": dtype}
     if score and isinstance(task, Classify):
         more |= {"label": task.target, "classes": task.classes}
     elif score or task.target in columns:
         more["target"] = task.target
     try:
-        return open_table(paths, reading, columns, **more)
+        return open_table(paths, flags, columns, **more)
     except ValueError as error:
         if score and f"has no column {task.target!r}" in str(error):
             raise ValueError(
@@ -70,7 +70,7 @@ def open_for(
 
 
 def read_steps(task: Task, source: Source, start: int, stop: int, score: bool) -> Steps:
-    """Read rows [start, stop) of a source from `open_for`; without `score`, nothing counts.
+    """Read rows [start, stop) of a source from `open_for`; without `score`, nothing is scored.
 
     Raises:
         BadSample: a value is missing, or a symbol or class is unknown; the message names its
@@ -82,7 +82,7 @@ def read_steps(task: Task, source: Source, start: int, stop: int, score: bool) -
     ends = edges[np.searchsorted(edges, at, side="right")]  # where the recording of each row ends
     resets, good = np.isin(at, edges), good_rows(source, start, stop)
     if isinstance(task, Characters):
-        inputs, truth, counts = _symbols(task, source, start, stop, score, ends)
+        inputs, truth, scored = _symbols(task, source, start, stop, score, ends)
     else:
         horizon = task.horizon if isinstance(task, Forecast) and score else 0
         rows = source.read(start, min(stop + horizon, int(edges[-1])))
@@ -91,20 +91,20 @@ def read_steps(task: Task, source: Source, start: int, stop: int, score: bool) -
         inputs = ((rows[: stop - start, places] - mean) / scale).astype(rows.dtype)
         if not score:
             shape = (stop - start, *((task.outputs,) if isinstance(task, Forecast) else ()))
-            truth, counts = np.zeros(shape), np.zeros(shape, bool)
+            truth, scored = np.zeros(shape), np.zeros(shape, bool)
         elif isinstance(task, Forecast):
             found = rows[:, source.names.index(task.target)].astype(np.float64)
             ahead = np.arange(stop - start)[:, None] + task.horizons
             truth = found[np.minimum(ahead, len(found) - 1)]
-            counts = start + ahead < ends[:, None]
+            scored = start + ahead < ends[:, None]
         else:
             truth = rows[:, source.names.index(task.target)].astype(int)
-            counts = at + 1 == ends
+            scored = at + 1 == ends
         if good is not None:
             inputs = np.where(good[:, None] & ~np.isnan(inputs), inputs, 0)
             resets = _resets(source, edges, start, stop)
-            counts &= _scored(task, source, good, edges, start, stop)
-    return Steps(inputs, resets, truth, counts, good)
+            scored &= _scored(task, source, good, edges, start, stop)
+    return Steps(inputs, resets, truth, scored, good)
 
 
 def _resets(source: Source, edges: np.ndarray, start: int, stop: int) -> np.ndarray:

@@ -34,6 +34,12 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def print_line(text: str) -> None:
+    """Print a line on stderr, in the first process only."""
+    if is_first():
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def wait_for_all(what: str) -> None:
     """Wait until every process has reached this point."""
     if jax.process_count() > 1:

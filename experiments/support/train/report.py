@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.support.common import page
 from experiments.support.common.json_file import read_config, read_object
-from experiments.support.train import report_data, report_figures, report_segment
+from experiments.support.train import report_data, report_figures, report_predictions
 from tbptt.fit.metrics_file import Row, read_rows
 from tbptt.fit.progress import duration
 
@@ -38,7 +38,7 @@ def write_report(folder: Path) -> Path:
     body = [_state(train, summary), _headline(summary, valid, metric, task)]
     predictions = folder / "predictions.csv"
     body += [_horizons(summary, task)]
-    body += [report_segment.section(predictions, task, summary.get("time_format", ""))]
+    body += [report_predictions.section(predictions, task, summary.get("time_format", ""))]
     body += [_warnings(warnings), report_data.section(config, summary)]
     if train:
         body += ["<h2>Training</h2>", _losses(train, valid, metric, task, summary)]
@@ -192,7 +192,7 @@ def _losses(
         text += (
             f" The loss is the squared error divided by the variance of {task['target']}. "
             "Predicting the mean has a loss of about 1, "
-            f"an RMSE of {report_figures.shown(scale)} in units of {task['target']}."
+            f"an RMSE of {report_figures.short_number(scale)} in units of {task['target']}."
         )
     return f"<p>{html.escape(text)}</p>{picture}"
 
@@ -243,7 +243,9 @@ def _footer(folder: Path, summary: dict[str, Any]) -> str:
         else ""
     )
     speed = (
-        f"; {summary['steps_per_second']:,.0f} steps/s" if summary.get("steps_per_second") else ""
+        f"; {summary['time_steps_per_second']:,.0f} steps/s"
+        if summary.get("time_steps_per_second")
+        else ""
     )
     return f"{folder}{machine}{speed}."
 
@@ -255,7 +257,7 @@ def _metric_in(valid: list[Row]) -> str:
 
 
 def _figure(value: float | None) -> str:
-    return "not finite" if value is None else report_figures.shown(value)
+    return "not finite" if value is None else report_figures.short_number(value)
 
 
 def _big(*tiles: tuple[str, str, str]) -> str:

@@ -116,13 +116,13 @@ def by_horizon(
     return _png(figure, axes)
 
 
-def stretches(
+def segments(
     panels: Sequence[tuple[str, Sequence[Line]]], ylabel: str, xlabel: str, width: float = WIDE
 ) -> bytes:
-    """Draw stretches of predictions and the truth, one panel each, on equal vertical scales.
+    """Draw segments of predictions and the truth, one panel each, on equal vertical scales.
 
     Args:
-        panels: (title, curves) of each stretch.
+        panels: (title, curves) of each segment.
         ylabel, xlabel: names of the axes; dates on the x axis need no name.
         width: in inches.
     """
@@ -176,7 +176,7 @@ def display_name(metric: str) -> str:
     return short.get(metric, metric.replace("_", " ").replace("rmse", "RMSE"))
 
 
-def shown(value: float) -> str:
+def short_number(value: float) -> str:
     """Return a number with three digits: 2.60, 0.0123, 12,300."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".removesuffix(".")
 

@@ -1,6 +1,5 @@
 """Score a run on its held-out parts, and compute the baselines and the summary."""
 
-import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from experiments.support.common.json_file import finite_or_none
 from experiments.support.train.data import RunData
-from experiments.support.train.data_parts import about_data
+from experiments.support.train.data_summary import about_data
 from experiments.support.train.forecast_baselines import forecast_scores
 from experiments.support.train.model import Model
 from experiments.support.train.predicting import Score, predict_blocks
@@ -47,7 +47,7 @@ def score_rows(
 
     With `path`, also write their predictions.
     """
-    skip = warm_up(data, window, start, 0 if model.linear is None else model.linear.reach - 1)
+    skip = warm_up(data, window, start, 0 if model.linear is None else model.linear.order - 1)
     rows, score = part(data.source, start - skip, stop), Score(data.task)
     blocks = predict_blocks(data.task, model, params, rows, BLOCK, score=True, skip=skip)
     if path is None:
@@ -69,7 +69,7 @@ def metric_name(data: RunData) -> str:
     return "accuracy" if isinstance(data.task, Classify) else "bits_per_byte"
 
 
-def lower_is_better(numbers: Mapping[str, float]) -> float | None:
+def checkpoint_metric(numbers: Mapping[str, float]) -> float | None:
     """Return the metric that a checkpoint stores: the metric itself, or 1 - accuracy.
 
     None if there is none.
@@ -80,7 +80,7 @@ def lower_is_better(numbers: Mapping[str, float]) -> float | None:
     )
 
 
-def shown(errors: Mapping[str, float]) -> dict[str, float]:
+def logged_errors(errors: Mapping[str, float]) -> dict[str, float]:
     """Return the errors that a validation logs, all except the standardised ones."""
     return {name: value for name, value in errors.items() if "standardised" not in name}
 
@@ -92,8 +92,8 @@ def baseline_scores(data: RunData) -> dict[str, dict[str, float]]:
     Characters: n-grams, see `text_scores`, and the frequencies of bytes in the training part.
     """
     outputs = data.task.outputs
-    train = _counts(data, 0, data.parts.train, outputs)
-    test = _counts(data, data.parts.valid, data.parts.test, outputs)
+    train = _counts(data, 0, data.ends.train, outputs)
+    test = _counts(data, data.ends.valid, data.ends.test, outputs)
     if isinstance(data.task, Classify):
         accuracy = float(test[np.argmax(train)] / max(test.sum(), 1))
         return {"most frequent class": {"accuracy": accuracy}}
@@ -108,7 +108,7 @@ def _counts(data: RunData, start: int, stop: int, outputs: int) -> np.ndarray:
     rows, counts = part(data.source, start, stop), np.zeros(outputs)
     for at in range(0, stop - start, 1 << 16):
         steps = read_steps(data.task, rows, at, min(at + (1 << 16), stop - start), True)
-        counts += np.bincount(steps.truth[steps.counts].astype(np.int64), minlength=outputs)
+        counts += np.bincount(steps.truth[steps.scored].astype(np.int64), minlength=outputs)
     return counts
 
 
@@ -127,7 +127,7 @@ def summary_of(
     """
     begin = time.perf_counter()
     score = score_rows(
-        data, model, params, data.parts.valid, data.parts.test, window, folder / "predictions.csv"
+        data, model, params, data.ends.valid, data.ends.test, window, folder / "predictions.csv"
     )
     name, horizons = metric_name(data), None
     if isinstance(data.task, Forecast):
@@ -141,13 +141,13 @@ def summary_of(
     tested = {name: None, **score.result()}
     return {
         "metric": name,
-        **{f"test_{key}": number(value) for key, value in tested.items()},
+        **{f"test_{key}": finite_or_none(value) for key, value in tested.items()},
         "baseline": best,
         "baselines": base,
         "horizons": horizons,
         "target": getattr(data.task, "target", None),
         **about_data(data),
-        "rows": {"train": data.parts.train, "valid": data.parts.valid, "all": data.parts.test},
+        "rows": {"train": data.ends.train, "valid": data.ends.valid, "all": data.ends.test},
         "symbols": len(data.task.vocabulary) if isinstance(data.task, Characters) else None,
         "test_seconds": round(time.perf_counter() - begin, 2),
         **more,
@@ -164,10 +164,5 @@ def _by_horizon(score: Score, others: Mapping[str, Score]) -> list[dict[str, flo
         names = ("horizon", "rmse", "mae", "scored")
         errors = {name: other.by_horizon()[i].get("rmse") for name, other in others.items()}
         found = {name: own.get(name) for name in names} | errors
-        rows.append({key: number(value) for key, value in found.items()})
+        rows.append({key: finite_or_none(value) for key, value in found.items()})
     return rows
-
-
-def number(value: float | int | None) -> float | int | None:
-    """Return None for NaN and infinity, which JSON does not have."""
-    return value if value is not None and math.isfinite(value) else None

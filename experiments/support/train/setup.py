@@ -1,5 +1,6 @@
-"""Build the parts of a run from its settings and data: model, train step, initial state."""
+"""Build model, data stream, train step and initial state of a run from its settings and data."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,17 +19,17 @@ from tbptt.data import RecordingStream
 
 
 class Setup(NamedTuple):
-    """Parts of a run.
+    """Model, data stream, train step and initial state of a run.
 
     model:   the model
     stream:  the training batches
-    chunk:   number of steps per update
+    chunk:   number of time steps per update
     updates: total number of updates; None if training time is the limit
     state:   state before the first update, on its devices; leaves `[S, ...]` for several seeds
     step:    `(state, batch) -> (state, metrics)`
     put:     place a batch on the devices of the step
-    merge:   reduce the metrics of several seeds to those of one (means), with the loss of a text in
-             bits, the unit of its error
+    reduce_metrics: reduce the metrics of several seeds to their means, and convert the loss of a
+      text to bits, the unit of its error
     """
 
     model: Model
@@ -38,7 +39,7 @@ class Setup(NamedTuple):
     state: tbptt.TrainState
     step: Callable[..., Any]
     put: Callable[[Any], Any]
-    merge: Callable[[tbptt.Metrics], tbptt.Metrics]
+    reduce_metrics: Callable[[tbptt.Metrics], tbptt.Metrics]
 
 
 def build(
@@ -47,7 +48,7 @@ def build(
     unroll: tbptt.UnrollFn = tbptt.unroll,
     linear: Linear | None = None,
 ) -> Setup:
-    """Build the parts of a run whose cell is run through time by `unroll`.
+    """Build the model and the train step of a run, whose cell `unroll` runs through time.
 
     Raises:
       ValueError: a flag does not fit the data, the model or the machine; the message names both.
@@ -55,83 +56,57 @@ def build(
     model = make_model(
         data.task, config.cell, config.hidden, config.layers, unroll, linear, config.longest_lag
     )
-    mesh = (
-        tbptt.distributed.batch_mesh(config.devices)
-        if config.devices > 1 or jax.process_count() > 1
-        else None
-    )
+    mesh = None
+    if config.devices > 1 or jax.process_count() > 1:
+        mesh = tbptt.distributed.batch_mesh(config.devices)
     loss_fn = _loss(config, data, model)
-    loss_fn = (
-        loss_fn
-        if mesh is None
-        else tbptt.distributed.sharded_loss(loss_fn, model.cell.initial_carry, mesh)
-    )
+    if mesh is not None:
+        loss_fn = tbptt.distributed.sharded_loss(loss_fn, model.cell.initial_carry, mesh)
     choice = ESTIMATORS[config.estimator]
-    estimator, chunk = (
-        tbptt.optim.reset_on_non_finite(choice.make(loss_fn, config)),
-        choice.chunk(config),
-    )
+    estimator = tbptt.optim.reset_on_non_finite(choice.make(loss_fn, config))
+    optimizer = tbptt.optim.adam_with_decay(config.lr, config.clip)
+    chunk = choice.chunk(config)
     rows = None if mesh is None else tbptt.distributed.local_rows(config.batch, mesh)
     stream = training_stream(data, config.batch, chunk, rows, linear)
     updates = None if config.epochs is None else max(1, math.ceil(config.epochs * len(stream)))
-    optimizer = tbptt.optim.adam_with_decay(config.lr, config.clip)
-    shapes = jax.tree.map(
-        lambda a: (a.shape[2:], a.dtype),
-        stream.chunk(0).batch,
-        is_leaf=lambda a: hasattr(a, "dtype"),
-    )
+    first = stream.chunk(0).batch
 
-    def make_state(rows: int, key: jax.Array) -> tbptt.TrainState:
+    def state_of_seed(rows: int, key: jax.Array) -> tbptt.TrainState:
         params_key, state_key = jax.random.split(key)
+        params, carry = init_params(params_key, model), model.cell.initial_carry((rows,))
         example = jax.tree.map(
-            lambda like: jax.ShapeDtypeStruct((chunk, rows, *like[0]), like[1]),
-            shapes,
-            is_leaf=lambda like: (
-                isinstance(like, tuple) and len(like) == 2 and isinstance(like[0], tuple)
-            ),
+            lambda a: jax.ShapeDtypeStruct((chunk, rows, *a.shape[2:]), a.dtype), first
         )
-        carry = model.cell.initial_carry((rows,))
-        return tbptt.init_state(
-            estimator, optimizer, init_params(params_key, model), carry, example, state_key
-        )
+        return tbptt.init_state(estimator, optimizer, params, carry, example, state_key)
 
-    def make(rows: int) -> tbptt.TrainState:
+    def initial_state(rows: int) -> tbptt.TrainState:
         key = jax.random.key(config.seed)
         if config.seeds == 1:
-            return make_state(rows, key)
+            return state_of_seed(rows, key)
         return tbptt.distributed.init_seeds(
-            lambda key: make_state(rows, key), jax.random.split(key, config.seeds)
+            lambda key: state_of_seed(rows, key), jax.random.split(key, config.seeds)
         )
 
     step: Any = tbptt.make_train_step(estimator, optimizer)
     step = step if config.seeds == 1 else tbptt.distributed.over_seeds(step)
-    merge = (lambda metrics: metrics) if config.seeds == 1 else _mean_over_seeds
-    if isinstance(data.task, Characters):
-        merge = _in_bits(merge)
     if mesh is None:
-        return Setup(model, stream, chunk, updates, make(config.batch), step, jax.device_put, merge)
-    state = tbptt.distributed.init_sharded_state(make, config.batch, mesh)
-    step = tbptt.distributed.make_sharded_step(step, state)
-    return Setup(
-        model,
-        stream,
-        chunk,
-        updates,
-        state,
-        step,
-        lambda batch: tbptt.distributed.put_batch(batch, mesh),
-        merge,
-    )
+        state, put = initial_state(config.batch), jax.device_put
+    else:
+        state = tbptt.distributed.init_sharded_state(initial_state, config.batch, mesh)
+        step = tbptt.distributed.make_sharded_step(step, state)
+        put = functools.partial(tbptt.distributed.put_batch, mesh=mesh)
+    reduce_metrics = (lambda metrics: metrics) if config.seeds == 1 else _mean_over_seeds
+    if isinstance(data.task, Characters):
+        reduce_metrics = _in_bits(reduce_metrics)
+    return Setup(model, stream, chunk, updates, state, step, put, reduce_metrics)
 
 
 def params_of(state: tbptt.TrainState, seeds: int) -> list[Any]:
     """Return the parameters of every seed, on the host: prediction runs on one device."""
     params = jax.device_get(state.params)
-    return (
-        [params]
-        if seeds == 1
-        else [jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(seeds)]
-    )
+    if seeds == 1:
+        return [params]
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(seeds)]
 
 
 def _loss(config: Any, data: RunData, model: Model) -> tbptt.LossFn:
@@ -152,10 +127,10 @@ def _squared_error_of_known(outputs: Any, targets: Any) -> jax.Array:
 
 
 def _in_bits(
-    merge: Callable[[tbptt.Metrics], tbptt.Metrics],
+    reduce_metrics: Callable[[tbptt.Metrics], tbptt.Metrics],
 ) -> Callable[[tbptt.Metrics], tbptt.Metrics]:
     def in_bits(metrics: tbptt.Metrics) -> tbptt.Metrics:
-        metrics = merge(metrics)
+        metrics = reduce_metrics(metrics)
         return metrics._replace(loss=metrics.loss / math.log(2))
 
     return jax.jit(in_bits)

@@ -27,7 +27,7 @@ def text_scores(data: RunData, task: Characters) -> dict[str, dict[str, float]]:
     fewest bits on the validation part (on at most `BLOCK` symbols of it). Contexts may reach back
     over the start of the test part and of a file.
     """
-    end, V = data.parts.train, len(task.vocabulary)
+    end, V = data.ends.train, len(task.vocabulary)
     train = _symbols(data, task, max(0, end - MOST), end)
     order = min(ORDERS, math.ceil(63 / math.log2(V)) - 2, len(train) - 2)
     found, shown = {}, f" (last {MOST:,} bytes of the training part)" if end > MOST else ""
@@ -36,14 +36,14 @@ def text_scores(data: RunData, task: Characters) -> dict[str, dict[str, float]]:
         def bits(start: int, stop: int, order: int, chances: Callable = chances) -> np.ndarray:
             return _bits(data, task, chances, train, start, stop, order)
 
-        valid = bits(end, min(data.parts.valid, end + BLOCK), order)
+        valid = bits(end, min(data.ends.valid, end + BLOCK), order)
         if np.isnan(valid).any():
             continue
         best = int(np.argmin(valid))
         sizes, sums = 0, 0.0
-        for start in range(data.parts.valid, data.parts.test - 1, BLOCK):
-            stop = min(start + BLOCK + 1, data.parts.test)  # the next block begins with its target
-            n = _counted(data, task, start, stop).sum()
+        for start in range(data.ends.valid, data.ends.test - 1, BLOCK):
+            stop = min(start + BLOCK + 1, data.ends.test)  # the next block begins with its target
+            n = _is_scored(data, task, start, stop).sum()
             if n:
                 sums, sizes = sums + n * bits(start, stop, best)[best], sizes + n
         name = f"{method} {best + 1}-grams of bytes"
@@ -59,9 +59,9 @@ def _symbols(data: RunData, task: Characters, start: int, stop: int) -> np.ndarr
     )
 
 
-def _counted(data: RunData, task: Characters, start: int, stop: int) -> np.ndarray:
+def _is_scored(data: RunData, task: Characters, start: int, stop: int) -> np.ndarray:
     """Return which symbols of rows [start + 1, stop) are scored: not the first one of a file."""
-    return read_steps(task, part(data.source, start, stop), 0, stop - start, True).counts[:-1]
+    return read_steps(task, part(data.source, start, stop), 0, stop - start, True).scored[:-1]
 
 
 def _bits(
@@ -76,8 +76,8 @@ def _bits(
     """Return the mean bits of the scored symbols of rows [start + 1, stop), by order."""
     before = min(start, ORDERS)
     text = _symbols(data, task, start - before, stop)
-    counted = _counted(data, task, start, stop)
-    if not counted.any() or len(text) <= order + 1:
+    scored = _is_scored(data, task, start, stop)
+    if not scored.any() or len(text) <= order + 1:
         return np.full(order + 1, np.nan)
     every = chances(train, text, len(task.vocabulary), order)
-    return np.array([-np.log2(p[before + 1 :][counted]).mean() for p in every])
+    return np.array([-np.log2(p[before + 1 :][scored]).mean() for p in every])

@@ -131,9 +131,9 @@ def _backward(dtype, packed, checksum):  # type: ignore[no-untyped-def]
 
 def call_forward(
     cell_vjp: ElmanVJP,
-    keep: bool,
+    save: bool,
     weights: Weights,
-    start: ElmanCarry,
+    initial: ElmanCarry,
     carry: ElmanCarry,
     steps: Steps,
 ) -> tuple[ElmanCarry, tuple[()] | None]:
@@ -144,7 +144,7 @@ def call_forward(
         zs,
         weights.w_forward,
         carry,
-        start,
+        initial,
         flags_or_empty(steps.resets),
         flags_or_empty(steps.mask),
     )
@@ -157,7 +157,7 @@ def call_forward(
         zs.shape[0],
         zs.shape[1:],
     )
-    return carries, () if keep else None
+    return carries, () if save else None
 
 
 def call_backward(

@@ -166,7 +166,7 @@ def _backward(dtype, packed, checksum):  # type: ignore[no-untyped-def]
 
 
 def call_forward(
-    cell_vjp: GRUVJP, keep: bool, weights: Weights, start: GRUCarry, carry: GRUCarry, steps: Steps
+    cell_vjp: GRUVJP, save: bool, weights: Weights, initial: GRUCarry, carry: GRUCarry, steps: Steps
 ) -> tuple[GRUCarry, tuple[Array, ...] | None]:
     """Call `forward`; return `(carries, saved)`."""
     zs = project_inputs(steps.xs, weights.params.w_x, weights.params.b, cell_vjp.compute)
@@ -175,14 +175,14 @@ def call_forward(
     def shape(*sizes: int) -> Any:
         return jax.ShapeDtypeStruct(sizes, zs.dtype)
 
-    length = T if keep else 1
+    length = T if save else 1
     saved = shape(length, *batch, 2 * H), shape(length, *batch, H), shape(length, *batch, H)
     arguments = (
         zs,
         weights.w_forward,
         weights.params.b_n,
         carry,
-        start,
+        initial,
         flags_or_empty(steps.resets),
         flags_or_empty(steps.mask),
     )
@@ -195,7 +195,7 @@ def call_forward(
         zs.shape[0],
         zs.shape[1:],
     )
-    return carries, saved if keep else None
+    return carries, saved if save else None
 
 
 def call_backward(

@@ -176,21 +176,21 @@ def _backward(dtype, packed, checksum):  # type: ignore[no-untyped-def]
 
 def call_forward(
     cell_vjp: LSTMVJP,
-    keep: bool,
+    save: bool,
     weights: Weights,
-    start: LSTMCarry,
+    initial: LSTMCarry,
     carry: LSTMCarry,
     steps: Steps,
 ) -> tuple[LSTMCarry, Array | None]:
     """Call `forward`; return `(carries, saved)`."""
     zs = project_inputs(steps.xs, weights.params.w_x, weights.params.b, cell_vjp.compute)
     carries = jax.tree.map(lambda a: jax.ShapeDtypeStruct((zs.shape[0], *a.shape), a.dtype), carry)
-    gates = jax.ShapeDtypeStruct(zs.shape if keep else (1, *zs.shape[1:]), zs.dtype)
+    gates = jax.ShapeDtypeStruct(zs.shape if save else (1, *zs.shape[1:]), zs.dtype)
     arguments = (
         zs,
         weights.w_forward,
         carry,
-        start,
+        initial,
         flags_or_empty(steps.resets),
         flags_or_empty(steps.mask),
     )
@@ -203,7 +203,7 @@ def call_forward(
         zs.shape[0],
         zs.shape[1:],
     )
-    return carries, saved if keep else None
+    return carries, saved if save else None
 
 
 def call_backward(

@@ -39,7 +39,7 @@ class NumbaBackend:
     """The loops of a cell as two compiled operations: a `Backend`, equal to `ScanBackend`.
 
     cell_vjp: the backward pass of the cell.
-    call_forward: `(cell_vjp, keep, weights, start, carry, steps) -> (carries, saved)`, by
+    call_forward: `(cell_vjp, save, weights, initial, carry, steps) -> (carries, saved)`, by
       `call_loop`.
     call_backward: `(cell_vjp, weights, residuals, d, d_ys) -> (d_entering, emitted, factors)`, by
       `call_loop`.
@@ -58,25 +58,25 @@ class NumbaBackend:
         return Weights(params, pack(w), pack(w.T)) if self.packed else Weights(params, w, w)
 
     def forward(
-        self, weights: Weights, start: Carry, carry: Carry, steps: Steps, keep: bool
+        self, weights: Weights, initial: Carry, carry: Carry, steps: Steps, save: bool
     ) -> tuple[Carry, Array, Any]:
         plain = ScanBackend(self.cell_vjp)
 
-        def scan(weights: Weights, start: Carry, carry: Carry, steps: Steps) -> Any:
+        def scan(weights: Weights, initial: Carry, carry: Carry, steps: Steps) -> Any:
             carries, _, saved = plain.forward(
-                plain.prepare(weights.params), start, carry, steps, keep
+                plain.prepare(weights.params), initial, carry, steps, save
             )
             return carries, saved
 
-        def more_rows(weights: Weights, start: Carry, carry: Carry, steps: Steps) -> Any:
+        def more_rows(weights: Weights, initial: Carry, carry: Carry, steps: Steps) -> Any:
             carries, _, saved = self._packed().forward(
-                self._repacked(weights), start, carry, steps, keep
+                self._repacked(weights), initial, carry, steps, save
             )
             return carries, saved
 
-        call = functools.partial(self.call_forward, self.cell_vjp, keep)
+        call = functools.partial(self.call_forward, self.cell_vjp, save)
         carries, saved = _operation(call, scan, more_rows, (0, 0, 1), (1, 1))(
-            weights, start, carry, steps
+            weights, initial, carry, steps
         )
         return carries, carries.h, saved
 

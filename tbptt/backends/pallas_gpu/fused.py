@@ -152,12 +152,12 @@ class DifferentiableKernels:
         return self.kernels.prepare(params)
 
     def forward(
-        self, weights: Any, start: Carry, carry: Carry, steps: Steps, keep: bool
+        self, weights: Any, initial: Carry, carry: Carry, steps: Steps, save: bool
     ) -> tuple[Carry, Array, Any]:
         def by(backend: Any, *args: Any) -> Any:
-            return backend.forward(*args, keep)
+            return backend.forward(*args, save)
 
-        return self._run(by, weights, start, carry, steps)
+        return self._run(by, weights, initial, carry, steps)
 
     def backward(
         self, weights: Any, residuals: Residuals, d: Carry, d_ys: Any

@@ -37,9 +37,9 @@ class GRUKernels:
         return self.cell_vjp.prepare(params)
 
     def forward(
-        self, weights: GRUWeights, start: GRUCarry, carry: GRUCarry, steps: Steps, keep: bool
+        self, weights: GRUWeights, initial: GRUCarry, carry: GRUCarry, steps: Steps, save: bool
     ) -> tuple[GRUCarry, Array, tuple[Array, ...] | None]:
-        """Run the steps; return `(carries, h, saved)`, where `saved` is None unless `keep`."""
+        """Run the steps; return `(carries, h, saved)`, where `saved` is None unless `save`."""
         zs = self.cell_vjp.inputs(weights, steps.xs)
         (T, N, _), (h,) = zs.shape, carry
         H = h.shape[-1]
@@ -47,7 +47,7 @@ class GRUKernels:
         def shape(size: int) -> Any:
             return jax.ShapeDtypeStruct((T, N, size), h.dtype)
 
-        saved = (shape(2 * H), shape(H), shape(H)) if keep else None
+        saved = (shape(2 * H), shape(H), shape(H)) if save else None
         shared = (
             weights.w_h.astype(self.cell_vjp.compute or h.dtype),
             weights.b_n.astype(h.dtype)[None],

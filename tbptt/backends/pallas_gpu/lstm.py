@@ -37,13 +37,13 @@ class LSTMKernels:
         return self.cell_vjp.prepare(params)
 
     def forward(
-        self, weights: LSTMWeights, start: LSTMCarry, carry: LSTMCarry, steps: Steps, keep: bool
+        self, weights: LSTMWeights, initial: LSTMCarry, carry: LSTMCarry, steps: Steps, save: bool
     ) -> tuple[LSTMCarry, Array, Array | None]:
-        """Run the steps; return `(carries, h, gates)`, with gates `[T, N, 4H]` if `keep`."""
+        """Run the steps; return `(carries, h, gates)`, with gates `[T, N, 4H]` if `save`."""
         zs = self.cell_vjp.inputs(weights, steps.xs)
         T, h = zs.shape[0], carry.h
         carries = jax.tree.map(lambda a: jax.ShapeDtypeStruct((T, *a.shape), a.dtype), carry)
-        out = carries, jax.ShapeDtypeStruct(zs.shape, h.dtype) if keep else None
+        out = carries, jax.ShapeDtypeStruct(zs.shape, h.dtype) if save else None
         w = weights.w_h.astype(self.cell_vjp.compute or h.dtype)
         rows = zs, carry, flag_column(steps.resets), flag_column(steps.mask)
         carries, saved = call_over_rows(_forward, rows, w, out, h.shape[-1], self.interpret)

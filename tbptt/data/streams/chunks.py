@@ -1,6 +1,6 @@
 """Streams of equal length and their chunks in order.
 
-Split one recording into streams, or pack sequences into them; cut streams into chunks, check that
+Split one recording into streams, or pack sequences into them; split streams into chunks, check that
 chunks are continuous, and read them ahead.
 """
 
@@ -80,7 +80,7 @@ def pack(inputs: Sequence[np.ndarray], targets: Sequence[np.ndarray], n: int, T:
             resets = True at the first of them, mask = True at all of them
         the rest of every stream: zeros, mask = False
 
-    A carry therefore stays within one sequence, however the streams are cut into windows. The
+    A carry therefore stays within one sequence, however the streams are split into windows. The
     longest stream has at most (all steps) / n + (longest sequence) steps, so a T of that length
     suffices for any order.
 
@@ -145,10 +145,10 @@ def chunks(batch: Batch, length: int) -> Iterator[Chunk]:
         windows.length(batch), windows.check_window("length", length), name="length"
     )
 
-    def cut(start: int) -> Batch:
+    def chunk_at(start: int) -> Batch:
         return jax.tree.map(lambda leaf: leaf[start : start + length], batch)
 
-    return (Chunk(cut(j * length), j * length) for j in range(count))
+    return (Chunk(chunk_at(j * length), j * length) for j in range(count))
 
 
 def continuous(chunks: Iterable[Chunk], start: int = 0) -> Iterator[Batch]:

@@ -116,7 +116,7 @@ def _recordings(lengths: Sequence[int]) -> list[Span]:
 
 
 class RecordingStream:
-    """A source as parallel streams, one per batch row, cut into chunks of equal length.
+    """A source as parallel streams, one per batch row, split into chunks of equal length.
 
         for i in range(len(stream)):                      one pass
             for l in range(streams):

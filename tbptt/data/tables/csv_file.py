@@ -97,8 +97,8 @@ def scan_csv(path: Path, quick: bool) -> Scan:
     columns = {name: columns[name] for name in dialect.names}
     last = pl.col(names[-1]).is_null() if quick else None
     notes = [*_notes(dialect, columns), *notes]
-    cut = None if path.suffix.lower() == ".zst" else blocks
-    return Scan(path, open_csv, rows, columns, dialect.unnamed, 2, notes, last, cut)
+    read_blocks = None if path.suffix.lower() == ".zst" else blocks
+    return Scan(path, open_csv, rows, columns, dialect.unnamed, 2, notes, last, read_blocks)
 
 
 def _count_rows(

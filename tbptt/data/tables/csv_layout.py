@@ -1,4 +1,4 @@
-"""Find separator, names and layout of a CSV file, cut it into blocks, and locate its faults."""
+"""Find separator, names and layout of a CSV file, split it into blocks, and locate its faults."""
 
 import csv
 import gzip
@@ -58,7 +58,7 @@ def _first_lines(path: Path) -> list[str]:
 def dialect_of(path: Path) -> Dialect:
     """Return the layout of a CSV file by its first lines.
 
-    The separator is the one of `SEPARATORS` that cuts the header into most cells, among those for
+    The separator is the one of `SEPARATORS` that splits the header into most cells, among those for
     which at least half of the rows have as many.
 
     Raises:
@@ -124,12 +124,12 @@ def blocks_of(path: Path) -> Iterator[bytes]:
         rest = b""
         while data := file.read(CHUNK):
             rest += data
-            cut = rest.rfind(b"\n") + 1
-            while cut and rest.count(b'"', 0, cut) % 2:
-                cut = rest.rfind(b"\n", 0, cut - 1) + 1
-            if cut:
-                yield rest[:cut]
-                rest = rest[cut:]
+            end = rest.rfind(b"\n") + 1
+            while end and rest.count(b'"', 0, end) % 2:
+                end = rest.rfind(b"\n", 0, end - 1) + 1
+            if end:
+                yield rest[:end]
+                rest = rest[end:]
         if rest:
             yield rest
 

@@ -205,9 +205,9 @@ def check_steps(
             sample.append(step[step > np.zeros((), step.dtype)])
     if row := falls[1] * bool(falls[0]):
         raise ValueError(
-            f"{path}, {place(row)}, column {name!r} falls from {shown(times[row - 1])} to "
-            f"{shown(times[row])}; {falls[0]} of {len(times)} times do. Sort the file by time, or "
-            "pass sort=True (--sort), which sorts the rows by group and time"
+            f"{path}, {place(row)}, column {name!r} falls from {time_text(times[row - 1])} to "
+            f"{time_text(times[row])}; {falls[0]} of {len(times)} times do. Sort the file by "
+            "time, or pass sort=True (--sort), which sorts the rows by group and time"
             + ("; or name the column of the recordings by `group` (--group)" if one else "")
         )
     for at in range(0, len(times), BLOCK):
@@ -244,14 +244,14 @@ def check_steps(
             f"{_step(longest[0], unit)}, ends at {place(longest[1])}. The steps are treated as "
             'equal; with gaps="split" (--gaps split) each gap starts a new recording'
         )
-    note = f"the time is column {name!r}, {shown(times[0])} to {shown(times[-1])}"
+    note = f"the time is column {name!r}, {time_text(times[0])} to {time_text(times[-1])}"
     note += f", usual step {said}" if said else ""
     if gaps and split:
         note += f"; {len(gaps)} gaps of more than {GAP:g} steps start new recordings"
     return Steps(gaps, warnings, note)
 
 
-def shown(time: Any) -> str:
+def time_text(time: Any) -> str:
     """Return a time for messages, without a part of a second or a day that is zero."""
     if isinstance(time, np.datetime64):
         text = str(time).replace("T", " ")

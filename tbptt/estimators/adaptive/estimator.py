@@ -3,12 +3,12 @@
 `Replay` has the stored steps of a stream, shared by several windows, with one entering carry per
 window:
 
-    steps      0 ................... R - old ........... R - 1 | new steps
-    carries                          ^ the carry for `old` enters here
+    steps      0 .............. R - n_stored .............. R - 1 | new steps
+    carries                     ^ the carry for `n_stored` enters here
 
-The content for `old = k2 - k1` is exactly the memory of TBPTT(k1, k2), fed from the start of the
-stream with the same parameters. So any call can use another window. old = 0 is the carry that
-enters the new steps.
+The content for `n_stored = k2 - k1` is exactly the memory of TBPTT(k1, k2), fed from the start of
+the stream with the same parameters. So any call can use another window. n_stored = 0 is the carry
+that enters the new steps.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,14 +30,15 @@ from tbptt.windows import check_window, length, split, split_windows, without_ma
 class Replay(NamedTuple):
     """The stored steps of a stream.
 
-    carries: one for each of `olds`, the carry that enters the step that many steps back
-    steps:   `[max(olds), *batch, ...]`, the last steps, oldest first; the newest `age` are valid
-    age:     scalar, the number of valid steps
+    carries: one for each of `stored_lengths`, the carry that enters the step that many steps back
+    steps:   `[max(stored_lengths), *batch, ...]`, the last steps, oldest first; the newest
+      `n_valid` are valid
+    n_valid: scalar, the number of valid steps
     """
 
     carries: tuple[Carry, ...]
     steps: Batch
-    age: Int[Array, ""]
+    n_valid: Int[Array, ""]
 
 
 class AdaptiveMemory(NamedTuple):
@@ -100,7 +101,7 @@ class Settings(NamedTuple):
     group: int
 
     @property
-    def olds(self) -> tuple[int, ...]:
+    def stored_lengths(self) -> tuple[int, ...]:
         """Return how many steps back a carry is stored: for every window, and for the estimate."""
         windows = {max(k2 - self.k1, 0) for k2 in self.windows}
         return tuple(sorted(windows | {self.estimate_steps}))
@@ -207,7 +208,7 @@ def _estimator(loss_fn: LossFn, at: Settings) -> Estimator:
     def init(params: Params, carry: Carry, batch: Batch) -> Memory:
         decay = init_decay(params, carry, at.lags)
         return AdaptiveMemory(
-            replay=init_replay(carry, batch, at.olds),
+            replay=init_replay(carry, batch, at.stored_lengths),
             decay=decay,
             choice=largest_window(decay, at.windows),
             calls_since_estimate=jnp.asarray(at.every, jnp.int32),
@@ -220,12 +221,12 @@ def _estimator(loss_fn: LossFn, at: Settings) -> Estimator:
         split_windows(batch, at.k1)  # raises an error if k1 does not divide T
         index = memory.choice.chosen
         loss, grads, window_info = jax.lax.switch(index, branches, params, memory.replay, batch)
-        replay = advance(loss_fn, at.k1, at.olds, params, memory.replay, batch)
+        replay = advance(loss_fn, at.k1, at.stored_lengths, params, memory.replay, batch)
         calls = jnp.minimum(memory.calls_since_estimate + 1, at.every)
-        is_due = (calls == at.every) & (replay.age >= at.estimate_steps)
+        is_due = (calls == at.every) & (replay.n_valid >= at.estimate_steps)
 
         def measure() -> tuple[Decay, WindowChoice]:
-            past = past_of(replay, at.olds, at.estimate_steps)
+            past = past_of(replay, at.stored_lengths, at.estimate_steps)
             decay = update_decay(loss_fn, params, past, memory.decay, at.lags, at.smoothing)
             return decay, choose(decay, at.windows, at.delta, at.tau, at.k1, at.level)
 
@@ -255,34 +256,43 @@ def _branch(
     inner = truncated_bptt(loss_fn, at.k1, k2, group=at.group)
 
     def branch(params: Params, replay: Replay, batch: Batch) -> tuple[Any, Params, Any]:
-        gradient = inner.estimate(params, memory_of(replay, at.olds, at.k1, k2), batch)
+        gradient = inner.estimate(params, memory_of(replay, at.stored_lengths, at.k1, k2), batch)
         return gradient.loss, gradient.grads, gradient.info
 
     return branch
 
 
-def init_replay(carry: Carry, batch: Batch, olds: tuple[int, ...]) -> Replay:
+def init_replay(carry: Carry, batch: Batch, stored_lengths: tuple[int, ...]) -> Replay:
     """Return the empty replay memory of a stream that starts from `carry`."""
-    past = init_past(carry, batch, max(olds))
+    past = init_past(carry, batch, max(stored_lengths))
     # Copies: a train step donates its state, and no buffer can be donated twice.
-    carries = tuple(jax.tree.map(jnp.copy, carry) for _ in olds)
-    return Replay(carries, past.batch, past.age)
+    carries = tuple(jax.tree.map(jnp.copy, carry) for _ in stored_lengths)
+    return Replay(carries, past.batch, past.n_valid)
 
 
-def past_of(replay: Replay, olds: tuple[int, ...], old: int) -> Past:
-    """Return the last `old` steps with the carry that enters them."""
-    newest = jax.tree.map(lambda a: a[max(olds) - old :], replay.steps)
-    return Past(replay.carries[olds.index(old)], newest, jnp.minimum(replay.age, old))
+def past_of(replay: Replay, stored_lengths: tuple[int, ...], n_stored: int) -> Past:
+    """Return the last `n_stored` steps with the carry that enters them."""
+    newest = jax.tree.map(lambda a: a[max(stored_lengths) - n_stored :], replay.steps)
+    return Past(
+        replay.carries[stored_lengths.index(n_stored)],
+        newest,
+        jnp.minimum(replay.n_valid, n_stored),
+    )
 
 
-def memory_of(replay: Replay, olds: tuple[int, ...], k1: int, k2: int) -> Memory:
+def memory_of(replay: Replay, stored_lengths: tuple[int, ...], k1: int, k2: int) -> Memory:
     """Return the memory of `truncated_bptt(loss_fn, k1, k2)`."""
-    past = past_of(replay, olds, max(k2 - k1, 0))
+    past = past_of(replay, stored_lengths, max(k2 - k1, 0))
     return past if k2 > k1 else past.carry
 
 
 def advance(
-    loss_fn: LossFn, k1: int, olds: tuple[int, ...], params: Params, replay: Replay, new: Batch
+    loss_fn: LossFn,
+    k1: int,
+    stored_lengths: tuple[int, ...],
+    params: Params,
+    replay: Replay,
+    new: Batch,
 ) -> Replay:
     """Store T = n k1 new steps.
 
@@ -290,35 +300,39 @@ def advance(
     """
     new = without_masked_values(new)
     carries = tuple(
-        _advance_carry(loss_fn, k1, old, params, past_of(replay, olds, old), new) for old in olds
+        _advance_carry(
+            loss_fn, k1, n_stored, params, past_of(replay, stored_lengths, n_stored), new
+        )
+        for n_stored in stored_lengths
     )
     steps = jax.tree.map(lambda a, b: jnp.concatenate([a, b])[b.shape[0] :], replay.steps, new)
-    return Replay(carries, steps, jnp.minimum(replay.age + length(new), max(olds)))
+    return Replay(carries, steps, jnp.minimum(replay.n_valid + length(new), max(stored_lengths)))
 
 
 def _advance_carry(
-    loss_fn: LossFn, k1: int, old: int, params: Params, past: Past, new: Batch
+    loss_fn: LossFn, k1: int, n_stored: int, params: Params, past: Past, new: Batch
 ) -> Carry:
     """Advance one carry over the steps that leave its past.
 
-    The age of the stream is a multiple of k1 until it is `old`. So the first windows that leave the
-    past hold no valid step, one may be valid from step `old % k1` on, and all others are whole.
+    The number of valid steps is a multiple of k1 until it is `n_stored`. So the first windows that
+    leave the past hold no valid step, one may be valid from step `n_stored % k1` on, all others
+    entirely.
     """
 
     def body(state: tuple[Carry, Array], segment: Batch) -> tuple[tuple[Carry, Array], None]:
-        carry, age = state
-        if old == 0:
-            return (run(carry, segment), age), None
-        branch = (age + k1 > old).astype(jnp.int32) + (age == old)
+        carry, n_valid = state
+        if n_stored == 0:
+            return (run(carry, segment), n_valid), None
+        branch = (n_valid + k1 > n_stored).astype(jnp.int32) + (n_valid == n_stored)
         carry = jax.lax.switch(branch, (lambda c, _: c, run_part, run), carry, segment)
-        return (carry, jnp.minimum(age + k1, old)), None
+        return (carry, jnp.minimum(n_valid + k1, n_stored)), None
 
     def run(carry: Carry, segment: Batch) -> Carry:
         return loss_fn(params, carry, segment)[1]
 
     def run_part(carry: Carry, segment: Batch) -> Carry:
-        return run(carry, split(segment, old % k1)[1])
+        return run(carry, split(segment, n_stored % k1)[1])
 
     T = length(new)
     leaving = jax.tree.map(lambda a, b: jnp.concatenate([a, b])[:T], past.batch, new)
-    return jax.lax.scan(body, (past.carry, past.age), split_windows(leaving, k1))[0][0]
+    return jax.lax.scan(body, (past.carry, past.n_valid), split_windows(leaving, k1))[0][0]

@@ -12,10 +12,10 @@ import numpy as np
 from experiments.support.common import page
 from experiments.support.train import report_figures
 from experiments.support.train.report_figures import Line
-from tbptt.data.tables.recordings import shown
+from tbptt.data.tables.recordings import time_text
 
 SHOWN = 400  # symbols of a text
-STRETCH = 200  # most rows of a stretch of forecasts
+MOST_ROWS = 200  # most rows of a segment of forecasts
 MOST = 1 << 25  # most bytes of predictions that are read, from the middle of the file
 
 
@@ -112,31 +112,31 @@ def _forecasts(path: Path, task: Mapping[str, Any], time_format: str) -> str:
         return ""
     part = "" if found.whole else " from the middle of the test part, which is larger"
     text = f"<h2>Predictions</h2><p>{len(found.truth):,} rows{part}. "
-    pieces = _stretches(found)
-    if not pieces:
+    segments = _segments(found)
+    if not segments:
         return ""
     squares = np.nanmean((found.prediction - found.truth) ** 2, axis=1)  # one is known
-    errors = [np.sqrt(np.nanmean(squares[piece])) for piece in pieces]
-    if len(pieces) > 1:
+    errors = [np.sqrt(np.nanmean(squares[segment])) for segment in segments]
+    if len(segments) > 1:
         middle = int(np.argsort(errors)[len(errors) // 2])
-        chosen = {"Typical": pieces[middle], "Worst": pieces[int(np.argmax(errors))]}
-        rows = pieces[0].stop - pieces[0].start
+        chosen = {"Typical": segments[middle], "Worst": segments[int(np.argmax(errors))]}
+        rows = segments[0].stop - segments[0].start
         text += (
-            f"Of {len(pieces)} stretches of {rows} rows, the one with the median error is typical. "
-            "Both panels have the same vertical scale."
+            f"Of {len(segments)} segments of {rows} rows, the one with the median error is "
+            "typical. Both panels have the same vertical scale."
         )
     else:
-        chosen = {"All": pieces[0]}
-    named = [(name, _title(name, found, piece, squares)) for name, piece in chosen.items()]
+        chosen = {"All": segments[0]}
+    named = [(name, _title(name, found, segment, squares)) for name, segment in chosen.items()]
     horizons = sorted({0, found.truth.shape[1] - 1})
     per = task["horizon"] // task.get("outputs", 1)
 
-    def lines(piece: slice) -> list[Line]:
-        curves = [Line("truth", found.at[piece, -1], found.truth[piece, -1])]
+    def lines(segment: slice) -> list[Line]:
+        curves = [Line("truth", found.at[segment, -1], found.truth[segment, -1])]
         for style, i in enumerate(horizons):
             ahead = (i + 1) * per
             label = f"prediction, {_rows(ahead)} ahead" if ahead else "estimate"
-            rows = _predicting(found, piece, i)
+            rows = _predicting(found, segment, i)
             curves.append(Line(label, found.at[rows, i], found.prediction[rows, i], style))
         return curves
 
@@ -144,32 +144,32 @@ def _forecasts(path: Path, task: Mapping[str, Any], time_format: str) -> str:
     dated = found.at.dtype.kind == "M"
     axis = "" if dated else ("time" if found.origin.dtype.kind == "f" else "row of the data")
     picture = page.picture(
-        lambda width: report_figures.stretches(panels, str(task["target"]), axis, width),
-        "predictions and truth in a typical and in the worst stretch",
+        lambda width: report_figures.segments(panels, str(task["target"]), axis, width),
+        "predictions and truth in a typical and in the worst segment",
     )
     return text + "</p>" + picture + _by_group(found, squares)
 
 
-def _predicting(found: Forecasts, piece: slice, i: int) -> np.ndarray:
-    """Return the rows whose times at horizon i are those of a piece at the longest horizon."""
-    first, last = found.at[piece.start, -1], found.at[piece.stop - 1, -1]
+def _predicting(found: Forecasts, segment: slice, i: int) -> np.ndarray:
+    """Return the rows whose times at horizon i are those of a segment at the longest horizon."""
+    first, last = found.at[segment.start, -1], found.at[segment.stop - 1, -1]
     rows = (found.at[:, i] >= first) & (found.at[:, i] <= last)
     if found.groups is not None:
-        rows &= found.groups == found.groups[piece.start]
+        rows &= found.groups == found.groups[segment.start]
     return np.flatnonzero(rows)
 
 
-def _title(name: str, found: Forecasts, piece: slice, squares: np.ndarray) -> str:
-    group = "" if found.groups is None else f" of group {found.groups[piece.start]}"
-    error = np.sqrt(np.nanmean(squares[piece]))
-    first = found.at[piece.start, -1]
-    since = "" if first.dtype.kind == "i" else f", from {shown(first)}"
-    title = f"{name}{' stretch' if name != 'All' else ''}{group}{since}"
-    return f"{title}: RMSE {report_figures.shown(error)}"
+def _title(name: str, found: Forecasts, segment: slice, squares: np.ndarray) -> str:
+    group = "" if found.groups is None else f" of group {found.groups[segment.start]}"
+    error = np.sqrt(np.nanmean(squares[segment]))
+    first = found.at[segment.start, -1]
+    since = "" if first.dtype.kind == "i" else f", from {time_text(first)}"
+    title = f"{name}{' segment' if name != 'All' else ''}{group}{since}"
+    return f"{title}: RMSE {report_figures.short_number(error)}"
 
 
-def _stretches(found: Forecasts) -> list[slice]:
-    """Return stretches of equal length that do not leave their group, half overlapping."""
+def _segments(found: Forecasts) -> list[slice]:
+    """Return segments of equal length that do not leave their group, half overlapping."""
     n = len(found.truth)
     groups = np.zeros(n) if found.groups is None else found.groups
     starts = [0, *(np.flatnonzero(groups[1:] != groups[:-1]) + 1), n]
@@ -178,7 +178,7 @@ def _stretches(found: Forecasts) -> list[slice]:
         inside = np.flatnonzero(known[begin:end])
         spans += [(int(begin), int(begin + inside[-1] + 1))] if len(inside) else []
     longest = max((end - begin for begin, end in spans), default=0)
-    size = min(STRETCH, max(longest // 4, min(longest, 48)))
+    size = min(MOST_ROWS, max(longest // 4, min(longest, 48)))
     return [
         slice(at, at + size)
         for begin, end in spans
@@ -196,7 +196,8 @@ def _by_group(found: Forecasts, squares: np.ndarray) -> str:
     ]
     rows.sort(key=lambda row: -row[1])
     table = [
-        (group, report_figures.shown(error), f"{count:,}") for group, error, count in rows[:12]
+        (group, report_figures.short_number(error), f"{count:,}")
+        for group, error, count in rows[:12]
     ]
     more = f"<p class=note>And {len(rows) - 12} groups with less.</p>" if len(rows) > 12 else ""
     return "<h2>By group</h2>" + page.table(("group", "test RMSE", "rows"), table) + more

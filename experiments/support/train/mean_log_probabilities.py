@@ -8,7 +8,7 @@ import scipy.special
 State = tuple[np.ndarray, np.ndarray]  # sum of log-probabilities `[K]`, number of rows `[]`
 
 
-class Votes:
+class MeanLogProbabilities:
     """Mean of the log-probabilities of a recording up to each row.
 
         total, n = 0, 0 where a recording begins
@@ -41,6 +41,6 @@ class Votes:
         return answers.astype(outputs.dtype)
 
 
-def no_votes(outputs: int) -> State:
+def initial_mean(outputs: int) -> State:
     """Return the state before the first row, for so many classes."""
     return np.zeros(outputs), np.zeros((), int)

@@ -3,12 +3,12 @@
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import scipy.linalg
 
 from experiments import train
+from experiments.support.train.choices import DEFAULT_K1
 from experiments.support.train.linear import (
     Filter,
     Linear,
@@ -17,21 +17,14 @@ from experiments.support.train.linear import (
     residual_batches,
 )
 from experiments.support.train.linear_fit import fit_linear
-from experiments.support.train.start import K1
 from tbptt.data import Span, forecast_batches
-from tests.support.train_run import go, last
+from tests.support.train_run import float32_in, go, last
 
 
 @pytest.fixture(autouse=True)
 def setting(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TBPTT_DATA", str(tmp_path / "cache"))
-    monkeypatch.setattr(
-        "experiments.support.train.end.write_report", lambda folder: folder / "report.html"
-    )
-    jax.config.update("jax_enable_x64", False)
-    yield
-    jax.config.update("jax_enable_x64", True)
+    with float32_in(tmp_path, monkeypatch):
+        yield
 
 
 class Rows:
@@ -118,14 +111,14 @@ def test_a_masked_row_holds_the_row_before_it():
 
 
 def test_the_fit_is_that_of_ridge_regression_on_the_training_part():
-    """Two horizons of the first of two columns; every recording is longer than the reach."""
+    """Two horizons of the first of two columns; every recording is longer than the order."""
     T, lengths = 5000, (3500, 1500)
     values = np.cumsum(drawn((T, 2)), axis=0) % 7 + 20
     make = forecast_batches("a", (1, 3))
     fitted = fit_linear(Rows(values, lengths), make, (0, 1), 0, 4000, 5000)
-    (a, b), (reach, ridge) = fitted.linear.filters[-1].lags, (fitted.linear.reach, fitted.ridge)
-    longest = max(fitted.by_reach)
-    assert longest == 256 and fitted.valid == min(fitted.by_reach.values())
+    (a, b), (order, ridge) = fitted.linear.filters[-1].lags, (fitted.linear.order, fitted.ridge)
+    longest = max(fitted.by_order)
+    assert longest == 256 and fitted.valid == min(fitted.by_order.values())
 
     def part(begin, end, start):
         rows = range(max(begin + longest - 1, start), end - 3)
@@ -140,8 +133,8 @@ def test_the_fit_is_that_of_ridge_regression_on_the_training_part():
     np.testing.assert_allclose(fitted.linear.filters[-1].weights, wanted, rtol=1e-7, atol=1e-9)
     x, y = part(3500, 5000, 4000)
     np.testing.assert_allclose(fitted.valid, np.mean((y - x @ wanted) ** 2), rtol=1e-9)
-    assert [one.reach for one in fitted.linear.filters] == [
-        reach for reach in (4, 8, 16, 32, 64, 128, 256) if reach <= fitted.linear.reach
+    assert [one.order for one in fitted.linear.filters] == [
+        order for order in (4, 8, 16, 32, 64, 128, 256) if order <= fitted.linear.order
     ]
     # rows of the validation part choose, and rows after it change nothing
     longer = Rows(np.concatenate([values, 9 + values]), (3500, 6500))
@@ -149,7 +142,7 @@ def test_the_fit_is_that_of_ridge_regression_on_the_training_part():
     np.testing.assert_array_equal(
         again.linear.filters[-1].weights, fitted.linear.filters[-1].weights
     )
-    assert reach >= 4 and fit_linear(Rows(values[:9]), make, (0, 1), 0, 6, 9) is None
+    assert order >= 4 and fit_linear(Rows(values[:9]), make, (0, 1), 0, 6, 9) is None
 
 
 def test_the_network_learns_what_the_linear_forecast_leaves():
@@ -198,7 +191,7 @@ def test_half_of_a_run_without_a_better_validation_ends_it(capsys):
     status, out, err = go(capsys, *flags, "--out", "run")
     assert status == 0 and last(out)["updates"] == 16, err
     assert last(out)["checkpoint"].endswith("_000000000")
-    assert "Ended early after update 16: no better validation" in err
+    assert "after update 16: no better validation within half of the run. To train longer" in err
     status, out, err = go(capsys, "--resume", "run")  # it has ended
     assert status == 0 and last(out)["updates"] == 16
     status, out, err = go(capsys, "--resume", "run", "--patience", 0)
@@ -211,5 +204,5 @@ def test_other_tasks_have_the_default_window(capsys, tmp_path):
     flags = ("--data", "book.txt", "--task", "characters", "--hidden", 4, "--epochs", 1)
     assert go(capsys, *flags, "--out", "run")[0] == 0
     settings = json.loads(Path("run/config.json").read_text())
-    assert settings["k1"] == K1 and settings["linear"] is False
+    assert settings["k1"] == DEFAULT_K1 and settings["linear"] is False
     assert train.Config().k1 == "auto"

@@ -14,7 +14,7 @@ from tbptt.data.tables.recordings import Class, class_value
 SHOWN = 20  # most groups that a message names
 
 
-class Parts(NamedTuple):
+class PartEnds(NamedTuple):
     """Rows [0, train), [train, valid) and [valid, test) of a source, test = all rows."""
 
     train: int
@@ -26,8 +26,8 @@ class Split(NamedTuple):
     """A source whose rows are in the order of its parts; for the other fields see `RunData`."""
 
     source: Any  # a Source
-    parts: Parts
-    about: dict[str, str]
+    ends: PartEnds
+    descriptions: dict[str, str]
     rows_of: Callable[[np.ndarray], np.ndarray]
 
 
@@ -45,15 +45,15 @@ def split(source: Source, config: Any) -> Split:
         ValueError: a part would be empty or too short; a value of --hold-out does not occur; with
             --hold-out or --test-data, the test part has a class that no other recording has.
     """
-    check_shares(config)
+    check_fractions(config)
     own, whole = config.hold_out is not None or bool(config.test_data), config.task == "classify"
     if config.hold_out is not None:
         found = _by_groups(source, config)
     elif config.test_data:
         found = _by_files(source, config)
     else:
-        parts = _in_time(source.lengths, config, config.test)
-        found = Split(source, parts, _shown(source, parts, config), np.asarray)
+        ends = _in_time(source.lengths, config, config.test)
+        found = Split(source, ends, _shown(source, ends, config), np.asarray)
     if config.task == "forecast":
         _check_horizon(found, config)
     if whole and own:
@@ -89,11 +89,11 @@ def check_files(config: Any) -> None:
             f"--hold-out must name a column that is not the target; got {column!r} for both"
         )
     if config.task == "classify" and not (column or config.group) and config.gaps == "keep":
-        shares = 0.0 if config.test_data else config.test
-        _in_time((1,) * len(config.data), config, shares)  # each file is one recording
+        test = 0.0 if config.test_data else config.test
+        _in_time((1,) * len(config.data), config, test)  # each file is one recording
 
 
-def check_shares(config: Any) -> None:
+def check_fractions(config: Any) -> None:
     """Raise a ValueError unless --valid and --test are fractions that leave some training data."""
     own = "--hold-out" if config.hold_out else "--test-data" if config.test_data else ""
     if own and config.task == "characters":
@@ -138,13 +138,13 @@ def _by_groups(source: Any, config: Any) -> Split:
     chosen = {"training": rest[:-n], "validation": rest[-n:], "test": test}
     order = [[i for i, g in enumerate(groups) if g in part] for part in chosen.values()]
     picked = pick(source, [i for part in order for i in part])
-    ends = np.cumsum([sum(source.lengths[i] for i in part) for part in order])
-    parts = Parts(*ends.tolist())
-    about = {
-        name: f"{_named(column, part)}, {_counted(picked, *rows)}"
-        for (name, part), rows in zip(chosen.items(), _ranges(parts), strict=True)
+    rows = np.cumsum([sum(source.lengths[i] for i in part) for part in order])
+    ends = PartEnds(*rows.tolist())
+    descriptions = {
+        name: f"{_named(column, part)}, {_row_count(picked, *rows)}"
+        for (name, part), rows in zip(chosen.items(), _ranges(ends), strict=True)
     }
-    return Split(picked, parts, about, picked.rows_of)
+    return Split(picked, ends, descriptions, picked.rows_of)
 
 
 def _by_files(source: Source, config: Any) -> Split:
@@ -153,14 +153,16 @@ def _by_files(source: Source, config: Any) -> Split:
     begin = f"{config.test_data[0]}, row "
     first = next(i for i, row in enumerate(edges[:-1]) if source.path_of(row).startswith(begin))
     train, valid, _ = _in_time(source.lengths[:first], config, 0.0)
-    parts = Parts(train, valid, edges[-1])
-    about = _shown(source, parts, config)
+    ends = PartEnds(train, valid, edges[-1])
+    descriptions = _shown(source, ends, config)
     files = ", ".join(map(str, config.test_data))
-    about["test"] = f"{files}, {_counted(source, valid, edges[-1])}"
-    return Split(source, parts, about, lambda rows: np.where(rows < valid, rows, rows - valid))
+    descriptions["test"] = f"{files}, {_row_count(source, valid, edges[-1])}"
+    return Split(
+        source, ends, descriptions, lambda rows: np.where(rows < valid, rows, rows - valid)
+    )
 
 
-def _in_time(lengths: Sequence[int], config: Any, test: float) -> Parts:
+def _in_time(lengths: Sequence[int], config: Any, test: float) -> PartEnds:
     """Hold out the end of the rows; for --task classify, whole recordings at the end."""
     total = sum(lengths)
     if config.task == "classify":
@@ -173,7 +175,7 @@ def _in_time(lengths: Sequence[int], config: Any, test: float) -> Parts:
                 f"got {n} in total. Give several files, or name the column that separates the "
                 "recordings by --group"
             )
-        return Parts(edges[n - validated - tested], edges[n - tested], total)
+        return PartEnds(edges[n - validated - tested], edges[n - tested], total)
     train, valid = int(total * (1 - config.valid - test)), int(total * (1 - test))
     least = max(2, config.horizon + 1) if config.task == "forecast" else 2
     sizes = [train, valid - train, *([total - valid] if test else [])]
@@ -190,18 +192,19 @@ def _in_time(lengths: Sequence[int], config: Any, test: float) -> Parts:
             f"{tested}. Give more data, "
             f"{'smaller' if train < least else 'larger'} fractions, or a lower --horizon"
         )
-    return Parts(train, valid, total)
+    return PartEnds(train, valid, total)
 
 
 def _check_horizon(found: Split, config: Any) -> None:
     """Raise a ValueError if no recording of a part is longer than the horizon."""
-    for (name, about), rows in zip(found.about.items(), _ranges(found.parts), strict=True):
+    for name, rows in zip(found.descriptions, _ranges(found.ends), strict=True):
         longest = max(part(found.source, *rows).lengths)
         if longest <= config.horizon:
             raise ValueError(
                 f"a forecast {config.horizon} rows ahead (--horizon) needs a recording of at least "
                 f"{config.horizon + 1} rows in each part; the longest one of the {name} part "
-                f"({about}) has {longest}. Lower --horizon, or choose other parts"
+                f"({found.descriptions[name]}) has {longest}. Lower --horizon, or choose "
+                "other parts"
             )
 
 
@@ -214,7 +217,7 @@ def _check_classes(found: Split, config: Any) -> None:
         if row is None:
             continue
         label = int(source.read(row, row + 1)[0, source.names.index(config.target)])
-        if begin < found.parts.valid:
+        if begin < found.ends.valid:
             seen.add(label)
         elif label not in seen:
             own = "--hold-out" if config.hold_out else "--test-data"
@@ -226,24 +229,24 @@ def _check_classes(found: Split, config: Any) -> None:
             )
 
 
-def _shown(source: Source, parts: Parts, config: Any) -> dict[str, str]:
+def _shown(source: Source, ends: PartEnds, config: Any) -> dict[str, str]:
     names = ("training", "validation", "test")
     unit = "bytes" if config.task == "characters" else "rows"
     return {
-        name: f"{unit} {start} to {stop - 1}, {_counted(source, start, stop, unit)}"
-        for name, (start, stop) in zip(names, _ranges(parts), strict=True)
+        name: f"{unit} {start} to {stop - 1}, {_row_count(source, start, stop, unit)}"
+        for name, (start, stop) in zip(names, _ranges(ends), strict=True)
     }
 
 
-def _counted(source: Source, start: int, stop: int, unit: str = "rows") -> str:
+def _row_count(source: Source, start: int, stop: int, unit: str = "rows") -> str:
     """Return "600 rows" or "600 rows in 3 recordings"."""
     n = len(part(source, start, stop).lengths)
     more = f" in {n} recordings" if len(source.lengths) > 1 else ""
     return f"{stop - start} {unit}" + (more if n > 1 else more.removesuffix("s"))
 
 
-def _ranges(parts: Parts) -> list[tuple[int, int]]:
-    return [(0, parts.train), (parts.train, parts.valid), (parts.valid, parts.test)]
+def _ranges(ends: PartEnds) -> list[tuple[int, int]]:
+    return [(0, ends.train), (ends.train, ends.valid), (ends.valid, ends.test)]
 
 
 def _named(column: str, values: Sequence[Class]) -> str:

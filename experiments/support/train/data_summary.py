@@ -8,7 +8,7 @@ from experiments.support.train.data import RunData
 from experiments.support.train.row_labels import RowLabels
 from tbptt.data import Source, part
 from tbptt.data.tables.bad_samples import good_rows, times_of
-from tbptt.data.tables.recordings import shown, time_span
+from tbptt.data.tables.recordings import time_span, time_text
 
 BLOCK = 1 << 16  # rows read at once
 RECORDINGS = 1000  # recordings whose first and last time are read
@@ -24,15 +24,15 @@ def about_data(data: RunData) -> dict[str, Any]:
     step         the median step in time, as text; None if steps are irregular
     time_format  the format of the dates in the file
     """
-    edges = (0, *data.parts)
+    edges = (0, *data.ends)
     parts = {
         name: part(data.source, start, stop)
-        for name, start, stop in zip(data.about, edges[:-1], edges[1:], strict=True)
+        for name, start, stop in zip(data.descriptions, edges[:-1], edges[1:], strict=True)
     }
     left_out = {name: _left_out(rows) for name, rows in parts.items()}
     times = {name: _first_and_last(rows) for name, rows in parts.items()}
     return {
-        "parts": data.about,
+        "parts": data.descriptions,
         "left_out": None if None in left_out.values() else left_out,
         "times": None if None in times.values() else times,
         "step": _shown_step(RowLabels(data.source, (1,)).step),
@@ -54,7 +54,7 @@ def _first_and_last(rows: Source) -> list[str] | None:
         for at in (begin, end - 1):
             one = times_of(rows, int(at), int(at) + 1)
             times += [] if one is None or np.isnan(one[0]) else [one[0]]
-    return [shown(min(times)), shown(max(times))] if times else None
+    return [time_text(min(times)), time_text(max(times))] if times else None
 
 
 def _shown_step(step: Any) -> str | None:

@@ -10,21 +10,15 @@ import numpy as np
 
 import tbptt
 from experiments.support.common import run_folder
-from experiments.support.common.console import console
+from experiments.support.common.json_file import finite_or_none
 from experiments.support.train import result as run_result
 from experiments.support.train.data import RunData
-from experiments.support.train.processes import is_first
+from experiments.support.train.processes import is_first, print_line
 from experiments.support.train.report import write_report
-from experiments.support.train.result import lower_is_better
+from experiments.support.train.result import checkpoint_metric
 from experiments.support.train.setup import Setup, params_of
 from tbptt.checkpoints import Checkpoints
 from tbptt.fit.metrics_file import Row, read_rows
-
-
-def print_line(text: str) -> None:
-    """Print a line on stderr, in the first process only."""
-    if is_first():
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def best_seed(
@@ -38,22 +32,24 @@ def best_seed(
     if not is_first():
         return {}, 0, None
     params = params_of(state, config.seeds)
-    first, stop = data.parts.train, data.parts.valid
+    first, stop = data.ends.train, data.ends.valid
     scores = [
         run_result.score_rows(data, setup.model, one, first, stop, config.k2).result()
         for one in params
     ]
-    ranked = [float("inf") if (value := lower_is_better(one)) is None else value for one in scores]
+    ranked = [
+        float("inf") if (value := checkpoint_metric(one)) is None else value for one in scores
+    ]
     best = ranked.index(min(ranked))
     return scores[best], best, params[best]
 
 
-def steps_per_second(rows: list[Row]) -> float | None:
+def time_steps_per_second(rows: list[Row]) -> float | None:
     """Return the median over the log lines, except the first of a process, which compiles."""
     first, rates = True, {True: [], False: []}
     for row in rows:
         if row["kind"] == "train":
-            rates[first].append(row["steps_per_second"])
+            rates[first].append(row["time_steps_per_second"])
         first = row["kind"] == "resumed"
     chosen = rates[False] or rates[True]
     return round(statistics.median(chosen), 1) if chosen else None
@@ -77,9 +73,9 @@ def finish(
         return {"folder": str(folder)}
     valid, seed, params = best_seed(config, data, setup, used)
     more = {
-        **{f"valid_{name}": run_result.number(value) for name, value in valid.items()},
+        **{f"valid_{name}": finite_or_none(value) for name, value in valid.items()},
         "updates": int(np.max(jax.device_get(state.step))),
-        "steps_per_second": steps_per_second(read_rows(folder / "metrics.jsonl")),
+        "time_steps_per_second": time_steps_per_second(read_rows(folder / "metrics.jsonl")),
         "seed": seed if config.seeds > 1 else config.seed,
         "checkpoint": str(
             folder / "checkpoints" / f"step_{int(np.max(jax.device_get(used.step))):09d}"
@@ -104,13 +100,15 @@ def lines(summary: dict[str, Any]) -> list[str]:
     unit = f" (in units of {summary['target']})" if metric == "rmse" else ""
     names = (metric, "mae") if metric == "rmse" else (metric,)
 
-    def shown(prefix: str, errors: dict[str, Any]) -> str:
+    def errors_text(prefix: str, errors: dict[str, Any]) -> str:
         values = [
             f"{name} {errors[prefix + name]:.4g}" for name in names if prefix + name in errors
         ]
         return "  ".join(values)
 
-    found = [f"valid  {shown('valid_', summary)}{unit}"] if f"valid_{metric}" in summary else []
-    found.append(f"test   {shown('test_', summary)}{unit}")
-    found.append(f"test   {shown('', summary['baselines'][base])}{unit}: baseline, {base}")
+    found = (
+        [f"valid  {errors_text('valid_', summary)}{unit}"] if f"valid_{metric}" in summary else []
+    )
+    found.append(f"test   {errors_text('test_', summary)}{unit}")
+    found.append(f"test   {errors_text('', summary['baselines'][base])}{unit}: baseline, {base}")
     return found
