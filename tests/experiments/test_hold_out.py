@@ -107,7 +107,7 @@ def test_the_name_of_the_column_is_not_repeated(label, wanted):
     ROWS.with_columns(person=named).write_csv("named.csv")
     held = ",".join(label.format(person) for person in (9, 10))
     flags = ["--data", "named.csv", "--target", "pulse", "--hold-out", f"person={held}"]
-    assert open_data(parsed(*flags)).about["test"] == f"{wanted}, 120 rows in 2 recordings"
+    assert open_data(parsed(*flags)).descriptions["test"] == f"{wanted}, 120 rows in 2 recordings"
 
 
 @pytest.mark.parametrize("flags", [HELD, ["--test-data", "held.csv"]])

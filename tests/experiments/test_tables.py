@@ -150,7 +150,7 @@ def test_a_rare_target_is_held_as_an_input_and_scored_where_it_is_measured(own, 
     settings = config(path, target="warm", horizon=2, forecasts=2, missing="mask", **flags)
     data = open_data(settings)
     task, truth = data.task, np.where(SPARSE, WEATHER["warm"].to_numpy(), np.nan)
-    train_truth = truth[: data.parts.train]
+    train_truth = truth[: data.ends.train]
     np.testing.assert_allclose(
         (task.target_mean, task.target_scale),
         (np.nanmean(train_truth), np.nanstd(train_truth)),
@@ -166,16 +166,16 @@ def test_a_rare_target_is_held_as_an_input_and_scored_where_it_is_measured(own, 
     wanted = np.append(SPARSE, [False] * 2)[ahead]
     np.testing.assert_array_equal(steps.counts, wanted)
     np.testing.assert_array_equal(steps.truth[wanted], np.append(truth, [0, 0])[ahead][wanted])
-    batch = training_stream(data, 1, data.parts.train).chunk(0).batch
-    np.testing.assert_allclose(batch.inputs[:, 0], inputs[: data.parts.train], rtol=0, atol=1e-6)
-    wanted[data.parts.train - 2 :] = False  # a target beyond the training part
-    np.testing.assert_array_equal(batch.weights[:, 0], wanted[: data.parts.train].mean(axis=1))
+    batch = training_stream(data, 1, data.ends.train).chunk(0).batch
+    np.testing.assert_allclose(batch.inputs[:, 0], inputs[: data.ends.train], rtol=0, atol=1e-6)
+    wanted[data.ends.train - 2 :] = False  # a target beyond the training part
+    np.testing.assert_array_equal(batch.weights[:, 0], wanted[: data.ends.train].mean(axis=1))
     assert column_warnings(data) == []
 
     loss = _loss(settings, data, make_model(task, "gru", 3))
     params = jax.jit(lambda key: init_params(key, make_model(task, "gru", 3)))(jax.random.key(1))
     whole, _ = jax.jit(loss)(params, make_model(task, "gru", 3).cell.initial_carry((1,)), batch)
-    model, n = make_model(task, "gru", 3), data.parts.train
+    model, n = make_model(task, "gru", 3), data.ends.train
     _, outputs = tbptt.predict(
         model.cell, model.readout, params, model.cell.initial_carry((1,)), batch
     )

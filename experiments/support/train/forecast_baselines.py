@@ -93,7 +93,7 @@ def _linear(task: Forecast, rows: int) -> list[_Linear]:
         most = max(FEATURES // len(every), 1)
         for n in sorted({min(order, most) for order in (1, *ORDERS)}):
             found.append(_Linear(f"ridge, {n} row{'s' * (n > 1)}", n, every, K))
-    return [one for one in found if 10 * len(one._equations.gram) + task.horizon <= rows]
+    return [one for one in found if 10 * len(one.equations.gram) + task.horizon <= rows]
 
 
 def _blocks(
