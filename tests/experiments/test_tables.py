@@ -164,7 +164,7 @@ def test_a_rare_target_is_held_as_an_input_and_scored_where_it_is_measured(own, 
     np.testing.assert_allclose(steps.inputs, inputs, rtol=0, atol=1e-12)
     ahead = np.arange(T)[:, None] + [1, 2]
     wanted = np.append(SPARSE, [False] * 2)[ahead]
-    np.testing.assert_array_equal(steps.counts, wanted)
+    np.testing.assert_array_equal(steps.scored, wanted)
     np.testing.assert_array_equal(steps.truth[wanted], np.append(truth, [0, 0])[ahead][wanted])
     batch = training_stream(data, 1, data.ends.train).chunk(0).batch
     np.testing.assert_allclose(batch.inputs[:, 0], inputs[: data.ends.train], rtol=0, atol=1e-6)
