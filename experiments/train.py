@@ -202,6 +202,7 @@ def main(config: Config, stop: Stop) -> dict[str, Any]:
         folder / "checkpoints", run_config.fixed_settings(config, data), config.keep
     ) as checkpoints:
         setup = run_setup.build(config, data, choose_unroll(config.unroll), linear)
+        limit = run_config.changed_limit(config)  # before config.json is replaced
         if is_first():
             if linear is not None:
                 linear.save(folder / LINEAR_FILE)
@@ -210,10 +211,13 @@ def main(config: Config, stop: Stop) -> dict[str, Any]:
         state, position = resumed(checkpoints, setup.state)
         if config.init_from is not None and position == 0:
             state = with_params_of(state, config.init_from, setup.model, config.seeds)
-        announce(config, data, setup, folder, position, reasons)
         log, plan = make_log(config, setup, folder, position), make_plan(config, data, setup)
         try:
             with log:
+                announce(config, data, setup, folder, reasons)
+                if position:
+                    where = f"after update {position}, {100 * (log.fraction or 0):.0f} % of the run"
+                    print_line(f"resuming {where}{limit}")
                 for message, remedy in warnings_before(setup, data, config):
                     log.warn("setting", message, remedy)
                 ended = run_loop(
@@ -243,13 +247,13 @@ def announce(
     data: RunData,
     setup: run_setup.Setup,
     folder: Path,
-    position: int,
     reasons: Sequence[str],
 ) -> None:
     """Print what is trained, on which parts of the data, and which settings were chosen and why."""
-    what = f"batch of {config.batch} sequences of {max(setup.stream.steps)} steps"
-    what = f"resuming after update {position}" if position else what
-    print_line(f"{folder}: {what}; {len(setup.stream)} updates per pass")
+    print_line(
+        f"{folder}: batch of {config.batch} sequences of {max(setup.stream.steps)} steps; "
+        f"{len(setup.stream)} updates per pass"
+    )
     for name, description in data.descriptions.items():
         print_line(f"{name}: {description}")
     for line in reasons:

@@ -82,7 +82,8 @@ def fit(
       callbacks: called after every pass with a `Progress`.
       key: for estimators that draw random numbers.
       folder: where to write checkpoints and metrics.jsonl. A folder that contains a run is resumed:
-        the result is that of an uninterrupted run, bit for bit, unless `seconds` limits it. Needs
+        the result is that of an uninterrupted run, bit for bit. With `seconds` this is so on a
+        machine of constant speed: the clock continues at the time of the checkpoint. Needs
         orbax-checkpoint.
       checkpoint_seconds: seconds between checkpoints, in addition to one per pass.
       progress: show progress on stderr.

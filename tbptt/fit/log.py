@@ -101,7 +101,8 @@ class RunLog:
         self._line, self._last, self._valid = MetricLine(), {}, None
         self._history = health.history_of(kept)
         self._again: dict[str, tuple[float, float]] = {}
-        self._began = self._fetched = time.monotonic()
+        self._began: float | None = None
+        self._opened = self._fetched = time.monotonic()
         self._line_seconds = 0.0
         self._pace = Pace(total, seconds)
         self._view = make_view(console, line_seconds)
@@ -126,8 +127,17 @@ class RunLog:
 
     @property
     def seconds(self) -> float:
-        """Seconds of training so far, earlier sessions included."""
-        return self._before + time.monotonic() - self._began
+        """Seconds of training so far, earlier sessions included.
+
+        The clock starts after the first update of a session, which compiles. In a resumed session
+        this update counts with the mean time of the earlier ones.
+        """
+        return self._before + (0.0 if self._began is None else time.monotonic() - self._began)
+
+    @property
+    def fraction(self) -> float | None:
+        """Completed fraction of the run, 0 .. 1; None if it has no limit."""
+        return self._pace.fraction(self._updates, self.seconds)
 
     @property
     def loss(self) -> float | None:
@@ -149,16 +159,19 @@ class RunLog:
 
     def compiling(self) -> None:
         """Show that the first update compiles the train step."""
+        self._opened = time.monotonic()
         self._view.note("compiling the train step")
 
     def compiled(self) -> None:
-        """Start the clock: the first update is complete, and its time is not training time."""
-        took = time.monotonic() - self._began
-        self._view.note(f"compiled in {took:.1f} s")
+        """Start the clock: the first update is complete."""
+        self._view.note(f"compiled in {time.monotonic() - self._opened:.1f} s")
+        self._before += self._before / max(self._updates - 1, 1)
         self._began = self._fetched = time.monotonic()
 
     def update(self, metrics: Metrics, **extra: Any) -> None:
         """Add device metrics of one update or of an epoch `[n]`, and other numbers by name."""
+        if self._began is None:  # used without `compiling` and `compiled`
+            self._began = self._opened
         self._pending.append((metrics._replace(info=None), extra))
         waiting = self._line.updates + sum(math.prod(np.shape(m.loss)) for m, _ in self._pending)
         if waiting >= self._every or time.monotonic() - self._fetched >= FETCH_SECONDS:
@@ -245,7 +258,7 @@ class RunLog:
         return Status(
             self._updates,
             self._total,
-            fraction=self._pace.fraction(self._updates, self.seconds),
+            fraction=self.fraction,
             loss=numbers.get("loss"),
             grad_norm=numbers.get("grad_norm"),
             clipped=numbers.get("clipped"),

@@ -244,10 +244,8 @@ def _limit(plan: Plan, log: RunLog, position: int) -> str:
         return "patience"
     best = log.best_validation if plan.patience_fraction is not None else None
     if best is not None and best["step"] < position:
-        # The clock of the first validation includes the time before the first update.
-        seconds = best["seconds"] if best["step"] else 0.0
         waited = _run_fraction(plan, position, log.seconds)
-        waited -= _run_fraction(plan, best["step"], seconds)
+        waited -= _run_fraction(plan, best["step"], best["seconds"])
         return "patience" if waited >= (plan.patience_fraction or 0) else ""
     return ""
 

@@ -77,12 +77,14 @@ def test_a_run_resumes_with_its_own_flags_only(capsys, tmp_path):
 def test_a_finished_run_can_be_trained_longer(capsys, tmp_path):
     assert go(*WAVES, *SMALL, "--epochs", 1, "--out", "run") == 0
     status, out, err = go("--resume", "run", "--epochs", 2, capsys=capsys)
-    assert status == 0 and last(out)["updates"] == 40 and "resuming after update 20" in err
+    assert status == 0 and last(out)["updates"] == 40
+    assert "update 20, 50 % of the run; --epochs 2, before --epochs 1: the learning rate" in err
     status, out, err = go("--resume", "run", "--minutes", 1e-5, capsys=capsys)
     # It has trained for longer than 0.6 ms already.
     assert status == 0 and last(out)["updates"] == 40
     status, out, err = go("--resume", "run", "--minutes", 0.03, capsys=capsys)
     assert status == 0 and last(out)["updates"] > 40
+    assert "--minutes 0.03, before --minutes 1e-05" in err
     assert json.loads((tmp_path / "run/config.json").read_text())["epochs"] is None
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 
 import flax.linen as nn
 import jax
@@ -177,6 +178,37 @@ def test_seconds_end_a_run_and_the_rate_falls_with_them():
     # The last line is written just before the limit is looked at.
     assert fitted.ended == "seconds" and fitted.history[-1]["seconds"] > 0
     assert 0.5 < _run_fraction(fitted.state.opt_state) <= 1.0
+
+
+def test_a_killed_run_limited_by_seconds_resumes_with_equal_results(tmp_path, monkeypatch):
+    """By a clock on which every update takes 0.25 s, and the first of a session 100 s more."""
+    now, made, killed = [0.0], [0], []
+
+    def step(state, batch):
+        if made == [9] and killed:
+            raise KeyboardInterrupt  # after the checkpoint of update 8
+        now[0] += 0.25 if made[0] else 100.25
+        made[0] += 1
+        return real(state, batch)
+
+    def timed(**more):
+        made[0] = 0
+        return fit(optimizer=adam_with_decay(0.05), passes=None, seconds=4.0, **more)
+
+    real = tbptt.make_train_step(ESTIMATOR, adam_with_decay(0.05))
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr(sys.modules["tbptt.fit"], "make_train_step", lambda *args: step)
+    whole = timed()
+    killed.append(True)
+    with pytest.raises(KeyboardInterrupt):
+        timed(folder=tmp_path)
+    now[0] += 500.0
+    killed.clear()
+    second = timed(folder=tmp_path)
+    assert (second.ended, second.updates) == (whole.ended, whole.updates) == ("seconds", 17)
+    assert [row["seconds"] for row in second.history] == [0.75, 1.75, 2.75, 3.75, 4.0]
+    assert second.history == whole.history
+    assert_equal(second.state._replace(key=None), whole.state._replace(key=None))
 
 
 def _run_fraction(opt_state) -> float:

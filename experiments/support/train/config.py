@@ -109,6 +109,20 @@ def folder_of(config: Any) -> Path:
     return folder
 
 
+def changed_limit(config: Any) -> str:
+    """Return a clause on how the limit of a resumed run changed since its config.json, or ""."""
+    if config.resume is None:
+        return ""
+    old = read_config(config.resume)
+    before = _limit(old.get("epochs"), old.get("minutes"))
+    now = _limit(config.epochs, config.minutes)
+    return "" if now == before else f"; {now}, before {before}: the learning rate changes with it"
+
+
+def _limit(epochs: float | None, minutes: float | None) -> str:
+    return f"--epochs {epochs:g}" if minutes is None else f"--minutes {minutes:g}"
+
+
 def write_config(
     folder: Path, config: Any, data: RunData, metric: str, chosen: Sequence[str] = ()
 ) -> None:
