@@ -10,7 +10,8 @@ tenth is the test part, and the tenth before it is the validation part, which se
 checkpoint. `--hold-out person=9,10` tests on people, machines or other groups instead, and
 `--test-data FILE` on separate files. The folder of the run contains config.json, metrics.jsonl
 and checkpoints/, and at the end predictions.csv, summary.json and report.html. The last line of
-stdout is the summary. `python -m experiments.predict` predicts with the result.
+stdout is the summary as JSON, unless stdout is a terminal. `python -m experiments.predict` predicts
+with the result.
 
 Ctrl-C and SIGTERM finish the current update, write a checkpoint, print the command that resumes the
 run, and exit with status 130 and 143. If --epochs limits a run, a resumed one ends with the same
@@ -31,6 +32,7 @@ import jax
 import tyro
 
 import tbptt
+from experiments.support.common.console import console
 from experiments.support.common.platform import check_platform
 from experiments.support.common.unroll_choice import UnrollName, choose_unroll, print_unroll
 from experiments.support.train import choices, out_of_memory
@@ -43,13 +45,7 @@ from experiments.support.train.drift import column_warnings
 from experiments.support.train.finish import best_seed, finish
 from experiments.support.train.init_from import with_params_of, with_scaling_of
 from experiments.support.train.linear import LINEAR_FILE
-from experiments.support.train.processes import (
-    is_first,
-    join,
-    log_place,
-    print_line,
-    wait_for_all,
-)
+from experiments.support.train.processes import is_first, join, log_place, print_line, wait_for_all
 from tbptt.checkpoints import Checkpoints
 from tbptt.data import DataUnavailable
 from tbptt.distributed import split_cpu
@@ -193,15 +189,17 @@ def main(config: Config, stop: Stop) -> dict[str, Any]:
     choices.check_ranges(config)
     folder = run_config.folder_of(config)
     wait_for_all("the folder is free")  # no process may find files that another one wrote
-    data = open_data(config)
-    if config.init_from is not None:  # a resumed run has the task in its own config.json
-        data = with_scaling_of(data, config.resume or config.init_from)
-    config, linear, reasons = choices.choose_k1_and_linear(config, data)
-    config = choices.fill_defaults(config, data)
-    with Checkpoints(
-        folder / "checkpoints", run_config.fixed_settings(config, data), config.keep
-    ) as checkpoints:
+    with console.status("reading the data") as status:  # on a terminal
+        data = open_data(config)
+        if config.init_from is not None:  # a resumed run has the task in its own config.json
+            data = with_scaling_of(data, config.resume or config.init_from)
+        status.update("fitting a linear forecast")
+        config, linear, reasons = choices.choose_k1_and_linear(config, data)
+        config = choices.fill_defaults(config, data)
+        status.update("building the model")
         setup = run_setup.build(config, data, choose_unroll(config.unroll), linear)
+    agree = run_config.fixed_settings(config, data)
+    with Checkpoints(folder / "checkpoints", agree, config.keep) as checkpoints:
         limit = run_config.changed_limit(config)  # before config.json is replaced
         if is_first():
             if linear is not None:
@@ -226,19 +224,14 @@ def main(config: Config, stop: Stop) -> dict[str, Any]:
                 )  # fmt: skip
         except jax.errors.JaxRuntimeError as error:
             raise out_of_memory.explained(error, config, setup) from error
-        command, updates = f"python -m experiments.train --resume {folder}", ended.position
+        command, made = f"python -m experiments.train --resume {folder}", ended.position
         if ended.reason == "stopped":
-            print_line(f"Stopped by {stop.name} after update {updates}. To resume: {command}")
-            about = {"stopped": stop.name, "updates": updates}
-            return {**about, "folder": str(folder), "resume": command}
+            print_line(f"Stopped by {stop.name} after update {made}. To resume: {command}", True)
+            return {"stopped": stop.name, "updates": made, "folder": str(folder), "resume": command}
         if ended.reason == "patience":
-            limit = (
-                "half of the run" if config.patience is None else f"--patience {config.patience}"
-            )
-            print_line(
-                f"Ended early after update {updates}: no better validation within {limit}. To "
-                f"train longer: {command} --patience 0"
-            )
+            wait = "half of the run" if config.patience is None else f"--patience {config.patience}"
+            print_line(f"Ended early after update {made}: no better validation within {wait}")
+            print_line(f"To train longer: {command} --patience 0", whole=True)
         return finish(config, data, setup, folder, checkpoints, ended.state)
 
 
@@ -345,7 +338,7 @@ def run(parse: Any) -> int:
         except FAULTS as error:
             print(f"train: {error}", file=sys.stderr)
             return 1
-    if is_first():
+    if is_first() and not sys.stdout.isatty():  # a person has read the lines on stderr
         print(json.dumps(summary), flush=True)
     return stop.status if "stopped" in summary else 0
 

@@ -30,7 +30,7 @@ from tbptt.fit.metrics_file import (
     remove_after,
     updates_of,
 )
-from tbptt.fit.progress import Console, Pace, Status, make_view
+from tbptt.fit.progress import Console, Pace, Status, make_view, print_line
 from tbptt.training import Metrics
 
 FETCH_SECONDS = 1.0  # between two fetches of metrics from the device, each of which waits for it
@@ -157,14 +157,18 @@ class RunLog:
         scored = [row for row in rows if row.get("metric") is not None]
         return min(scored, key=lambda row: row["metric"], default=None)
 
+    def note(self, text: str) -> None:
+        """Show what the run does now."""
+        self._view.note(text)
+
     def compiling(self) -> None:
         """Show that the first update compiles the train step."""
         self._opened = time.monotonic()
-        self._view.note("compiling the train step")
+        self.note("compiling the train step")
 
     def compiled(self) -> None:
         """Start the clock: the first update is complete."""
-        self._view.note(f"compiled in {time.monotonic() - self._opened:.1f} s")
+        self.note(f"compiled in {time.monotonic() - self._opened:.1f} s")
         self._before += self._before / max(self._updates - 1, 1)
         self._began = self._fetched = time.monotonic()
 
@@ -180,11 +184,13 @@ class RunLog:
     def valid(self, metric: float | None = None, **numbers: int | float) -> None:
         """Add the scores of a validation after the updates so far, and the one to compare."""
         self.flush()
-        self._valid = "valid " + "  ".join(
-            f"{name} {value:.4g}" for name, value in numbers.items() if isinstance(value, float)
-        )
         scores = {name: _or_none(value) for name, value in numbers.items()}
         self._write("valid", scores | {"metric": None if metric is None else _or_none(metric)})
+        name, value = next(((n, v) for n, v in numbers.items() if isinstance(v, float)), ("", 0.0))
+        best = (self.best_validation or {}).get(name)
+        self._valid = f"valid {name} {value:.4g}" if name else None
+        if self._valid and best is not None and best != value:
+            self._valid += f" (best {best:.4g})"
         if self._console is not None:
             self._view.show(self._status())
 
@@ -276,9 +282,7 @@ class RunLog:
 
     def _print(self, text: str) -> None:
         if self._console is not None:
-            self._console.print(
-                text, style="bold yellow", markup=False, highlight=False, soft_wrap=True
-            )
+            print_line(self._console, text, style="bold yellow")
 
 
 def _or_none(value: int | float) -> float | None:

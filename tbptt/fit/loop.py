@@ -196,6 +196,7 @@ def run(
     first = position
     try:
         if plan.validate_first and position == 0:
+            log.note("validating the initial parameters")
             metric, _ = _validated(plan, state, position, log)
             saver.save(position, state, metric, last=False)
         log.compiling()

@@ -101,6 +101,12 @@ def make_view(console: Console | None, every: float) -> View:
     return LiveView(console) if live else PlainView(console, every)
 
 
+def print_line(console: Console, text: str, style: str = "", whole: bool = False) -> None:
+    """Print a line; on a terminal it is broken between words, unless it is to be copied `whole`."""
+    whole = whole or not console.is_terminal
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=whole)
+
+
 class NoView:
     """No display."""
 
@@ -115,12 +121,15 @@ class NoView:
 
 
 class LiveView:
-    """A bar with a line below it, redrawn in place; both fit into 80 columns."""
+    """A bar with two lines below it, redrawn in place; they fit into 80 columns."""
 
     def __init__(self, console: Console) -> None:
         from rich.progress import BarColumn, Progress, TextColumn
+        from rich.table import Column
 
-        columns = (BarColumn(bar_width=16), TextColumn("{task.description}", markup=False))
+        wraps = Column(no_wrap=False)
+        text = TextColumn("{task.description}", markup=False, table_column=wraps)
+        columns = (BarColumn(bar_width=16), text)
         # stdout is reserved for the summary and must not be redirected to stderr.
         self._progress = Progress(
             *columns, console=console, redirect_stdout=False, refresh_per_second=4
@@ -157,7 +166,7 @@ class PlainView:
         self._shown: Status | None = None
 
     def note(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        print_line(self._console, text)
 
     def show(self, status: Status) -> None:
         if time.monotonic() >= self._next:
@@ -168,7 +177,7 @@ class PlainView:
             self._print(status)
 
     def _print(self, status: Status) -> None:
-        self._console.print(describe(status), markup=False, highlight=False, soft_wrap=True)
+        print_line(self._console, describe(status))
         self._next, self._shown = time.monotonic() + self._every, status
 
 
@@ -177,17 +186,17 @@ def describe(status: Status) -> str:
     return "  ".join(part for parts in _described(status) for part in parts)
 
 
-def _described(status: Status) -> tuple[list[str], list[str]]:
-    """Return the parts about the time and the parts about the numbers."""
+def _described(status: Status) -> tuple[list[str], list[str], list[str]]:
+    """Return the parts about the time, about the losses and about the gradient."""
     total = "" if status.total is None else f"/{status.total:,}"
     pace = [f"{status.what} {status.done:,}{total}"]
     pace += [] if status.rate is None else [f"{_count(status.rate)} {status.unit}/s"]
     pace += [] if status.left is None else [f"{duration(status.left)} left"]
-    numbers = [] if status.loss is None else [f"loss {status.loss:.4g}"]
-    numbers += [] if status.valid is None else [status.valid]
-    numbers += [] if status.grad_norm is None else [f"|g| {status.grad_norm:.2g}"]
-    numbers += [] if status.clipped is None else [f"clipped {100 * status.clipped:.0f} %"]
-    return pace, numbers
+    losses = [] if status.loss is None else [f"loss {status.loss:.4g}"]
+    losses += [] if status.valid is None else [status.valid]
+    gradient = [] if status.grad_norm is None else [f"|g| {status.grad_norm:.2g}"]
+    gradient += [] if status.clipped is None else [f"clipped {100 * status.clipped:.0f} %"]
+    return pace, losses, gradient
 
 
 def duration(seconds: int | float) -> str:

@@ -73,6 +73,13 @@ def test_a_run_resumes_with_its_own_flags_only(capsys, tmp_path):
         assert status == 1 and "is in use by another run: process" in err
 
 
+def test_a_terminal_gets_no_json(capsys, monkeypatch):
+    monkeypatch.setattr(train, "main", lambda config, stop: {"rmse": 1})
+    assert go(*WAVES, capsys=capsys) == (0, '{"rmse": 1}\n', "")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert go(*WAVES, capsys=capsys) == (0, "", "")
+
+
 @pytest.mark.exhaustive
 def test_a_finished_run_can_be_trained_longer(capsys, tmp_path):
     assert go(*WAVES, *SMALL, "--epochs", 1, "--out", "run") == 0

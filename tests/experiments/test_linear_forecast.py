@@ -191,7 +191,7 @@ def test_half_of_a_run_without_a_better_validation_ends_it(capsys):
     status, out, err = go(capsys, *flags, "--out", "run")
     assert status == 0 and last(out)["updates"] == 16, err
     assert last(out)["checkpoint"].endswith("_000000000")
-    assert "after update 16: no better validation within half of the run. To train longer" in err
+    assert "after update 16: no better validation within half of the run\nTo train longer: " in err
     status, out, err = go(capsys, "--resume", "run")  # it has ended
     assert status == 0 and last(out)["updates"] == 16
     status, out, err = go(capsys, "--resume", "run", "--patience", 0)

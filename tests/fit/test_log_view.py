@@ -1,5 +1,6 @@
 """Tests of the progress display."""
 
+import io
 import os
 import pty
 import re
@@ -8,6 +9,7 @@ import select
 import pytest
 from rich.console import Console
 
+from tbptt.fit.log import RunLog
 from tbptt.fit.progress import (
     LiveView,
     Pace,
@@ -16,13 +18,15 @@ from tbptt.fit.progress import (
     describe,
     duration,
     make_view,
+    print_line,
 )
-from tests.support.logged_updates import said, silent
+from tests.support.logged_updates import one, said, silent
 
 FULL = Status(1200, 5000, 0.24, 0.12345, 0.5, 0.123, 8201.0, "steps", 4000.0, "valid mse 0.2")
 FULL_LINES = (
     "update 1,200/5,000  8,201 steps/s  1 h 6 min left",
-    "loss 0.1235  valid mse 0.2  |g| 0.5  clipped 12 %",
+    "loss 0.1235  valid mse 0.2",
+    "|g| 0.5  clipped 12 %",
 )
 
 
@@ -48,12 +52,29 @@ def test_a_pipe_and_a_dumb_terminal_get_lines_a_terminal_a_bar():
             lines = [
                 line.rstrip() for line in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen).split("\r\n")
             ]
-            first, second = FULL_LINES
+            first, *others = FULL_LINES
             assert any("compiling the train step" in line for line in lines)
             assert any(line.endswith(first) for line in lines), "the pace beside the bar"
-            assert any(line.strip() == second for line in lines), "the numbers below it, whole"
+            assert all(any(line.strip() == other for line in lines) for other in others)
             assert ("\x1b[3" in seen) == colours
     os.close(master)
+
+
+def test_a_terminal_breaks_lines_between_words_unless_they_are_whole():
+    text = "standardised errors of the validation part"
+    for terminal, whole, lines in ((True, False, 2), (True, True, 1), (False, False, 1)):
+        console = Console(file=io.StringIO(), width=40, force_terminal=terminal)
+        print_line(console, text, whole=whole)
+        assert said(console).count("\n") == lines and " ".join(said(console).split()) == text
+
+
+def test_the_view_names_the_best_validation():
+    with RunLog(console=silent()) as log:
+        log.update(one(0))
+        for value in (0.5, 0.2, 0.3):
+            log.valid(value, mse=value, other=9.0)
+            shown = log._status().valid
+            assert shown == ("valid mse 0.3 (best 0.2)" if value == 0.3 else f"valid mse {value}")
 
 
 def test_plain_lines_have_a_minimal_interval(monkeypatch):

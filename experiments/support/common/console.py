@@ -8,8 +8,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from tbptt.fit.progress import print_line
+
 # rich assumes 80 columns for a pipe, which would wrap the tables.
 console = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
+
+
+def say(text: str, style: str = "", whole: bool = False) -> None:
+    """Print a line on stderr, as `print_line`."""
+    print_line(console, text, style, whole)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Literal
 import jax
 
 import tbptt
-from experiments.support.common.console import console
+from experiments.support.common.console import say
 
 UnrollName = Literal["scan", "plain", "parallel", "newton", "numba"]
 _FUNCTIONS = {
@@ -37,5 +37,4 @@ def print_unroll(name: UnrollName) -> None:
     """Print on stderr which unroll function runs; of several processes, the first one prints."""
     if jax.process_index() == 0:
         path = _FUNCTIONS[name].replace(":", ".")
-        text = f"Running cells by {path} (--unroll {name}); compiling ..."
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(f"Running cells by {path} (--unroll {name}); compiling ...")

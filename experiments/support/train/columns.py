@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.support.common.console import console
+from experiments.support.common.console import say
 from experiments.support.train.split import hold_out
 from experiments.support.train.table_flags import TableFlags
 from tbptt.data import TableWarning, open_source
@@ -70,7 +70,7 @@ def open_table(
     with printed_table_warnings():
         source = open_source(paths, columns, **flags._asdict(), **more)
     for note in source.notes:
-        _print(note)
+        say(note)
     return source
 
 
@@ -82,12 +82,8 @@ def printed_table_warnings() -> Iterator[None]:
         yield
     for warning in caught:
         if issubclass(warning.category, TableWarning):
-            _print(f"Warning: {warning.message}")
+            say(f"Warning: {warning.message}")
         else:
             warnings.warn_explicit(
                 warning.message, warning.category, warning.filename, warning.lineno
             )
-
-
-def _print(line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -10,15 +10,22 @@ import numpy as np
 
 import tbptt
 from experiments.support.common import run_folder
+from experiments.support.common.console import console
 from experiments.support.common.json_file import finite_or_none
 from experiments.support.train import result as run_result
 from experiments.support.train.data import RunData
 from experiments.support.train.processes import is_first, print_line
-from experiments.support.train.report import write_report
 from experiments.support.train.result import checkpoint_metric
 from experiments.support.train.setup import Setup, params_of
 from tbptt.checkpoints import Checkpoints
 from tbptt.fit.metrics_file import Row, read_rows
+
+
+def write_report(folder: Path) -> Path:
+    """Write the report; its figures import matplotlib, which takes a second."""
+    from experiments.support.train import report
+
+    return report.write_report(folder)
 
 
 def best_seed(
@@ -83,12 +90,13 @@ def finish(
         "folder": str(folder),
         "environment": run_folder.environment(),
     }
-    summary = run_result.summary_of(data, setup.model, params, config.k2, folder, more)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    report = write_report(folder)
+    with console.status("testing the best checkpoint, and writing the report"):
+        summary = run_result.summary_of(data, setup.model, params, config.k2, folder, more)
+        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        report = write_report(folder)
     for line in lines(summary):
         print_line(line)
-    print_line(f"Report: {report}")
+    print_line(f"Report: {report}; predictions.csv and summary.json are beside it")
     return summary
 
 
@@ -106,9 +114,11 @@ def lines(summary: dict[str, Any]) -> list[str]:
         ]
         return "  ".join(values)
 
-    found = (
-        [f"valid  {errors_text('valid_', summary)}{unit}"] if f"valid_{metric}" in summary else []
-    )
+    update = int(Path(summary["checkpoint"]).name.removeprefix("step_"))
+    alone = "" if update else ", before training"
+    found = [f"best checkpoint: that of update {update}{alone}"]
+    if f"valid_{metric}" in summary:
+        found.append(f"valid  {errors_text('valid_', summary)}{unit}")
     found.append(f"test   {errors_text('test_', summary)}{unit}")
     found.append(f"test   {errors_text('', summary['baselines'][base])}{unit}: baseline, {base}")
     return found

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 import tbptt
-from experiments.support.common.console import console
+from experiments.support.common.console import say
 from experiments.support.common.json_file import read_object
 from experiments.support.train.linear import LINEAR_FILE, Linear
 from experiments.support.train.model import Model, init_params, make_model
@@ -63,13 +63,7 @@ def load_params(
             *(f"skipping a damaged checkpoint: {error}" for error in damaged),
             *(w.message for w in caught),
         ):
-            console.print(
-                f"warning: {message}",
-                style="bold yellow",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+            say(f"warning: {message}", style="bold yellow")
         return found.state if seeds == 1 else jax.tree.map(
             lambda leaf: leaf[which], found.state
         ), found

@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 from rich.console import Console
 
 import tbptt
-from experiments.support.common.console import console
+from experiments.support.common.console import console, say
 
 
 def join(config: Any) -> None:
@@ -34,10 +34,10 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def print_line(text: str) -> None:
-    """Print a line on stderr, in the first process only."""
+def print_line(text: str, whole: bool = False) -> None:
+    """Print a line on stderr, in the first process only; `whole` if it has a command to copy."""
     if is_first():
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(text, whole=whole)
 
 
 def wait_for_all(what: str) -> None:
