@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from tbptt.numerics import global_norm, select
@@ -79,8 +80,9 @@ def init_state(
       A `TrainState` at step 0.
 
     Raises:
-      TypeError, ValueError: as the `init` of the estimator and of the optimizer.
+      TypeError, ValueError: estimator or optimizer is something else; as their `init`.
     """
+    _check_parts(estimator, optimizer)
     _check_arrays(params)
     params, carry, key = jax.tree.map(jnp.copy, (params, carry, key))
     return TrainState(
@@ -133,7 +135,8 @@ def make_train_step(estimator: Estimator, optimizer: Optimizer) -> TrainStep:
       each shape of batch.
 
     Raises:
-      TypeError, ValueError: at the first call of `step`, as `estimator.estimate`.
+      TypeError, ValueError: estimator or optimizer is something else; at the first call of `step`,
+        as `estimator.estimate`; at any call, the state was donated before.
 
     Example:
       >>> import flax.linen as nn, jax, jax.numpy as jnp, optax, tbptt
@@ -149,7 +152,8 @@ def make_train_step(estimator: Estimator, optimizer: Optimizer) -> TrainStep:
       >>> int(state.step), metrics.loss.shape
       (1, ())
     """
-    return jax.jit(_make_update(estimator, optimizer), donate_argnums=0)
+    _check_parts(estimator, optimizer)
+    return _Donating(_make_update(estimator, optimizer))
 
 
 def make_train_epoch(estimator: Estimator, optimizer: Optimizer, chunk: int) -> TrainStep:
@@ -189,12 +193,45 @@ def make_train_epoch(estimator: Estimator, optimizer: Optimizer, chunk: int) -> 
       (3, (3,))
     """
     chunk = check_window("chunk", chunk)
+    _check_parts(estimator, optimizer)
     update = _make_update(estimator, optimizer)
 
     def epoch(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         return jax.lax.scan(update, state, split_windows(batch, chunk, name="chunk"))
 
-    return jax.jit(epoch, donate_argnums=0)
+    return _Donating(epoch)
+
+
+class _Donating:
+    """`jax.jit(function, donate_argnums=0)` that checks for a state that was donated before."""
+
+    def __init__(self, function: TrainStep) -> None:
+        functools.update_wrapper(self, function)
+        self._jitted: Any = jax.jit(function, donate_argnums=0)
+        self.lower, self.trace = self._jitted.lower, self._jitted.trace
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        if not isinstance(state.step, Tracer) and getattr(state.step, "is_deleted", bool)():
+            raise ValueError(
+                "the state was donated to an earlier call of a train step, which reuses its "
+                "memory. Use the returned state, `state, metrics = step(state, batch)`, and copy "
+                "what you keep: jax.tree.map(jnp.copy, state)"
+            )
+        return self._jitted(state, batch)
+
+
+def _check_parts(estimator: Any, optimizer: Any) -> None:
+    """Raise a TypeError if an estimator or an optimizer is something else."""
+    if not (hasattr(estimator, "init") and hasattr(estimator, "estimate")):
+        raise TypeError(
+            "estimator must be an Estimator, for example tbptt.truncated_bptt(loss_fn, k1, k2); "
+            f"got {type(estimator).__name__}"
+        )
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(
+            "optimizer must be an optax transformation, for example optax.adam(1e-3); got "
+            f"{type(optimizer).__name__}"
+        )
 
 
 def _check_arrays(params: Params) -> None:

@@ -39,7 +39,7 @@ def length(batch: Any) -> int:
     return next(iter(sizes.values()))
 
 
-def check_window(name: str, value: object) -> int:
+def check_window(name: str, value: object, unit: str = "step") -> int:
     """Return `value` if it is a static int >= 1; raise a TypeError or ValueError otherwise."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(
@@ -47,7 +47,7 @@ def check_window(name: str, value: object) -> int:
             f"type {type(value).__name__}"
         )
     if value < 1:
-        raise ValueError(f"{name} must be at least 1 step; got {name}={value}")
+        raise ValueError(f"{name} must be at least 1 {unit}; got {name}={value}")
     return int(value)
 
 
@@ -61,7 +61,7 @@ def count(T: int, k1: int, *, name: str = "k1") -> int:
         raise ValueError(
             f"T must be a positive multiple of {name}; got T={T}, {name}={k1}. Pad the batch to "
             f"T={padded} with weights=0 on the added steps (or mask=False, which also keeps the "
-            f"carry unchanged), or choose another {name}"
+            f"carry unchanged), or choose another {name}. A batch is [T, *batch, ...]: time first"
         )
     return T // k1
 

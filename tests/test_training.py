@@ -1,6 +1,7 @@
 """Training: an epoch equals its chunks in sequence; the carry continues; metrics are correct."""
 
 import functools
+import inspect
 
 import flax.linen as nn
 import jax
@@ -248,8 +249,21 @@ def test_the_users_arrays_survive_donation(params):
     assert_same(given, params, 0)
     assert_same(carry, CARRY, 0)
     assert state.params.cell.w_h.is_deleted() and not after.params.cell.w_h.is_deleted()
+    with pytest.raises(ValueError, match="state was donated .* `state, metrics = step"):
+        step(state, CHUNKS[0])
     step(rewind(estimator, after, carry, CHUNKS[0]), CHUNKS[0])
     assert_same(carry, CARRY, 0)  # rewind copies it too
+
+
+def test_other_things_than_estimators_and_optimizers_are_named(params):
+    estimator = full_bptt(LOSS)
+    # Unwrapped, because jaxtyping's hook checks the arguments before the library does.
+    step, init = map(inspect.unwrap, (make_train_step, init_state))
+    for make in (step, lambda *parts: init(*parts, params, CARRY, BATCH)):
+        with pytest.raises(TypeError, match="estimator must be an Estimator.*got function"):
+            make(LOSS, ADAM)
+        with pytest.raises(TypeError, match="optimizer must be an optax transf.*got float"):
+            make(estimator, 0.1)
 
 
 def estimator_of(estimate):

@@ -208,11 +208,11 @@ def _check_limits(
     passes: int | None, seconds: float | None, patience: int | None, validate: Any
 ) -> None:
     if passes is not None:
-        check_window("passes", passes)
+        check_window("passes", passes, "pass")
     if seconds is not None and not seconds > 0:
         raise ValueError(f"seconds must be above 0; got {seconds}")
     if patience is not None:
-        check_window("patience", patience)
+        check_window("patience", patience, "pass")
         if validate is None:
             raise ValueError(
                 f"patience counts validations, but validate is None; got patience={patience}. Give "

@@ -43,6 +43,11 @@ def stream_of(batches: Any, chunk: int | None = None, independent: bool | None =
         return batches
     if isinstance(batches, Batch):
         return BatchStream([batches], chunk, independent=False)
+    if isinstance(batches, jax.Array | np.ndarray):
+        raise TypeError(
+            f"batches must hold Batches; got an array {np.shape(batches)}. Write "
+            "tbptt.Batch(inputs=..., targets=...), arrays [T, *batch, ...]"
+        )
     if not isinstance(batches, Iterable) or isinstance(batches, Iterator):
         raise TypeError(
             "batches must be a Batch, an iterable of Batches that can be read again in every pass "
@@ -57,12 +62,22 @@ def stream_of(batches: Any, chunk: int | None = None, independent: bool | None =
     several: Any = batches
     if len(several) == 0:
         raise ValueError("batches must hold at least one Batch; got none")
+    if isinstance(several, Sequence):
+        _check_batch(several[0], 0)
     if independent is None and len(several) > 1:
         raise ValueError(
             "independent must be given for several batches: True if every batch holds whole "
             "sequences and starts from the initial carry, False if it continues the batch before"
         )
     return BatchStream(several, chunk, bool(independent))
+
+
+def _check_batch(batch: Any, number: int) -> None:
+    if not isinstance(batch, Batch):
+        raise TypeError(
+            f"batches must hold Batches; batch {number} is of type {type(batch).__name__}. Write "
+            "Batch(inputs=..., targets=...)"
+        )
 
 
 class BatchStream:
@@ -96,11 +111,7 @@ class BatchStream:
         if number == held:
             return batch
         batch = self._read(number)
-        if not isinstance(batch, Batch):
-            raise TypeError(
-                f"batches must hold Batches; batch {number % len(self._batches)} is of type "
-                f"{type(batch).__name__}. Write Batch(inputs=..., targets=...)"
-            )
+        _check_batch(batch, number % len(self._batches))
         batch = jax.tree.map(np.asarray, batch)
         steps = length(batch)
         if held >= 0 and steps != self.steps:

@@ -74,7 +74,8 @@ def check_sequence(
             )
     wanted = jax.eval_shape(lambda: cell.initial_carry(batch_shape))
     remedy = (
-        f"xs {xs.shape} has batch shape {batch_shape}: start from cell.initial_carry({batch_shape})"
+        f"xs {xs.shape} is [T, *batch, D], time first, and has batch shape {batch_shape}: start "
+        f"from cell.initial_carry({batch_shape})"
     )
     check_carry("carry", carry, wanted, remedy)
     x = jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype)

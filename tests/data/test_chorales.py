@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import inspect
 import io
 import zipfile
 from fractions import Fraction
@@ -184,3 +185,8 @@ def test_packed_sequences_have_the_outputs_of_separate_ones(key) -> None:
 def test_pack_errors(lengths, goals, T: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pack([np.zeros((n, 1)) for n in lengths], [np.zeros((n, 1)) for n in goals], 2, T)
+
+
+def test_pack_names_the_way_to_give_one_label_per_sequence() -> None:
+    with pytest.raises(ValueError, match=r"lengths \[None\]\. With one label .*pad\(labels="):
+        inspect.unwrap(pack)([np.zeros((3, 1))], [1], 2, 4)

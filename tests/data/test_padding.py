@@ -1,5 +1,7 @@
 """Padded sequences train and are scored as the separate sequences are."""
 
+import inspect
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -73,11 +75,12 @@ def test_the_last_step_of_a_mask_with_gaps_and_of_vector_free_outputs():
         ((SEQUENCES,), {"labels": LABELS, "T": 6}, "T must be at least 7.*got T=6"),
         ((SEQUENCES, SEQUENCES[:2]), {}, "targets must have one array.*use labels="),
         ((SEQUENCES,), {"labels": LABELS[:2]}, r"labels must have one entry per sequence, 3"),
+        ((SEQUENCES, [0, 1, 2]), {}, r"got lengths \[None, None, None\]. With one label"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, more, words):
     with pytest.raises(ValueError, match=words):
-        pad(*arguments, **more)
+        inspect.unwrap(pad)(*arguments, **more)  # before jaxtyping's hook checks the types
     with pytest.raises(ValueError, match=r"mask must be \[T, \*batch\]"):
         last_outputs(np.ones((4, 2)), np.ones((3, 2), bool))
 

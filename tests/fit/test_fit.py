@@ -242,7 +242,10 @@ def test_the_generator_yields_every_update():
     ("more", "error", "words"),
     [
         ({"chunk": 7}, ValueError, "T must be a positive multiple of chunk; got T=40, chunk=7"),
-        ({"passes": 0}, ValueError, "passes"),
+        ({"passes": 0}, ValueError, "passes must be at least 1 pass; got passes=0"),
+        ({"batches": (TRAIN.inputs, TRAIN.targets)}, TypeError, "batch 0 is of type ndarray"),
+        ({"batches": TRAIN.inputs}, TypeError, r"hold Batches; got an array \(40, 2, 1\). Write"),
+        ({"batches": jax.tree.map(lambda a: a.swapaxes(0, 1), TRAIN)}, ValueError, "time first"),
         ({"seconds": 0.0}, ValueError, "seconds must be above 0; got 0.0"),
         ({"patience": 3}, ValueError, "validate is None.*make_evaluate"),
         ({"batches": [TRAIN, TRAIN]}, ValueError, "independent must be given"),

@@ -333,7 +333,7 @@ CARRY = carry_of(CELL)
         (ValueError, r"carry must have the structure", {"carry": CARRY.h}),
         (
             ValueError,
-            r"carry\.h must be .*\[2, 4\]; got .*\[4\]\..*initial_carry\(\(2,\)\)",
+            r"carry\.h must be .*\[2, 4\]; got .*\[4\]\..*time first.*initial_carry\(\(2,\)\)",
             {"carry": carry_of(CELL, ())},
         ),
         (

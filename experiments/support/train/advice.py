@@ -46,19 +46,19 @@ def few_update_warnings(
       updates: total number of updates; None if training time is the limit.
     """
     found, fewer = [], max(1, batch * steps // (20 * k1))
+    longer = f"--batch {fewer}, which makes longer sequences, or " if fewer < batch else ""
     if steps < k1:
         found.append(
             (
-                f"the {batch} training sequences have at most {steps} steps, fewer than --k1 {k1}: "
-                "one update per pass, mostly of padding",
-                f"consider --batch {fewer}, which makes longer sequences, or --k1 "
-                f"{max(1, steps // 10)}",
+                f"the training sequences ({batch}) have at most {steps} steps, fewer than --k1 "
+                f"{k1}: one update per pass, mostly of padding",
+                f"consider {longer}--k1 {max(1, steps // 10)}",
             )
         )
     elif steps < 10 * k1 and batch > 1:
         found.append(
             (
-                f"the {batch} training sequences have at most {steps} steps: only "
+                f"the training sequences ({batch}) have at most {steps} steps: only "
                 f"{-(-steps // k1)} updates per pass",
                 f"consider --batch {fewer} or a smaller --k1",
             )

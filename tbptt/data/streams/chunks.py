@@ -98,12 +98,13 @@ def pack(inputs: Sequence[np.ndarray], targets: Sequence[np.ndarray], n: int, T:
             is empty, or a stream is longer than T.
     """
     n, T = windows.check_window("n", n), windows.check_window("T", T)
-    lengths, target_lengths = [len(x) for x in inputs], [len(y) for y in targets]
+    lengths = [len(x) for x in inputs]
+    target_lengths = [len(y) if np.ndim(y) else None for y in targets]
     if not lengths or lengths != target_lengths or 0 in lengths:
         raise ValueError(
             "inputs and targets must be sequences of equal lengths, at least one and none empty; "
             f"got {len(lengths)} of lengths {lengths[:5]} and {len(target_lengths)} of lengths "
-            f"{target_lengths[:5]}"
+            f"{target_lengths[:5]}. With one label per sequence use tbptt.data.pad(labels=...)"
         )
     filled, places = np.zeros(n, int), []
     for length in lengths:

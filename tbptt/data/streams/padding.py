@@ -60,11 +60,11 @@ def pad(
     n = len(lengths)
     mask = np.arange(T)[:, None] < np.asarray(lengths)
     if targets is not None:
-        if [len(y) for y in targets] != lengths:
+        found = [len(y) if np.ndim(y) else None for y in targets]
+        if found != lengths:
             raise ValueError(
                 "targets must have one array per sequence, as long as its inputs "
-                f"({lengths[:5]}); got lengths {[len(y) for y in targets][:5]}. With one label per "
-                "sequence use labels="
+                f"({lengths[:5]}); got lengths {found[:5]}. With one label per sequence use labels="
             )
         return Batch(_padded(inputs, T), _padded(targets, T), mask=jnp.asarray(mask))
     labels = np.asarray(labels)
