@@ -81,6 +81,7 @@ class Config:
 
 def main(config: Config) -> dict[str, Any]:
     """Load the model, predict the file, and return a summary."""
+    check_carry_files(config)
     settings = read_config(config.run)
     task = from_json(settings.get("task", {}), f"{config.run / 'config.json'}")
     unroll = settings.get("unroll", "scan")
@@ -114,6 +115,19 @@ def main(config: Config) -> dict[str, Any]:
         "block": config.block,
         **done,
     }
+
+
+def check_carry_files(config: Config) -> None:
+    """Raise a FileNotFoundError if a carry cannot be read or written."""
+    if config.carry_in is not None and not config.carry_in.is_file():
+        raise FileNotFoundError(
+            f"--carry-in {config.carry_in} is no file; --carry-out writes it for the rows before"
+        )
+    if config.carry_out is not None and not config.carry_out.absolute().parent.is_dir():
+        raise FileNotFoundError(
+            f"--carry-out {config.carry_out} is in a folder that does not exist; create it, "
+            "or give another path"
+        )
 
 
 def _carry(config: Config, model: Model, task: Task) -> Any:

@@ -46,7 +46,7 @@ from experiments.support.train.finish import best_seed, finish
 from experiments.support.train.init_from import with_params_of, with_scaling_of
 from experiments.support.train.linear import LINEAR_FILE
 from experiments.support.train.processes import is_first, join, log_place, print_line, wait_for_all
-from tbptt.checkpoints import Checkpoints
+from tbptt.checkpoints import CheckpointMismatch, Checkpoints
 from tbptt.data import DataUnavailable
 from tbptt.distributed import split_cpu
 from tbptt.fit.log import RunLog
@@ -191,8 +191,8 @@ def main(config: Config, stop: Stop) -> dict[str, Any]:
     wait_for_all("the folder is free")  # no process may find files that another one wrote
     with console.status("reading the data") as status:  # on a terminal
         data = open_data(config)
-        if config.init_from is not None:  # a resumed run has the task in its own config.json
-            data = with_scaling_of(data, config.resume or config.init_from)
+        if config.init_from is not None:
+            data = with_scaling_of(data, config)
         status.update("fitting a linear forecast")
         config, linear, reasons = choices.choose_k1_and_linear(config, data)
         config = choices.fill_defaults(config, data)
@@ -208,7 +208,7 @@ def main(config: Config, stop: Stop) -> dict[str, Any]:
             run_config.write_config(folder, config, data, metric, reasons)
         state, position = resumed(checkpoints, setup.state)
         if config.init_from is not None and position == 0:
-            state = with_params_of(state, config.init_from, setup.model, config.seeds)
+            state = with_params_of(state, config, setup.model)
         log, plan = make_log(config, setup, folder, position), make_plan(config, data, setup)
         try:
             with log:
@@ -295,7 +295,10 @@ def resumed(checkpoints: Checkpoints, state: tbptt.TrainState) -> tuple[tbptt.Tr
     """Return the newest valid state and its stream position, or `state` and 0."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = checkpoints.newest_good(state)
+        try:
+            found = checkpoints.newest_good(state)
+        except CheckpointMismatch as error:
+            raise ValueError(f"{error}; to train on other data give --init-from FOLDER") from error
     for warning in caught:
         print_line(f"warning: {warning.message}")
     return (state, 0) if found is None else (found.state, int(found.position))

@@ -188,9 +188,10 @@ class RunLog:
         self._write("valid", scores | {"metric": None if metric is None else _or_none(metric)})
         name, value = next(((n, v) for n, v in numbers.items() if isinstance(v, float)), ("", 0.0))
         best = (self.best_validation or {}).get(name)
-        self._valid = f"valid {name} {value:.4g}" if name else None
-        if self._valid and best is not None and best != value:
-            self._valid += f" (best {best:.4g})"
+        now, least = f"{value:.4g}", "" if best is None else f"{best:.4g}"
+        self._valid = f"valid {name} {now}" if name else None
+        if self._valid and least not in ("", now):
+            self._valid += f" (best {least})"
         if self._console is not None:
             self._view.show(self._status())
 

@@ -42,6 +42,12 @@ def test_two_days_with_a_carry_equal_one_long_file(capsys):
     cold = predictions("run", "--data", "day2.npy", "--block", 128, "--out", "cold.csv")
     np.testing.assert_allclose(np.concatenate([first, second]), whole, rtol=1e-5, atol=1e-6)
     assert abs(cold[0] - whole[500]) > 1e-3
+    for flag, words in (
+        ("--carry-in", "no file"),
+        ("--carry-out", "in a folder that does not exist"),
+    ):
+        with pytest.raises(FileNotFoundError, match=f"{flag} none/no is {words}"):
+            predictions("run", "--data", "day2.npy", flag, "none/no")
 
 
 @pytest.mark.exhaustive
@@ -59,6 +65,11 @@ def test_a_run_starts_from_the_params_and_the_scaling_of_another(capsys):
     )
     status, _, err = go(capsys, "--resume", "new", "--epochs", 2)
     assert status == 0, err
+    other = ["--hidden", 7, "--cell", "gru", "--init-from", "old", "--out", "other"]
+    status, _, err = go(capsys, "--data", "all.npy", "--target", 0, *SMALL, *other)
+    assert status == 1 and "--hidden is 7, there 4. Give --cell lstm --hidden 4" in err
+    status, _, err = go(capsys, "--resume", "old", "--data", "shifted.npy")
+    assert status == 1 and "to train on other data give --init-from FOLDER" in err
     other = ["--horizon", 3, "--init-from", "old", "--out", "other"]
     status, _, err = go(capsys, "--data", "all.npy", "--target", 0, *other)
     assert status == 1 and "must have the same task; its horizon is 1, here 3" in err
