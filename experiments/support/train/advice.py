@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from tbptt.fit import FEW
+
 
 def advice(kind: str, settings: Mapping[str, Any]) -> str:
     """Return suggestions with the values of this run; settings may contain lr, clip, k2, cell."""
@@ -29,9 +31,6 @@ def advice(kind: str, settings: Mapping[str, Any]) -> str:
         f"look for NaN or "
         "outliers there"
     )
-
-
-FEW = 10  # updates; fewer are hardly training
 
 
 def few_update_warnings(
