@@ -8,6 +8,7 @@ import pytest
 
 import tbptt
 from tbptt.optim import clip_by_global_norm
+from tests.support.sequences import zero_carry
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 T = 40
@@ -59,3 +60,26 @@ def test_training_is_exported_for_every_platform(make, estimator, form):
         assert exported.platforms == PLATFORMS
         again = jax.export.deserialize(exported.serialize())
         assert [out.shape for out in again.out_avals] == [out.shape for out in exported.out_avals]
+
+
+def test_a_served_step_equals_one_prediction_of_the_whole_sequence():
+    cell, readout = tbptt.Stack((tbptt.LSTM(3, 4), tbptt.GRU(4, 5))), nn.Dense(2, param_dtype=float)
+    params = tbptt.init_params(jax.random.key(1), cell, readout)
+    xs = np.random.default_rng(0).normal(size=(7, 2, 3))
+    carry = zero_carry(cell, (2,))
+    _, tree = jax.tree.flatten(carry)
+
+    def step_fn(leaves, x):
+        batch = tbptt.Batch(x[None], None)
+        carry, outputs = tbptt.predict(cell, readout, params, tree.unflatten(leaves), batch)
+        return jax.tree.leaves(carry), outputs[0]
+
+    leaves = jax.tree.leaves(carry)
+    exported = jax.export.export(jax.jit(step_fn), platforms=PLATFORMS)(leaves, xs[0])
+    served, outputs = jax.export.deserialize(exported.serialize()).call, []
+    for x in xs:
+        leaves, output = served(leaves, x)
+        outputs.append(output)
+    end, want = tbptt.predict(cell, readout, params, carry, tbptt.Batch(xs, None))
+    np.testing.assert_allclose(outputs, want, rtol=1e-12)
+    jax.tree.map(np.testing.assert_allclose, leaves, jax.tree.leaves(end))
