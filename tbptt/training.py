@@ -211,7 +211,8 @@ class _Donating:
         self.lower, self.trace = self._jitted.lower, self._jitted.trace
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        if not isinstance(state.step, Tracer) and getattr(state.step, "is_deleted", bool)():
+        n = state.step
+        if isinstance(n, jax.Array) and not isinstance(n, Tracer) and n.is_deleted():
             raise ValueError(
                 "the state was donated to an earlier call of a train step, which reuses its "
                 "memory. Use the returned state, `state, metrics = step(state, batch)`, and copy "
