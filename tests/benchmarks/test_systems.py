@@ -148,7 +148,7 @@ def test_a_system_that_is_not_installed_is_reported(monkeypatch):
 
     monkeypatch.setattr(peers, "Worker", Absent)
     monkeypatch.setattr(peers, "CASES", ())
-    given = {"cases": None, "quick": False, "repeats": None, "compiles": None}
+    given = dict.fromkeys(("cases", "repeats", "compiles", "before"), None) | {"quick": False}
     flags = type("Flags", (), {**given, "systems": ["haiku"]})
     summary = peers.measure(flags)
     wanted = {
