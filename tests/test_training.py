@@ -14,6 +14,7 @@ import tbptt
 from tbptt.cells import GRU
 from tbptt.estimators import full_bptt, truncated_bptt
 from tbptt.losses.sequence import sequence_loss, squared_error
+from tbptt.optim import with_clip_stats
 from tbptt.training import init_state, make_train_epoch, make_train_step, rewind
 from tbptt.types import Batch, Estimator, Gradient
 from tbptt.unroll import unroll
