@@ -42,16 +42,18 @@ def small_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(scan, "GROUP", 32)
 
 
+def write(frame, path):
+    if path.suffix == ".npy":
+        np.save(path, frame.to_numpy())
+    else:
+        (frame.write_csv if path.suffix == ".csv" else frame.write_parquet)(path)
+
+
 @pytest.mark.parametrize("kind", ["x.csv", "x.parquet", "x.npy"])
 @pytest.mark.parametrize("how", ["hold", "interpolate"])
 def test_filled_values_are_those_of_polars_over_the_groups(how, kind, tmp_path):
     path = tmp_path / kind
-    if kind == "x.csv":
-        FRAME.write_csv(path)
-    elif kind == "x.parquet":
-        FRAME.write_parquet(path)
-    else:
-        np.save(path, FRAME.to_numpy())
+    write(FRAME, path)
     who, a, b = ("0", "1", "2") if kind == "x.npy" else ("who", "a", "b")
     numbers = pl.col("a", "b")
     filled = numbers.forward_fill() if how == "hold" else numbers.interpolate()
@@ -122,12 +124,7 @@ SPARSE = FRAME.with_columns(pl.when(pl.int_range(T) % 10 == 7).then(pl.col("b"))
 @pytest.mark.parametrize("chunk", [7, T])
 def test_a_missing_target_is_held_as_an_input_and_masks_no_row(kind, chunk, tmp_path):
     path = tmp_path / kind
-    if kind == "x.csv":
-        SPARSE.write_csv(path)
-    elif kind == "x.parquet":
-        SPARSE.write_parquet(path)
-    else:
-        np.save(path, SPARSE.to_numpy())
+    write(SPARSE, path)
     who, a, y = ("0", "1", "3") if kind == "x.npy" else ("who", "a", "y")
     source = open_source(path, (a, y), group=who, missing="mask", target=y, dtype=np.float64)
     good, known = (SPARSE[name].is_not_null().to_numpy() for name in ("a", "y"))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 SEPARATOR = "\x1f"  # between the values of several columns that are one group
 BLOCK = 1 << 20  # rows compared at once
 GAP = 1.5  # a step longer than this many median steps is a gap
+NAME_GROUP = "; or name the column of the recordings by `group` (--group)"
 Class = int | float | str
 
 
@@ -197,7 +198,7 @@ def check_steps(
     Raises:
         ValueError: the time falls within a recording.
     """
-    falls, equal, lost, sample, one = [0, -1], [0, -1], [0, -1], [], len(starts) == 1
+    falls, equal, lost, sample = [0, -1], [0, -1], [0, -1], []
     for at, step in _steps(times, starts):
         _count(falls, at, step < np.zeros((), step.dtype))
         _count(equal, at, step == np.zeros((), step.dtype))
@@ -208,7 +209,7 @@ def check_steps(
             f"{path}, {place(row)}, column {name!r} falls from {time_text(times[row - 1])} to "
             f"{time_text(times[row])}; {falls[0]} of {len(times)} times do. Sort the file by "
             "time, or pass sort=True (--sort), which sorts the rows by group and time"
-            + ("; or name the column of the recordings by `group` (--group)" if one else "")
+            f"{NAME_GROUP if len(starts) == 1 else ''}"
         )
     for at in range(0, len(times), BLOCK):
         _count(lost, at, np.isnan(times[at : at + BLOCK]))

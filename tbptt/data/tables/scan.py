@@ -107,14 +107,15 @@ def scan_parquet(path: Path) -> Scan:
             "it again"
         ) from error
 
+    found = _typed(path, lazy)
+    rows = found.rows or 0
+
     def blocks(texts: Any, picked: "list[pl.Expr]") -> "Iterator[pl.DataFrame]":
         # A streaming query reads several row groups ahead, and all of a file that is one group.
         for start in range(0, rows, GROUP):
             yield lazy.slice(start, GROUP).select(picked).collect()
 
-    found = _typed(path, lazy)._replace(blocks=blocks)
-    rows = found.rows or 0
-    return found
+    return found._replace(blocks=blocks)
 
 
 def scan_npy(path: Path) -> Scan:
