@@ -36,9 +36,12 @@ test: $(VENV)/.installed-test  ## the essential tests: every function and identi
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not exhaustive" $(ARGS)
 
 .PHONY: test-all
-test-all: $(VENV)/.installed-test  ## every test, with every annotated shape checked: all parameters, whole programs, killed runs
+test-all: $(VENV)/.installed-test  ## every test: the essential ones with annotated shapes checked, then all parameters, whole programs, killed runs
 	@$(BIN)/python -c 'import sys, jax; print("testing with Python", sys.version.split()[0], "and jax", jax.__version__)'
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -rs --jaxtyping-packages=tbptt,beartype.beartype $(ARGS)
+	@failed=0; \
+	$(BIN)/python -m pytest -n 2 --dist loadfile -rs -m "not exhaustive" --jaxtyping-packages=tbptt,beartype.beartype $(ARGS) || failed=1; \
+	$(BIN)/python -m pytest -n 2 --dist loadfile -rs -m exhaustive $(ARGS) || [ $$? -eq 5 ] || failed=1; \
+	exit $$failed
 
 .PHONY: test-oldest
 test-oldest:  ## the essential tests with exactly the oldest versions that pyproject.toml allows

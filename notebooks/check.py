@@ -2,11 +2,13 @@
 
     python notebooks/check.py [--write] [NOTEBOOK ...]
 
-The files are not changed, unless --write stores the new outputs in them.
+Two run at a time. The files are not changed, unless --write stores the new outputs in them.
 """
 
+import functools
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -25,15 +27,23 @@ def main() -> int:
         print(f"no notebook in {FOLDER}", file=sys.stderr)
         return 1
     failed = 0
-    for path in paths:
-        start = time.perf_counter()
-        error = run(path, write)
-        seconds = time.perf_counter() - start
-        print(f"{path.name}: {'ok' if error is None else 'FAILED'}, {seconds:.0f} s", flush=True)
-        if error is not None:
-            print(error, file=sys.stderr)
-            failed += 1
+    with ThreadPoolExecutor(2) as threads:
+        for path, (error, seconds) in zip(
+            paths, threads.map(functools.partial(timed_run, write=write), paths), strict=True
+        ):
+            print(
+                f"{path.name}: {'ok' if error is None else 'FAILED'}, {seconds:.0f} s", flush=True
+            )
+            if error is not None:
+                print(error, file=sys.stderr)
+                failed += 1
     return 1 if failed else 0
+
+
+def timed_run(path: Path, write: bool) -> tuple[Exception | None, float]:
+    """Execute a notebook, and return its error or None, and the seconds that it took."""
+    start = time.perf_counter()
+    return run(path, write), time.perf_counter() - start
 
 
 def run(path: Path, write: bool) -> Exception | None:
