@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 import tbptt
 from experiments.support.common.console import say
@@ -41,9 +40,11 @@ def load_params(
           difference.
     """
     which = _seed(run, seeds, seed)
-    like = init_params(jax.random.key(0), model)
+    like = jax.eval_shape(lambda key: init_params(key, model), jax.random.key(0))
     if seeds > 1:
-        like = jax.tree.map(lambda leaf: jnp.zeros((seeds, *leaf.shape), leaf.dtype), like)
+        like = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((seeds, *leaf.shape), leaf.dtype), like
+        )
     paths = sorted(finished(run / "checkpoints"), key=_order)
     if not paths:
         raise FileNotFoundError(
