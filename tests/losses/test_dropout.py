@@ -35,7 +35,7 @@ class Logits(nn.Module):
 
 
 assert_close = functools.partial(chex.assert_trees_all_close, rtol=1e-10, atol=1e-10)
-CELL = tbptt.LSTM(D, H)
+CELL = tbptt.Elman(D, H)
 
 
 def cross_entropy(outputs, targets):
