@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import tbptt
-from tbptt.estimators import AwdLengths, ConstantRate, normalised
+from tbptt.estimators import ConstantRate, normalised
 from tests.support import oracle
 from tests.support.problems import assert_same
 from tests.support.sequences import sequence_params, zero_carry
@@ -19,21 +19,17 @@ from tests.support.sequences import sequence_params, zero_carry
 T, B, D, H, K = 12, 3, 2, 3, 3
 CELL, READOUT = tbptt.Elman(D, H), nn.Dense(1, param_dtype=float)
 LOSS_FN = tbptt.sequence_loss(CELL, READOUT, tbptt.squared_error)
+# One of each kind of sum: over windows, a memory of steps, a switch, draws, single steps.
 MAKE = {
     "full": tbptt.full_bptt,
     "disjoint": lambda loss: tbptt.truncated_bptt(loss, K, K),
-    "short": lambda loss: tbptt.truncated_bptt(loss, K, 2),
-    "grouped": lambda loss: tbptt.truncated_bptt(loss, K, K, group=2),
     "overlapping": lambda loss: tbptt.truncated_bptt(loss, K, 2 * K),
     "adaptive": lambda loss: tbptt.adaptive_bptt(loss, K, (K, 2 * K), 0.1, lags=4, tau=2),
-    "random windows": lambda loss: tbptt.estimators.random_window_bptt(loss, K, AwdLengths(4)),
     "randomized": lambda loss: tbptt.randomized_bptt(loss, K, ConstantRate(6)),
-    "rtrl": tbptt.rtrl,
-    "sparse_rtrl": tbptt.estimators.sparse_rtrl,
     "snap": lambda loss: tbptt.snap(loss, 1),
     "uoro": tbptt.uoro,
 }
-WINDOWS = {"full": (T, T), "disjoint": (K, K), "short": (K, 2), "overlapping": (K, 2 * K)}
+WINDOWS = {"full": (T, T), "disjoint": (K, K), "overlapping": (K, 2 * K)}
 RANDOM = np.random.default_rng(0)
 WEIGHTS = RANDOM.random((T, B))
 MASK = RANDOM.random((T, B)) < 0.7

@@ -265,7 +265,7 @@ DATA = 8 * B * (D + 2)  # bytes of one step's inputs and targets, which XLA may 
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("k1, k2, group", [(16, k2, g) for k2 in (16, 32) for g in (1, 8)])
+@pytest.mark.parametrize("k1, k2, group", [(16, 32, 1), (16, 32, 8), (16, 16, 8)])
 def test_temporary_bytes_do_not_depend_on_T(k1, k2, group):
     growth = temporary_bytes(k1, k2, group, 4096) - temporary_bytes(k1, k2, group, 512)
     assert growth <= 2 * DATA * (4096 - 512)

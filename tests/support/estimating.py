@@ -19,7 +19,6 @@ CELLS = {
     "stack": tbptt.Stack((tbptt.LSTM(D, 3), tbptt.cells.GRUResetBefore(3, 4))),
 }
 READOUT = nn.Dense(2, param_dtype=jnp.float64)
-EXTRAS = ("plain", "weights", "resets", "mask", "all")
 
 
 @functools.cache
