@@ -61,6 +61,7 @@ CHECKED = ONE_EACH | {
     (row, column)
     for row in of_unrolls.ROWS
     for column in (of_unrolls.COLUMNS if row in RULES else DERIVED)
+    if row != "`numba_cpu.unroll`, `LSTM`" or column == "grad of vmap of grad"  # as Elman
 }
 
 
@@ -74,7 +75,9 @@ def test_an_unroll_function_equals_plain_unroll(row, column, word):
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
-    "row", [row for row in of_unrolls.ROWS if not row.startswith("`unroll`") or "LSTM" in row]
+    "row",
+    [row for row in of_unrolls.ROWS if not row.startswith("`unroll`") and "Elman" not in row]
+    + ["`unroll`, `LSTM`"],
 )
 def test_float32_gradients_are_those_of_float64(row):
     assert of_unrolls.float32_error_of(row) < 1e-5
@@ -88,7 +91,7 @@ OF_CALLS |= {
     for column, names in {
         "vmap batch": ("truncated_bptt`, k2 > k1", "adaptive_bptt`", "snap`"),
         "vmap key": ("random_window_bptt`", "randomized_bptt`", "uoro`"),
-        "vmap of grad": ("full_bptt`", "truncated_bptt`, k2 > k1", "randomized_bptt`", "snap`"),
+        "vmap of grad": ("full_bptt`", "truncated_bptt`, k2 > k1"),
     }.items()
     for name in names
 }

@@ -96,22 +96,13 @@ def test_a_single_window_is_truncated_bptt_exactly(name, k1, k2, segment):
 
 
 @pytest.mark.parametrize(
-    "name, windows, segment",
-    [
-        ("own", (1, 7), 2),  # a carry with an integer counter, which has no cotangent
-        pytest.param("own", (1, 2, 3, 10), 4, marks=pytest.mark.exhaustive),
-        pytest.param("elman", (2, 7), 2, marks=pytest.mark.exhaustive),
-    ],
+    "windows, segment", [((1, 7), 2), pytest.param((1, 2, 3, 10), 4, marks=pytest.mark.exhaustive)]
 )
-def test_switching_in_mid_stream_is_truncated_bptt_with_the_window_of_that_call(
-    name, windows, segment
-):
+def test_switching_in_mid_stream_is_truncated_bptt_with_the_window_of_that_call(windows, segment):
     """With updates: each call equals TBPTT(k1, k2) with the same stream and parameters."""
     k1, order, lr = 2, [i for i in (4, 0, 3, 1, 2, 4, 2, 3, 0) if i < len(windows)], 0.3
-    is_own = name == "own"
-    loss_fn, params, carry, batch = (
-        own_problem("weights resets", T=32) if is_own else make(CELLS[name], "all", T=32)
-    )
+    # The carry has an integer counter, which has no cotangent.
+    loss_fn, params, carry, batch = own_problem("weights resets", T=32)
     adaptive = tbptt.adaptive_bptt(loss_fn, k1, windows, 0.5, lags=8, tau=3)
     others = [tbptt.truncated_bptt(loss_fn, k1, k2) for k2 in windows]
     estimates = jax.jit(
@@ -129,11 +120,9 @@ def test_switching_in_mid_stream_is_truncated_bptt_with_the_window_of_that_call(
         chex.assert_trees_all_close(out[:2], every[which][:2], rtol=1e-9, atol=1e-13)
         assert out.info.k2 == windows[which]
         memories, params = [one.memory for one in every], stepped(params, out.grads, lr)
-        if is_own:
-            assert out.memory.replay.carries[0]["n"] == segment * (
-                i + 1
-            )  # the carry that enters the next call
-            assert out.info.estimates == 0 or (out.info.phi > 0).all()
+        entering = out.memory.replay.carries[0]  # of the next call
+        assert entering["n"] == segment * (i + 1)
+        assert out.info.estimates == 0 or (out.info.phi > 0).all()
     assert out.info.estimates >= 3
 
 

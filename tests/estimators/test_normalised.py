@@ -19,12 +19,11 @@ from tests.support.sequences import sequence_params, zero_carry
 T, B, D, H, K = 12, 3, 2, 3, 3
 CELL, READOUT = tbptt.Elman(D, H), nn.Dense(1, param_dtype=float)
 LOSS_FN = tbptt.sequence_loss(CELL, READOUT, tbptt.squared_error)
-# One of each kind of sum: over windows, a memory of steps, a switch, draws, single steps.
+# One of each kind of sum: over windows, a memory of steps, draws, single steps.
 MAKE = {
     "full": tbptt.full_bptt,
     "disjoint": lambda loss: tbptt.truncated_bptt(loss, K, K),
     "overlapping": lambda loss: tbptt.truncated_bptt(loss, K, 2 * K),
-    "adaptive": lambda loss: tbptt.adaptive_bptt(loss, K, (K, 2 * K), 0.1, lags=4, tau=2),
     "randomized": lambda loss: tbptt.randomized_bptt(loss, K, ConstantRate(6)),
     "snap": lambda loss: tbptt.snap(loss, 1),
     "uoro": tbptt.uoro,

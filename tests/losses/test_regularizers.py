@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tbptt.cells import GRU, LSTM, Elman, Stack
-from tbptt.estimators import full_bptt, truncated_bptt
+from tbptt.estimators import full_bptt
 from tbptt.losses.regularizers import norm_preserving_loss, regularizer_terms
 from tbptt.losses.sequence import sequence_loss, squared_error
 from tbptt.types import Batch
@@ -261,16 +261,6 @@ def test_it_works_with_full_bptt():
         *both(params, carry, batch),
         added,
     )
-
-
-@pytest.mark.exhaustive
-def test_it_works_with_truncated_bptt():
-    cell = GRU(D, H)
-    estimator = truncated_bptt(norm_preserving_loss(cell, READOUT, squared_error, 0.7), 2, 4)
-    grads = jax.jit(lambda p, c, b: estimator.estimate(p, estimator.init(p, c, b), b).grads)(
-        *setting(cell)
-    )
-    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
 
 
 @pytest.mark.exhaustive
