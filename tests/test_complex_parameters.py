@@ -40,10 +40,10 @@ def draw(radius, seed):
 
 
 def train(loss_fn, params, optimizer):
-    """Return the parameters and the losses of updates of TBPTT(5, 10) on one batch."""
+    """Return the parameters and the losses of updates of full BPTT on one batch."""
     inputs, carry = np.random.default_rng(0).normal(size=(T, B, 1)), np.zeros((B, H), complex)
     batch = tbptt.Batch(inputs, outputs_of(draw(0.8, 2), inputs))
-    estimator = tbptt.truncated_bptt(loss_fn, 5, 10)
+    estimator = tbptt.full_bptt(loss_fn)
     step = tbptt.make_train_step(estimator, optimizer)
 
     def update(state, _):

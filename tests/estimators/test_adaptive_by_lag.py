@@ -57,9 +57,8 @@ def test_phi_equals_autodiff_one_lag_at_a_time(name, extra):
 @pytest.mark.parametrize(
     "name, extra, Ks",
     [
-        ("elman", "all", (1, 4)),
-        pytest.param("elman", "plain", (1, 2, 4, 7), marks=pytest.mark.exhaustive),
-        pytest.param("lstm", "all", (1, 2, 4, 7), marks=pytest.mark.exhaustive),
+        ("elman", "all", (4,)),
+        pytest.param("lstm", "plain", (2, 7), marks=pytest.mark.exhaustive),
     ],
 )
 def test_theorem_1_measured_bias_is_never_above_the_bound(name, extra, Ks, record_property):
@@ -72,9 +71,9 @@ def test_theorem_1_measured_bias_is_never_above_the_bound(name, extra, Ks, recor
         return measure_by_lag(loss_fn, params, carry, batch, lags), grads
 
     points = []
-    for seed in range(8):
+    for seed in range(16):
         params, carry, batch = jax.device_get(make(CELLS[name], extra, seed=seed, T=lags)[1:])
-        params = jax.tree.map(lambda p, seed=seed: p * (0.6 + 0.2 * seed), params)
+        params = jax.tree.map(lambda p, seed=seed: p * (0.6 + 0.1 * seed), params)
         last = np.zeros((lags, B))
         last[-1] = 1.0 if batch.weights is None else batch.weights[-1]
         points.append((params, carry, batch._replace(weights=last)))
@@ -85,7 +84,7 @@ def test_theorem_1_measured_bias_is_never_above_the_bound(name, extra, Ks, recor
     found = jax.device_get(
         jax.jit(jax.vmap(one))(*jax.tree.map(lambda *leaves: np.stack(leaves), *points))
     )
-    for seed in range(8):
+    for seed in range(16):
         seen, (full, *truncated) = jax.tree.map(lambda a, seed=seed: a[seed], found)
         M = np.max(
             np.where(

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from scipy.special import stdtrit
 
 import tbptt
 from tests.support.estimating import CELLS, make, own_loss, run
@@ -51,8 +52,8 @@ def test_two_time_scales_where_a_fit_of_all_lags_is_wrong():
 
 
 def test_growing_gradients_choose_the_largest_window_and_report_it():
-    for lags, windows in [(50, (1, 5, 20)), (100, ALL)]:
-        choice = choose_window(geometric(1.05, lags), windows, 0.9, lags // 2)
+    for lags, windows in [(50, (1, 5, 20))]:
+        choice = choose_window(geometric(1.05, lags), windows, 0.9, 25)
         assert picked(choice, windows) == windows[-1] and not choice.decays and not choice.enough
         np.testing.assert_allclose(choice.beta, 1.05, rtol=1e-12)
         assert np.isinf(choice.absolute).all() and np.isinf(choice.relative).all()
@@ -79,8 +80,7 @@ def test_outside_jit_a_choice_without_a_bound_warns():
     )
 
 
-@pytest.mark.parametrize("k1", [1, 4])
-@pytest.mark.parametrize("a", [0.3, 0.9, 0.99])
+@pytest.mark.parametrize("a, k1", [(0.3, 1), (0.9, 4), (0.99, 1)])
 def test_a_geometric_decay_in_closed_form(a, k1):
     lags, windows = 40, (4, 5, 9, 16, 33, 60, 200)
     choice = choose_window(geometric(a, lags), windows, 0.2, 5, k1=k1, scale=a / (1 - a))
@@ -104,18 +104,17 @@ def test_a_window_shorter_than_the_stride_has_no_bound():
 
 
 def test_the_interval_is_students_and_its_upper_end_is_used():
-    from scipy import stats
-
     rng, tau, lags = np.random.default_rng(0), 6, 14
     k = np.arange(1, lags + 1.0)
     phi = 0.9**k * np.exp(0.1 * rng.standard_normal(lags))
-    line = stats.linregress(k[tau - 1 :], np.log(phi[tau - 1 :]))
-    half = stats.t.ppf(0.5 + 0.9 / 2, lags - tau - 1) * line.stderr
+    x, y = k[tau - 1 :] - np.mean(k[tau - 1 :]), np.log(phi[tau - 1 :])
+    slope = x @ y / (x @ x)
+    residuals = y - np.mean(y) - slope * x
+    error = np.sqrt(residuals @ residuals / (lags - tau - 1) / (x @ x))
+    half = stdtrit(lags - tau - 1, 0.5 + 0.9 / 2) * error
     choice = choose_window(phi, (lags, 30), 0.9, tau, level=0.9)
-    np.testing.assert_allclose(choice.beta, np.exp(line.slope), rtol=1e-12)
-    np.testing.assert_allclose(
-        choice.interval, np.exp([line.slope - half, line.slope + half]), rtol=1e-12
-    )
+    np.testing.assert_allclose(choice.beta, np.exp(slope), rtol=1e-12)
+    np.testing.assert_allclose(choice.interval, np.exp([slope - half, slope + half]), rtol=1e-12)
     high = float(choice.interval[1])
     anchor = np.max((phi / high ** (k - tau))[tau - 1 :])
     np.testing.assert_allclose(

@@ -107,16 +107,3 @@ def test_leaves_of_unequal_length_and_wrong_rank():
             carry,
             batch._replace(inputs=np.asarray(batch.inputs)[..., :1]),
         )
-
-
-def test_nan_in_the_data_is_reported():
-    import optax
-
-    loss_fn, params, carry, batch = make(CELLS["elman"])
-    estimator, optimizer = tbptt.truncated_bptt(loss_fn, 3, 3), optax.sgd(0.1)
-    state = tbptt.init_state(estimator, optimizer, params, carry, batch)
-    inputs = np.array(batch.inputs)
-    inputs[4, 1, 0] = np.nan
-    _, metrics = tbptt.make_train_step(estimator, optimizer)(state, batch._replace(inputs=inputs))
-    assert bool(metrics.non_finite)
-    assert jax.tree.leaves(metrics.non_finite)[0].dtype == bool

@@ -5,7 +5,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.flatten_util import ravel_pytree
 
 import tbptt
 from tbptt.estimators.online import common
@@ -19,7 +18,7 @@ from tests.estimators.test_online import (
     problem,
     same,
 )
-from tests.support.estimating import READOUT
+from tests.support.estimating import READOUT, raveled
 
 
 @each_estimator
@@ -93,7 +92,7 @@ def test_influences_that_do_not_fit_into_memory_are_refused_from_shapes(monkeypa
     jax.eval_shape(tbptt.uoro(loss_fn).init, params, carry, batch)
 
     loss_fn, params, carry, batch = problem(CELLS["lstm"])
-    need = 3 * 8 * ravel_pytree(params)[0].size * 6 * B  # three arrays of float64
+    need = 3 * 8 * raveled(params)[0].size * 6 * B  # three arrays of float64
     tbptt.rtrl(loss_fn, max_bytes=need).init(params, carry, batch)
     with pytest.raises(ValueError, match=rf"need {need:,} bytes; max_bytes allows {need - 1:,}"):
         tbptt.rtrl(loss_fn, max_bytes=need - 1).init(params, carry, batch)

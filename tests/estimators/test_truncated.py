@@ -1,7 +1,6 @@
 """Full and truncated BPTT equal their definitions, in float64, with gradients far from 0."""
 
 import functools
-import itertools
 
 import chex
 import jax
@@ -11,29 +10,16 @@ import pytest
 
 import tbptt
 from tests.support import oracle
-from tests.support.estimating import CELLS, EXTRAS, B, D, T, make, own_problem, run
+from tests.support.estimating import CELLS, B, D, T, make, own_problem, run
 
 exhaustive = pytest.mark.exhaustive
-# every k1 that divides T; k2 below, at, above, not a multiple, beyond T
-PAIRS = [
-    (1, 1),
-    (1, 5),
-    (2, 1),
-    (3, 3),
-    (3, 2),
-    (3, 7),
-    (4, 6),
-    (4, 8),
-    (6, 7),
-    (6, 9),
-    (12, 12),
-    (2, 12),
-    (4, 40),
-    (12, 5),
-]
-# Groups of 1; of 3, if there are more windows, with a remainder or without; of all windows.
-GROUPED = [(*pair, g) for pair in PAIRS for g in (1, 3, 100) if g != 3 or T // pair[0] > 3]
-FEW = {(1, 5, 1), (3, 2, 3), (3, 7, 1), (12, 12, 1), (12, 5, 1)}
+# k2 below, at, above k1, not a multiple of it, at and beyond T
+PAIRS = [(1, 5), (3, 3), (3, 2), (3, 7), (4, 6), (4, 8), (12, 12), (2, 12), (4, 40), (12, 5)]
+# Groups of 1; of 3, with a remainder; of all windows.
+GROUPED = [(*pair, 1) for pair in PAIRS]
+GROUPED += [(*pair, 3) for pair in ((1, 5), (3, 3), (3, 2), (3, 7), (2, 12))]
+GROUPED += [(*pair, 100) for pair in ((1, 5), (3, 3), (3, 2), (4, 6))]
+FEW = {(3, 7, 3), (3, 2, 3), (3, 3, 3), (12, 5, 1)}
 
 
 def sets(every, few):
@@ -67,7 +53,6 @@ def plain_loop(name, extra, k1, k2):
         [
             ("own", "weights resets", 3, 12),
             ("elman", "plain", 4, 17),
-            *((name, "all", 3, 12) for name in CELLS),
         ],
         [("own", "weights resets", 3, 12)],
     ),
@@ -96,8 +81,8 @@ def test_every_window_equals_the_plain_loop(k1, k2, group):
 @pytest.mark.parametrize(
     "extra, k1, k2",
     sets(
-        [(extra, 4, k2) for extra in EXTRAS[:-1] for k2 in (4, 6, 2)],
-        [("plain", 4, 4), ("mask", 4, 4)],  # the other two: test_every_window_equals_the_plain_loop
+        [("plain", 4, 4), ("plain", 4, 6), ("weights", 4, 2), ("resets", 4, 6), ("mask", 4, 4)],
+        [("plain", 4, 4)],  # with weights, resets and a mask: the tests before and after this one
     ),
 )
 def test_weights_resets_and_mask_each_equal_the_plain_loop(extra, k1, k2):
@@ -110,12 +95,14 @@ def test_weights_resets_and_mask_each_equal_the_plain_loop(extra, k1, k2):
     "name, k1, k2, group",
     sets(
         [
-            *((name, 3, 7, 3) for name in CELLS),
+            ("elman", 3, 7, 3),
+            ("gru", 3, 7, 3),
+            ("linear", 3, 2, 1),
             ("stack", 3, 3, 3),
             ("lstm", 3, 2, 3),
             ("lstm", 3, 7, 1),
         ],
-        [("elman", 3, 7, 3), ("stack", 3, 3, 3)],
+        [("elman", 3, 7, 3)],
     ),
 )
 def test_every_cell_equals_the_plain_loop(name, k1, k2, group):
@@ -149,13 +136,20 @@ def test_full_equals_central_finite_differences(name):
     np.testing.assert_allclose(got, want, rtol=1e-7, atol=1e-10)
 
 
+@functools.cache
+def compiled(loss_fn, k1, k2, group=1):
+    estimator = tbptt.truncated_bptt(loss_fn, k1, k2, group=group)
+    return jax.jit(estimator.init), jax.jit(estimator.estimate)
+
+
 @pytest.mark.parametrize(
     "k1, k2, segment, group",
     sets(
         [
-            (k1, k2, segment, group)
-            for k1, k2 in [(2, 1), (2, 2), (2, 3), (2, 5), (2, 8), (3, 4), (1, 4)]
-            for segment, group in ([(k1, 1), (6, 1), (6, 2)] if k1 == 2 else [(k1, 1), (6, 2)])
+            *((2, k2, segment, group) for k2 in (3, 5) for segment, group in ((2, 1), (6, 2))),
+            *((2, k2, 6, 2) for k2 in (1, 2, 8)),
+            (3, 4, 3, 1),
+            (1, 4, 6, 2),
         ],
         [(2, 3, 6, 2), (2, 5, 2, 1)],
     ),
@@ -165,7 +159,7 @@ def test_a_stream_in_segments_equals_one_long_chunk(k1, k2, segment, group):
 
 
 @exhaustive
-@pytest.mark.parametrize("k1, k2, segment, group", [(2, 5, 2, 1), (2, 3, 6, 2), (3, 4, 6, 1)])
+@pytest.mark.parametrize("k1, k2, segment, group", [(2, 3, 6, 2), (3, 4, 6, 1)])
 def test_a_masked_stream_of_an_lstm_in_segments_equals_one_long_chunk(k1, k2, segment, group):
     assert_segments_equal_the_plain_loop("lstm", "all", k1, k2, segment, group)
 
@@ -175,9 +169,8 @@ def assert_segments_equal_the_plain_loop(name, extra, k1, k2, segment, group):
     loss_fn, params, carry, batch = (
         own_problem(extra) if name == "own" else make(CELLS[name], extra)
     )
-    estimator = tbptt.truncated_bptt(loss_fn, k1, k2, group=group)
-    estimate, numpy_batch = jax.jit(estimator.estimate), jax.tree.map(np.asarray, batch)
-    memory = jax.jit(estimator.init)(params, carry, batch)
+    init, estimate = compiled(loss_fn, k1, k2, group)
+    memory, numpy_batch = init(params, carry, batch), jax.tree.map(np.asarray, batch)
     loss_sum, total, grads_sum = 0.0, 0.0, jax.tree.map(lambda a: np.zeros(a.shape), params)
     for start in range(0, T, segment):
         chunk = oracle.part(numpy_batch, start, start + segment)
@@ -192,12 +185,9 @@ def assert_segments_equal_the_plain_loop(name, extra, k1, k2, segment, group):
 def test_replay_uses_the_current_parameters():
     """With updates: the stored carry is old, the replayed steps use the current parameters."""
     k1, k2, lr = 2, 5, 0.5
-    loss_fn, params, start_carry, batch = own_problem()
-    estimator = tbptt.truncated_bptt(loss_fn, k1, k2)
-    memory, estimate = (
-        jax.jit(estimator.init)(params, start_carry, batch),
-        jax.jit(estimator.estimate),
-    )
+    loss_fn, params, start_carry, batch = own_problem("weights resets")
+    init, estimate = compiled(loss_fn, k1, k2)
+    memory = init(params, start_carry, batch)
     step, _ = oracle.compiled(loss_fn)
     batch = jax.tree.map(np.asarray, batch)
     p, carries = params, {0: start_carry}  # carries[t]: the stored carry that enters step t
@@ -208,7 +198,8 @@ def test_replay_uses_the_current_parameters():
         want = oracle.window_gradient(
             loss_fn, p, carries[start], oracle.part(batch, start, end), j * k1 - start
         )
-        same(out.grads, jax.tree.map(lambda g: g / (k1 * B), want))
+        weight = np.sum(batch.weights[j * k1 : end])
+        same(out.grads, jax.tree.map(lambda g, w=weight: g / w, want))
         carries[after] = carries[start]
         for t in range(start, after):
             carries[after] = step(p, carries[after], oracle.part(batch, t, t + 1))[1]
@@ -218,7 +209,7 @@ def test_replay_uses_the_current_parameters():
         )
 
 
-@pytest.mark.parametrize("k1, k2", sets([(3, 3), (3, 7), (3, 2)], [(3, 3)]))
+@pytest.mark.parametrize("k1, k2", sets([(3, 3), (3, 7)], [(3, 3)]))
 def test_batched_equals_the_mean_of_unbatched(k1, k2):
     loss_fn, params, carry, batch = make(CELLS["elman"], "resets")
     estimator = tbptt.truncated_bptt(loss_fn, k1, k2)
@@ -230,7 +221,7 @@ def test_batched_equals_the_mean_of_unbatched(k1, k2):
     same((whole.loss, whole.grads), mean)
 
 
-@pytest.mark.parametrize("k1, k2", sets([(4, 4), (4, 6), (4, 3)], [(4, 6)]))
+@pytest.mark.parametrize("k1, k2", sets([(4, 4), (4, 6)], [(4, 4)]))
 def test_padding_changes_nothing(k1, k2):
     loss_fn, params, carry, batch = make(CELLS["elman"], "weights")
     padded = jax.tree.map(lambda a: np.concatenate([a, np.full((4, *a.shape[1:]), np.nan)]), batch)
@@ -274,7 +265,7 @@ DATA = 8 * B * (D + 2)  # bytes of one step's inputs and targets, which XLA may 
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("k1, k2, group", [(16, k2, g) for k2 in (16, 32) for g in (1, 8)])
+@pytest.mark.parametrize("k1, k2, group", [(16, 32, 1), (16, 32, 8), (16, 16, 8)])
 def test_temporary_bytes_do_not_depend_on_T(k1, k2, group):
     growth = temporary_bytes(k1, k2, group, 4096) - temporary_bytes(k1, k2, group, 512)
     assert growth <= 2 * DATA * (4096 - 512)
@@ -300,7 +291,7 @@ def test_a_group_keeps_the_dtype_of_the_loss():
     params, carry, batch = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, narrow(a)), tuple(point)
     )
-    for k2, group in itertools.product((2, 4, 6), (1, 3)):
+    for k2, group in ((2, 1), (4, 3), (6, 3)):
         estimator = tbptt.truncated_bptt(loss_fn, 4, k2, group=group)
         memory = jax.eval_shape(estimator.init, params, carry, batch)
         out = jax.eval_shape(estimator.estimate, params, memory, batch)
@@ -308,7 +299,7 @@ def test_a_group_keeps_the_dtype_of_the_loss():
 
 
 def test_all_pairs_are_tested_on_both_sides():
-    for pairs, least in ((PAIRS, 13), ([pair[:2] for pair in FEW], 5)):
+    for pairs, least in ((PAIRS, 10), ([pair[:2] for pair in FEW], 4)):
         assert all(T % k1 == 0 for k1, _ in pairs)
         assert {np.sign(k2 - k1) for k1, k2 in pairs} == {-1, 0, 1} and any(
             k2 % k1 for k1, k2 in pairs if k2 > k1

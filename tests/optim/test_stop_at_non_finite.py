@@ -6,7 +6,6 @@ import optax
 import pytest
 
 from tbptt.estimators import full_bptt
-from tbptt.losses.sequence import sequence_loss, squared_error
 from tbptt.optim import (
     StopState,
     clip_by_global_norm,
@@ -18,19 +17,18 @@ from tbptt.training import init_state, make_train_epoch
 from tbptt.types import Batch
 from tests.support.bad_numbers import (
     ADAM,
-    CELL,
     LEAVES,
     PARAMS,
-    READOUT,
     assert_equal,
     cast,
     jitted,
+    linear_loss,
     one_dtype,
     started,
     updating,
     with_value,
 )
-from tests.support.sequences import steps_of, zero_carry
+from tests.support.sequences import steps_of
 
 
 @one_dtype
@@ -106,10 +104,10 @@ def test_stop_within_a_compiled_epoch():
     batch = Batch(np.random.default_rng(1).normal(size=(12, 2, 2)), np.ones((12, 2, 1)))
     targets = batch.targets.copy()
     targets[5] = np.nan  # in the second of three chunks
-    estimator = full_bptt(sequence_loss(CELL, READOUT, squared_error))
+    estimator = full_bptt(linear_loss)
     optimizer = optax.chain(clip_by_global_norm(1e-2), stop_at_non_finite(ADAM))
     epoch = make_train_epoch(estimator, optimizer, 4)
-    start = jax.jit(lambda: init_state(estimator, optimizer, PARAMS, zero_carry(CELL, (2,)), batch))
+    start = jax.jit(lambda: init_state(estimator, optimizer, PARAMS, (), batch))
     first, _ = epoch(start(), steps_of(batch, 0, 4))
     state, metrics = epoch(start(), batch._replace(targets=targets))
     assert metrics.non_finite.tolist() == [False, True, False] and metrics.clipped.tolist() == [

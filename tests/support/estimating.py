@@ -1,6 +1,7 @@
 """Random problems, a loss function of a user and compiled runs, for tests of estimators."""
 
 import functools
+import math
 
 import flax.linen as nn
 import jax
@@ -18,7 +19,6 @@ CELLS = {
     "stack": tbptt.Stack((tbptt.LSTM(D, 3), tbptt.cells.GRUResetBefore(3, 4))),
 }
 READOUT = nn.Dense(2, param_dtype=jnp.float64)
-EXTRAS = ("plain", "weights", "resets", "mask", "all")
 
 
 @functools.cache
@@ -79,6 +79,19 @@ def own_problem(extra="plain", T=T):
         {"s": np.full(B, 0.2), "n": np.zeros((), np.int32)},
     )
     return own_loss, *jax.tree.map(jnp.asarray, (params, carry)), draw_batch(extra, T, 0)
+
+
+def raveled(tree):
+    """Return a tree as one vector, and the function back, as numpy: no program per shape."""
+    leaves, structure = jax.tree.flatten(tree)
+    shapes = [np.shape(leaf) for leaf in leaves]
+    ends = np.cumsum([math.prod(shape) for shape in shapes])
+
+    def back(flat):
+        parts = [flat[e - math.prod(s) : e].reshape(s) for e, s in zip(ends, shapes, strict=True)]
+        return jax.tree.unflatten(structure, parts)
+
+    return np.concatenate([np.ravel(leaf) for leaf in leaves]), back
 
 
 def run(estimator, params, carry, batch):

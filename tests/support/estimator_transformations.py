@@ -124,9 +124,10 @@ def looped_stream(estimator):
         memory, losses = init(params, carry, jax.tree.map(lambda a: a[0], batches)), []
         for i, seed in enumerate(seeds):
             found = estimate(params, memory, jax.tree.map(lambda a, i=i: a[i], batches), seed)
-            params = jax.tree.map(lambda p, g: p - 0.1 * g, params, found.grads)
+            loss, grads = jax.device_get(found[:2])
+            params = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
             memory = found.memory
-            losses.append(found.loss)
+            losses.append(loss)
         return np.stack(losses)
 
     return run
