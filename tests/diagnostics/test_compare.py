@@ -57,7 +57,7 @@ def test_truncation_has_its_closed_form_bias_and_noise_counts_as_variance():
     a, T, late = np.linspace(0.2, 0.5, N), 160, 40
 
     def loss_fn(w, carry, batch):
-        carry = jax.lax.scan(lambda h, x: (2 * [a * h + w * x]), carry, batch.inputs)
+        carry = jax.lax.scan(lambda h, x: 2 * [a * h + w * x], carry, batch.inputs)
         return jnp.sum(carry[1] * batch.weights[:, None]), carry[0]
 
     full, cut = full_bptt(loss_fn), truncated_bptt(loss_fn, 1, 5)
@@ -79,7 +79,9 @@ def test_truncation_has_its_closed_form_bias_and_noise_counts_as_variance():
     assert (exact.bias, exact.variance, exact.draws) == (pytest.approx(0, abs=1e-12), 0, 1)
     norm = np.linalg.norm
     assert cut.bias == pytest.approx(norm(g - r) / norm(r), rel=1e-6)
-    assert cut.cosine == pytest.approx(g @ r / norm(g) / norm(r), rel=1e-9) and cut.cosine < 1 - 1e-5
+    assert (
+        cut.cosine == pytest.approx(g @ r / norm(g) / norm(r), rel=1e-9) and cut.cosine < 1 - 1e-5
+    )
     assert cut.sign_agreement == 1 and (cut.variance, cut.bias_error, cut.draws) == (0, 0, 1)
     assert drawn.variance == pytest.approx(0.01 * r.size / float(r @ r), rel=0.05)
     assert drawn.draws == 400 and drawn.bias_error == pytest.approx((drawn.variance / 400) ** 0.5)
