@@ -20,7 +20,6 @@ import optax
 import tbptt
 from tbptt import Batch
 from tbptt.checkpoints import Checkpoints, restore
-from tbptt.estimators import normalised
 
 CHUNK, UPDATES, B, D, H = 10, 12, 8, 2, 5
 FEW, SPLITS = (
@@ -28,7 +27,7 @@ FEW, SPLITS = (
     (4, 8),
 )  # updates of the quick tests; updates after which a run moves to other devices
 RATES = [1e-2, 3e-2, float("inf")]  # learning rates of three seeds; the last one diverges
-LSTM, MIN, SMALL = tbptt.LSTM(D, H), tbptt.MinLSTM(D, H), tbptt.Elman(D, 3)
+MIN, SMALL = tbptt.MinLSTM(D, H), tbptt.Elman(D, 3)
 READOUT = nn.Dense(1, param_dtype=float)  # float64 if x64 is enabled
 OPTIMIZER = optax.chain(
     tbptt.optim.with_clip_stats(optax.clip_by_global_norm(0.5)),
@@ -38,21 +37,15 @@ OPTIMIZER = optax.chain(
 CASES = {
     "full": (SMALL, tbptt.full_bptt),
     "full, a cell without a derived backward pass": (MIN, tbptt.full_bptt),
-    "truncated": (LSTM, lambda loss_fn: tbptt.truncated_bptt(loss_fn, CHUNK, 25)),
+    "truncated": (SMALL, lambda loss_fn: tbptt.truncated_bptt(loss_fn, CHUNK, 25)),
     "windows in one call": (
         SMALL,
         lambda loss_fn: tbptt.truncated_bptt(loss_fn, CHUNK // 2, CHUNK // 2),
     ),
-    "divided by a constant": (
-        SMALL,
-        lambda loss_fn: normalised(tbptt.truncated_bptt, 300.0)(loss_fn, CHUNK, 25),
-    ),
     "adaptive": (SMALL, lambda loss_fn: tbptt.adaptive_bptt(loss_fn, CHUNK, [10, 20], 0.5, lags=6)),
-    "rtrl": (SMALL, tbptt.rtrl),
     "uoro": (SMALL, tbptt.uoro),
 }
-FIRST = "quick"
-ALL_CASES = CASES | {FIRST: (SMALL, CASES["truncated"][1])}
+FIRST = "truncated"
 
 
 def stream(rows: slice | range = range(B)) -> list[Batch]:
@@ -68,7 +61,7 @@ def stream(rows: slice | range = range(B)) -> list[Batch]:
 
 
 def make_state(name: str, loss_fn, batch_size: int, key=None) -> tbptt.TrainState:
-    cell, make = ALL_CASES[name]
+    cell, make = CASES[name]
     draw, train_key = jax.random.split(jax.random.key(0) if key is None else key)
     example = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct((CHUNK, batch_size, *a.shape[2:]), a.dtype), stream()[0]
@@ -80,11 +73,11 @@ def make_state(name: str, loss_fn, batch_size: int, key=None) -> tbptt.TrainStat
 
 
 def plain_loss(name: str):
-    return tbptt.sequence_loss(ALL_CASES[name][0], READOUT, tbptt.squared_error)
+    return tbptt.sequence_loss(CASES[name][0], READOUT, tbptt.squared_error)
 
 
 def step_of(name: str, loss_fn):
-    return tbptt.make_train_step(ALL_CASES[name][1](loss_fn), OPTIMIZER)
+    return tbptt.make_train_step(CASES[name][1](loss_fn), OPTIMIZER)
 
 
 def train(step, state, batches) -> tuple[tbptt.TrainState, list[float]]:
@@ -107,7 +100,7 @@ class Parallel:
     def __init__(self, name: str, devices: int | None, key=None):
         self.mesh = tbptt.distributed.batch_mesh(devices)
         self.loss_fn = tbptt.distributed.sharded_loss(
-            plain_loss(name), ALL_CASES[name][0].initial_carry, self.mesh
+            plain_loss(name), CASES[name][0].initial_carry, self.mesh
         )
         self.make_state = functools.partial(make_state, name, self.loss_fn, key=key)
         self.state = tbptt.distributed.init_sharded_state(self.make_state, B, self.mesh)
@@ -202,9 +195,7 @@ def separate_seeds(name: str, seeds: int = len(RATES)) -> list[list[float]]:
 def vmapped_seeds(name: str, devices: int) -> list[list[float]]:
     """Return the losses of the three seeds in one program, on a mesh of devices."""
     mesh = tbptt.distributed.batch_mesh(devices)
-    loss_fn = tbptt.distributed.sharded_loss(
-        plain_loss(name), ALL_CASES[name][0].initial_carry, mesh
-    )
+    loss_fn = tbptt.distributed.sharded_loss(plain_loss(name), CASES[name][0].initial_carry, mesh)
 
     def together(batch_size):
         make = functools.partial(make_state, name, loss_fn, batch_size)
