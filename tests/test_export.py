@@ -4,6 +4,7 @@ import functools
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -57,7 +58,7 @@ def test_training_is_exported_for_every_platform(make, estimator, form):
 
 def test_a_served_step_equals_one_prediction_of_the_whole_sequence():
     cell, readout = tbptt.LSTM(3, 4), nn.Dense(2, param_dtype=float)
-    params = sequence_params(cell, readout)
+    params = jax.tree.map(jnp.asarray, sequence_params(cell, readout))
     xs = np.random.default_rng(0).normal(size=(7, 2, 3))
     carry = zero_carry(cell, (2,))
     _, tree = jax.tree.flatten(carry)
