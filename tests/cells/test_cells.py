@@ -40,12 +40,20 @@ exhaustive = functools.partial(pytest.param, marks=pytest.mark.exhaustive)
 
 def drawn(cell, key, *names):
     """Return the leaves of `cell.init` with these names, or all of them."""
+    return drawn_by([cell], key, *names)[0]
+
+
+def drawn_by(cells, key, *names):
+    """Return the leaves of every cell, drawn by one program."""
 
     def leaves(key):
-        params = cell.init(key)
-        return tuple(getattr(params, name) for name in names) if names else params
+        draws = [cell.init(key) for cell in cells]
+        return [tuple(getattr(p, name) for name in names) if names else p for p in draws]
 
     return jax.tree.map(np.asarray, jax.jit(leaves)(key))
+
+
+GATES = {Elman: 1, GRU: 3, GRUResetBefore: 3, LSTM: 4}
 
 
 def normal(*shapes):
@@ -61,15 +69,16 @@ def recurrent_blocks(params):
     )
 
 
-@pytest.mark.parametrize(("make", "gates"), [(Elman, 1), (GRU, 3), (GRUResetBefore, 3), (LSTM, 4)])
-def test_recurrent_weights_are_orthogonal_gate_by_gate(make, gates, key):
-    blocks = recurrent_blocks(drawn(make(D, H), key))
-    assert len(blocks) == gates
-    for w in blocks:
-        np.testing.assert_allclose(w @ w.T, np.eye(H), **close)
-    for a in range(gates):  # independent draws
-        for b in range(a):
-            assert np.max(np.abs(blocks[a] - blocks[b])) > 0.1
+def test_recurrent_weights_are_orthogonal_gate_by_gate(key):
+    every = drawn_by([make(D, H) for make in GATES], key)
+    for params, gates in zip(every, GATES.values(), strict=True):
+        blocks = recurrent_blocks(params)
+        assert len(blocks) == gates
+        for w in blocks:
+            np.testing.assert_allclose(w @ w.T, np.eye(H), **close)
+        for a in range(gates):  # independent draws
+            for b in range(a):
+                assert np.max(np.abs(blocks[a] - blocks[b])) > 0.1
 
 
 @pytest.mark.parametrize(
@@ -77,9 +86,8 @@ def test_recurrent_weights_are_orthogonal_gate_by_gate(make, gates, key):
     [
         (GRUResetBefore, jnp.bfloat16),
         (Elman, jnp.float16),
-        (MinLSTM, jnp.float16),
-        *(exhaustive(make, jnp.bfloat16) for make in MAKERS if make is not GRUResetBefore),
-        *(exhaustive(make, jnp.float16) for make in MAKERS if make not in (Elman, MinLSTM)),
+        exhaustive(LSTM, jnp.bfloat16),
+        exhaustive(MinLSTM, jnp.float16),
     ],
 )
 def test_half_precision_params_and_steps(make, dtype, key):
@@ -112,34 +120,36 @@ def test_gain_and_identity(key):
     np.testing.assert_array_equal(w, 0.5 * np.eye(H))
 
 
-@pytest.mark.parametrize(("make", "gates"), [(Elman, 1), (GRU, 3), (GRUResetBefore, 3), (LSTM, 4)])
-def test_input_weights_follow_glorot_gate_by_gate(make, gates, key):
-    (w_x,) = drawn(make(200, 100), key, "w_x")
+def test_input_weights_follow_glorot_gate_by_gate(key):
+    every = drawn_by([make(200, 100) for make in GATES], key, "w_x")
     limit = math.sqrt(6 / (200 + 100))  # of one gate: D + H, not D + gates * H
-    assert w_x.shape == (200, gates * 100)
-    for w in np.split(w_x, gates, axis=1):
-        assert 0.99 * limit < np.max(np.abs(w)) <= limit
+    for (w_x,), gates in zip(every, GATES.values(), strict=True):
+        assert w_x.shape == (200, gates * 100)
+        for w in np.split(w_x, gates, axis=1):
+            assert 0.99 * limit < np.max(np.abs(w)) <= limit
 
 
 def test_initial_biases(key):
-    for make in (Elman, GRU, GRUResetBefore, DiagonalLinear):
-        assert not np.any(drawn(make(D, H), key, "b")[0])
+    zero = [make(D, H) for make in (Elman, GRU, GRUResetBefore, DiagonalLinear)]
+    *of_zero, (b,), (b_25,) = drawn_by([*zero, LSTM(D, H), LSTM(D, H, forget_bias=2.5)], key, "b")
+    assert len(of_zero) == 4 and not any(np.any(of) for (of,) in of_zero)
     assert not np.any(drawn(GRU(D, H), key, "b_n")[0])
-    np.testing.assert_array_equal(drawn(LSTM(D, H), key, "b")[0], np.repeat([0, 1, 0, 0], H))
-    np.testing.assert_array_equal(
-        drawn(LSTM(D, H, forget_bias=2.5), key, "b")[0], np.repeat([0, 2.5, 0, 0], H)
-    )
+    np.testing.assert_array_equal(b, np.repeat([0, 1, 0, 0], H))
+    np.testing.assert_array_equal(b_25, np.repeat([0, 2.5, 0, 0], H))
 
 
 def test_chrono_spreads_the_time_scales(key):
     lag = 50
-    b_i, b_f, b_g, b_o = np.split(drawn(LSTM(D, 500, longest_lag=lag), key, "b")[0], 4)
+    (b,), *of_grus = drawn_by(
+        [make(D, 500, longest_lag=lag) for make in (LSTM, GRU, GRUResetBefore)], key, "b"
+    )
+    b_i, b_f, b_g, b_o = np.split(b, 4)
     assert 0 <= b_f.min() < math.log(1.5) and b_f.max() <= math.log(lag - 1)  # u from 1 on
     np.testing.assert_array_equal(b_i, -b_f)
     assert not np.any(b_g) and not np.any(b_o)
     biases = [b_f]
-    for make in (GRU, GRUResetBefore):
-        b_r, b_z, b_n = np.split(drawn(make(D, 500, longest_lag=lag), key, "b")[0], 3)
+    for (b,) in of_grus:
+        b_r, b_z, b_n = np.split(b, 3)
         assert not np.any(b_r) and not np.any(b_n)
         biases.append(b_z)
     for bias in biases:
@@ -154,9 +164,8 @@ def test_diagonal_linear_draws_decays_between_its_bounds(key):
     assert 0.2 <= a.min() < 0.21 and 0.59 < a.max() < 0.6
 
 
-@pytest.mark.parametrize("t", [exhaustive(1), exhaustive(2), 17])
-def test_diagonal_linear_closed_forms(t, key):
-    cell = DiagonalLinear(D, H)
+def test_diagonal_linear_closed_forms(key):
+    cell, t = DiagonalLinear(D, H), 17
     params, xs = drawn(cell, key), np.zeros((t, D))
 
     def h_t(params: DiagonalLinearParams, h: jax.Array) -> jax.Array:
@@ -282,10 +291,8 @@ def test_longest_lag_is_at_least_three():
     LSTM(D, H, longest_lag=3)
 
 
-@pytest.mark.parametrize("shape", [(), exhaustive((5,)), (4, 3)])
-@pytest.mark.parametrize(
-    "D", [exhaustive(1), exhaustive(2), FEW_INPUTS, FEW_INPUTS + 1, exhaustive(9)]
-)
+@pytest.mark.parametrize("shape", [(), (4, 3)])
+@pytest.mark.parametrize("D", [exhaustive(1), FEW_INPUTS, FEW_INPUTS + 1])
 def test_input_projection_with_few_and_many_inputs(D, shape):
     xs, w_x, b = normal((*shape, D), (D, 7), 7)
     np.testing.assert_allclose(
@@ -297,7 +304,7 @@ def test_input_projection_with_few_and_many_inputs(D, shape):
     ) == (D > FEW_INPUTS)
 
 
-@pytest.mark.parametrize("shape", [(), exhaustive((5,)), (4, 3)])
+@pytest.mark.parametrize("shape", [(), (4, 3)])
 def test_bias_gradient_is_computed_with_the_weight_gradient(shape):
     a, d = normal((*shape, 6), (*shape, 7))
     rows = a.reshape(-1, 6), d.reshape(-1, 7)

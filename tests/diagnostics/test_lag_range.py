@@ -30,17 +30,16 @@ def test_float32_influence_overflows_to_inf_and_underflows_to_zero():
         assert got[-1] == end
 
 
-def test_squares_do_not_underflow_in_float32():
-    cell = tbptt.DiagonalLinear(1, 2, dtype=jnp.float32)
-    params = cell_params(cell)._replace(a=np.full(2, 0.5, np.float32))
-    norms = by_lag(cell, params, zero_carry(cell), np.zeros((120, 1), np.float32), jnp.sum)
-    np.testing.assert_allclose(norms, np.sqrt(2) * 0.5 ** np.arange(1.0, 121.0), rtol=1e-6)
-
-
 def linear32(w):
     """Return a linear float32 network without input; its gradients by lag are those of w^k."""
     cell = tbptt.Elman(1, len(w), activation=jax.nn.identity, dtype=jnp.float32)
     return cell, zeros_like(cell)._replace(w_h=np.asarray(w, np.float32))
+
+
+def test_squares_do_not_underflow_in_float32():
+    cell, params = linear32(0.5 * np.eye(2))
+    norms = by_lag(cell, params, zero_carry(cell), np.zeros((400, 1), np.float32), jnp.sum)[:120]
+    np.testing.assert_allclose(norms, np.sqrt(2) * 0.5 ** np.arange(1.0, 121.0), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -90,12 +89,8 @@ def test_a_gradient_that_left_the_range_returns(factor):
     assert (norms[~inside] == (np.inf if factor > 1 else 0)).all() and norms[-1] == 1
 
 
-@pytest.mark.parametrize(
-    "dtype",
-    [jnp.float16, pytest.param(jnp.bfloat16, marks=pytest.mark.exhaustive)],
-    ids=["float16", "bfloat16"],
-)
-def test_half_precision_is_propagated_in_its_dtype_and_measured_in_float32(dtype):
+def test_half_precision_is_propagated_in_its_dtype_and_measured_in_float32():
+    dtype = jnp.float16
     cell = tbptt.DiagonalLinear(1, 2, dtype=dtype)
     for a in (2.0, 0.5):
         params = zeros_like(cell)._replace(a=np.full(2, a, dtype))

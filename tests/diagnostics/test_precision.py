@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tbptt.cells import GRU, LSTM, DiagonalLinear, Elman, Stack
+from tbptt.cells import LSTM, DiagonalLinear, Elman, Stack
 from tbptt.diagnostics import (
     first_bad_leaf,
     first_non_finite,
@@ -29,7 +29,6 @@ DTYPES = {
     "float32": np.float32,
     "float64": np.float64,
 }
-each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
 def numpy_powers(w, dtype, steps):
@@ -44,8 +43,9 @@ def numpy_powers(w, dtype, steps):
     return hs
 
 
-@each_dtype
-@pytest.mark.parametrize("w", [1.01, 1.5, -2.0, 1.1])
+@pytest.mark.parametrize(
+    ("w", "dtype"), [*((1.01, d) for d in DTYPES), (-2.0, "float16"), (1.1, "bfloat16")]
+)
 def test_overflow_equals_numpy(w, dtype):
     hs = numpy_powers(w, dtype, 100_000)
     assert overflow_step(w, dtype) == (None if np.isfinite(hs[-1]) else len(hs) - 1)
@@ -64,8 +64,10 @@ def test_overflow_of_powers_of_two(dtype, most):
 
 def test_all_four_dtypes_by_doubling():
     assert [overflow_step(2.0, d) for d in DTYPES] == [16, 128, 128, 1024]
-    assert [powers(0.5, d, 2000).subnormal for d in DTYPES] == [15, 127, 127, 1023]
-    assert powers(0.5, "float16", 2000).zero == 25  # float16 has subnormals; 2^-25 rounds to even
+    assert [powers(0.5, d, 100_000).subnormal for d in DTYPES] == [15, 127, 127, 1023]
+    assert (
+        powers(0.5, "float16", 100_000).zero == 25
+    )  # float16 has subnormals; 2^-25 rounds to even
     for dtype, bits in (("float32", 23), ("float64", 52)):  # with or without subnormals
         smallest = -int(np.finfo(dtype).minexp)
         assert underflow_step(0.5, dtype) in (smallest + 1, smallest + bits + 1)
@@ -74,16 +76,16 @@ def test_all_four_dtypes_by_doubling():
 def test_powers_that_round_to_themselves_are_stuck():
     # float16: below 50 units of 2^-24, a change of 1 % rounds to 0, so 0.99^n never foundes 0.
     hs = numpy_powers(0.99, "float16", 5000)
-    found = powers(0.99, "float16", 5000)
+    found = powers(0.99, "float16", 100_000)
     assert found == (None, next(n for n, h in enumerate(hs) if h < 2.0**-14), None, len(hs) - 1)
     assert underflow_step(0.99, "float16") is None
-    assert powers(1.0, "float32", 10) == powers(-1.0, "float32", 10) == (None,) * 4
-    assert powers(1.001, "bfloat16", 10) == (None, None, None, 1)  # 1.001 is 1 in bfloat16
+    assert powers(1.0, "float32", 100_000) == powers(-1.0, "float32", 100_000) == (None,) * 4
+    assert powers(1.001, "bfloat16", 100_000) == (None, None, None, 1)  # 1.001 is 1 in bfloat16
 
 
 def test_a_thousand_steps_of_099():
     flushed = math.ceil(math.log(1.1754943508222875e-38) / math.log(float(np.float32(0.99))))
-    assert powers(0.99, "float32", 20_000).subnormal == flushed == 8690
+    assert powers(0.99, "float32", 100_000).subnormal == flushed == 8690
     assert underflow_step(0.99, "float32", max_steps=1000) is None
     # 0.99^1000 = 4e-5 changes a float64 parameter; 1e-16, at lag 3655, does not.
     assert (
@@ -99,10 +101,14 @@ def test_a_thousand_steps_of_099():
     assert last_useful_lag(0.99, "float64", 1000) is None
 
 
-@each_dtype
 @pytest.mark.parametrize(
-    ("w", "parameter", "rate"),
-    [(0.9, 1.5, 1.0), (0.9, 1.5, 0.01), (-0.7, 0.3, 0.1), (1.2, 2.0, 1.0)],
+    ("w", "parameter", "rate", "dtype"),
+    [
+        *((0.9, 1.5, 1.0, dtype) for dtype in DTYPES),
+        (0.9, 1.5, 0.01, "float32"),
+        (-0.7, 0.3, 0.1, "float64"),
+        (1.2, 2.0, 1.0, "float16"),
+    ],
 )
 def test_last_useful_lag_equals_numpy(w, parameter, rate, dtype):
     kind = DTYPES[dtype]
@@ -148,11 +154,9 @@ def scalar(a):
     return cell, cell_params(cell)._replace(a=np.array([a])), zero_carry(cell)
 
 
-@pytest.mark.parametrize(
-    "dtype", ["float16", *(pytest.param(d, marks=pytest.mark.exhaustive) for d in list(DTYPES)[1:])]
-)
 @pytest.mark.parametrize("a", [0.5, 4.0])
-def test_gradients_by_lag_end_where_powers_do(a, dtype):
+def test_gradients_by_lag_end_where_powers_do(a):
+    dtype = "float16"
     cell, params, carry = scalar(a)
     T = 2 * int(math.log(float(ml_dtypes.finfo(DTYPES[dtype]).max)))
     found = gradient_range(
@@ -164,8 +168,8 @@ def test_gradients_by_lag_end_where_powers_do(a, dtype):
     assert found.last_useful == last_useful_lag(a, dtype, T, parameter=1.5)
 
 
-def test_gradient_range_of_an_lstm_equals_autodiff():
-    cell, T = LSTM(2, 3), 6
+def test_gradient_range_of_an_elman_network_equals_autodiff():
+    cell, T = Elman(2, 3), 6
     params, carry = cell_params(cell), zero_carry(cell, (2,))
     xs = jnp.asarray(np.random.default_rng(0).normal(size=(T, 2, 2)))
     found = gradient_range(cell, params, carry, xs, lambda y: jnp.sum(y**2), "float64")
@@ -187,9 +191,9 @@ def test_gradient_range_of_bad_input(key):
     assert found.overflow == 1 and found.last_useful == 0 and np.isnan(found.largest).all()
     cell, params, carry = scalar(0.5)
     found = gradient_range(
-        cell, params, carry, jnp.zeros((1, 1)), lambda y: jnp.zeros(()), "float32"
+        cell, params, carry, jnp.zeros((3, 1)), lambda y: jnp.zeros(()), "float32"
     )
-    assert found.zero == 1 and found.largest.tolist() == [0]  # a loss that ignores the carry
+    assert found.zero == 1 and found.largest.tolist() == [0] * 3  # a loss that ignores the carry
     with pytest.raises(
         TypeError,
         match=r"carry\[1\] is int64: derivatives with respect to a carry need floating leaves",
@@ -233,7 +237,6 @@ def test_the_first_non_finite_value_is_located():
     assert located(cell, bad, carry, xs) == "before step 0: params[1].w_h"
     late = (carry[0]._replace(c=with_entry(carry[0].c, (1, 2), -np.inf)), carry[1])
     assert located(cell, params, late, xs) == "before step 0: carry[0].c"
-    assert located(cell, params, carry, xs[:0]) == "all finite"
 
 
 def test_a_diverging_recurrence_is_distinguished_from_bad_input():
@@ -242,6 +245,7 @@ def test_a_diverging_recurrence_is_distinguished_from_bad_input():
     assert (
         located(cell, params, carry, np.zeros((200, 1), np.float32)) == "step 127: carry.h"
     )  # 2^128
+    assert located(cell, params, carry, np.zeros((0, 1), np.float32)) == "all finite"
 
 
 class OnlyTheOutput(DiagonalLinear):
@@ -257,10 +261,13 @@ def test_a_non_finite_output_and_integer_leaves():
 
 
 def test_the_first_bad_leaf_of_a_gradient():
-    grads = {"cell": cell_params(GRU(2, 3)), "n": np.zeros((), int)}
+    grads = {"cell": cell_params(Elman(2, 3)), "n": np.zeros((), int)}
     find = jax.jit(first_bad_leaf)
     assert int(find(grads)) == -1 and leaf_name(grads, -1) is None
     cell = grads["cell"]
-    bad = {**grads, "cell": cell._replace(b=with_entry(cell.b, 1, np.inf), b_n=cell.b_n * np.nan)}
-    assert leaf_name(bad, find(bad)) == "['cell'].b"
+    bad = {
+        **grads,
+        "cell": cell._replace(w_x=with_entry(cell.w_x, (1, 1), np.inf), b=cell.b * np.nan),
+    }
+    assert leaf_name(bad, find(bad)) == "['cell'].w_x"
     assert int(first_bad_leaf(())) == -1

@@ -50,21 +50,12 @@ def from_lstm(cell, found, carry):
 
 
 CELLS = {
-    "elman": (Elman(D, H), from_elman),
     "sigmoid elman": (Elman(D, H, activation=sigmoid), from_elman),
     "gru": (GRU(D, H), from_gru),
     "reset before": (GRUResetBefore(D, H), from_gru),
     "lstm": (LSTM(D, H), from_lstm),
-    "lstm of one unit": (LSTM(1, 1), from_lstm),
 }
-FIRST = {"sigmoid elman", "gru", "reset before", "lstm"}
-each_cell = pytest.mark.parametrize(
-    ("cell", "rebuild"),
-    [
-        pytest.param(*each, id=name, marks=[pytest.mark.exhaustive] * (name not in FIRST))
-        for name, each in CELLS.items()
-    ],
-)
+each_cell = pytest.mark.parametrize(("cell", "rebuild"), CELLS.values(), ids=CELLS)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -181,21 +172,21 @@ def _same(a):
 
 
 def test_masked_steps_do_not_count_and_resets_apply():
-    cell = LSTM(D, H)
+    cell = Elman(D, H)
     params, carry, xs = drawn(cell)
     mask, resets, none = np.ones((T, B), bool), np.zeros((T, B), bool), np.zeros((T, B), bool)
     mask[4:], resets[3] = False, True
     padded, both = (
-        saturated(cell, params, carry, inputs, mask=m, resets=r, flat=0.8)
+        saturated(cell, params, carry, inputs, mask=m, resets=r, flat=0.99)
         for inputs, m, r in (
             (np.where(mask[..., None], xs, np.nan), mask, none),
             (xs, ~none, resets),
         )
     )
-    short = saturated(cell, params, carry, xs[:4], flat=0.8)
+    short = saturated(cell, params, carry, xs[:4], flat=0.99)
     assert max(s.stuck for s in short.values()) > 0
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), padded, short)
-    one, two = (saturated(cell, params, carry, part) for part in (xs[:3], xs[3:]))
+    one, two = (saturated(cell, params, carry, part, flat=0.99) for part in (xs[:3], xs[3:]))
     for name in both:
         np.testing.assert_allclose(
             both[name].slope, (3 * one[name].slope + 4 * two[name].slope) / T, rtol=1e-12
@@ -203,7 +194,7 @@ def test_masked_steps_do_not_count_and_resets_apply():
 
 
 def test_without_steps_all_statistics_are_nan():
-    cell = GRU(D, H)
+    cell = Elman(D, H)
     params, carry, xs = drawn(cell)
     mask = np.zeros((T, B), bool)
     lost = saturated(cell, params, carry, xs, mask=mask)
@@ -225,7 +216,7 @@ def test_a_clipped_cell_has_the_gates_of_the_cell_inside():
 
 
 def test_one_step_and_nan_parameters():
-    cell = GRU(D, H)
+    cell = Elman(D, H)
     params, carry, xs = drawn(cell, steps=1)
     assert all(np.isfinite(leaf) for leaf in jax.tree.leaves(saturated(cell, params, carry, xs)))
     found = saturated(cell, params._replace(b=params.b * np.nan), carry, xs)

@@ -188,21 +188,12 @@ def test_without_sharded_loss_xla_communicates_more(one):
     )
 
 
-def assert_equal_separate_runs(together, alone):
-    together, alone = np.array(together), np.array(alone)
+@exhaustive  # essential tier: test_seeds.py on one device
+def test_vmapped_seeds_equal_separate_runs(one):
+    together, alone = np.array(one["together"]), np.array(one["alone"])
     np.testing.assert_allclose(together[:2], alone[:2], rtol=1e-12)  # the third run diverged
     assert np.isfinite(together[:2]).all() and not np.isfinite(together[2, 1:]).any()
     assert not np.allclose(together[0], together[1], rtol=1e-3)
-
-
-def test_vmapped_seeds_on_two_devices_equal_separate_runs(small):
-    assert_equal_separate_runs(small["together"], small["alone"])
-
-
-@exhaustive
-@pytest.mark.parametrize("where", ["one device", "devices"])
-def test_vmapped_seeds_equal_separate_runs(one, where):
-    assert_equal_separate_runs(one["together"][where], one["alone"])
 
 
 def test_the_batch_axis_is_found_by_scaling():

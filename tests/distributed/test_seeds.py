@@ -12,11 +12,11 @@ import pytest
 import tbptt
 from tbptt.distributed import init_seeds, map_seeds, over_seeds
 
-CELL, READOUT, S = tbptt.GRU(2, 3), nn.Dense(1, param_dtype=float), 3
+CELL, READOUT, S = tbptt.Elman(2, 3), nn.Dense(1, param_dtype=float), 3
 ESTIMATOR = tbptt.truncated_bptt(
     tbptt.sequence_loss(CELL, READOUT, tbptt.squared_error, unroll=tbptt.plain_unroll), 2, 4
 )
-OPTIMIZER = optax.adam(0.03)
+OPTIMIZER = optax.sgd(0.3)
 STEP = tbptt.make_train_step(ESTIMATOR, OPTIMIZER)
 X = np.random.default_rng(0).normal(size=(2, 4, 2, 2))
 CHUNKS = [tbptt.Batch(x, x[..., :1] ** 2) for x in X]
@@ -45,9 +45,7 @@ def alone():
 
 
 # The next test shows that the default is a loop on a CPU.
-@pytest.mark.parametrize(
-    "vectorized", [False, *(pytest.param(v, marks=pytest.mark.exhaustive) for v in (None, True))]
-)
+@pytest.mark.parametrize("vectorized", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
 def test_over_seeds_equals_separate_runs(vectorized):
     together = trained(over_seeds(STEP, vectorized=vectorized), init_seeds(make_state, KEYS))
     for got, want in zip(jax.tree.leaves(together), jax.tree.leaves(alone()), strict=True):

@@ -54,19 +54,19 @@ class Integrators(DiagonalLinear):
 CELLS = [DiagonalLinear(D, H), MinGRU(D, H), MinLSTM(D, H), Integrators(D, H)]
 RESETS_AND_MASK = ("resets", "mask")
 NO_RESETS, ALL_STEPS = np.zeros((T, B), bool), np.ones((T, B), bool)
-each_cell = pytest.mark.parametrize("cell", CELLS, ids=lambda cell: type(cell).__name__)
-exhaustive = pytest.mark.exhaustive
+DIAGONAL, MIN_GRU, MIN_LSTM, INTEGRATORS = CELLS
+exhaustive = functools.partial(pytest.param, marks=pytest.mark.exhaustive)
 
 
-def cells(*others, essential=()):
-    """Return parameters of every cell and `others`; all but `essential` cells are exhaustive."""
-    tier = lambda cell: () if type(cell) in essential else exhaustive  # noqa: E731
-    named = lambda cell: " ".join([type(cell).__name__, *map(str, others)])  # noqa: E731
-    return [pytest.param(cell, *others, marks=tier(cell), id=named(cell)) for cell in CELLS]
+def name(value):
+    return str(value) if isinstance(value, int | tuple) else type(value).__name__
+
+
+one_and_two_leaves = pytest.mark.parametrize("cell", [DIAGONAL, INTEGRATORS], ids=name)
 
 
 @functools.cache
-def unrolled(cell, reverse=False):
+def unrolled(cell, reverse):
     """Return a compiled function of params, carry, xs and flags; its loss is of `counted` ys."""
 
     def run(params, carry, xs, counted, **flags):
@@ -86,8 +86,13 @@ def flags_of(given, use):
 
 @pytest.mark.parametrize(
     ("cell", "reverse"),
-    cells(False, essential=(DiagonalLinear, MinGRU, MinLSTM))
-    + cells(True, essential=(MinGRU, Integrators)),
+    [
+        (DIAGONAL, False),
+        (INTEGRATORS, True),
+        exhaustive(MIN_GRU, False),
+        exhaustive(MIN_LSTM, True),
+    ],
+    ids=name,
 )
 def test_equals_the_reference_loop(cell, reverse):
     params, carry, xs, given = problem(cell)
@@ -103,34 +108,27 @@ def test_equals_the_reference_loop(cell, reverse):
 
 @pytest.mark.parametrize(
     ("cell", "use"),
-    cells((), essential=(MinLSTM,))
-    + cells(("resets",), essential=(Integrators,))
-    + cells(("mask",), essential=(MinLSTM,)),
+    [(DIAGONAL, ()), (INTEGRATORS, ("resets",)), (DIAGONAL, ("mask",))],
+    ids=name,
 )
 def test_flags_are_optional(cell, use):
     params, carry, xs, given = problem(cell)
     given = {name: given[name] for name in use}
     assert_same(
-        unrolled(cell)(params, carry, xs, **given), reference_loop(cell, params, carry, xs, **given)
+        unrolled(cell, False)(params, carry, xs, **given),
+        reference_loop(cell, params, carry, xs, **given),
     )
 
 
 @pytest.mark.parametrize(
     ("cell", "steps", "reverse"),
     [
-        (MinGRU(D, H), 1, True),
-        (MinGRU(D, H), 2, False),
-        (Integrators(D, H), 37, True),
-        pytest.param(DiagonalLinear(D, H), 1, False, marks=exhaustive),
-        pytest.param(MinLSTM(D, H), 1, False, marks=exhaustive),
-        pytest.param(Integrators(D, H), 2, True, marks=exhaustive),
-        pytest.param(MinLSTM(D, H), 2, True, marks=exhaustive),
-        pytest.param(DiagonalLinear(D, H), 300, True, marks=exhaustive),
-        pytest.param(MinGRU(D, H), 300, True, marks=exhaustive),
-        pytest.param(MinLSTM(D, H), 300, False, marks=exhaustive),
-        pytest.param(Integrators(D, H), 300, False, marks=exhaustive),
+        (DIAGONAL, 1, True),
+        (DIAGONAL, 2, False),
+        (DIAGONAL, 37, True),
+        exhaustive(INTEGRATORS, 300, False),
     ],
-    ids=lambda value: str(value) if isinstance(value, int) else type(value).__name__,
+    ids=name,
 )
 def test_equals_plain_unroll_at_every_tree_depth(cell, steps, reverse):
     params, carry, xs, given = problem(cell, steps=steps)
@@ -140,8 +138,8 @@ def test_equals_plain_unroll_at_every_tree_depth(cell, steps, reverse):
     assert_same(got, plain_reference(cell, steps=steps, reverse=reverse), 1e-10)
 
 
-@pytest.mark.parametrize("cell", cells(essential=(MinGRU, Integrators)))
-def test_zero_steps_return_the_carry(cell):
+def test_zero_steps_return_the_carry():
+    cell = INTEGRATORS
     params, carry, xs, given = problem(cell)
     given = {name: np.asarray(flags)[:0] for name, flags in given.items()}
     last, ys = jax.jit(functools.partial(parallel_unroll, cell))(
@@ -150,7 +148,7 @@ def test_zero_steps_return_the_carry(cell):
     assert_same((last, ys.shape), (carry, (0, B, H)), 0)
 
 
-@each_cell
+@one_and_two_leaves
 def test_a_batch_row_without_steps_keeps_its_carry(cell):
     reverse = isinstance(cell, Integrators)
     params, carry, xs, given = problem(cell)
@@ -164,7 +162,7 @@ def test_a_batch_row_without_steps_keeps_its_carry(cell):
     assert np.all(ys[:, 1] == 0) and np.all(ys[:, 0] != 0)
 
 
-@each_cell
+@one_and_two_leaves
 def test_nan_at_masked_steps_has_no_effect(cell):
     reverse = isinstance(cell, Integrators)
     params, carry, xs, _ = problem(cell)
@@ -182,7 +180,7 @@ def test_nan_at_masked_steps_has_no_effect(cell):
     assert not np.any(ys[~mask]) and not np.any(d_xs[~mask])
 
 
-@each_cell
+@one_and_two_leaves
 def test_no_gradient_crosses_a_reset(cell):
     reverse = isinstance(cell, Integrators)
     in_order = slice(None, None, -1 if reverse else 1)
@@ -203,7 +201,7 @@ def test_no_gradient_crosses_a_reset(cell):
 
 
 def test_reset_recovers_a_diverged_batch_row():
-    cell = DiagonalLinear(D, H)
+    cell = DIAGONAL
     params, carry, xs, _ = problem(cell)
     h = np.array(carry.h)
     h[0], h[1] = np.inf, np.nan
@@ -212,14 +210,14 @@ def test_reset_recovers_a_diverged_batch_row():
         resets = NO_RESETS.copy()
         resets[at] = True
         given = {"resets": resets, "mask": ALL_STEPS}
-        got = unrolled(cell)(params, carry._replace(h=h), xs, **given)[0]
+        got = unrolled(cell, False)(params, carry._replace(h=h), xs, **given)[0]
         assert_same(got, plain(params, carry._replace(h=h), xs, **given))
         ys = np.asarray(got[1])
         assert np.all(np.isfinite(ys[at:])) and not np.any(np.isfinite(ys[:at]))
 
 
 def test_batch_axes_equal_vmap():
-    cell = MinLSTM(D, H)
+    cell = DIAGONAL
     params, carry, xs, given = problem(cell, (3, 2))
 
     @jax.jit
@@ -232,24 +230,24 @@ def test_batch_axes_equal_vmap():
 
 
 def test_second_derivatives_and_forward_mode():
-    cell = MinGRU(D, 2)
+    cell = DiagonalLinear(D, 2)
     params, carry, xs, given = problem(cell, steps=5)
 
-    def curvature(run, b):
-        def loss(b):
-            last, ys = run(cell, params._replace(b=b), carry, xs, **given)
+    def curvature(run, a):
+        def loss(a):
+            last, ys = run(cell, params._replace(a=a), carry, xs, **given)
             return jnp.sum(jnp.sin(ys)) + jnp.sum(last.h**3)
 
-        return jax.hessian(loss)(b)  # forward over reverse
+        return jax.hessian(loss)(a)  # forward over reverse
 
-    got, want = jax.jit(lambda b: [curvature(run, b) for run in (parallel_unroll, unroll)])(
-        params.b
+    got, want = jax.jit(lambda a: [curvature(run, a) for run in (parallel_unroll, unroll)])(
+        params.a
     )
     assert_same(got, want)
     assert np.max(np.abs(want)) > 1e-2
 
 
-@pytest.mark.parametrize("cell", cells(essential=(MinGRU, Integrators)))
+@one_and_two_leaves
 def test_program_and_gradient_contain_no_loop(cell):
     params, carry, xs, given = problem(cell)
     programs = []
@@ -264,15 +262,17 @@ def test_program_and_gradient_contain_no_loop(cell):
     assert "scan[" not in ours and "while[" not in ours and "scan[" in theirs
 
 
-@pytest.mark.parametrize("steps", [30, pytest.param(2000, marks=exhaustive)])
-def test_float32(steps):
+@pytest.mark.parametrize(
+    ("make", "steps"), [(DiagonalLinear, 30), exhaustive(MinGRU, 2000)], ids=["30", "2000"]
+)
+def test_float32(make, steps):
     """Compare with float64: values to 1e-5, gradients to 1e-4 of the largest entry."""
-    params, carry, xs, given = problem(MinGRU(D, 16), steps=steps)
+    params, carry, xs, given = problem(make(D, 16), steps=steps)
     single = jax.tree.map(lambda a: np.asarray(a, np.float32), (params, carry, xs))
 
     def run(dtype, *args):
         return values_and_gradients(
-            lambda *a: parallel_unroll(MinGRU(D, 16, dtype=dtype), *a, **given), *args
+            lambda *a: parallel_unroll(make(D, 16, dtype=dtype), *a, **given), *args
         )
 
     exact, got = run(None, params, carry, xs), run(jnp.float32, *single)

@@ -32,35 +32,31 @@ CELLS = [
     MinLSTM(D, H),
     Stack((LSTM(D, 5), Elman(5, H))),
 ]
-# The cases of `unroll`: a hand-written backward pass, none, and layers.
-ONE_OF_EACH = (
-    LSTM,
-    DiagonalLinear,
-    Stack,
-)
 RESETS_AND_MASK = ("resets", "mask")
 
 
-def cells(*others, essential=ONE_OF_EACH):
-    """Return parameters of every cell and `others`; all but `essential` cells are exhaustive."""
-    tier = lambda cell: () if type(cell) in essential else pytest.mark.exhaustive  # noqa: E731
+def cells(*types, marks=()):
+    """Return parameters of the cells of these types, in the order of CELLS."""
     return [
-        pytest.param(
-            cell, *others, marks=tier(cell), id=" ".join([type(cell).__name__, *map(str, others)])
-        )
+        pytest.param(cell, id=type(cell).__name__, marks=marks)
         for cell in CELLS
+        if type(cell) in types
     ]
 
 
-EVERY = tuple(type(cell) for cell in CELLS)
-every_cell = pytest.mark.parametrize("cell", cells(essential=EVERY))
-one_of_each = pytest.mark.parametrize("cell", cells())
+# The cases of `unroll`: a hand-written backward pass, none, and layers.
+one_of_each = pytest.mark.parametrize("cell", cells(LSTM, DiagonalLinear, Stack))
+exhaustive = functools.partial(pytest.param, marks=pytest.mark.exhaustive)
+_, _, _, LSTM_CELL, DIAGONAL, MIN_GRU, _, STACK = CELLS
+
+
+def unrolled(cell, reverse=False, remat=None):
+    """Return a compiled function of params, carry, xs and flags; its loss is of `counted` ys."""
+    return _unrolled(cell, reverse, remat)
 
 
 @functools.cache
-def unrolled(cell, reverse=False, remat=None):
-    """Return a compiled function of params, carry, xs and flags; its loss is of `counted` ys."""
-
+def _unrolled(cell, reverse, remat):
     def run(params, carry, xs, counted, **flags):
         last, ys = unroll(cell, params, carry, xs, reverse=reverse, remat=remat, **flags)
         return last, jnp.where(counted[..., None], ys, 0)
@@ -68,11 +64,6 @@ def unrolled(cell, reverse=False, remat=None):
     compiled = with_gradients(run)
     everywhere = np.ones((T, B), bool)
     return lambda *args, counted=everywhere, **flags: compiled(*args, counted=counted, **flags)
-
-
-def runs_in_reverse(cell, remat):
-    """Return whether to run in reverse; every cell and every plan is run in both directions."""
-    return bool(remat and (CELLS.index(cell) + (remat.length == 4)) % 2)
 
 
 NO_RESETS, ALL_STEPS = np.zeros((T, B), bool), np.ones((T, B), bool)
@@ -96,7 +87,16 @@ def alive(grads):
 
 @pytest.mark.parametrize(
     ("cell", "reverse"),
-    cells(False, essential=EVERY) + cells(True, essential=(LSTM, DiagonalLinear)),
+    [
+        *((cell, False) for cell in CELLS if type(cell) in (Elman, GRU, LSTM, DiagonalLinear)),
+        *(exhaustive(cell, False) for cell in CELLS if type(cell) in (MinGRU, MinLSTM)),
+        exhaustive(CELLS[2], False),
+        (STACK, False),
+        (LSTM_CELL, True),
+        (DIAGONAL, True),
+        exhaustive(STACK, True),
+    ],
+    ids=lambda value: str(value) if isinstance(value, bool) else type(value).__name__,
 )
 def test_equals_the_reference_loop(cell, reverse):
     params, carry, xs, given = problem(cell)
@@ -111,10 +111,12 @@ def test_equals_the_reference_loop(cell, reverse):
 @pytest.mark.parametrize(
     ("cell", "use"),
     [
-        *cells((), essential=ONE_OF_EACH),
-        *cells(("resets",), essential=(LSTM,)),
-        *cells(("mask",), essential=(LSTM,)),
+        (DIAGONAL, ()),  # test_blocked_vjp.py has a hand-written backward pass without flags
+        (DIAGONAL, ("mask",)),
+        (LSTM_CELL, ("resets",)),
+        exhaustive(LSTM_CELL, ("mask",)),
     ],
+    ids=lambda value: str(value) if isinstance(value, tuple) else type(value).__name__,
 )
 def test_flags_are_optional(cell, use):
     params, carry, xs, given = problem(cell)
@@ -124,26 +126,21 @@ def test_flags_are_optional(cell, use):
     )
 
 
-@pytest.mark.parametrize(
-    ("cell", "remat"),
-    cells(None, essential=EVERY) + cells(Segments(4), essential=(LSTM,)),
-)
-def test_nan_at_masked_steps_has_no_effect(cell, remat):
+def test_nan_at_masked_steps_has_no_effect():
+    cell = LSTM_CELL
     params, carry, xs, _ = problem(cell)
     real = np.array([1, 2, 5])  # among masked steps
     mask = NO_RESETS.copy()
     mask[real] = True
     padded = nan_at_masked(xs, mask)
-    reverse = runs_in_reverse(cell, remat)
-    got = unrolled(cell, reverse, remat)(params, carry, padded, resets=NO_RESETS, mask=mask)
-    assert_same(got, reference_loop(cell, params, carry, xs, mask=mask, reverse=reverse))
+    got = unrolled(cell)(params, carry, padded, resets=NO_RESETS, mask=mask)
+    assert_same(got, reference_loop(cell, params, carry, xs, mask=mask))
     (last, ys), (_, _, d_xs) = jax.tree.map(np.asarray, got)
-    without = reference_loop(cell, params, carry, np.asarray(xs)[real], reverse=reverse)
-    assert_same((last, ys[real]), without[0])
+    assert_same((last, ys[real]), reference_loop(cell, params, carry, np.asarray(xs)[real])[0])
     assert not np.any(ys[~mask]) and not np.any(d_xs[~mask])
 
 
-@every_cell
+@one_of_each
 def test_no_gradient_crosses_a_reset(cell):
     params, carry, xs, _ = problem(cell)
     resets, after = NO_RESETS.copy(), NO_RESETS.copy()
@@ -178,18 +175,15 @@ def test_zero_steps_return_the_carry(cell):
 
 
 @pytest.mark.parametrize(
-    ("cell", "remat"),
-    [
-        *cells(None, essential=EVERY),
-        *cells(Segments(), essential=(MinGRU,)),
-        *cells(Segments(4), essential=(LSTM,)),
-    ],
+    ("cell", "reverse", "remat"),
+    [(DIAGONAL, False, None), (STACK, False, None), (LSTM_CELL, True, Segments(4))],
+    ids=lambda value: str(value) if isinstance(value, Segments) else type(value).__name__,
 )
-def test_a_batch_row_without_steps_keeps_its_carry(cell, remat):
+def test_a_batch_row_without_steps_keeps_its_carry(cell, reverse, remat):
     params, carry, xs, given = problem(cell)
     mask = ALL_STEPS.copy()
     mask[:, 1] = False  # a batch row without steps
-    (last, ys), _ = unrolled(cell, runs_in_reverse(cell, remat), remat)(
+    (last, ys), _ = unrolled(cell, reverse, remat)(
         params, carry, xs, resets=given["resets"], mask=mask
     )
     row = functools.partial(jax.tree.map, lambda a: np.asarray(a)[1])
@@ -198,8 +192,9 @@ def test_a_batch_row_without_steps_keeps_its_carry(cell, remat):
     assert np.all(ys[:, 1] == 0) and np.all(ys[:, 0] != 0)
 
 
-@pytest.mark.parametrize(("cell", "batch_shape"), cells((3, 0)) + cells((0,), essential=()))
-def test_zero_batch_rows(cell, batch_shape):
+@pytest.mark.parametrize("cell", cells(LSTM, DiagonalLinear))
+def test_zero_batch_rows(cell):
+    batch_shape = (3, 0)
     params, carry, xs, flags = problem(cell, batch_shape)
     (last, ys), (d_params, d_carry, d_xs) = values_and_gradients(
         lambda *a: unroll(cell, *a, **flags), params, carry, xs
@@ -214,40 +209,25 @@ def test_zero_batch_rows(cell, batch_shape):
 
 
 @pytest.mark.parametrize(
-    ("cell", "remat"),
+    ("cell", "reverse", "remat"),
     [
-        *cells(Segments(), essential=(MinGRU,)),
-        *cells(Segments(2 * T), essential=(Stack,)),
-        *cells(Segments(4), essential=(LSTM,)),
+        (MIN_GRU, True, Segments()),
+        (STACK, False, Segments(2 * T)),
+        (LSTM_CELL, True, Segments(4)),
+        exhaustive(LSTM_CELL, False, Segments()),
+        exhaustive(DIAGONAL, False, Segments(4)),
     ],
+    ids=lambda value: str(value) if isinstance(value, Segments) else type(value).__name__,
 )
-def test_segments_equal_the_reference_loop(cell, remat):
+def test_segments_equal_the_reference_loop(cell, reverse, remat):
     """T = 7 is split into 3 + 3 + 1, 7, and 4 + 3 steps."""
     params, carry, xs, given = problem(cell)
-    reverse = runs_in_reverse(cell, remat)
     cut = unrolled(cell, reverse, remat)(params, carry, nan_at_masked(xs, given["mask"]), **given)
     assert_same(cut, reference_loop(cell, params, carry, xs, **given, reverse=reverse))
 
 
-@pytest.mark.exhaustive  # test_memory.py compares compiled bytes with predictions
-def test_segments_save_memory():
-    cell = LSTM(D, 64)
-    params = jax.eval_shape(cell.init, jax.random.key(0))
-    carry = jax.eval_shape(lambda: cell.initial_carry((8,)))
-    xs = jax.ShapeDtypeStruct((1024, 8, D), float)
-
-    def temp_bytes(remat):
-        grad = jax.jit(jax.grad(lambda p, c, xs: jnp.sum(unroll(cell, p, c, xs, remat=remat)[0].h)))
-        return grad.lower(params, carry, xs).compile().memory_analysis().temp_size_in_bytes
-
-    plain, root = temp_bytes(None), temp_bytes(Segments())
-    assert root < plain / 4, (root, plain)
-    # A segment as long as the sequence saves no memory.
-    assert temp_bytes(Segments(1024)) > 2 * root
-
-
-@pytest.mark.parametrize("cell", cells(essential=(LSTM,)))
-def test_gradient_equals_finite_differences(cell):
+def test_gradient_equals_finite_differences():
+    cell = LSTM_CELL
     params, carry, xs, given = problem(cell)
     leaves, tree = jax.tree.flatten(jax.tree.map(np.asarray, (params, carry)))
     flat = np.concatenate([leaf.ravel() for leaf in leaves])
@@ -273,7 +253,7 @@ def test_gradient_equals_finite_differences(cell):
     np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-10)
 
 
-@every_cell
+@pytest.mark.parametrize("cell", cells(*map(type, CELLS)))
 def test_recur_of_inputs_equals_the_call(cell):
     # T independent steps, each with its own carry.
     params, carry, xs, _ = problem(cell, (T, B), 1)

@@ -1,11 +1,13 @@
 """Cells that the numba backend supports, and its errors."""
 
+import functools
 import importlib
 import importlib.util
 
 import jax
 import jax.numpy as jnp
 import numba
+import numpy as np
 import pytest
 
 from tbptt.backends import numba_cpu
@@ -13,7 +15,7 @@ from tbptt.backends.numba_cpu import numba_backend
 from tbptt.cells import GRU, LSTM, Elman, MinGRU, Stack
 from tbptt.unroll import CarriesOnly
 from tbptt.unroll.autodiff_vjp import cell_vjp_of
-from tests.support.sequences import cell_params, zero_carry
+from tests.support.sequences import zero_carry
 
 D, H = 3, 6
 
@@ -58,9 +60,10 @@ def test_derived_backward_pass_is_an_error():
 
 def test_unsupported_layer_is_named():
     cell = Stack((LSTM(D, 5), MinGRU(5, H)))
-    xs, carry = jnp.ones((4, 2, D)), zero_carry(cell, (2,))
+    params = jax.eval_shape(cell.init, jax.random.key(0))
+    run = functools.partial(numba_cpu.unroll, cell, remat=CarriesOnly())
     with pytest.raises(TypeError, match="got .*MinGRU"):
-        numba_cpu.unroll(cell, cell_params(cell), carry, xs, remat=CarriesOnly())
+        jax.eval_shape(run, params, zero_carry(cell, (2,)), np.ones((4, 2, D)))
 
 
 @pytest.mark.parametrize("kind", [ImportError, OSError])

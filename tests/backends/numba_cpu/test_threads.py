@@ -13,14 +13,10 @@ import pytest
 from tbptt.backends.numba_cpu import threads, unroll
 from tbptt.backends.numba_cpu.threads import add, yield_thread
 from tbptt.backends.numba_cpu.xla_ffi import buffers, compiled, registered, words
-from tbptt.cells import GRU, LSTM, Elman
+from tbptt.cells import GRU, LSTM
 from tests.support.problems import assert_same, plain_reference, problem, with_gradients
 
 D, H, T = 3, 6, 12
-exhaustive = pytest.mark.exhaustive
-# Compiling a loop takes seconds: the essential tier has the LSTM only, as in test_loops.
-CELLS = [LSTM, *(pytest.param(make, marks=exhaustive) for make in (Elman, GRU))]
-each_cell = pytest.mark.parametrize("make", CELLS, ids=["LSTM", "Elman", "GRU"])
 
 
 @pytest.fixture
@@ -35,13 +31,8 @@ def three_shards(monkeypatch):
     ("make", "rows"),
     [
         (LSTM, 7),
-        pytest.param(LSTM, 2, marks=exhaustive),
-        pytest.param(LSTM, 3, marks=exhaustive),
-        pytest.param(LSTM, 26, marks=exhaustive),
-        pytest.param(Elman, 4, marks=exhaustive),
-        pytest.param(Elman, 7, marks=exhaustive),
-        pytest.param(GRU, 2, marks=exhaustive),
-        pytest.param(GRU, 26, marks=exhaustive),
+        pytest.param(LSTM, 2, marks=pytest.mark.exhaustive),
+        pytest.param(GRU, 26, marks=pytest.mark.exhaustive),
     ],
 )
 def test_shards_equal_plain_unroll(make, rows, three_shards):
@@ -54,10 +45,9 @@ def test_shards_equal_plain_unroll(make, rows, three_shards):
     assert f"shards = {min(rows, 3)} : i64" in text
 
 
-@each_cell
-def test_concurrent_calls_agree_exactly(make, three_shards, monkeypatch):
+def test_concurrent_calls_agree_exactly(three_shards, monkeypatch):
     """Batch rows are independent, so 400 concurrent calls agree for any number of shards."""
-    cell = make(D, H)
+    cell = LSTM(D, H)
     params, carry, xs, given = problem(cell, (8,), T)
 
     def gradient(params, scale):

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from tbptt.backends.numba_cpu import elman, gru, lstm, xla_ffi
-from tbptt.backends.numba_cpu.products import gemv, gemv_transposed
 from tests.support.compiled import python_callable
 
 PREFERENCE = '"prefer-vector-width"="512"'
@@ -24,25 +23,6 @@ def test_prefers_512_bits_if_available(available, monkeypatch):
     (text,) = loop.inspect_llvm().values()
     assert (PREFERENCE in text) == available
     np.testing.assert_array_equal(a, 2 * np.arange(5.0))
-
-
-@pytest.mark.parametrize(
-    "product",
-    [
-        pytest.param(gemv, id="ahead"),
-        pytest.param(gemv_transposed, id="back", marks=pytest.mark.exhaustive),
-    ],
-)
-def test_gemv_uses_the_widest_registers(product):
-    one, many = np.ones((1, 64), np.float32), np.ones((1, 256), np.float32)
-    w = np.ones((64, 256), np.float32)
-    loop = python_callable(product)
-    loop(*((many, one, w) if product is gemv else (one, many, w)))
-    machine_code = "".join(loop.inspect_asm().values())
-    if xla_ffi.WIDE:
-        assert "zmm" in machine_code  # registers of 512 bits
-    else:
-        assert "zmm" not in machine_code
 
 
 @pytest.mark.parametrize("module", [elman, gru, lstm], ids=lambda module: module.__name__)
