@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import polars as pl
 import pytest
+from matplotlib.figure import Figure
 
 from experiments import predict, train
 from experiments.support.common.baselines import persistence
@@ -292,7 +293,8 @@ def test_what_trains_is_scaled_in_float64_and_has_the_chosen_columns(in_folder):
     )
 
 
-def test_a_run_names_each_number_once_and_writes_short_ones(in_folder, capsys):
+def test_a_run_names_each_number_once_and_writes_short_ones(in_folder, capsys, monkeypatch):
+    monkeypatch.setattr(Figure, "savefig", lambda figure, buffer, **how: buffer.write(b"PNG"))
     path = written(in_folder / "x.csv", FRAME.with_columns(note=pl.lit("dry")))
     flags = {"group": "site", "horizon": 2, "forecasts": 2, "epochs": 1.0, "k1": 10}
     flags |= {"cell": "mingru", "hidden": 3}
