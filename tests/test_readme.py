@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -47,7 +48,9 @@ def test_the_example_of_the_readme_prints_its_output(tmp_path, monkeypatch):
 
 
 def test_the_example_of_the_readme_runs_on_a_short_series(tmp_path, monkeypatch):
+    """The figure is drawn in tests/fit/test_fit.py."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **how: Path(path).touch())
     (example,) = snippets(README)
     short = example.replace("2501", "91").replace("2500", "90").replace("200", "6")
     printed = run(short.replace("k2=50", "k2=20"))

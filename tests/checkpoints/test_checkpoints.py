@@ -58,15 +58,10 @@ def test_a_relative_path_is_valid(tmp_path, monkeypatch):
 )
 def test_a_donated_state_is_saved_with_its_values_at_the_call(make, tmp_path):
     cell, readout = tbptt.Elman(1, 4), nn.Dense(1, param_dtype=float)
-    estimator = tbptt.optim.reset_on_non_finite(
-        make(tbptt.sequence_loss(cell, readout, tbptt.squared_error))
-    )
-    optimizer = optax.chain(
-        tbptt.optim.with_clip_stats(optax.clip_by_global_norm(1.0)),
-        tbptt.optim.skip_non_finite(optax.adam(0.1)),
-    )
+    estimator = make(tbptt.sequence_loss(cell, readout, tbptt.squared_error))
+    optimizer = optax.sgd(0.1, momentum=0.9)
     batch = jax.tree.map(
-        jnp.asarray, tbptt.Batch(*(f(np.arange(8.0))[:, None, None] for f in (np.sin, np.cos)))
+        jnp.asarray, tbptt.Batch(*(f(np.arange(4.0))[:, None, None] for f in (np.sin, np.cos)))
     )
     step = tbptt.make_train_step(estimator, optimizer)
 

@@ -61,7 +61,7 @@ def test_a_prediction_is_the_mean_of_its_recording_alone(tmp_path):
     initial = jax.jit(model.cell.initial_carry)()
 
     @jax.jit
-    def step(carry, x):
+    def step(params, carry, x):
         carry, y = model.cell(params.cell, carry, x)
         return carry, model.readout.apply(params.readout, y)
 
@@ -80,7 +80,7 @@ def test_a_prediction_is_the_mean_of_its_recording_alone(tmp_path):
             xs = (ROWS["x"].to_numpy()[rows] - 0.1) / 1.5
             carry, ys = initial, []
             for x in xs[:, None]:
-                carry, y = step(carry, x)
+                carry, y = step(params, carry, x)
                 ys.append(np.asarray(y, float))
             logs = log_softmax(np.stack(ys), axis=1)
             np.testing.assert_allclose(got[rows[-1]], logs.mean(0), rtol=1e-6)
