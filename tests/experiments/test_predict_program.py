@@ -2,10 +2,8 @@
 
 import csv
 import json
-import os
-import subprocess
+import runpy
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,8 +16,6 @@ from experiments.support.train.prediction_steps import open_for, read_steps
 from tbptt.checkpoints import Checkpoints
 from tbptt.training import TrainState
 from tests.support.predictions import TASK, T, a_run, table, trained
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -97,29 +93,15 @@ def test_a_run_without_checkpoints_or_of_another_model_is_refused(tmp_path):
 
 
 @pytest.mark.exhaustive
-def test_the_command_ends_with_one_line_of_json(tmp_path):
-    run_folder = a_run(tmp_path / "run", TASK, {1: 0.5})
-    data = table(tmp_path / "new.csv")
-    command = [
-        sys.executable,
-        "-m",
-        "experiments.predict",
-        str(run_folder),
-        "--data",
-        str(data),
-        "--block",
-        "50",
-    ]
-    environment = {**os.environ, "JAX_ENABLE_X64": "1"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    (line,) = done.stdout.splitlines()
+@pytest.mark.filterwarnings("ignore:'experiments.predict' found in sys.modules")
+def test_the_command_ends_with_one_line_of_json(tmp_path, capsys, monkeypatch):
+    run_folder, data = a_run(tmp_path / "run", TASK, {1: 0.5}), table(tmp_path / "new.csv")
+    flags = [str(run_folder), "--data", str(data), "--block", "50"]
+    monkeypatch.setattr(sys, "argv", ["predict.py", *flags])
+    runpy.run_module("experiments.predict", run_name="__main__")
+    out, err = capsys.readouterr()
+    (line,) = out.splitlines()
     summary = json.loads(line)
-    assert (
-        summary["rows"] == T
-        and summary["step"] == 1
-        and summary["predictions"].endswith("predictions-new.csv")
-    )
-    assert "row 150/150" in done.stderr
+    assert summary["rows"] == T and summary["step"] == 1
+    assert summary["predictions"].endswith("predictions-new.csv")
+    assert "row 150/150" in err

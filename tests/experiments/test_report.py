@@ -3,9 +3,8 @@
 import csv
 import json
 import re
-import subprocess
+import runpy
 import sys
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,7 +16,6 @@ from experiments.support.train import task as run_task
 from experiments.support.train.report import write_report
 from experiments.support.train.task import Characters, Classify, Forecast
 
-ROOT = Path(__file__).parents[2]
 FORECAST = Forecast(("ppg",), "ppg", 32, (1100.0,), (200.0,), 1100.0, 200.0)
 
 
@@ -262,15 +260,12 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 
 
 @pytest.mark.exhaustive
-def test_the_program_prints_an_error_in_one_line(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.support.train.report", str(tmp_path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
+@pytest.mark.filterwarnings("ignore:'experiments.support.train.report' found in sys.modules")
+def test_the_program_prints_an_error_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path)])
+    wanted = (
+        "^report: .* is not the folder of a run: it has no config.json. Give "  # status 1, stderr
     )
-    assert (
-        done.returncode == 1 and "is not the folder of a run: it has no config.json" in done.stderr
-    )
-    assert done.stdout == ""
+    with pytest.raises(SystemExit, match=wanted):
+        runpy.run_module("experiments.support.train.report", run_name="__main__")
+    assert capsys.readouterr().out == ""
