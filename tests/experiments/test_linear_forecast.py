@@ -199,7 +199,18 @@ def test_half_of_a_run_without_a_better_validation_ends_it(capsys):
 @pytest.mark.exhaustive
 def test_other_tasks_have_the_default_window(capsys, tmp_path):
     Path("book.txt").write_text("to be or not to be, " * 400)
-    flags = ("--data", "book.txt", "--task", "characters", "--hidden", 4, "--epochs", 1)
+    flags = (
+        "--data",
+        "book.txt",
+        "--task",
+        "characters",
+        "--cell",
+        "mingru",
+        "--hidden",
+        4,
+        "--epochs",
+        1,
+    )
     assert go(capsys, *flags, "--out", "run")[0] == 0
     settings = json.loads(Path("run/config.json").read_text())
     assert settings["k1"] == DEFAULT_K1 and settings["linear"] is False
