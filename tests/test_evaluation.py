@@ -11,7 +11,7 @@ from tbptt import make_evaluate
 from tbptt.diagnostics import check_additive
 from tests.support.sequences import sequence_params, zero_carry
 
-CELL, READOUT = tbptt.GRU(2, 3), nn.Dense(1, param_dtype=float)
+CELL, READOUT = tbptt.Elman(2, 3), nn.Dense(1, param_dtype=float)
 LOSS_FN = tbptt.sequence_loss(CELL, READOUT, tbptt.squared_error)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -47,7 +48,9 @@ def test_the_example_of_the_readme_prints_its_output(tmp_path, monkeypatch):
 
 
 def test_the_example_of_the_readme_runs_on_a_short_series(tmp_path, monkeypatch):
+    """The figure is drawn in tests/fit/test_fit.py."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **how: Path(path).touch())
     (example,) = snippets(README)
     short = example.replace("2501", "91").replace("2500", "90").replace("200", "6")
     printed = run(short.replace("k2=50", "k2=20"))
@@ -68,21 +71,17 @@ def test_links_lead_to_files():
 
 
 @pytest.mark.exhaustive
-def test_full_equals_truncated_on_the_page_about_windows():
-    lines = run(*snippets(ROOT / "docs/windows.md")[:2])
+def test_the_page_about_windows():
+    """Full equals truncated BPTT, and estimators are compared."""
+    lines = run(*snippets(ROOT / "docs/windows.md"))
     full, long, short = map(numbers, lines[:3])
     assert full == pytest.approx(long, rel=1e-4) and full[0] == pytest.approx(short[0], rel=1e-5)
     assert abs(full[1] / short[1] - 1) > 1e-3
-    losses = numbers(" ".join(lines[3:]))
-    assert len(losses) == 12 + 12 and min(losses) > 0
-
-
-@pytest.mark.exhaustive
-def test_estimators_are_compared_on_the_page_about_windows():
-    *lines, logistic, henon = run(*snippets(ROOT / "docs/windows.md"))
+    *lines, logistic, henon = lines[3:]
     assert numbers(logistic) == pytest.approx([math.log(2)], abs=2e-3)
     assert numbers(henon) == pytest.approx([0.419, 1.623, -math.log(0.3)], abs=1e-2)
-    lines = lines[-3:]
+    losses, lines = numbers(" ".join(lines[:-3])), lines[-3:]
+    assert len(losses) == 12 + 12 and min(losses) > 0
     rows = {line.rsplit(maxsplit=4)[0]: line.split()[-4:] for line in lines}
     assert set(rows) == {"TBPTT(10, 30)", "ARTBP", "SnAp-1"}
     bias, variance = ({name: float(row[i]) for name, row in rows.items()} for i in (0, 1))

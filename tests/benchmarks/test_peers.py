@@ -65,6 +65,7 @@ def test_the_second_of_two_signals_is_ignored():
 @pytest.mark.exhaustive
 def test_peers_from_processes_to_json(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(peers, "CASES", (Case("B=1 H=64", 4, 3, 1, 2, 5),))
+    monkeypatch.setattr(peers, "WARM", 0.01)
     argv = [
         "--systems",
         OURS,

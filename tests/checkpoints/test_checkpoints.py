@@ -45,28 +45,13 @@ def test_a_relative_path_is_valid(tmp_path, monkeypatch):
     assert bits(restore(path.relative_to(tmp_path), state_of(), CONFIG).state) == bits(state_of(2))
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda loss_fn: tbptt.truncated_bptt(loss_fn, 4, 8),
-        pytest.param(
-            lambda loss_fn: tbptt.adaptive_bptt(loss_fn, 4, [4, 8], 0.5, lags=4),
-            marks=pytest.mark.exhaustive,
-        ),
-    ],
-    ids=["truncated", "adaptive"],
-)
-def test_a_donated_state_is_saved_with_its_values_at_the_call(make, tmp_path):
+def test_a_donated_state_is_saved_with_its_values_at_the_call(tmp_path):
     cell, readout = tbptt.Elman(1, 4), nn.Dense(1, param_dtype=float)
-    estimator = tbptt.optim.reset_on_non_finite(
-        make(tbptt.sequence_loss(cell, readout, tbptt.squared_error))
-    )
-    optimizer = optax.chain(
-        tbptt.optim.with_clip_stats(optax.clip_by_global_norm(1.0)),
-        tbptt.optim.skip_non_finite(optax.adam(0.1)),
-    )
+    loss_fn = tbptt.sequence_loss(cell, readout, tbptt.squared_error)
+    estimator = tbptt.truncated_bptt(loss_fn, 4, 8)
+    optimizer = optax.sgd(0.1, momentum=0.9)
     batch = jax.tree.map(
-        jnp.asarray, tbptt.Batch(*(f(np.arange(8.0))[:, None, None] for f in (np.sin, np.cos)))
+        jnp.asarray, tbptt.Batch(*(f(np.arange(4.0))[:, None, None] for f in (np.sin, np.cos)))
     )
     step = tbptt.make_train_step(estimator, optimizer)
 

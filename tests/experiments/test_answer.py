@@ -4,14 +4,12 @@ import json
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import polars as pl
 import pytest
 import tyro
 from scipy.special import log_softmax
 
-import tbptt
 from experiments import predict, train
 from experiments.support.train.data import open_data, training_stream
 from experiments.support.train.mean_log_probabilities import MeanLogProbabilities, initial_mean
@@ -57,9 +55,16 @@ def test_a_prediction_is_the_mean_of_its_recording_alone(tmp_path):
     ROWS.write_csv(tmp_path / "x.csv")
     missing = pl.when(pl.int_range(pl.len()).is_in([1, 8, 12])).then(None).otherwise(pl.col("x"))
     ROWS.with_columns(x=missing).write_csv(tmp_path / "y.csv")
-    model = make_model(TASK, "gru", 3)
-    params = jax.jit(lambda key: init_params(key, model))(jax.random.key(1))
-    params = params._replace(cell=jax.tree.map(lambda a: a.astype(float), params.cell))
+    model = make_model(TASK, "elman", 3)
+    params = jax.device_get(jax.jit(lambda key: init_params(key, model))(jax.random.key(1)))
+    params = params._replace(cell=jax.tree.map(lambda a: np.asarray(a, float), params.cell))
+    initial = jax.jit(model.cell.initial_carry)()
+
+    @jax.jit
+    def step(params, carry, x):
+        carry, y = model.cell(params.cell, carry, x)
+        return carry, model.readout.apply(params.readout, y)
+
     for name, gone in (("x.csv", ()), ("y.csv", (1, 8, 12))):
         flags = TableFlags(missing="mask")
         source = open_for(TASK, [tmp_path / name], True, np.float64, flags)
@@ -73,11 +78,11 @@ def test_a_prediction_is_the_mean_of_its_recording_alone(tmp_path):
         for begin, end in zip(np.cumsum((0, *LENGTHS)), np.cumsum(LENGTHS), strict=False):
             rows = [row for row in range(begin, end) if row not in gone]
             xs = (ROWS["x"].to_numpy()[rows] - 0.1) / 1.5
-            batch = tbptt.Batch(jnp.asarray(xs[:, None]), None)
-            _, ys = tbptt.predict(
-                model.cell, model.readout, params, model.cell.initial_carry(), batch
-            )
-            logs = log_softmax(np.asarray(ys, float), axis=1)
+            carry, ys = initial, []
+            for x in xs[:, None]:
+                carry, y = step(params, carry, x)
+                ys.append(np.asarray(y, float))
+            logs = log_softmax(np.stack(ys), axis=1)
             np.testing.assert_allclose(got[rows[-1]], logs.mean(0), rtol=1e-6)
             right += np.argmax(logs.mean(0)) == (ROWS["kind"][int(begin)] == "b")
         assert score.result() == {"accuracy": right / 4, "scored": 4}
@@ -114,7 +119,7 @@ def test_the_flag_sets_which_rows_train():
 @pytest.mark.usefixtures("in_float32")
 def test_a_run_and_its_predictions_follow_the_flag():
     """A carry between two files continues the sum; the classes of a run are its own."""
-    small = ["--hidden", "3", "--k1", "5", "--epochs", "2", "--out", "run"]
+    small = ["--cell", "mingru", "--hidden", "3", "--k1", "5", "--epochs", "2", "--out", "run"]
     summary = train.main(tyro.cli(train.Config, args=[*FLAGS, *small]), Stop())
     assert summary["metric"] == "accuracy" and summary["test_scored"] == 1
     assert json.loads(Path("run/config.json").read_text())["task"]["answer"] == "every"

@@ -7,20 +7,18 @@ import jax
 import numpy as np
 import polars as pl
 import pytest
+from matplotlib.figure import Figure
 
 from experiments import predict, train
 from experiments.support.common.baselines import persistence
 from experiments.support.train import forecast_baselines
-from experiments.support.train import task as run_task
 from experiments.support.train.data import open_data, training_stream
 from experiments.support.train.forecast_baselines import forecast_scores
-from experiments.support.train.model import init_params, make_model
 from experiments.support.train.result import score_rows, summary_of
 from experiments.support.train.row_labels import RowLabels
 from experiments.support.train.task import Forecast
-from tbptt.checkpoints import Checkpoints
 from tbptt.data import open_source
-from tbptt.training import TrainState
+from tests.support.predictions import a_run, trained
 
 T = 150
 RNG = np.random.default_rng(5)
@@ -53,27 +51,22 @@ def opened(path, **flags):
     return open_data(train.Config(data=(path,), target="warm", **flags))
 
 
-def drawn(task):
-    model = make_model(task, "gru", 3)
-    return model, jax.jit(lambda key: init_params(key, model))(jax.random.key(1))
-
-
 def rows_of(path, **types):
     return pl.read_csv(path, schema_overrides=types)
 
 
 def test_every_horizon_joins_back_onto_the_file(in_folder):
     path = written(in_folder / "x.csv")
-    data = opened(path, group="site", horizon=6, forecasts=3)
-    model, params = drawn(data.task)
+    data = opened(path, group="site", horizon=6, forecasts=2)
+    model, params = trained(data.task)
     score = score_rows(data, model, params, 240, 2 * T, 4, in_folder / "p.csv")
     got = rows_of(in_folder / "p.csv", group=pl.String)
-    named = [f"{what}_{h}" for h in (2, 4, 6) for what in ("target_time", "truth", "prediction")]
+    named = [f"{what}_{h}" for h in (3, 6) for what in ("target_time", "truth", "prediction")]
     assert got.columns == ["row", "time", "group", *named]
     file = rows_of(path, site=pl.String)
     origin = file.with_row_index("row")[240:].select("row", "date", "site")
     assert origin.rows() == got.select("row", "time", "group").rows()
-    for i, h in enumerate((2, 4, 6)):
+    for i, h in enumerate((3, 6)):
         joined = got.join(
             file, left_on=["group", f"target_time_{h}"], right_on=["site", "date"], how="left"
         )
@@ -87,14 +80,14 @@ def test_every_horizon_joins_back_onto_the_file(in_folder):
     # Beyond the file the usual step continues: 07.03. 05:00 is the last row.
     assert got["target_time_6"][-1] == "07.03.2024 11:00"
     total = sum(one["rmse"] ** 2 * one["scored"] for one in score.by_horizon())
-    assert score.result()["rmse"] == pytest.approx(np.sqrt(total / 168), rel=1e-12)
+    assert score.result()["rmse"] == pytest.approx(np.sqrt(total / 111), rel=1e-12)
 
 
 def test_one_horizon_of_parquet_keeps_the_plain_names_and_the_type_of_the_time(in_folder):
     frame = FRAME.drop("site")[:T].with_columns(pl.col("date").dt.cast_time_unit("ms"))
     frame.write_parquet(in_folder / "x.parquet")
     task = Forecast(("warm", "wind"), "warm", 2, (10.0, 0.0), (1.0, 1.0), 10.0, 1.0)
-    run = a_run(in_folder / "run", task)
+    run = a_run(in_folder / "run", task, {1: 0.5})
     done = predict.main(predict.Config(run, in_folder / "x.parquet", in_folder / "p.parquet"))
     got = pl.read_parquet(in_folder / "p.parquet")
     assert got.columns == ["row", "time", "target_time", "prediction"] and done["rows"] == T
@@ -102,7 +95,7 @@ def test_one_horizon_of_parquet_keeps_the_plain_names_and_the_type_of_the_time(i
     assert got["target_time"][:-2].to_list() == frame["date"][2:].to_list()
     predict.main(predict.Config(run, in_folder / "x.parquet", in_folder / "p.csv"))
     assert rows_of(in_folder / "p.csv")["time"][3] == "2024-03-01 03:00:00"
-    several = a_run(in_folder / "two", Forecast(**{**task.__dict__, "outputs": 2}))
+    several = a_run(in_folder / "two", Forecast(**{**task.__dict__, "outputs": 2}), {1: 0.5})
     done = predict.main(
         predict.Config(several, in_folder / "x.parquet", in_folder / "q.csv", score=True)
     )
@@ -113,16 +106,6 @@ def test_one_horizon_of_parquet_keeps_the_plain_names_and_the_type_of_the_time(i
         assert one["rmse"] == pytest.approx(np.sqrt(np.mean(errors**2)), rel=1e-12)
     predict.main(predict.Config(several, in_folder / "x.parquet", in_folder / "p.npy"))
     assert np.load(in_folder / "p.npy").shape == (T, 2)
-
-
-def a_run(folder, task):
-    """Make the folder of a run with one checkpoint."""
-    folder.mkdir()
-    settings = {"cell": "gru", "hidden": 3, "layers": 1, "task": run_task.to_json(task)}
-    (folder / "config.json").write_text(json.dumps(settings))
-    with Checkpoints(folder / "checkpoints", {}) as checkpoints:
-        checkpoints.save(1, TrainState(drawn(task)[1], (), (), np.asarray(1)), 0, 0.5)
-    return folder
 
 
 def test_groups_by_two_columns_are_two_columns():
@@ -180,7 +163,7 @@ def test_columns_means_what_it_says(in_folder, capsys):
 def test_an_estimate_does_not_see_the_target_and_its_file_need_not_have_it(in_folder):
     frame = FRAME.drop("site")[:T]
     data = opened(written(in_folder / "x.csv", frame), horizon=0, without=("warm",))
-    run = a_run(in_folder / "run", data.task)
+    run = a_run(in_folder / "run", data.task, {1: 0.5})
     other = written(in_folder / "without.csv", frame.drop("warm"))
     wild = written(in_folder / "wild.csv", frame.with_columns(warm=pl.lit(1e6)))
     found = []
@@ -246,7 +229,7 @@ def test_linear_baselines_of_two_recordings_equal_dense_least_squares(
 
 def test_the_summary_has_one_name_for_each_number(in_folder):
     data = opened(written(in_folder / "x.csv"), group="site", horizon=2, forecasts=2)
-    model, params = drawn(data.task)
+    model, params = trained(data.task)
     found = summary_of(data, model, params, 4, in_folder, {})
     assert found["metric"] == "rmse" and found["target"] == "warm"
     scale = data.task.target_scale
@@ -290,9 +273,11 @@ def test_what_trains_is_scaled_in_float64_and_has_the_chosen_columns(in_folder):
     )
 
 
-def test_a_run_names_each_number_once_and_writes_short_ones(in_folder, capsys):
+def test_a_run_names_each_number_once_and_writes_short_ones(in_folder, capsys, monkeypatch):
+    monkeypatch.setattr(Figure, "savefig", lambda figure, buffer, **how: buffer.write(b"PNG"))
     path = written(in_folder / "x.csv", FRAME.with_columns(note=pl.lit("dry")))
-    flags = {"group": "site", "horizon": 2, "forecasts": 2, "hidden": 3, "epochs": 1.0, "k1": 10}
+    flags = {"group": "site", "horizon": 2, "forecasts": 2, "epochs": 1.0, "k1": 10}
+    flags |= {"cell": "mingru", "hidden": 3}
     jax.config.update("jax_enable_x64", False)
     try:
         config = train.Config(data=(path,), target="warm", out=in_folder / "run", **flags)

@@ -33,7 +33,7 @@ TRIALS = ROWS.with_columns(
     does=pl.when((pl.int_range(pl.len()) // 30 + pl.col("person")) % 2 == 0)
     .then(pl.lit("walk")).otherwise(pl.lit("run")),
 )  # fmt: skip
-SMALL = ["--hidden", 4, "--k1", 10, "--k2", 10, "--batch", 2, "--epochs", 1]
+SMALL = ["--cell", "mingru", "--hidden", 3, "--k1", 10, "--k2", 10, "--batch", 2, "--epochs", 1]
 FORECAST = ["--data", "panel.csv", "--target", "pulse", *SMALL]
 HELD = ["--hold-out", "person=9,10"]
 
@@ -110,7 +110,11 @@ def test_the_name_of_the_column_is_not_repeated(label, wanted):
     assert open_data(parsed(*flags)).descriptions["test"] == f"{wanted}, 120 rows in 2 recordings"
 
 
-@pytest.mark.parametrize("flags", [HELD, ["--test-data", "held.csv"]])
+@pytest.mark.parametrize(
+    "flags",
+    [HELD, pytest.param(["--test-data", "held.csv"], marks=pytest.mark.exhaustive)],
+    ids=["hold-out", "test-data"],
+)
 def test_the_score_of_held_out_rows_is_that_of_predict_and_they_train_nothing(flags, capsys):
     """Other values in the rows of the test part change nothing but the score."""
     of_people(ROWS, "9", "10").write_csv("held.csv")
@@ -122,6 +126,10 @@ def test_the_score_of_held_out_rows_is_that_of_predict_and_they_train_nothing(fl
     assert status == 0, err
     summary = last(out)
     assert summary["parts"]["test"] in err and summary["parts"]["training"] in err
+    assert "linear forecast" not in err and not Path("run/linear.npz").exists()
+    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    valid = [row["step"] for row in rows if row["kind"] == "valid"]
+    assert min(valid) > 0  # no validation before the first update
     scored = predict.main(predict.Config(Path("run"), Path("held.csv"), score=True))
     assert scored["rmse"] == summary["test_rmse"] and scored["scored"] == summary["test_scored"]
     assert scored["scored"] == 2 * (STEPS - 2)

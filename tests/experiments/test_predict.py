@@ -24,7 +24,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TBPTT_DATA", str(tmp_path / "cache"))
 
 
-def run(task, source, block, score=False, skip=0, cell="lstm"):
+def run(task, source, block, score=False, skip=0, cell="elman"):
     model, params = trained(task, cell)
     scored = Score(task)
     blocks = []
@@ -38,7 +38,7 @@ def run(task, source, block, score=False, skip=0, cell="lstm"):
     }, scored.result()
 
 
-def reference(inputs, resets, task=TASK, cell="lstm"):
+def reference(inputs, resets, task=TASK, cell="elman"):
     """Compute the outputs of the readout, one step at a time in a Python loop."""
     model, params = trained(task, cell)
     outputs, carry, initial = [], None, jax.jit(model.cell.initial_carry)()
@@ -147,9 +147,9 @@ def test_a_text_is_scored_in_bits(tmp_path):
     one.write_bytes(b"abba\nab")
     two.write_bytes(b"bb\n")
     source = open_for(task, [one, two], True)
-    got, score = run(task, source, 4, score=True, cell="gru")
+    got, score = run(task, source, 4, score=True)
     numbers = np.array([1, 2, 2, 1, 0, 1, 2, 2, 2, 0])
-    outputs = reference(numbers, np.arange(10) % 7 == 0, task, "gru")
+    outputs = reference(numbers, np.arange(10) % 7 == 0, task)
     logs = scipy.special.log_softmax(outputs, axis=1) / np.log(2)
     scored = [i for i in range(9) if i != 6]  # the last symbol of a file has no next symbol
     assert score["scored"] == 8
@@ -165,7 +165,7 @@ def test_a_text_is_scored_in_bits(tmp_path):
     with pytest.raises(
         BadSample, match=r"2.txt, byte 2 .* is b'\?', a symbol that is not in the vocabulary"
     ):
-        run(task, open_for(task, [one, two], False), 4, cell="gru")
+        run(task, open_for(task, [one, two], False), 4)
 
 
 def test_classes_are_scored_at_the_end_of_their_recording(tmp_path):
@@ -173,8 +173,8 @@ def test_classes_are_scored_at_the_end_of_their_recording(tmp_path):
     who = np.repeat([1, 2, 3], [40, 60, 50])
     kind = np.repeat([7, 2, 7], [40, 60, 50])
     source = open_for(task, [table(tmp_path / "t.csv", who=who, kind=kind)], True, np.float64)
-    got, score = run(task, source, 64, score=True, cell="gru")
-    outputs = reference(A[:, None] / 3.0, np.isin(np.arange(T), (0, 40, 100)), task, "gru")
+    got, score = run(task, source, 64, score=True)
+    outputs = reference(A[:, None] / 3.0, np.isin(np.arange(T), (0, 40, 100)), task)
     chances = scipy.special.softmax(outputs, axis=1)
     np.testing.assert_allclose(np.stack([got["p_2"], got["p_7"]], axis=1), chances, rtol=1e-9)
     np.testing.assert_array_equal(

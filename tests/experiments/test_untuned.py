@@ -1,9 +1,13 @@
 """Tests of the series of experiments.untuned, and of one small run."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 from experiments import untuned
+from tests.support.train_run import float32_in, go
 
 
 def test_the_series_are_what_the_docstring_says():
@@ -20,14 +24,25 @@ def test_the_series_are_what_the_docstring_says():
 
 
 @pytest.mark.exhaustive
-def test_a_series_is_trained_and_compared_with_ridge_regression(monkeypatch, tmp_path):
+def test_a_series_is_trained_and_compared_with_ridge_regression(monkeypatch, tmp_path, capsys):
+    """The program that trains runs in this process, with a small cell."""
+
+    def run(command, **how):
+        assert command[:3] == [sys.executable, "-m", "experiments.train"]
+        assert how == {"capture_output": True, "text": True}
+        status, out, err = go(capsys, *command[3:], "--cell", "mingru", "--hidden", 3)
+        return subprocess.CompletedProcess(command, status, out, err)
+
+    monkeypatch.setattr(untuned.subprocess, "run", run)
+
     def square():
         return untuned.two_tones()[:4000] ** 2
 
     monkeypatch.setattr(
         untuned, "SERIES", {"Mackey-Glass": untuned.Series(square, "c0", 3)}
     )  # its target has a second expectation
-    data = untuned.measure(untuned.Config(seeds=1, minutes=0.01, seed=3))
+    with float32_in(tmp_path, monkeypatch):
+        data = untuned.measure(untuned.Config(seeds=1, minutes=0.01, seed=3))
     ratio, normalised = data["targets"]
     found = data["results"]["series"]["Mackey-Glass"]
     assert ratio["value"] == pytest.approx(
@@ -40,5 +55,6 @@ def test_a_series_is_trained_and_compared_with_ridge_regression(monkeypatch, tmp
     monkeypatch.setattr(
         untuned, "SERIES", {"short": untuned.Series(lambda: square()[:20], "c0", 3)}
     )
-    with pytest.raises(ValueError, match="needs at least 4 rows in each part"):
+    wanted = "needs at least 4 rows in each part"
+    with float32_in(tmp_path, monkeypatch), pytest.raises(ValueError, match=wanted):
         untuned.measure(untuned.Config(seeds=1, minutes=0.01))
