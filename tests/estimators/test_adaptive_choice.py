@@ -6,6 +6,7 @@ import pytest
 from scipy.special import stdtrit
 
 import tbptt
+from tbptt.estimators.adaptive.decay import Decay, choose
 from tests.support.estimating import CELLS, make, own_loss, run
 
 ALL = tuple(range(1, 101))
@@ -159,6 +160,18 @@ def test_nothing_is_undefined(phi, decays, chosen, dtype):
     assert not np.isnan(choice.interval).any() and choice.absolute.dtype == dtype
     assert np.isinf(choice.absolute).all() != decays
     assert bool(choice.enough) == bool(choice.relative[chosen] < 0.6)
+
+
+def test_the_scale_is_the_largest_gradient_norm_over_that_of_one_step():
+    """M is the largest contribution of a step, in units of its phi: G = largest / M."""
+    phi, windows, largest = geometric(0.7, 21), (2, 5, 10, 20), np.float64(9.0)
+    contributions = phi[:-1] * np.linspace(0.1, 0.8, 20)
+    decay = Decay(phi, contributions, largest, np.int32(1), np.bool_(False))
+    got = jax.jit(choose, static_argnums=(1, 2, 3, 4, 5))(decay, windows, 0.1, 10, 2, 0.95)
+    wanted = choose_window(phi, windows, 0.1, 10, k1=2, level=0.95, scale=largest / 0.8)
+    for a, b in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+    assert np.all(np.isfinite(got.relative)) and got.relative[0] > 10 * got.relative[-1] > 0
 
 
 def test_an_unusable_scale_chooses_the_largest():
