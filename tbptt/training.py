@@ -80,10 +80,12 @@ def init_state(
       A `TrainState` at step 0.
 
     Raises:
-      TypeError, ValueError: estimator or optimizer is something else; as their `init`.
+      TypeError: estimator or optimizer is something else, or a leaf of params cannot be
+        differentiated.
+      ValueError: as the `init` of estimator and optimizer.
     """
     _check_parts(estimator, optimizer)
-    _check_arrays(params)
+    _check_params(params)
     params, carry, key = jax.tree.map(jnp.copy, (params, carry, key))
     return TrainState(
         params=params,
@@ -235,15 +237,21 @@ def _check_parts(estimator: Any, optimizer: Any) -> None:
         )
 
 
-def _check_arrays(params: Params) -> None:
-    """Raise a TypeError that names the first leaf of params that is not an array."""
+def _check_params(params: Params) -> None:
+    """Raise a TypeError that names the first leaf of params that cannot be differentiated."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = f"params{jax.tree_util.keystr(path)}"
         if not isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float | complex):
             raise TypeError(
-                f"params{jax.tree_util.keystr(path)} must be an array; got {type(leaf).__name__}. "
+                f"{name} must be an array; got {type(leaf).__name__}. "
                 "Of a module that holds functions pass the arrays alone, and combine them again in "
                 "the loss function (equinox: params, static = eqx.partition(model, "
                 "eqx.is_inexact_array); eqx.combine(params, static))"
+            )
+        if not jnp.issubdtype(dtype := jnp.result_type(leaf), jnp.inexact):
+            raise TypeError(
+                f"{name} must be floating, to be differentiated; got dtype {dtype}. Convert it, or "
+                "leave it out of params and use it in the loss function as a constant"
             )
 
 

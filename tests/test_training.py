@@ -322,10 +322,13 @@ def test_non_finite_checks_loss_and_gradient():
         assert bool(metrics.non_finite) is expected
 
 
-def test_params_that_hold_functions_are_named():
-    params = {"w": np.ones(3), "activation": jnp.tanh}
-    with pytest.raises(TypeError, match=r"params\['activation'\] must be an array.*eqx.partition"):
-        init_state(full_bptt(LOSS), optax.sgd(0.1), params, CARRY, BATCH)
+@pytest.mark.parametrize(
+    ("leaf", "message"),
+    [(jnp.tanh, "must be an array.*eqx.partition"), (np.arange(2), "must be floating.*int64")],
+)
+def test_params_that_cannot_be_differentiated_are_named(leaf, message):
+    with pytest.raises(TypeError, match=rf"params\['extra'\] {message}"):
+        init_state(full_bptt(LOSS), ADAM, {"w": np.ones(3), "extra": leaf}, CARRY, BATCH)
 
 
 def test_a_chunk_in_which_no_step_counts_changes_the_carry_alone(params):
