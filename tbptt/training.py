@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tbptt.numerics import global_norm, select
 from tbptt.types import Batch, Carry, Estimator, Memory, Params, PRNGKey
-from tbptt.windows import check_window, split_windows
+from tbptt.windows import check_positive_int, split_windows
 
 
 class TrainState(NamedTuple):
@@ -80,9 +80,9 @@ def init_state(
       A `TrainState` at step 0.
 
     Raises:
-      TypeError: estimator or optimizer is something else, or a leaf of params cannot be
-        differentiated.
-      ValueError: as the `init` of estimator and optimizer.
+      TypeError: estimator is no `Estimator`, optimizer no optax transformation, or a leaf of params
+        cannot be differentiated.
+      TypeError, ValueError: raised by `estimator.init` or `optimizer.init`.
     """
     _check_parts(estimator, optimizer)
     _check_params(params)
@@ -137,8 +137,9 @@ def make_train_step(estimator: Estimator, optimizer: Optimizer) -> TrainStep:
       each shape of batch.
 
     Raises:
-      TypeError, ValueError: estimator or optimizer is something else; at the first call of `step`,
-        as `estimator.estimate`; at any call, the state was donated before.
+      TypeError: estimator is no `Estimator`, or optimizer no optax transformation.
+      TypeError, ValueError: raised by `estimator.estimate` at the first call of `step`; at any
+        call, the state was donated before.
 
     Example:
       >>> import flax.linen as nn, jax, jax.numpy as jnp, optax, tbptt
@@ -161,8 +162,8 @@ def make_train_step(estimator: Estimator, optimizer: Optimizer) -> TrainStep:
 def make_train_epoch(estimator: Estimator, optimizer: Optimizer, chunk: int) -> TrainStep:
     """Return a jitted pass over a batch, which makes one update per chunk.
 
-        for i, window in enumerate(split_windows(batch, chunk)):       # compiled to one scan
-            state, metrics[i] = step(state, window)
+        for i in range(T // chunk):                                    # compiled to one scan
+            state, metrics[i] = step(state, batch[i * chunk : (i + 1) * chunk])
 
     The carry continues from chunk to chunk and from call to call. Call `rewind` to start again.
 
@@ -194,7 +195,7 @@ def make_train_epoch(estimator: Estimator, optimizer: Optimizer, chunk: int) -> 
       >>> int(state.step), metrics.loss.shape
       (3, (3,))
     """
-    chunk = check_window("chunk", chunk)
+    chunk = check_positive_int("chunk", chunk)
     _check_parts(estimator, optimizer)
     update = _make_update(estimator, optimizer)
 
@@ -255,7 +256,7 @@ def _check_params(params: Params) -> None:
             )
 
 
-def _any_step_counts(batch: Batch) -> Bool[Array, ""] | None:
+def _has_counted_step(batch: Batch) -> Bool[Array, ""] | None:
     """Return whether any time step counts in the loss; None, without a computation, if all do."""
     if batch.weights is None and batch.mask is None:
         return None
@@ -303,7 +304,7 @@ def _make_update(estimator: Estimator, optimizer: Optimizer) -> TrainStep:
             value_fn=value_fn,
         )
         params: Any = optax.apply_updates(state.params, updates)
-        if (counts := _any_step_counts(batch)) is not None:
+        if (counts := _has_counted_step(batch)) is not None:
             kept = (state.params, state.opt_state)
             params, opt_state = select(counts, (params, opt_state), kept)
         grad_norm = global_norm(gradient.grads)

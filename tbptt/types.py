@@ -94,14 +94,15 @@ class Batch(NamedTuple):
 
 # (params, carry, batch) -> (loss_sum, carry): the weighted SUM of the losses of the steps, a
 # scalar. It is additive over time: the sum over a sequence equals the sum over its segments if each
-# starts from the carry that leaves the previous one. The caller divides by the total weight, once.
+# starts from the carry that leaves the previous one. The caller divides by the total weight, once:
+# by the sum of the weights of all entries [T, *batch], so the mean is over time and batch.
 LossFn: TypeAlias = Callable[[Params, Carry, Batch], tuple[Float[Array, ""], Carry]]
 
 
 class Gradient(NamedTuple):
     """The result of an estimator.
 
-    loss:   scalar, the weighted mean of the losses of the steps
+    loss:   scalar, the weighted mean of the losses over time and batch
     grads:  the gradient of the loss, or an estimate of it; a pytree like params
     memory: the memory to pass to the next call
     info:   a NamedTuple of diagnostics; no later call needs it

@@ -39,7 +39,7 @@ def length(batch: Any) -> int:
     return next(iter(sizes.values()))
 
 
-def check_window(name: str, value: object, unit: str = "step") -> int:
+def check_positive_int(name: str, value: object, unit: str = "step") -> int:
     """Return `value` if it is a static int >= 1; raise a TypeError or ValueError otherwise."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(
@@ -51,7 +51,7 @@ def check_window(name: str, value: object, unit: str = "step") -> int:
     return int(value)
 
 
-def count(T: int, k1: int, *, name: str = "k1") -> int:
+def count_windows(T: int, k1: int, *, name: str = "k1") -> int:
     """Return the number of windows of k1 steps in T steps.
 
     T must be a multiple of k1: a tail is never dropped. The error message calls k1 `name`.
@@ -69,9 +69,9 @@ def count(T: int, k1: int, *, name: str = "k1") -> int:
 def split_windows(tree: Tree, k1: int, *, name: str = "k1") -> Tree:
     """Reshape every leaf `[T, ...]` to `[T // k1, k1, ...]`.
 
-    Window j holds the steps j*k1 .. (j+1)*k1 - 1. T must be a multiple of k1, see `count`.
+    Window j holds the steps j*k1 .. (j+1)*k1 - 1. T must be a multiple of k1, see `count_windows`.
     """
-    n = count(length(tree), k1, name=name)
+    n = count_windows(length(tree), k1, name=name)
     return jax.tree.map(lambda leaf: jnp.reshape(leaf, (n, k1, *np.shape(leaf)[1:])), tree)
 
 
@@ -186,8 +186,8 @@ def divisor(weight: Float[Array, ""], batch: Batch) -> Float[Array, ""]:
     """Return the total weight of a whole call as a divisor: NaN if signed weights cancel.
 
     A mean over weights whose sum is below `LEAST_FRACTION` of the sum of their absolute values
-    is huge or has the wrong sign. Divide by steps instead, see `estimators.normalised`. A part of
-    a call may have any weight.
+    is huge or has the wrong sign. Divide by steps instead, see `estimators.normalised`. Only
+    the total of a call is checked: one window may have a weight of 0 or less.
     """
     if batch.weights is None:
         return weight

@@ -7,8 +7,8 @@ import pytest
 
 from tbptt.types import Batch
 from tbptt.windows import (
-    check_window,
-    count,
+    check_positive_int,
+    count_windows,
     length,
     mean,
     means,
@@ -58,30 +58,30 @@ def test_length_and_its_errors():
 
 
 def test_count_and_its_errors():
-    assert (count(12, 4), count(12, 12), count(7, 1)) == (3, 1, 7)
+    assert (count_windows(12, 4), count_windows(12, 12), count_windows(7, 1)) == (3, 1, 7)
     with pytest.raises(
         ValueError, match=r"multiple of k1; got T=10, k1=4\. Pad the batch to T=12 with weights=0"
     ):
-        count(10, 4)
+        count_windows(10, 4)
     with pytest.raises(ValueError, match=r"got T=3, k1=4\. Pad the batch to T=4"):
-        count(3, 4)
+        count_windows(3, 4)
     with pytest.raises(
         ValueError, match=r"got T=0, chunk=5\. Pad the batch to T=5.*choose another chunk"
     ):
-        count(0, 5, name="chunk")
+        count_windows(0, 5, name="chunk")
     with pytest.raises(ValueError, match=r"got T=12, chunk=5"):
         split_windows(BATCH, 5, name="chunk")
 
 
 def test_windows_are_static_ints():
     for value in (3, np.int32(3)):
-        assert check_window("k2", value) == 3 and type(check_window("k2", value)) is int
+        assert check_positive_int("k2", value) == 3 and type(check_positive_int("k2", value)) is int
     for value in (True, 3.0, "3", None, jnp.asarray(3)):
         with pytest.raises(TypeError, match=r"k2 must be a Python int .*got"):
-            check_window("k2", value)
+            check_positive_int("k2", value)
     for value in (0, -4):
         with pytest.raises(ValueError, match=rf"k2 must be at least 1 step; got k2={value}"):
-            check_window("k2", value)
+            check_positive_int("k2", value)
 
 
 def test_step_shape():

@@ -30,8 +30,10 @@ class SplitCell(Cell, Protocol):
 class CellVJP(Protocol):
     """The forward and backward pass of a cell, with all work that needs no carry outside the loops.
 
-    `unroll` computes T steps and their gradient as follows, where a carry is `entering` or
-    `leaving` a step:
+    `unroll` computes T steps and their gradient as follows. entering[t] is the carry that enters
+    step t, and leaving[t] the one that leaves it: entering[t + 1] = leaving[t]. d is the cotangent
+    of the carry, from that of leaving[T - 1] to that of entering[0]. emitted[t] is what `collect`
+    needs of backward step t, for an LSTM the cotangent of its pre-activations `[*batch, 4H]`:
 
         weights = prepare(params)
         zs = inputs(weights, xs)                                                 # all steps at once

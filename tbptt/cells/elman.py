@@ -110,7 +110,7 @@ class Elman:
 
     @property
     def backprop(self) -> "ElmanVJP":
-        """The hand-derived backward pass."""
+        """The hand-written forward and backward pass, which `unroll` uses."""
         return ElmanVJP(self.activation, self.compute_dtype)
 
 

@@ -139,7 +139,7 @@ class GRU(GRUBase):
 
     @property
     def backprop(self) -> "GRUVJP":
-        """The hand-derived backward pass."""
+        """The hand-written forward and backward pass, which `unroll` uses."""
         return GRUVJP(self.compute_dtype)
 
 

@@ -133,7 +133,7 @@ class LSTM:
 
     @property
     def backprop(self) -> "LSTMVJP":
-        """The hand-derived backward pass."""
+        """The hand-written forward and backward pass, which `unroll` uses."""
         return LSTMVJP(self.compute_dtype)
 
 
@@ -158,7 +158,7 @@ class LSTMFactors(NamedTuple):
 class LSTMVJP:
     """The forward and backward pass of `LSTM`: a `CellVJP`.
 
-        t = tanh(a) with a = x w_x + h w_h + b, halved for i, f, o                     [saved]
+        a = x w_x + h w_h + b;   t = tanh(a / 2) for i, f, o, and tanh(a) for g        [t is saved]
         i, f, o = (1 + t) / 2 by blocks, because sigmoid(a) = (1 + tanh(a / 2)) / 2;    g = t_g
         dh = d_h' + d_y;  dc = d_c' + dh * o (1 - tanh(c')^2)
         da = (dc, dc, dc, dh) * (g i (1 - i), c f (1 - f), i (1 - g^2), tanh(c') o (1 - o))
@@ -199,11 +199,11 @@ class LSTMVJP:
     ) -> tuple[Array, LSTMFactors]:
         t = self.gates(weights, xs, entering) if saved is None else saved
         i, f, g, o = jnp.split(t, 4, axis=-1)
-        i, f, o, c = 0.5 * (i + 1), 0.5 * (f + 1), 0.5 * (o + 1), jnp.tanh(leaving.c)
+        i, f, o, tanh_c = 0.5 * (i + 1), 0.5 * (f + 1), 0.5 * (o + 1), jnp.tanh(leaving.c)
         # d sigmoid(a) = (1 - t^2) / 4 da and d tanh(a) = (1 - t^2) da.
-        quarter = np.repeat(np.asarray([0.25, 0.25, 1.0, 0.25], t.dtype), c.shape[-1])
-        gates = jnp.concatenate([g, entering.c, i, c], axis=-1) * ((1 - t * t) * quarter)
-        return weights.back, LSTMFactors(o * (1 - c * c), gates, f)
+        quarter = np.repeat(np.asarray([0.25, 0.25, 1.0, 0.25], t.dtype), tanh_c.shape[-1])
+        gates = jnp.concatenate([g, entering.c, i, tanh_c], axis=-1) * ((1 - t * t) * quarter)
+        return weights.back, LSTMFactors(o * (1 - tanh_c * tanh_c), gates, f)
 
     def backward(
         self, common: Array, factors: LSTMFactors, d_leaving: LSTMCarry, d_y: Array

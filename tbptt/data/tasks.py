@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from tbptt.types import Batch, PRNGKey
-from tbptt.windows import check_window
+from tbptt.windows import check_positive_int
 
 COPY_SYMBOLS = 6  # symbols of copy_stream: 0 blank, 1 start, 2 .. 5 the alphabet
 COPY_ALPHABET = 4
@@ -44,8 +44,9 @@ def copy_memory(
       Hochreiter and Schmidhuber 1997; in this form Arjovsky, Shah and Bengio, *Unitary evolution
       recurrent neural networks*, ICML 2016, arXiv:1511.06464, section 5.1.
     """
-    delay, batch_size = check_window("delay", delay), check_window("batch_size", batch_size)
-    S, A = check_window("symbols", symbols), check_window("alphabet", alphabet)
+    delay = check_positive_int("delay", delay)
+    batch_size = check_positive_int("batch_size", batch_size)
+    S, A = check_positive_int("symbols", symbols), check_positive_int("alphabet", alphabet)
     if delay <= S:
         raise ValueError(
             f"delay must be more than symbols={S} steps, to leave a step for the go symbol; got "
@@ -94,9 +95,9 @@ def copy_stream(key: PRNGKey, T: int, batch_size: int, memory: int) -> Batch:
       the start symbol too).
     """
     T, batch_size, memory = (
-        check_window("T", T),
-        check_window("batch_size", batch_size),
-        check_window("memory", memory),
+        check_positive_int("T", T),
+        check_positive_int("batch_size", batch_size),
+        check_positive_int("memory", memory),
     )
     draw, offset = jax.random.split(key)
     drawn = jax.random.randint(
@@ -133,7 +134,7 @@ def adding(key: PRNGKey, T: int, batch_size: int) -> Batch:
       Hochreiter and Schmidhuber, *Long short-term memory*, Neural Computation 9, 1997,
       experiment 4; one marker in each half: Le, Jaitly and Hinton 2015, arXiv:1504.00941.
     """
-    T, batch_size = check_window("T", T), check_window("batch_size", batch_size)
+    T, batch_size = check_positive_int("T", T), check_positive_int("batch_size", batch_size)
     if T < 2:
         raise ValueError(f"T must be at least 2 steps, one in each half; got T={T}")
     key_v, key_1, key_2 = jax.random.split(key, 3)
@@ -186,7 +187,7 @@ def temporal_order(
       Hochreiter and Schmidhuber, *Long short-term memory*, Neural Computation 9, 1997,
       experiment 6a.
     """
-    T, batch_size = check_window("T", T), check_window("batch_size", batch_size)
+    T, batch_size = check_positive_int("T", T), check_positive_int("batch_size", batch_size)
     if not 1 <= first[0] <= first[1] < second[0] <= second[1] <= T - 2:
         raise ValueError(
             f"first and second must be ranges of steps in this order within 1 .. T-2 = {T - 2}; "
@@ -253,7 +254,7 @@ def continual_reber(key: PRNGKey, T: int, batch_size: int) -> Batch:
       Gers, Schmidhuber and Cummins, *Learning to forget: continual prediction with LSTM*, Neural
       Computation 12, 2000; the grammar: Reber 1967.
     """
-    T, batch_size = check_window("T", T), check_window("batch_size", batch_size)
+    T, batch_size = check_positive_int("T", T), check_positive_int("batch_size", batch_size)
     coins = jax.random.bernoulli(key, shape=(T + 1, batch_size)).astype(jnp.int32)
     table = jnp.asarray(_TABLE)
 

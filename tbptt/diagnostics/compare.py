@@ -11,7 +11,7 @@ import numpy as np
 
 from tbptt.diagnostics.bias import GradientError, compare_gradients
 from tbptt.types import Batch, Carry, Estimator, Params, PRNGKey
-from tbptt.windows import check_window, length, split_windows, total_weight
+from tbptt.windows import check_positive_int, length, split_windows, total_weight
 
 # (params, carry, batch, key) -> gradient of the mean loss of the whole batch
 BatchGradient = Callable[[Params, Carry, Batch, Any], Params]
@@ -89,8 +89,8 @@ def compare_estimators(
         a key; the reference does not run in float64, or its gradient is 0 or not finite.
     """
     T = length(batch)
-    segment = T if segment is None else check_window("segment", segment)
-    draws, repeats = check_window("draws", draws), check_window("repeats", repeats)
+    segment = T if segment is None else check_positive_int("segment", segment)
+    draws, repeats = check_positive_int("draws", draws), check_positive_int("repeats", repeats)
     if draws < 2:
         raise ValueError(f"draws must be at least 2, to estimate a variance; got {draws}")
     if not estimators:
@@ -147,7 +147,8 @@ def _make_row(
     variance = squares / (n - 1) if n > 1 else 0.0
     variance /= sum(float(np.sum(np.square(leaf))) for leaf in jax.tree.leaves(r))
     with jax.enable_x64(True):
-        error: GradientError = compare_gradients(r, jax.tree.map(jnp.asarray, mean))
+        # Compiled: each eager operation on a leaf of a new shape would be a program of its own.
+        error: GradientError = jax.jit(compare_gradients)(r, jax.tree.map(jnp.asarray, mean))
     return EstimatorRow(
         estimator=name,
         bias=float(error.relative_error),

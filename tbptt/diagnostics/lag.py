@@ -15,7 +15,7 @@ from tbptt.diagnostics._recurrence import check_carry, check_inputs
 from tbptt.numerics import expand, measure, norm_dtype, select, zero_where_masked
 from tbptt.types import Carry, Cell, Params
 from tbptt.unroll.validate import check_floating
-from tbptt.windows import check_window
+from tbptt.windows import check_positive_int
 
 
 class LagProfile(NamedTuple):
@@ -130,7 +130,7 @@ def lag_profile(
         scalar.
     """
     T = jnp.shape(xs)[0] if jnp.ndim(xs) else 0
-    lags = check_window("lags", lags)
+    lags = check_positive_int("lags", lags)
     if lags > T:
         raise ValueError(f"lags must be at most T, the number of steps; got lags={lags}, T={T}")
     steps = np.arange(lags - 1, T) if at is None else np.asarray(at)

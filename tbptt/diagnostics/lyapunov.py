@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Float
 from tbptt.diagnostics._recurrence import flat_map, flat_recurrence, step_and_jvp
 from tbptt.diagnostics.lag import LagProfile
 from tbptt.types import Carry, Cell, Params
-from tbptt.windows import check_window
+from tbptt.windows import check_positive_int
 
 
 class Lyapunov(NamedTuple):
@@ -123,7 +123,7 @@ def map_lyapunov_spectrum(
       ValueError: steps < 1, count > N, warmup < 0 or >= steps; the function returns a carry of
         another structure or shape.
     """
-    steps = check_window("steps", steps)
+    steps = check_positive_int("steps", steps)
     start, step = flat_map(function, carry)
     return _spectrum(start, step, jnp.zeros((steps, 0), start.dtype), count, warmup)
 
@@ -135,7 +135,7 @@ def _spectrum(
     count: Any,
     warmup: Any,
 ) -> Lyapunov:
-    count = start.size if count is None else check_window("count", count)
+    count = start.size if count is None else check_positive_int("count", count)
     if count > start.size:
         raise ValueError(
             f"count must be at most the {start.size} numbers of the carry; got count={count}"

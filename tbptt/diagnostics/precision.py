@@ -69,32 +69,32 @@ def powers(w: float, dtype: DTypeLike, max_steps: int) -> Powers:
     """
     with jax.enable_x64(True):
         dtype, scale = _check(w, dtype, max_steps)
-        tiny = jnp.asarray(jnp.finfo(dtype).tiny, dtype)
-
-        def unfinished(state: tuple[Array, ...]) -> Array:
-            before, h, n, _ = state
-            return jnp.isfinite(h) & (h != 0) & (h != before) & (n < max_steps)
-
-        def step(state: tuple[Array, ...]) -> tuple[Array, ...]:
-            _, h, n, subnormal = state
-            new, n = h * scale, n + 1
-            return h, new, n, jnp.where((subnormal < 0) & (jnp.abs(new) < tiny), n, subnormal)
-
-        start = (
-            jnp.asarray(jnp.nan, dtype),
-            jnp.ones((), dtype),
-            jnp.zeros((), int),
-            jnp.asarray(-1),
-        )
-        before, h, n, subnormal = (
-            leaf.item() for leaf in jax.lax.while_loop(unfinished, step, start)
-        )
+        before, h, n, subnormal = (leaf.item() for leaf in _iterate(scale, max_steps))
     return Powers(
         overflow=None if np.isfinite(h) else n,
         subnormal=subnormal if subnormal > 0 else None,
         zero=n if h == 0 else None,
         stuck=n if h == before and h != 0 and abs(w) != 1 else None,
     )
+
+
+@jax.jit
+def _iterate(scale: Array, max_steps: int) -> tuple[Array, ...]:
+    """Return `(h before the last step, h, number of steps, first subnormal step or -1)`."""
+    dtype = scale.dtype
+    tiny = jnp.asarray(jnp.finfo(dtype).tiny, dtype)
+
+    def unfinished(state: tuple[Array, ...]) -> Array:
+        before, h, n, _ = state
+        return jnp.isfinite(h) & (h != 0) & (h != before) & (n < max_steps)
+
+    def step(state: tuple[Array, ...]) -> tuple[Array, ...]:
+        _, h, n, subnormal = state
+        new, n = h * scale, n + 1
+        return h, new, n, jnp.where((subnormal < 0) & (jnp.abs(new) < tiny), n, subnormal)
+
+    start = (jnp.asarray(jnp.nan, dtype), jnp.ones((), dtype), jnp.zeros((), int), jnp.asarray(-1))
+    return jax.lax.while_loop(unfinished, step, start)
 
 
 def overflow_step(w: float, dtype: DTypeLike, max_steps: int = 100_000) -> int | None:
@@ -138,17 +138,23 @@ def last_useful_lag(
     with jax.enable_x64(True):
         dtype, scale = _check(w, dtype, max_steps)
         size, lr = _rounded(parameter, dtype), _rounded(rate, dtype)
-
-        def unfinished(state: tuple[Array, ...]) -> Array:
-            g, k = state
-            return _changes(size, lr, g) & (k <= max_steps)
-
-        def step(state: tuple[Array, ...]) -> tuple[Array, ...]:
-            return state[0] * scale, state[1] + 1
-
-        start = (jnp.ones((), dtype), jnp.zeros((), int))
-        first_useless = int(jax.lax.while_loop(unfinished, step, start)[1])
+        first_useless = int(_first_useless(scale, size, lr, max_steps))
     return None if first_useless > max_steps else first_useless - 1
+
+
+@jax.jit
+def _first_useless(scale: Array, size: Array, lr: Array, max_steps: int) -> Array:
+    """Return the first lag whose power no longer changes a parameter of this size."""
+
+    def unfinished(state: tuple[Array, ...]) -> Array:
+        g, k = state
+        return _changes(size, lr, g) & (k <= max_steps)
+
+    def step(state: tuple[Array, ...]) -> tuple[Array, ...]:
+        return state[0] * scale, state[1] + 1
+
+    start = (jnp.ones((), scale.dtype), jnp.zeros((), int))
+    return jax.lax.while_loop(unfinished, step, start)[1]
 
 
 def gradient_range(

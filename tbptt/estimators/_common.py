@@ -37,11 +37,11 @@ WindowFn = Callable[[Params, Memory, Batch], tuple[Float[Array, ""], Params, Mem
 class Sums(NamedTuple):
     """Sums over n windows, before the division by the weight.
 
-    losses, weights: `[n]`, the weighted loss sum and the total weight of each window
-    grads:           the sum of the gradients of all windows, like params but in float32 at least
+    loss_sums, weights: `[n]`, the weighted loss sum and the total weight of each window
+    grads:              the sum of the gradients of all windows, like params but in float32 at least
     """
 
-    losses: Float[Array, " n"]
+    loss_sums: Float[Array, " n"]
     weights: Float[Array, " n"]
     grads: Params
 
@@ -52,7 +52,7 @@ def accumulate(
     """Sum the gradients of the windows `[n, k1, *batch, ...]`, one window after another.
 
     for j, window in enumerate(windows):
-        losses[j], window_grads, memory = window_fn(params, memory, window)
+        loss_sums[j], window_grads, memory = window_fn(params, memory, window)
         grads += window_grads
     """
 
@@ -78,8 +78,8 @@ def _in_sum_dtype(loss_sum: Array) -> Array:
 
 def weighted_mean(params: Params, memory: Memory, sums: Sums, batch: Batch) -> Gradient:
     """Return the gradient of the mean loss over a batch, in the dtypes of params."""
-    loss, grads = means(jnp.sum(sums.losses), sums.grads, jnp.sum(sums.weights), batch)
-    info = WindowInfo(mean(sums.losses, sums.weights), sums.weights)
+    loss, grads = means(jnp.sum(sums.loss_sums), sums.grads, jnp.sum(sums.weights), batch)
+    info = WindowInfo(mean(sums.loss_sums, sums.weights), sums.weights)
     return Gradient(loss, cast_like(grads, params), memory, info)
 
 

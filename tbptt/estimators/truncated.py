@@ -12,16 +12,16 @@ from jaxtyping import Array, Int
 from tbptt.estimators._common import Sums, accumulate, checked_loss, weighted_mean
 from tbptt.estimators.window_batch import disjoint_batch, overlapping_batch
 from tbptt.types import Batch, Carry, Estimator, Gradient, LossFn, Memory, Params, PRNGKey
-from tbptt.windows import check_window, length, split, split_windows, without_masked_values
+from tbptt.windows import check_positive_int, length, split, split_windows, without_masked_values
 
 
 def truncated_bptt(loss_fn: LossFn, k1: int, k2: int, *, group: int = 1) -> Estimator:
     """Estimate the gradient by truncated back-propagation through time, TBPTT(k1, k2).
 
-    L_t is the loss of step t and w_t its weight; carries[t] enters step t:
+    L_t is the loss of step t and w_t its weight, summed over the batch; carries[t] enters t:
 
-        g = (1 / W) sum_j d/dparams sum_{j k1 <= t < (j+1) k1} w_t L_t,
-            with the carry that enters step (j+1) k1 - k2 held constant,    W = sum_t w_t
+        g = (1 / W) sum_j d/dparams sum_{j k1 <= t < (j+1) k1} w_t L_t,    W = sum_t w_t,
+            with the carry that enters step (j+1) k1 - k2 held constant
 
         for j in range(T // k1):                                      # as a plain loop, k2 >= k1
             start, end = max(0, (j + 1) * k1 - k2), (j + 1) * k1      # window j
@@ -34,14 +34,14 @@ def truncated_bptt(loss_fn: LossFn, k1: int, k2: int, *, group: int = 1) -> Esti
     - k2 = k1: disjoint windows.
     - k2 > k1: overlapping windows. The older k2 - k1 steps are replayed from a stored carry under
       the CURRENT parameters: Williams and Peng's BPTT(h; h') with h = k2, h' = k1.
-    - k2 < k1: the first k1 - k2 steps of each window run forward only; they add to the reported
-      loss and not to the gradient.
+    - k2 < k1: the sum over t begins at (j+1) k1 - k2. The first k1 - k2 steps of each window run
+      forward only; they count in the reported loss and in W.
     - k2 >= T: full BPTT, to rounding.
 
     A call on T = n k1 steps returns the mean over its n windows at fixed parameters. A call on k1
-    steps is one step of online training. The memory of the backward pass depends on k2 and `group`,
-    not on T. The equation holds for any additive `LossFn`. It also holds for a stream in several
-    calls of any multiple of k1 steps: windows reach back into the steps of earlier calls.
+    steps is one step of online training. The bytes that the backward pass needs depend on k2 and
+    `group`, not on T. The equation holds for any additive `LossFn`. It also holds for a stream in
+    several calls of any multiple of k1 steps: windows reach back into the steps of earlier calls.
 
     Args (all static):
       loss_fn: any `LossFn`.
@@ -49,8 +49,8 @@ def truncated_bptt(loss_fn: LossFn, k1: int, k2: int, *, group: int = 1) -> Esti
       k2: window, in steps: the number of steps through which the gradient flows back, at least 1.
       group: number of windows of one call that are differentiated as one batch; 1 for one after
         another. A forward pass computes their constant carries first, so the windows are
-        independent. A group needs the memory of all of its windows. On an accelerator choose a
-        group of about 256 / B windows; on a CPU 1 is fastest for most sizes.
+        independent. A group stores the residuals of all of its windows at once. On an accelerator
+        choose a group of about 256 / B windows; on a CPU 1 is fastest for most sizes.
 
     Returns:
       An `Estimator`. Its info is a `WindowInfo` of the n windows, fields `[n]`. Its memory is the
@@ -76,7 +76,8 @@ def truncated_bptt(loss_fn: LossFn, k1: int, k2: int, *, group: int = 1) -> Esti
     recurrent network trajectories*, Neural Computation 2, 1990. Sutskever, *Training recurrent
     neural networks*, thesis, 2013, section 2.8.6.
     """
-    k1, k2, group = check_window("k1", k1), check_window("k2", k2), check_window("group", group)
+    k1, k2 = check_positive_int("k1", k1), check_positive_int("k2", k2)
+    group = check_positive_int("group", group)
     make = _overlapping if k2 > k1 else _disjoint
     init, window_gradient, grouped_gradients = make(checked_loss(loss_fn), k1, k2)
 
@@ -224,10 +225,11 @@ def _overlapping(loss_fn: LossFn, k1: int, k2: int) -> tuple[Callable, Callable,
         past = past._replace(
             carry=carry, batch=jax.tree.map(lambda leaf: leaf[length(new) :], steps)
         )
-        losses, weights = (
-            jnp.concatenate([getattr(a, name), getattr(b, name)]) for name in ("losses", "weights")
+        return past, Sums(
+            loss_sums=jnp.concatenate([a.loss_sums, b.loss_sums]),
+            weights=jnp.concatenate([a.weights, b.weights]),
+            grads=jax.tree.map(jnp.add, a.grads, b.grads),
         )
-        return past, Sums(losses, weights, jax.tree.map(jnp.add, a.grads, b.grads))
 
     return init, window_gradient, grouped_gradients
 

@@ -24,7 +24,7 @@ from tbptt.fit.stopping import Stop
 from tbptt.fit.streams import stream_of as stream_of
 from tbptt.training import Optimizer, TrainState, init_state, make_train_step, rewind
 from tbptt.types import Carry, Estimator, Params, PRNGKey
-from tbptt.windows import check_window, length, step_shape
+from tbptt.windows import check_positive_int, length, step_shape
 
 FEW = 10  # updates; a run with fewer gives a warning
 DEFAULT_PASSES = 10
@@ -52,8 +52,8 @@ def fit(
     """Train parameters with one update per chunk, and return those that validate best.
 
         for p in range(passes):
-            state = rewind(estimator, state, carry, ...)          # as init_state before the first
             for batch in stream_of(batches, chunk):
+                at the start of a sequence: state = rewind(estimator, state, carry, ...)
                 state, metrics = step(state, batch)
             score = validate(state.params)                        # lower is better
             best = the params with the lowest score
@@ -69,9 +69,11 @@ def fit(
       optimizer: any optax transformation. `tbptt.optim.adam_with_decay(lr)` clips, skips non-finite
         updates, and lets the rate fall to lr / 100 at the end, whichever limit ends the run.
       params: the initial parameters; copied.
-      carry: the carry that enters every pass, for example `cell.initial_carry((B,))`; copied.
-      batches: the training data, as for `tbptt.fit.stream_of`: a `Batch` `[T, *batch, ...]`, an
-        iterable of them with a length, or a `tbptt.data.RecordingStream`.
+      carry: the carry that enters every pass, and every batch if `independent`, for example
+        `cell.initial_carry((B,))`; copied. The recordings of a `RecordingStream` start from
+        `cell.initial_carry` instead, by its resets.
+      batches: the training data, as for `from tbptt.fit import stream_of`: a `Batch`
+        `[T, *batch, ...]`, an iterable of them with a length, or a `tbptt.data.RecordingStream`.
       chunk: steps per update, a divisor of T and a multiple of the estimator's k1; None: all T.
       independent: for several batches: whether each starts from `carry`.
       passes: number of passes over the data; default 10 if `seconds` is not given.
@@ -127,8 +129,8 @@ def fit(
         validate=None if validate is None else _numbers_of(validate),
         callbacks=(best, *callbacks),
         checkpoint_seconds=checkpoint_seconds,
-        start_pass=lambda state: rewind(estimator, state, carry, example),
-        start_every=getattr(stream, "per_sequence", None),
+        restart=lambda state: rewind(estimator, state, carry, example),
+        restart_every=getattr(stream, "per_sequence", None),
     )
     with contextlib.ExitStack() as stack:
         checkpoints, position = None, 0
@@ -208,11 +210,11 @@ def _check_limits(
     passes: int | None, seconds: float | None, patience: int | None, validate: Any
 ) -> None:
     if passes is not None:
-        check_window("passes", passes, "pass")
+        check_positive_int("passes", passes, "pass")
     if seconds is not None and not seconds > 0:
         raise ValueError(f"seconds must be above 0; got {seconds}")
     if patience is not None:
-        check_window("patience", patience, "pass")
+        check_positive_int("patience", patience, "pass")
         if validate is None:
             raise ValueError(
                 f"patience counts validations, but validate is None; got patience={patience}. Give "

@@ -103,7 +103,7 @@ class RunLog:
         self._again: dict[str, tuple[float, float]] = {}
         self._began: float | None = None
         self._opened = self._fetched = time.monotonic()
-        self._line_seconds = 0.0
+        self._seconds_in_line = 0.0
         self._pace = Pace(total, seconds)
         self._view = make_view(console, line_seconds)
 
@@ -228,7 +228,7 @@ class RunLog:
         for update in updates:
             self._updates += 1
             self._line.add(update)
-            self._line_seconds += each
+            self._seconds_in_line += each
             self._history, finding = health.check(
                 self._history, update.loss, update.grad_norm, update.non_finite
             )
@@ -241,8 +241,8 @@ class RunLog:
             self._view.show(self._status())
 
     def _write_line(self) -> None:
-        rate = self._line.updates / max(self._line_seconds, 1e-9)
-        self._last, self._line, self._line_seconds = self._line.numbers(), MetricLine(), 0.0
+        rate = self._line.updates / max(self._seconds_in_line, 1e-9)
+        self._last, self._line, self._seconds_in_line = self._line.numbers(), MetricLine(), 0.0
         self._write(
             "train", {**self._last, "time_steps_per_second": rate * (self._per_update or 1)}
         )

@@ -1,6 +1,7 @@
 """The training loop: updates, validation, early stopping, checkpoints, resuming.
 
-A run consists of one or more sessions, the processes that start it and resume it.
+A run consists of one or more sessions: the first starts it, each later one resumes it from a
+checkpoint.
 """
 
 import time
@@ -47,14 +48,14 @@ def training_updates(
     position: int = 0,
     end: int | None = None,
     put: Callable[[Any], Any] = jax.device_put,
-    start_pass: Callable[[TrainState], TrainState] | None = None,
-    start_every: int | None = None,
+    restart: Callable[[TrainState], TrainState] | None = None,
+    restart_every: int | None = None,
     run_fraction: Callable[[int], float] | None = None,
 ) -> Iterator[Update]:
     """Yield the state after every update: the loop of `fit`, for loops of your own.
 
         for i in range(position, end):
-            if i % start_every == 0: state = start_pass(state)
+            if i % restart_every == 0: state = restart(state)
             state, metrics = step(state, stream.chunk(i).batch)
             yield Update(i + 1, state, metrics)
 
@@ -63,11 +64,11 @@ def training_updates(
     Args:
       step: from `make_train_step`, or any `(state, batch) -> (state, metrics)`.
       state: from `init_state`; donated.
-      stream: chunks by number: a `RecordingStream`, or `fit.stream_of(batch, chunk)`.
+      stream: chunks by number: a `RecordingStream`, or `stream_of(batch, chunk)` of `tbptt.fit`.
       position: number of updates so far: the first chunk to use.
       end: stop before this chunk; None: no end.
       put: places a batch on the devices.
-      start_pass, start_every: `start_pass(state) -> state` is called before every `start_every`-th
+      restart, restart_every: `restart(state) -> state` is called before every `restart_every`-th
         update, to begin at the initial carry (`rewind`); None: never.
       run_fraction: `i -> fraction of the run before update i`, from 0 to 1, for an optimizer whose
         rate depends on it (`tbptt.optim.scale_by_run_fraction`).
@@ -76,8 +77,8 @@ def training_updates(
     level = None
     try:
         for i, chunk in chunks:
-            if start_pass is not None and start_every is not None and i % start_every == 0:
-                state = start_pass(state)
+            if restart is not None and restart_every is not None and i % restart_every == 0:
+                state = restart(state)
             if run_fraction is not None and (now := _level(run_fraction(i))) != level:
                 state = state._replace(opt_state=set_run_fraction(state.opt_state, now))
                 level = now
@@ -132,7 +133,7 @@ class Plan(NamedTuple):
     validate_first:  also validate before the first update, and save a checkpoint
     callbacks:       called with a `Progress` after every validation; True ends the run
     checkpoint_seconds: seconds between checkpoints, in addition to one per validation
-    put, start_pass, start_every: as for `training_updates`
+    put, restart, restart_every: as for `training_updates`
     reduce_metrics:  reduces the metrics of several seeds to those of one
     """
 
@@ -148,8 +149,8 @@ class Plan(NamedTuple):
     checkpoint_seconds: float = 60.0
     put: Callable[[Any], Any] = jax.device_put
     reduce_metrics: Callable[[Metrics], Metrics] = lambda metrics: metrics
-    start_pass: Callable[[TrainState], TrainState] | None = None
-    start_every: int | None = None
+    restart: Callable[[TrainState], TrainState] | None = None
+    restart_every: int | None = None
 
 
 def run(
@@ -190,10 +191,10 @@ def run(
     saver = _Saver(checkpoints, plan.checkpoint_seconds, log)
     iterator = training_updates(
         step, state, stream, position=position, end=plan.updates, put=plan.put,
-        start_pass=plan.start_pass, start_every=plan.start_every,
+        restart=plan.restart, restart_every=plan.restart_every,
         run_fraction=lambda i: _run_fraction(plan, i, log.seconds),
     )  # fmt: skip
-    first = position
+    first, callback_ends = position, False
     try:
         if plan.validate_first and position == 0:
             log.note("validating the initial parameters")
@@ -206,11 +207,11 @@ def run(
                 log.compiled()
                 saver.restart()
             log.update(plan.reduce_metrics(metrics))
-            metric, reason, valid_due = None, "", position % plan.valid_every == 0
+            metric, valid_due = None, position % plan.valid_every == 0
             if valid_due:
                 metric, ends = _validated(plan, state, position, log)
-                reason = "callback" if ends else ""
-            reason = reason or _limit(plan, log, position)
+                callback_ends |= ends  # kept until the processes exchange their flags
+            reason = "callback" if callback_ends else _limit(plan, log, position)
             signalled = stop is not None and stop.signal is not None
             stopped, due, ended = _synchronized(position, signalled, saver.due(), bool(reason))
             done = ended or position == plan.updates
@@ -279,7 +280,7 @@ class _Saver:
         except CheckpointNotWritten as error:
             self._log.warn_again("checkpoint", str(error), advice)
         try:
-            self._checkpoints.save(position, state, position, metric)
+            self._checkpoints.save(step=position, state=state, position=position, metric=metric)
             if last:
                 self._checkpoints.wait()
         except CheckpointNotWritten as error:

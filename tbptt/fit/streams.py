@@ -8,7 +8,7 @@ import numpy as np
 
 from tbptt.data.streams.chunks import Chunk, Stream
 from tbptt.types import Batch
-from tbptt.windows import check_window, count, length
+from tbptt.windows import check_positive_int, count_windows, length
 
 
 def stream_of(batches: Any, chunk: int | None = None, independent: bool | None = None) -> Stream:
@@ -92,8 +92,8 @@ class BatchStream:
         self._batches, self._iterator, self._next = batches, None, 0
         self._held: tuple[int, Any] = (-1, None)
         self.steps = length(self._batch(0))
-        self._chunk = self.steps if chunk is None else check_window("chunk", chunk)
-        self._per_batch = count(self.steps, self._chunk, name="chunk")
+        self._chunk = self.steps if chunk is None else check_positive_int("chunk", chunk)
+        self._per_batch = count_windows(self.steps, self._chunk, name="chunk")
         self.per_sequence = self._per_batch if independent else len(self)
 
     def __len__(self) -> int:

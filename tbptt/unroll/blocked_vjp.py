@@ -66,8 +66,8 @@ def blocked_unroll(
             d_params += grads
 
     Residuals are the inputs, the carries and the saved intermediates of the cell (four gates for an
-    LSTM). Under `CarriesOnly`, `linearize` recomputes the latter in one product per block. A stack
-    runs layer by layer.
+    LSTM). Under `CarriesOnly`, and by default if they would exceed `block_size.SAVED_BYTES`,
+    `linearize` recomputes the latter in one product per block. A stack runs layer by layer.
     """
     steps = validated_steps(cell, params, carry, xs, resets, mask)
     T = steps.xs.shape[0]
@@ -92,16 +92,15 @@ def blocked_unroll(
     steps = reverse_time(steps) if reverse else steps
     if isinstance(cell, LayeredCell):
         carries, ys = [], steps.xs
-        # The shapes of the arguments determine the function of a layer, which is then called.
         for layer, p, c in zip(cell.cells, params, carry, strict=True):
             below = steps._replace(xs=ys)
-            c, ys = _layer_fn(backend_fn, layer, remat, block_bytes, p, c, below)(p, c, below)
+            run_layer = _layer_fn(backend_fn, layer, remat, block_bytes, p, c, below)
+            c, ys = run_layer(p, c, below)
             carries.append(c)
         carry = tuple(carries)
     else:
-        carry, ys = _layer_fn(backend_fn, cell, remat, block_bytes, params, carry, steps)(
-            params, carry, steps
-        )
+        run_layer = _layer_fn(backend_fn, cell, remat, block_bytes, params, carry, steps)
+        carry, ys = run_layer(params, carry, steps)
     return carry, reverse_time(ys) if reverse else ys
 
 
@@ -116,7 +115,8 @@ def _layer_fn(
 ) -> Callable[[Params, Carry, Steps], tuple[Carry, Any]]:
     """Return the function `(params, carry, steps) -> (carry, ys)` that runs one layer.
 
-    It is the plain scan where the blocks bring no advantage, else equal blocks and the remainder.
+    It is the plain scan where blocks bring no advantage, else equal blocks and the remainder. The
+    choice depends on the shapes and dtypes of params, carry and steps.
     """
     if isinstance(layer, LayeredCell):  # a stack within a stack
         return lambda p, c, s: blocked_unroll(

@@ -30,10 +30,11 @@ class Segments:
     """Rematerialise whole segments; the residuals are the carries between segments.
 
     Args (static):
-      length: steps per segment. None for ceil(sqrt(T)), which stores about 2 sqrt(T) carries
-        instead of the intermediates of T steps, at the cost of one extra forward pass. A tuple
-        gives nested segments, the longest first: `(1000, 30)` stores T / 1000 + 34 carries and the
-        intermediates of 30 steps, at the cost of two extra forward passes.
+      length: steps per segment. None for ceil(sqrt(T)), which stores sqrt(T) carries and the
+        intermediates of the sqrt(T) steps of one segment instead of those of T steps, at the cost
+        of one extra forward pass. A tuple gives nested segments, the longest first: `(1000, 30)`
+        stores T / 1000 + 1000 / 30 carries and the intermediates of 30 steps, at the cost of two
+        extra forward passes.
 
     Raises:
       ValueError: a length is below 1, or a tuple is not in decreasing order.
@@ -106,15 +107,15 @@ class MemoryBudget:
 
 
 class StepBytes(NamedTuple):
-    """Memory of one step of all batch rows, in bytes.
+    """Sizes for `predicted_bytes`, in bytes per step of all batch rows unless stated.
 
     carry: the carry
     saved: the residuals of the step without rematerialisation, carry included
-    block: temporaries of the backward pass, allocated for one block of steps at a time
+    block: temporaries of the backward pass per step of a block; one block is allocated at a time
     carries_only_block: the same if the residuals are carries only
     inputs: the inputs, which segments copy
     outer: the output and its cotangent, and the results of a readout
-    fixed: allocated once: the weight gradient and copies of the weights
+    fixed: bytes allocated once: the weight gradient and copies of the weights
     steps: the approximate number of steps of a block, see `block_size.even_block_length`
     carries_only_from: the number of steps from which the default plan stores carries only, see
       `block_size.max_saved_steps`
@@ -177,18 +178,18 @@ def step_bytes(
             supports_carries_only=all(one.supports_carries_only for one in layers),
             copied_whole=layers[0].copied_whole,
         )
-    back = cell_vjp_of(cell)
+    cell_vjp = cell_vjp_of(cell)
 
     def step(params: Params, carry: Any, x: Any) -> Any:
-        weights = back.prepare(params)
-        leaving, y, saved = back.forward(weights, carry, back.inputs(weights, x))
+        weights = cell_vjp.prepare(params)
+        leaving, y, saved = cell_vjp.forward(weights, carry, cell_vjp.inputs(weights, x))
         one = jax.tree.map(lambda a: a[None], (carry, leaving, saved))
-        _, factors = back.linearize(weights, x[None], *one)
-        return leaving, y, saved, factors, back.inputs(weights, x)
+        _, factors = cell_vjp.linearize(weights, x[None], *one)
+        return leaving, y, saved, factors, cell_vjp.inputs(weights, x)
 
     carry = _carry(cell, batch_shape)
     leaving, y, saved, factors, z = jax.eval_shape(step, params, carry, x)
-    if isinstance(back, AutodiffVJP):  # without a plan a scan, which JAX differentiates
+    if isinstance(cell_vjp, AutodiffVJP):  # without a plan a scan, which JAX differentiates
         residual_bytes, block = bytes_of(scan_residuals(cell, params, carry, x)), 0
         # Those of the loop and those of the weight gradient: XLA may hold both at once.
         carries_only_block = bytes_of(factors) + 2 * bytes_of(z) + residual_bytes
@@ -196,7 +197,7 @@ def step_bytes(
     else:
         residual_bytes = bytes_of(carry) + bytes_of(saved)
         block = carries_only_block = bytes_of(factors) + 2 * bytes_of(z) + bytes_of(carry)
-        carries_only_from = max_saved_steps(back, params, leaving, x)
+        carries_only_from = max_saved_steps(cell_vjp, params, leaving, x)
     return StepBytes(
         carry=bytes_of(carry),
         saved=residual_bytes,
@@ -215,11 +216,14 @@ def step_bytes(
 def predicted_bytes(remat: Remat | None, sizes: StepBytes, T: int) -> int:
     """Predict the temporary bytes of one gradient over T steps.
 
-    None:                T (saved + outer) + block; from `carries_only_from` steps as CarriesOnly
-    CarriesOnly:         T (carry + outer) + block
-    Segments(l1 .. ld):  (T / l1 + l1 / l2 + ..) carry + ld (saved + outer) + block
+    None:                T (saved + outer) + b block + fixed; from `carries_only_from` steps as
+                         CarriesOnly
+    CarriesOnly:         T (carry + outer) + b carries_only_block + fixed
+    Segments(l1 .. ld):  (T / l1 + l1 / l2 + ..) carry + ld (saved + outer) + b block + fixed
                          + (l1 + l2 + .. + ld) inputs
                          + T inputs if l1 does not divide T, or if the batch has one row
+
+    b is the number of steps of one block, of T or of ld steps.
     """
     length, carries, copies = T, 0, 0
     if isinstance(remat, Segments):
@@ -253,8 +257,8 @@ def plan_memory(remat: Remat | MemoryBudget | None, sizes: StepBytes, T: int) ->
         least = predicted if least is None else min(least, predicted)
     raise ValueError(
         f"MemoryBudget.bytes={remat.bytes} is too small for T={T}: the smallest plan needs about "
-        f"{least} bytes, of which {sizes.fixed} are the weight gradient. Raise the budget, lower "
-        "the batch size, or truncate"
+        f"{least} bytes, of which {sizes.fixed} are the weight gradient and copies of the "
+        "weights. Raise the budget, lower the batch size, or truncate"
     )
 
 

@@ -14,7 +14,7 @@ import pytest
 
 import tbptt
 from tbptt.data import RecordingStream, forecast_batches, open_source
-from tbptt.fit import stream_of
+from tbptt.fit import loop, stream_of
 from tbptt.fit.loop import Update
 from tbptt.optim import RunFractionState, adam_with_decay, scale_by_run_fraction, set_run_fraction
 from tests.support.sequences import sequence_params, zero_carry
@@ -137,6 +137,15 @@ def test_a_run_that_patience_ended_is_not_continued_by_the_same_call(tmp_path):
 def test_a_callback_ends_the_run():
     fitted = fit(passes=5, callbacks=[lambda progress: progress.position == 8])
     assert (fitted.ended, fitted.updates) == ("callback", 8)
+
+
+def test_a_callback_ends_a_run_of_several_processes(monkeypatch):
+    """It returns True after update 8; the processes exchange their flags after update 20."""
+    both = lambda flags: np.stack([flags, flags])  # noqa: E731
+    monkeypatch.setattr(loop.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(loop.multihost_utils, "process_allgather", both)
+    fitted = fit(passes=10, callbacks=[lambda progress: progress.position == 8])
+    assert (fitted.ended, fitted.updates) == ("callback", 20)
 
 
 def test_a_stopped_run_resumes_with_equal_results(tmp_path):

@@ -73,7 +73,7 @@ UNROLL_CELLS = {
 }
 
 
-def check_windows(config: Any) -> None:
+def check_positive_ints(config: Any) -> None:
     """Raise a ValueError with a remedy unless k1 and k2 suit the estimator."""
     k1, k2 = config.k1, config.k2
     if config.estimator == "randomized" and (k2 % k1 or k2 < 4 * k1):
@@ -212,6 +212,6 @@ def fill_defaults(config: Any, data: RunData) -> Any:
         config = dataclasses.replace(config, k1=whole)
         k2 = whole
     config = dataclasses.replace(config, batch=batch, k2=k2)
-    check_windows(config)
+    check_positive_ints(config)
     check_unroll(config)
     return config

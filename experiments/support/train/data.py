@@ -61,10 +61,10 @@ def open_data(config: Any) -> RunData:
                 f"{vocabulary.symbols!r}"
             )
         return RunData(Characters(tuple(vocabulary.symbols)), *split(text, config))
-    whole = config.task == "classify"
+    is_classify = config.task == "classify"
     check_files(config)
     source, columns = open_columns(config)
-    if not whole and config.horizon == 0 and config.target in columns:
+    if not is_classify and config.horizon == 0 and config.target in columns:
         raise ValueError(
             f"--horizon 0 estimates {config.target!r} from its own row, so it must not be an "
             f"input, as it is by default: give --without {config.target}, or --columns without "
@@ -72,7 +72,7 @@ def open_data(config: Any) -> RunData:
         )
     source, ends, descriptions, rows_of = split(source, config)
     group = config.group or hold_out(config)[0]
-    keep = [config.target] if whole else []
+    keep = [config.target] if is_classify else []
     with printed_table_warnings():
         inputs = [name for name in columns if name != config.target]
         scaling = stream_scaling(part(source, 0, ends.train), keep=keep, constant=inputs)
@@ -81,7 +81,7 @@ def open_data(config: Any) -> RunData:
         for i, name in enumerate(source.names)
     }
     mean, scale = (tuple(numbers[name][i] for name in columns) for i in (0, 1))
-    if whole:
+    if is_classify:
         task: Task = Classify(
             columns, config.target, source.classes, mean, scale, group, config.answer
         )
@@ -105,6 +105,7 @@ def training_stream(
     """Stream the scaled training part as `batch` sequences, in chunks of `chunk` steps.
 
     With a linear forecast, the targets are its residuals, and its values are further inputs.
+    `rows` are the batch rows that this process reads; None: all.
     """
     task, source = data.task, part(data.source, 0, data.ends.train)
     if isinstance(task, Characters):
@@ -140,8 +141,8 @@ def default_batch(data: RunData, k2: int, devices: int = 1) -> int:
     For classification it is at most the number of recordings. It is a multiple of the number of
     devices where possible.
     """
-    whole = isinstance(data.task, Classify)
-    most = largest_batch(data) if whole else data.ends.train // (20 * k2)
+    is_classify = isinstance(data.task, Classify)
+    most = largest_batch(data) if is_classify else data.ends.train // (20 * k2)
     return max(1, min(32, most) // devices) * devices
 
 

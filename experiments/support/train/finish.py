@@ -52,14 +52,9 @@ def best_seed(
 
 
 def time_steps_per_second(rows: list[Row]) -> float | None:
-    """Return the median over the log lines, except the first of a process, which compiles."""
-    first, rates = True, {True: [], False: []}
-    for row in rows:
-        if row["kind"] == "train":
-            rates[first].append(row["time_steps_per_second"])
-        first = row["kind"] == "resumed"
-    chosen = rates[False] or rates[True]
-    return round(statistics.median(chosen), 1) if chosen else None
+    """Return the median over the log lines; none of them includes compilation."""
+    rates = [row["time_steps_per_second"] for row in rows if row["kind"] == "train"]
+    return round(statistics.median(rates), 1) if rates else None
 
 
 def finish(

@@ -46,7 +46,8 @@ def split(source: Source, config: Any) -> Split:
             --hold-out or --test-data, the test part has a class that no other recording has.
     """
     check_fractions(config)
-    own, whole = config.hold_out is not None or bool(config.test_data), config.task == "classify"
+    own = config.hold_out is not None or bool(config.test_data)
+    is_classify = config.task == "classify"
     if config.hold_out is not None:
         found = _by_groups(source, config)
     elif config.test_data:
@@ -56,7 +57,7 @@ def split(source: Source, config: Any) -> Split:
         found = Split(source, ends, _shown(source, ends, config), np.asarray)
     if config.task == "forecast":
         _check_horizon(found, config)
-    if whole and own:
+    if is_classify and own:
         _check_classes(found, config)
     return found
 

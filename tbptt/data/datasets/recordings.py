@@ -116,9 +116,9 @@ def mackey_glass(
         Mackey and Glass, *Oscillation and chaos in physiological control systems*, Science 197
         (1977) 287-289.
     """
-    windows.check_window("steps", steps)
+    windows.check_positive_int("steps", steps)
     if washout != 0:
-        windows.check_window("washout", washout)
+        windows.check_positive_int("washout", washout)
     history = float(np.random.default_rng(seed).uniform(0.5, 1.3))
     values = integrate(history, washout + steps, tau)[washout:, None]
     return Recording(

@@ -8,7 +8,7 @@ from jaxtyping import Int, Int32
 
 from tbptt.data.streams.chunks import split_into_streams
 from tbptt.types import Batch
-from tbptt.windows import check_window
+from tbptt.windows import check_positive_int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,7 @@ def next_symbol_streams(codes: Int[np.ndarray, " N"], n: int, window: int) -> tu
         TypeError: n or window is not an int.
         ValueError: the text is too short for one window in every stream.
     """
-    n, window = check_window("n", n), check_window("window", window)
+    n, window = check_positive_int("n", n), check_positive_int("window", window)
     codes = np.asarray(codes)
     T = (len(codes) - 1) // n // window * window
     if T < 1:

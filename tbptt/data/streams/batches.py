@@ -52,7 +52,7 @@ def forecast_batches(
     ahead = [
         horizon
         if type(horizon) is int and least == horizon == 0
-        else windows.check_window(f"horizons[{i}]", horizon)
+        else windows.check_positive_int(f"horizons[{i}]", horizon)
         for i, horizon in enumerate(horizons)
     ]
     if not ahead:

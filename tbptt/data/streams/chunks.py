@@ -57,7 +57,7 @@ def split_into_streams(tree: Tree, n: int) -> Tree:
         ValueError: n < 1, T is not a multiple of n (a tail is never dropped silently), or
             leaves differ in T.
     """
-    T, n = windows.length(tree), windows.check_window("n", n)
+    T, n = windows.length(tree), windows.check_positive_int("n", n)
     if T < n or T % n:
         trim = f"Trim to T={T // n * n} explicitly" if T >= n else f"Take at most n={T}"
         raise ValueError(
@@ -97,7 +97,7 @@ def pack(inputs: Sequence[np.ndarray], targets: Sequence[np.ndarray], n: int, T:
         ValueError: there is no sequence, the lengths of inputs and targets differ, a sequence
             is empty, or a stream is longer than T.
     """
-    n, T = windows.check_window("n", n), windows.check_window("T", T)
+    n, T = windows.check_positive_int("n", n), windows.check_positive_int("T", T)
     lengths = [len(x) for x in inputs]
     target_lengths = [len(y) if np.ndim(y) else None for y in targets]
     if not lengths or lengths != target_lengths or 0 in lengths:
@@ -142,8 +142,8 @@ def chunks(batch: Batch, length: int) -> Iterator[Chunk]:
         ValueError: length < 1, or T is not a multiple of it. Raised by the call, not by the
             first chunk.
     """
-    count = windows.count(
-        windows.length(batch), windows.check_window("length", length), name="length"
+    count = windows.count_windows(
+        windows.length(batch), windows.check_positive_int("length", length), name="length"
     )
 
     def chunk_at(start: int) -> Batch:
@@ -243,7 +243,7 @@ def read_ahead(
         TypeError, ValueError: start, stop or depth is invalid; raised by the call. Exceptions
             of the stream are raised when the chunk is read.
     """
-    windows.check_window("depth", depth)
+    windows.check_positive_int("depth", depth)
     passes = len(stream)
     stop = (start // passes + 1) * passes if stop is None else stop
     if start < 0 or stop < start:

@@ -46,7 +46,7 @@ def standardise(
             a value is not finite.
     """
     check_values("values", values)
-    if windows.check_window("train_end", train_end) > len(values):
+    if windows.check_positive_int("train_end", train_end) > len(values):
         raise ValueError(
             f"train_end must be at most T, the number of steps; got train_end={train_end}, "
             f"T={len(values)}"
@@ -176,7 +176,9 @@ def forecast_pairs(
         raise ValueError(
             f"horizons must be a sequence of at least one horizon, in steps; got {horizons!r}"
         )
-    ahead = [windows.check_window(f"horizons[{i}]", horizon) for i, horizon in enumerate(horizons)]
+    ahead = [
+        windows.check_positive_int(f"horizons[{i}]", horizon) for i, horizon in enumerate(horizons)
+    ]
     N = T - max(ahead)
     if N < 1:
         raise ValueError(

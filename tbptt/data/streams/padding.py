@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array
 
 from tbptt.types import Batch
-from tbptt.windows import check_window
+from tbptt.windows import check_positive_int
 
 
 def pad(
@@ -54,7 +54,7 @@ def pad(
             f"{lengths[:5]}"
         )
     longest = max(lengths)
-    T = longest if T is None else check_window("T", T)
+    T = longest if T is None else check_positive_int("T", T)
     if longest > T:
         raise ValueError(f"T must be at least {longest}, the longest sequence; got T={T}")
     n = len(lengths)
@@ -104,12 +104,12 @@ def padded_length(steps: int, lengths: Sequence[int] | None = None, *, multiple_
       TypeError: steps, a length or multiple_of is not an int.
       ValueError: one of them is below 1, or steps is larger than all lengths.
     """
-    steps = check_window("steps", steps)
-    multiple_of = check_window("multiple_of", multiple_of)
+    steps = check_positive_int("steps", steps)
+    multiple_of = check_positive_int("multiple_of", multiple_of)
     if lengths is None:
         chosen = 1 << (steps - 1).bit_length()
     else:
-        known = sorted(check_window("lengths", length) for length in lengths)
+        known = sorted(check_positive_int("lengths", length) for length in lengths)
         chosen = next((length for length in known if length >= steps), None)
         if chosen is None:
             raise ValueError(

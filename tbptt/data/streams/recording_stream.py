@@ -53,7 +53,7 @@ def even_streams(lengths: Sequence[int], streams: int) -> tuple[tuple[Span, ...]
         TypeError: streams is not an int.
         ValueError: streams < 1, or there are fewer rows than streams.
     """
-    streams, R = windows.check_window("streams", streams), sum(lengths)
+    streams, R = windows.check_positive_int("streams", streams), sum(lengths)
     if R < streams:
         raise ValueError(
             f"streams must be at most the number of rows; got streams={streams}, {R} rows. Use "
@@ -90,7 +90,7 @@ def whole_recordings(lengths: Sequence[int], streams: int) -> tuple[tuple[Span, 
         Graham, *Bounds on multiprocessing timing anomalies*, SIAM J. Appl. Math. 1969,
         https://doi.org/10.1137/0117039
     """
-    streams = windows.check_window("streams", streams)
+    streams = windows.check_positive_int("streams", streams)
     recordings = [span for span in _recordings(lengths) if span.stop > span.start]
     if len(recordings) < streams:
         raise ValueError(
@@ -164,7 +164,7 @@ class RecordingStream:
         rows: Sequence[int] | None = None,
     ):
         self.source, self.make_batch = source, make_batch
-        self.length = windows.check_window("chunk", chunk)
+        self.length = windows.check_positive_int("chunk", chunk)
         self._spans = layout(source.lengths, streams)
         self.streams = len(self._spans)
         self._starts = [

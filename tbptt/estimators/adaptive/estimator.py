@@ -21,10 +21,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tbptt.estimators._common import checked_loss
 from tbptt.estimators.adaptive.decay import Decay, choose, init_decay, largest_window, update_decay
-from tbptt.estimators.adaptive.window_choice import WindowChoice, check_choice, check_windows
+from tbptt.estimators.adaptive.window_choice import WindowChoice, check_choice, check_positive_ints
 from tbptt.estimators.truncated import Past, init_past, truncated_bptt
 from tbptt.types import Batch, Carry, Estimator, Gradient, LossFn, Memory, Params, PRNGKey
-from tbptt.windows import check_window, length, split, split_windows, without_masked_values
+from tbptt.windows import check_positive_int, length, split, split_windows, without_masked_values
 
 
 class Replay(NamedTuple):
@@ -178,16 +178,16 @@ def adaptive_bptt(
     References: Aicher, Foti and Fox, *Adaptively truncating backpropagation through time to control
     gradient bias*, UAI 2019, arXiv:1905.07473.
     """
-    windows = check_windows(windows)
-    lags = max(windows[-1], 4) if lags is None else check_window("lags", lags)
+    windows = check_positive_ints(windows)
+    lags = max(windows[-1], 4) if lags is None else check_positive_int("lags", lags)
     settings = Settings(
-        k1=check_window("k1", k1),
+        k1=check_positive_int("k1", k1),
         windows=windows,
         delta=delta,
         lags=lags,
         tau=lags // 2 if tau is None else tau,
-        losses=check_window("losses", losses),
-        every=check_window("every", every),
+        losses=check_positive_int("losses", losses),
+        every=check_positive_int("every", every),
         smoothing=smoothing,
         level=level,
         group=group,

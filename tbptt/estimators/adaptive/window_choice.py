@@ -14,7 +14,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from tbptt.windows import check_window
+from tbptt.windows import check_positive_int
 
 
 class WindowChoice(NamedTuple):
@@ -98,7 +98,7 @@ def choose_window(
     """
     phi = jnp.asarray(phi)
     phi = phi.astype(jnp.promote_types(phi.dtype, jnp.float32))
-    windows, k1 = check_windows(windows), check_window("k1", k1)
+    windows, k1 = check_positive_ints(windows), check_positive_int("k1", k1)
     check_choice(delta, tau, level, phi.shape)
     fit = fit_tail(phi, tau, level)
     bounds = _log_bounds(phi, windows, k1, tau, fit)
@@ -151,9 +151,9 @@ def explain_choice(choice: WindowChoice, windows: Sequence[int], delta: float) -
     )
 
 
-def check_windows(windows: Sequence[int]) -> tuple[int, ...]:
+def check_positive_ints(windows: Sequence[int]) -> tuple[int, ...]:
     """Return the windows as a tuple of ints; raise unless they are strictly increasing and >= 1."""
-    checked = tuple(check_window(f"windows[{i}]", k2) for i, k2 in enumerate(windows))
+    checked = tuple(check_positive_int(f"windows[{i}]", k2) for i, k2 in enumerate(windows))
     if not checked or any(a >= b for a, b in zip(checked[:-1], checked[1:], strict=True)):
         raise ValueError(
             f"windows must be strictly increasing ints, at least one; got {tuple(windows)}"
@@ -176,7 +176,7 @@ def check_choice(delta: float, tau: int, level: float, shape: tuple[int, ...]) -
         )
     if not 0 < level < 1:
         raise ValueError(f"level must be a probability between 0 and 1; got level={level}")
-    if check_window("tau", tau) > shape[0] - 2:
+    if check_positive_int("tau", tau) > shape[0] - 2:
         raise ValueError(
             "tau must be at most lags - 2, so that at least three lags are fitted; got "
             f"tau={tau}, lags={shape[0]}. Choose a smaller tau, or measure more lags"

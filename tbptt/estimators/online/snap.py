@@ -19,7 +19,7 @@ from tbptt.estimators.online.jacobian_sparsity import (
 )
 from tbptt.numerics import floating_leaves
 from tbptt.types import Batch, Carry, Estimator, Gradient, LossFn, Params, PRNGKey
-from tbptt.windows import check_window, split_windows, step_shape
+from tbptt.windows import check_positive_int, split_windows, step_shape
 
 
 class SnapMemory(NamedTuple):
@@ -87,7 +87,7 @@ def snap(loss_fn: LossFn, n: int) -> Estimator:
     ICLR 2021, arXiv:2006.07232. Coloring: Curtis, Powell and Reid, *On the estimation of sparse
     Jacobian matrices*, 1974.
     """
-    return _sparse(loss_fn, check_window("n", n))
+    return _sparse(loss_fn, check_positive_int("n", n))
 
 
 def sparse_rtrl(loss_fn: LossFn) -> Estimator:

@@ -19,7 +19,7 @@ from tbptt.estimators._common import Floating, checked_loss, require_key, segmen
 from tbptt.estimators.randomized.schedules import LengthSchedule, TruncationSchedule
 from tbptt.numerics import cast_like, expand, floating_leaves, measure, sum_dtype, zeros_for_sums
 from tbptt.types import Batch, Carry, Estimator, Gradient, LossFn, Memory, Params, PRNGKey
-from tbptt.windows import check_window, length, mean, means, split_windows, total_weight
+from tbptt.windows import check_positive_int, length, mean, means, split_windows, total_weight
 
 
 class BoundaryInfo(NamedTuple):
@@ -95,7 +95,7 @@ def randomized_bptt(
     References: Tallec and Ollivier, *Unbiasing truncated backpropagation through time*,
     arXiv:1705.08209.
     """
-    k1, draws = check_window("k1", k1), check_window("draws", draws)
+    k1, draws = check_positive_int("k1", k1), check_positive_int("draws", draws)
     if not isinstance(schedule, TruncationSchedule):
         raise TypeError(
             "schedule must have a method probability(since, k1), like ConstantRate and HeavyTail; "
@@ -158,7 +158,7 @@ def random_window_bptt(
     References: Merity, Keskar and Socher, *Regularizing and optimizing LSTM language models*, ICLR
     2018, section 5.
     """
-    k1, draws = check_window("k1", k1), check_window("draws", draws)
+    k1, draws = check_positive_int("k1", k1), check_positive_int("draws", draws)
     if not isinstance(schedule, LengthSchedule):
         raise TypeError(
             "schedule must have a method length(key), like AwdLengths and LogUniformLengths; got "
