@@ -180,7 +180,8 @@ def _check_same_batch(stored: Batch, new: Batch) -> None:
 def _overlapping(loss_fn: LossFn, k1: int, k2: int) -> tuple[Callable, Callable, Callable]:
     """Return (init, window_gradient, grouped_gradients) for k2 > k1, as in `_disjoint`.
 
-    The memory is a `Past`: the last k2 - k1 steps, which are replayed before the k1 new ones.
+    The memory is a `Past`: the last k2 - k1 steps, which are replayed before the k1 new ones. Drawn
+    for k2 > 2 k1:
 
         array position   0 ........ k1 ........ k2-k1 ......... k2
                          | dropped  |           |   new steps   |

@@ -72,6 +72,7 @@ def settings(parse: Callable[..., Config], kind: type[Config]) -> Config:
             f"{folder}/config.json has the unknown field {unknown[0]!r}; the run is of another "
             f"version"
         )
+    # In the file `task` is the whole Task; its kind stands for the flag, "text" for characters.
     saved["task"] = {"text": "characters"}.get(saved["task"]["kind"], saved["task"]["kind"])
     old: Any = kind(**{name: _typed(name, saved[name]) for name in names if name in saved})
     old = dataclasses.replace(old, resume=folder, out=None)
