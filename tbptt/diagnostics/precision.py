@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from tbptt.diagnostics._recurrence import check_carry, check_inputs
@@ -79,7 +79,7 @@ def powers(w: float, dtype: DTypeLike, max_steps: int) -> Powers:
 
 
 @jax.jit
-def _iterate(scale: Array, max_steps: int) -> tuple[Array, ...]:
+def _iterate(scale: Array, max_steps: ArrayLike) -> tuple[Array, ...]:
     """Return `(h before the last step, h, number of steps, first subnormal step or -1)`."""
     dtype = scale.dtype
     tiny = jnp.asarray(jnp.finfo(dtype).tiny, dtype)
@@ -143,7 +143,7 @@ def last_useful_lag(
 
 
 @jax.jit
-def _first_useless(scale: Array, size: Array, lr: Array, max_steps: int) -> Array:
+def _first_useless(scale: Array, size: Array, lr: Array, max_steps: ArrayLike) -> Array:
     """Return the first lag whose power no longer changes a parameter of this size."""
 
     def unfinished(state: tuple[Array, ...]) -> Array:
