@@ -62,7 +62,7 @@ def jobs(config: Config) -> dict[str, Job]:
 
 def trained(job: Job, model: Model, config: Config) -> Any:
     """Train with TBPTT(50, 50) and return the parameters."""
-    epochs = 6 if config.quick else config.epochs
+    epochs = 3 if config.quick else config.epochs
     return train(
         estimator_of(model, 50, 50),
         model,
