@@ -53,7 +53,7 @@ def fit(
 
         for p in range(passes):
             for batch in stream_of(batches, chunk):
-                at the start of a sequence: state = rewind(estimator, state, carry, ...)
+                if batch starts a sequence: state = rewind(estimator, state, carry, ...)
                 state, metrics = step(state, batch)
             score = validate(state.params)                        # lower is better
             best = the params with the lowest score

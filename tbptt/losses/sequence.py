@@ -158,8 +158,8 @@ def sequence_loss(
         `softmax_cross_entropy_with_integer_labels`.
       embedding: flax linen module on integer inputs `[T, *batch]`, for example
         `nn.Embed(82, cell.input_dim)`.
-      remat: which intermediates the backward pass recomputes. None: as `CarriesOnly` where that is
-        faster, see `unroll`; otherwise none. `CarriesOnly()`: those within a step. `Segments()`:
+      remat: which intermediates the backward pass recomputes. None: those within a step where that
+        is faster, see `unroll`; otherwise none. `CarriesOnly()`: those within a step. `Segments()`:
         all but the carries between segments, those of the readout included.
         `MemoryBudget(bytes)`: as few as fit.
       unroll: the function that runs the cell through time: `tbptt.unroll`, `tbptt.plain_unroll`,

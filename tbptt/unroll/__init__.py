@@ -56,10 +56,10 @@ def unroll(
       resets: `[T, *batch]` booleans; None for no resets.
       mask: `[T, *batch]` booleans; None if every step exists.
       reverse: run from the last step to the first; static. `ys[t]` still belongs to `xs[t]`.
-      remat: which intermediates the backward pass recomputes; static. None: none; but for a cell
-        of at most 256 units that would save more than 12 MiB of them, those within a step, which
-        is faster then. `CarriesOnly()`: those within a step. `Segments()`: all but the carries
-        between segments. `MemoryBudget(bytes)`: as few as the budget allows.
+      remat: which intermediates the backward pass recomputes; static. None: those within a step
+        where that is faster (at most 256 units, and more than 12 MiB to save), otherwise none.
+        `CarriesOnly()`: those within a step. `Segments()`: all but the carries between segments.
+        `MemoryBudget(bytes)`: as few as the budget allows.
 
     Returns:
       `(carry, ys)`: the carry that leaves the last step and the outputs `[T, *batch, H]`.
