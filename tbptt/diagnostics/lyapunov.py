@@ -171,6 +171,9 @@ def memory_horizon(exponents: Float[ArrayLike, "*n"], delta: float) -> Float[Arr
 
         horizon = log(delta) / rate,    rate = the largest of `exponents`;    inf if rate >= 0
 
+    An exponent is a mean of logarithms: it predicts the typical (median) gradient. The mean
+    gradient, to which a few large ones contribute most, decays later.
+
     Args:
       exponents: any number of Lyapunov exponents, or one rate (a slope of a log profile), in nats
         per step.
@@ -196,7 +199,8 @@ def measured_horizon(profile: LagProfile, delta: float) -> Any:
 
     counted from lag 1, so that a pure exp(rate k) gives memory_horizon(rate, delta) rounded up. A
     mean that is inf never decays. If mean[0] is inf, the dtype's largest number takes its place,
-    and the horizon is a lower bound.
+    and the horizon is a lower bound. For another statistic, such as the median, put it in the place
+    of the mean: `profile._replace(mean=...)`.
 
     Args:
       profile: from lag_profile.

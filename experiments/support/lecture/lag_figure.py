@@ -14,13 +14,22 @@ def draw(data: dict[str, Any], folder: Path) -> None:
         3, title="Gradient by lag and bias of the truncated gradient (trained LSTM)", height=5.0
     )
     for axis, (name, result) in zip(axes[:2], data["results"].items(), strict=True):
-        for index, (field, mean) in enumerate(result["profile"].items()):
-            lags, top = np.arange(1, len(mean) + 1), mean[0]
+        for index, (field, median) in enumerate(result["median"].items()):
+            lags, top = np.arange(1, len(median) + 1), median[0]
             axis.plot(
                 lags,
-                np.array(mean) / top,
-                label=f"gradient by lag, {field} (mean; band: 10 to 90 %)",
+                np.array(median) / top,
+                label=f"gradient by lag, {field} (median; band: 10 to 90 %)",
                 **style.line(index),
+            )
+            mean = np.array(result["profile"][field])
+            axis.plot(
+                lags,
+                mean / mean[0],
+                color=style.COLORS[index],
+                ls=":",
+                lw=1.2,
+                label=f"gradient by lag, {field} (mean)",
             )
             low, high = np.array(result["low"][field]) / top, np.array(result["high"][field]) / top
             axis.fill_between(
@@ -48,7 +57,7 @@ def draw(data: dict[str, Any], folder: Path) -> None:
             )
         for index, (field, lag) in enumerate(result["measured"].items()):
             if lag is not None:
-                label = f"the same, measured for {field}"
+                label = f"the same, measured for {field} (median)"
                 axis.plot(
                     lag,
                     0.01,
