@@ -100,7 +100,8 @@ def learn(drawn: Any, cell: Any, lag: int, T: int, updates: int, config: Config)
     params = tbptt.init_params(jax.random.key(config.seed), drawn, nn.Dense(1))
     batch = recall(config.seed, updates, lag, T)
     state = tbptt.init_state(estimator, optimizer, params, cell.initial_carry((BATCH,)), batch)
-    _, metrics = epoch(state, batch)
+    with program.optimizations(most=True):  # the updates take longer than the optimization
+        _, metrics = epoch(state, batch)
     return float(np.mean(np.asarray(metrics.loss)[-max(updates // 10, 1) :]))
 
 
