@@ -13,6 +13,10 @@ import tbptt
 from tests.support import oracle
 from tests.support.estimating import CELLS, B, make, own_loss, own_problem
 
+# One program for five tests.
+WINDOWS = (1, 7)
+EACH = tbptt.adaptive_bptt(own_loss, 2, WINDOWS, 0.9, lags=8, tau=3, smoothing=0.0)
+
 
 @functools.cache
 def compiled(estimator):
@@ -35,10 +39,12 @@ def linear_loss(params, carry, batch):
     return jnp.sum(losses), carry
 
 
+LINEAR = tbptt.adaptive_bptt(linear_loss, 2, (2, 6, 12), 0.5, losses=3, lags=10, tau=4)
+
+
 def test_a_linear_cell_gives_its_own_beta():
-    estimator = tbptt.adaptive_bptt(linear_loss, 2, (2, 6, 12), 0.5, losses=3, lags=10, tau=4)
     for a in (0.5, -0.9, 0.999, 1.1):
-        (out,) = feed(estimator, *linear_problem(a, 24), 24)
+        (out,) = feed(LINEAR, *linear_problem(a, 24), 24)
         info = out.info
         np.testing.assert_allclose(info.phi, abs(a) ** np.arange(1, 11), rtol=1e-12)
         np.testing.assert_allclose(info.choice.beta, abs(a), rtol=1e-11)
@@ -96,14 +102,18 @@ def test_a_single_window_is_truncated_bptt_exactly(name, k1, k2, segment):
 
 
 @pytest.mark.parametrize(
-    "windows, segment", [((1, 7), 2), pytest.param((1, 2, 3, 10), 4, marks=pytest.mark.exhaustive)]
+    "windows, segment", [(WINDOWS, 2), pytest.param((1, 2, 3, 10), 4, marks=pytest.mark.exhaustive)]
 )
 def test_switching_in_mid_stream_is_truncated_bptt_with_the_window_of_that_call(windows, segment):
     """With updates: each call equals TBPTT(k1, k2) with the same stream and parameters."""
     k1, order, lr = 2, [i for i in (4, 0, 3, 1, 2, 4, 2, 3, 0) if i < len(windows)], 0.3
     # The carry has an integer counter, which has no cotangent.
     loss_fn, params, carry, batch = own_problem("weights resets", T=32)
-    adaptive = tbptt.adaptive_bptt(loss_fn, k1, windows, 0.5, lags=8, tau=3)
+    resets = np.array(batch.resets)
+    resets[:, 0] = False  # so that a gradient reaches every lag in this row
+    batch, adaptive = batch._replace(resets=resets), EACH
+    if windows != WINDOWS:
+        adaptive = tbptt.adaptive_bptt(loss_fn, k1, windows, 0.5, lags=8, tau=3)
     others = [tbptt.truncated_bptt(loss_fn, k1, k2) for k2 in windows]
     estimates = jax.jit(
         lambda p, memories, b: [e.estimate(p, m, b) for e, m in zip(others, memories, strict=True)]
@@ -143,9 +153,6 @@ def test_the_window_shrinks_for_a_short_memory_and_remains_for_a_long_one():
     assert infos[-1].choice.beta == pytest.approx(1.02) and not infos[-1].choice.decays
 
 
-EACH = tbptt.adaptive_bptt(own_loss, 2, (2, 8), 0.9, smoothing=0.0)  # one program for four tests
-
-
 def own_stream(T, **flags):
     """Return params, carry and a batch of `own_loss` that has weights 1 and no resets."""
     _, params, carry, batch = own_problem(T=T)
@@ -154,7 +161,7 @@ def own_stream(T, **flags):
 
 
 def test_estimates_come_every_so_many_calls_and_are_smoothed():
-    smooth = tbptt.adaptive_bptt(own_loss, 2, (8,), 0.1, every=3, smoothing=0.8)
+    smooth = tbptt.adaptive_bptt(own_loss, 2, (7,), 0.1, lags=8, tau=3, every=3, smoothing=0.8)
     problem = own_stream(40)
     newest = [out.info.phi for out in feed(EACH, *problem, 2)]
     infos = [out.info for out in feed(smooth, *problem, 2)]
@@ -176,7 +183,7 @@ def test_non_finite_estimates_are_ignored_and_reported():
     targets[11, 0, 0] = np.inf
     infos = [out.info for out in feed(EACH, params, carry, batch._replace(targets=targets), 2)]
     assert [bool(info.non_finite) for info in infos] == [i == 5 for i in range(12)]
-    assert infos[5].next_k2 == 8 and not infos[5].choice.decays
+    assert infos[5].next_k2 == 7 and not infos[5].choice.decays
     assert all(np.isfinite(info.phi).all() for info in infos)
     assert infos[5].estimates == infos[4].estimates == infos[6].estimates - 1
 
@@ -197,17 +204,19 @@ def test_resets_end_the_decay():
     resets = np.broadcast_to((np.arange(32) % 4 == 0)[:, None], (32, B))
     infos = [out.info for out in feed(EACH, *own_stream(32, resets=resets), 2)]
     assert (infos[-1].phi[:3] > 0).all() and (infos[-1].phi[3:] == 0).all()
-    assert infos[-1].choice.decays and infos[-1].choice.absolute[1] == 0 and infos[-1].k2 <= 8
+    assert infos[-1].choice.decays and infos[-1].choice.absolute[1] == 0 and infos[-1].k2 <= 7
 
 
 def test_the_program_depends_on_no_size():
-    def size(k1, windows, length, lags):
-        loss_fn, *problem = own_problem(T=length)
-        estimator = tbptt.adaptive_bptt(loss_fn, k1, windows, 0.5, lags=lags)
-        memory = jax.eval_shape(estimator.init, *problem)
-        return str(jax.make_jaxpr(estimator.estimate)(problem[0], memory, problem[2])).count(" = ")
+    def size(estimator, length):
+        params, carry, batch = linear_problem(0.5, length)
+        init, estimate = compiled(estimator)  # another test traced the small one already
+        memory = jax.eval_shape(init, params, carry, batch)
+        return str(jax.make_jaxpr(estimate)(params, memory, batch)).count(" = ")
 
-    assert abs(size(2, (2, 6), 16, 6) - size(8, (8, 24), 512, 40)) <= 4
+    windows, lags = (8, 24, 48), 40
+    large = tbptt.adaptive_bptt(linear_loss, 8, windows, 0.5, losses=3, lags=lags, tau=20)
+    assert abs(size(LINEAR, 24) - size(large, 512)) <= 4
 
 
 @pytest.mark.exhaustive

@@ -59,8 +59,8 @@ def test_growing_gradients_choose_the_largest_window_and_report_it():
         np.testing.assert_allclose(choice.beta, 1.05, rtol=1e-12)
         assert np.isinf(choice.absolute).all() and np.isinf(choice.relative).all()
     late = np.where(np.arange(50) < 25, 0.5 ** np.arange(50.0), 0.5**25 * 1.01 ** np.arange(50.0))
-    assert not choose_window(late, ALL, 0.9, 30).decays  # tiny, but it grows
-    assert not choose_window(np.ones(30), ALL, 0.5, 10).decays  # beta = 1
+    assert not choose_window(late, windows, 0.9, 25).decays  # tiny, but it grows
+    assert not choose_window(np.ones(50), windows, 0.9, 25).decays  # beta = 1
 
 
 @pytest.mark.exhaustive

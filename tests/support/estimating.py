@@ -94,10 +94,14 @@ def raveled(tree):
     return np.concatenate([np.ravel(leaf) for leaf in leaves]), back
 
 
-def run(estimator, params, carry, batch):
-    """Return the first estimate of a stream, by one program, as numpy arrays."""
-
+@functools.cache  # calls of the same estimator share a program
+def _first(estimator):
     def first(params, carry, batch):
         return estimator.estimate(params, estimator.init(params, carry, batch), batch)
 
-    return jax.device_get(jax.jit(first)(params, carry, batch))
+    return jax.jit(first)
+
+
+def run(estimator, params, carry, batch):
+    """Return the first estimate of a stream, by one program, as numpy arrays."""
+    return jax.device_get(_first(estimator)(params, carry, batch))
