@@ -12,7 +12,8 @@ from tbptt.cells.base import SplitCell
 from tbptt.diagnostics import gradient_by_lag
 from tbptt.unroll import plain_unroll, unroll
 from tests.optim.test_clipping import assert_equal, flat
-from tests.support.sequences import cell_params, zero_carry
+from tests.support.drawn import cell_params
+from tests.support.sequences import zero_carry
 
 ELMAN, STACK = Elman(2, 4, gain=3.0), Stack((GRU(2, 4), LSTM(4, 3)))
 exhaustive = functools.partial(pytest.param, marks=pytest.mark.exhaustive)

@@ -16,7 +16,8 @@ from tbptt.losses.sequence import SequenceParams, init_params, predict, sequence
 from tbptt.types import Batch
 from tbptt.unroll import Segments
 from tbptt.windows import split
-from tests.support.sequences import sequence_params, zero_carry
+from tests.support.drawn import sequence_params
+from tests.support.sequences import zero_carry
 
 T, B, D, H, K = 9, 3, 2, 4, 2
 CELL, READOUT = Elman(D, H), nn.Dense(K, param_dtype=jnp.float64)
@@ -146,7 +147,8 @@ def test_embedded_symbols_and_cross_entropy():
 
 
 def test_init_params_depends_on_the_key_and_has_the_sizes_of_the_modules():
-    params, other = (sequence_params(CELL, READOUT, seed=seed) for seed in (0, 1))
+    draw = jax.jit(lambda key: init_params(key, CELL, READOUT))
+    params, other = (draw(jax.random.key(seed)) for seed in (0, 1))
     assert isinstance(params, SequenceParams) and params.embedding == ()
     assert params.readout["params"]["kernel"].shape == (H, K)
     assert np.max(np.abs(other.cell.w_h - params.cell.w_h)) > 0.1
