@@ -16,8 +16,7 @@ from tbptt.losses.sequence import sequence_loss, squared_error
 from tbptt.optim import with_clip_stats
 from tbptt.training import init_state, make_train_epoch, make_train_step, rewind
 from tbptt.types import Batch, Estimator, Gradient
-from tests.support.drawn import sequence_params
-from tests.support.sequences import steps_of, zero_carry
+from tests.support.sequences import sequence_params, steps_of, zero_carry
 
 T, B, D, H, CHUNK = 24, 2, 2, 3, 8
 CELL, READOUT = Elman(D, H), nn.Dense(1, param_dtype=jnp.float64)

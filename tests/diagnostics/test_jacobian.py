@@ -162,7 +162,7 @@ def test_matrix_free_is_exact(size):
     # Mostly without the bend, and nearly orthogonal: the largest singular values are close.
     w = np.linalg.qr(np.random.default_rng(0).normal(size=(size, size)))[0]
     (cell, params), xs = linear(w), drawn(FEW, 2) / 3
-    params, carry = params._replace(b=np.ones(size)), zero_carry(cell)
+    params, carry = params._replace(b=np.full(size, 0.5)), zero_carry(cell)
     got = largest_of(cell, params, carry, xs)
     padded = np.concatenate([xs, zeros(cell, MANY - FEW)])
     want = np.asarray(product_svd(cell, params, carry, padded))[FEW - 1, 0]

@@ -12,8 +12,7 @@ import pytest
 import tbptt
 from tbptt import Batch
 from tbptt.losses import with_seeds
-from tests.support.drawn import sequence_params
-from tests.support.sequences import zero_carry
+from tests.support.sequences import sequence_params, zero_carry
 
 T, B, D, H, V = 8, 3, 4, 5, 7
 F64 = {"param_dtype": jnp.float64}

@@ -13,8 +13,7 @@ from tbptt.estimators import full_bptt
 from tbptt.losses.regularizers import norm_preserving_loss, regularizer_terms
 from tbptt.losses.sequence import sequence_loss, squared_error
 from tbptt.types import Batch
-from tests.support.drawn import cell_params, sequence_params
-from tests.support.sequences import steps_of, zero_carry
+from tests.support.sequences import cell_params, sequence_params, steps_of, zero_carry
 
 T, B, D, H = 6, 2, 2, 3
 READOUT = nn.Dense(1, param_dtype=jnp.float64)

@@ -16,8 +16,7 @@ from tbptt.losses.sequence import SequenceParams, init_params, predict, sequence
 from tbptt.types import Batch
 from tbptt.unroll import Segments
 from tbptt.windows import split
-from tests.support.drawn import sequence_params
-from tests.support.sequences import zero_carry
+from tests.support.sequences import sequence_params, zero_carry
 
 T, B, D, H, K = 9, 3, 2, 4, 2
 CELL, READOUT = Elman(D, H), nn.Dense(K, param_dtype=jnp.float64)

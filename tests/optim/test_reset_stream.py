@@ -17,8 +17,7 @@ from tbptt.optim import reset_on_non_finite, skip_non_finite
 from tbptt.training import init_state, make_train_epoch, make_train_step, rewind
 from tbptt.types import Batch
 from tests.support.bad_numbers import READOUT, assert_equal, finite
-from tests.support.drawn import sequence_params
-from tests.support.sequences import steps_of, zero_carry
+from tests.support.sequences import sequence_params, steps_of, zero_carry
 
 ESTIMATORS = {
     "full": full_bptt,

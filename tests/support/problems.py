@@ -36,7 +36,8 @@ def initial_params(cell, seed=1):
     if hasattr(cell, "cells"):
         return tuple(initial_params(layer, seed + i) for i, layer in enumerate(cell.cells))
     shapes, random = jax.eval_shape(cell.init, jax.random.key(0)), np.random.default_rng(seed)
-    named = shapes._asdict() if hasattr(shapes, "_asdict") else {}
+    plain = hasattr(shapes, "_asdict") and all(hasattr(leaf, "shape") for leaf in shapes)
+    named = shapes._asdict() if plain else {}
     leaves = {name: _weights(random, cell, name, leaf.shape) for name, leaf in named.items()}
     if leaves and all(leaf is not None for leaf in leaves.values()):
         return jax.tree.map(lambda a, b: np.asarray(a, b.dtype), type(shapes)(**leaves), shapes)

@@ -14,7 +14,6 @@ from tbptt.backends.numba_cpu.xla_ffi import registered
 from tbptt.cells import GRU, LSTM, Elman, Stack
 from tbptt.unroll import CarriesOnly, Segments, blocked_vjp, plain_unroll
 from tbptt.unroll.scan import Steps
-from tests.support.drawn import cell_params
 from tests.support.problems import (
     assert_same,
     plain_reference,
@@ -22,7 +21,7 @@ from tests.support.problems import (
     values_and_gradients,
     with_gradients,
 )
-from tests.support.sequences import zero_carry
+from tests.support.sequences import cell_params, zero_carry
 
 D, H, B, T = 3, 6, 2, 14
 ELMAN, GRUS, LSTMS = Elman(D, H), GRU(D, H), LSTM(D, H)
