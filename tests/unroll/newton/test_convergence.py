@@ -159,21 +159,40 @@ def test_T_iterations_always_converge():
     assert_same(got, reference_loop(cell, params, carry, xs), 1e-8)
 
 
+def iterations_of_a_linear_cell(ys, a, start, damping, tolerance):
+    """Return the iterations of the loop in `quasi_newton_unroll_with_report`, by numpy."""
+    sources = ys - a * np.concatenate([start[None], ys[:-1]])
+    hs = np.broadcast_to(start, ys.shape)
+    for iterations in range(1, 129):
+        defects = a * np.concatenate([start[None], hs[:-1]]) + sources - hs
+        if np.max(np.abs(defects) / (1 + np.abs(hs))) <= tolerance:
+            return iterations
+        corrections, correction = np.empty_like(hs), 0.0
+        for t, defect in enumerate(defects):
+            correction = corrections[t] = (1 - damping) * a * correction + defect
+        hs = hs + corrections
+    return None
+
+
 def test_damping_shrinks_the_jacobian():
     cell, steps = DiagonalLinear(D, H, a_min=0.3, a_max=0.5), 50
     params, carry, xs, _ = problem(cell, steps=steps)
-    dampings = (0.0, 0.2, 1.0)
+    options = [
+        {"damping": 0.0},
+        {"damping": 0.2},
+        {"damping": 1.0},
+        {"damping": 0.2, "tolerance": 1e-6},
+    ]
 
     @jax.jit
     @functools.partial(jax.grad, argnums=(0, 1, 2), has_aux=True)
     def run(params, carry, xs):
         results = [
-            quasi_newton_unroll_with_report(cell, params, carry, xs, damping=damping)
-            for damping in dampings
+            quasi_newton_unroll_with_report(cell, params, carry, xs, **option) for option in options
         ]
         return scalar_loss(results[1][:2]), results
 
-    grads, results = run(params, carry, xs)
+    grads, (*results, (_, _, loose)) = run(params, carry, xs)
     want, want_grads = reference_loop(cell, params, carry, xs)
     assert_same(grads, want_grads, 1e-10)
     for last, ys, report in results:
@@ -182,6 +201,8 @@ def test_damping_shrinks_the_jacobian():
     counts = [int(report.iterations) for _, _, report in results]
     # Newton for a linear cell; Jacobi: one step per iteration.
     assert counts[0] == 2 < counts[1] < counts[2] <= steps + 1
+    ys, start = np.asarray(want[1]), np.asarray(carry.h)
+    assert loose.iterations == iterations_of_a_linear_cell(ys, params.a, start, 0.2, 1e-6)
 
 
 def test_tolerance_is_met():
