@@ -81,8 +81,8 @@ def profile(
     model: Model, params: Any, batch: tbptt.Batch, lags: int
 ) -> tuple[LagProfile, Any, Any, jax.Array, jax.Array]:
     """Return the gradient by lag of losses 100 steps apart, the measured horizons of its median and
-    of its mean, the largest Lyapunov exponent, a mean over batch rows, and the horizon that it
-    predicts."""
+    of its mean, the largest Lyapunov exponent (averaged over batch rows), and the horizon that this
+    exponent predicts."""
     cell = model.cell
 
     def error(y: jax.Array, s: jax.Array) -> jax.Array:
@@ -216,7 +216,7 @@ def measure(config: Config) -> dict[str, Any]:
             program.claim(
                 10,
                 "lag at which 1 % of the gradient is left: predicted from the largest exponent; "
-                "measured, median for h and for c",
+                "measured for the median of h and of c",
                 ", ".join(
                     f"{n}: {d['predicted'] or math.inf:.0f}; "
                     + " and ".join(f"{lag or math.inf:.0f}" for lag in d["measured"].values())

@@ -307,6 +307,9 @@ def test_half_precision_is_measured_in_float32():
     for measure in JITTED:  # one function converts the arguments of all of them
         found = jax.eval_shape(functools.partial(measure, *given[:1]), *given[1:])
         assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(found))
+    other = tbptt.Elman(2, 4, dtype=jnp.bfloat16)
+    given_other = cell_params(other), zero_carry(other), xs.astype(jnp.bfloat16)
+    assert jax.eval_shape(functools.partial(step_jacobians, other), *given_other).dtype == "float32"
     wide = jax.tree.map(lambda leaf: leaf.astype(np.float32), params)
     want = JITTED[step_jacobians](single, wide, zero_carry(single), xs.astype(np.float32))
     np.testing.assert_array_equal(JITTED[step_jacobians](*given), want)

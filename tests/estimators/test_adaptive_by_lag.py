@@ -81,7 +81,7 @@ def test_theorem_1_measured_bias_is_never_above_the_bound(name, extra, Ks, recor
     def norm(tree):
         return float(np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(tree))))
 
-    measured = jax.jit(one)  # once per point: under vmap its trace takes twice as long
+    measured = jax.jit(one)  # no vmap over points: its trace takes twice as long
     for point in points:
         seen, (full, *truncated) = jax.device_get(measured(*point))
         M = np.max(

@@ -31,7 +31,6 @@ def _variables(module, x, random):
     )
 
 
-@functools.cache
 def cell_params(cell, seed=0):
     return initial_params(cell, seed)
 
